@@ -1,0 +1,1 @@
+"""What stands behind the scripts; each module is usable alone and imports no script."""

@@ -1,0 +1,478 @@
+"""Faster exact influence scores: kronfluence's trackers, rewritten to stay in the eigenbasis.
+
+    model = prepare_model(model, task)       # instead of kronfluence.analyzer.prepare_model
+    analyzer = ...                           # any kronfluence Analyzer, with its usual arguments
+
+kronfluence forms the gradient `G` (D_out x D_in) of every example and module, writes it to memory, and
+rotates it. Here the tokens are rotated first (`G = sum_t delta_t a_t^T`, so Q_out^T G Q_in needs only
+the rotated delta and a), the gradient is formed in blocks that stay in cache, and the preconditioned
+query gradients may stay rotated, because inner products do not change under rotation.
+
+Symbols: B examples of a batch, T tokens, D_in and D_out features of a linear layer (D_in counts the
+bias), Q queries, N training rows, R low rank. All results equal kronfluence's up to rounding; its file
+formats are kept. Formulas: EKFAC, George et al. 2018 (arXiv:1806.03884), equations 8 to 12; influence
+functions with it, Grosse et al. 2023 (arXiv:2308.03296), equation 17.
+"""
+
+import contextlib
+import importlib.metadata
+
+import kronfluence.analyzer
+import torch
+from kronfluence.factor.config import FactorConfig
+from kronfluence.module.linear import TrackedLinear
+from kronfluence.module.tracked_module import ModuleMode, TrackedModule
+from kronfluence.module.tracker.base import BaseTracker
+from kronfluence.module.tracker.factor import CovarianceTracker, LambdaTracker
+from kronfluence.module.tracker.pairwise_score import PairwiseScoreTracker
+from kronfluence.module.tracker.precondition import PreconditionTracker
+from kronfluence.module.tracker.self_score import SelfScoreTracker
+from kronfluence.utils import constants as names
+from torch import nn
+
+from attribution.store import Refused
+
+KNOWN_VERSIONS = ("1.0.1",)
+CACHE_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}  # size of a block of per-example gradients
+ROTATE = {"auto": None, "rows": True, "queries": False}  # which side of a pairwise score is rotated
+
+
+# --- kernels on plain tensors --------------------------------------------------------------------------
+
+
+def gram(x: torch.Tensor) -> torch.Tensor:
+    """x^T x (D, D) of x (n, D); for wide x only the blocks on and above the diagonal are multiplied."""
+    width = x.shape[1]
+    if width < 1024:
+        return x.t() @ x
+    step = -(-width // 4)
+    out = torch.empty(width, width, dtype=x.dtype, device=x.device)
+    for i in range(0, width, step):
+        block = x[:, i : i + step].t() @ x[:, i:]
+        out[i : i + step, i:] = block
+        out[i:, i : i + step] = block.t()
+    return out
+
+
+def rotate(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Tensor:
+    """[x, 1] basis for x (B, T, D); without a basis just [x, 1], and no 1 where there is no bias."""
+    if basis is None:
+        return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if bias else x
+    flat = x.reshape(-1, x.shape[-1])
+    flat = torch.addmm(basis[-1], flat, basis[:-1]) if bias else flat @ basis
+    return flat.view(*x.shape[:-1], -1)
+
+
+def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
+    """Whether rotating T tokens, T (D_in^2 + D_out^2), costs less than rotating G, D_in D_out (D_in + D_out)."""
+    return tokens * (d_in**2 + d_out**2) < d_in * d_out * (d_in + d_out)
+
+
+def gradient_blocks(g: torch.Tensor, a: torch.Tensor, elements: int):
+    """Yields (rows, outputs, G) with G (rows, outputs, D_in) a block of sum_t g_t a_t^T.
+
+    g (B, T, D_out), a (B, T, D_in). Outputs change slowest, so that what belongs to an output is read
+    once. The memory of G is reused: use it before the next block is asked for.
+    """
+    count, _, d_out = g.shape
+    d_in = a.shape[-1]
+    rows = min(count, max(1, elements // (8 * d_in)))
+    outputs = min(d_out, max(1, elements // (rows * d_in)))
+    buffer = torch.empty(rows * outputs * d_in, dtype=g.dtype, device=g.device)
+    left = g.transpose(1, 2)
+    for o in range(0, d_out, outputs):
+        o_end = min(o + outputs, d_out)
+        for b in range(0, count, rows):
+            b_end = min(b + rows, count)
+            block = buffer[: (b_end - b) * (o_end - o) * d_in].view(b_end - b, o_end - o, d_in)
+            yield slice(b, b_end), slice(o, o_end), torch.bmm(left[b:b_end, o:o_end], a[b:b_end], out=block)
+
+
+def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements: int) -> None:
+    """total (D_out, D_in) += sum over examples of (sum_t g_t a_t^T)^2, the square entry by entry."""
+    if g.shape[1] == 1:
+        total += (g[:, 0].square().t() @ a[:, 0].square()).to(total.dtype)
+        return
+    for _, outputs, block in gradient_blocks(g, a, elements):
+        total[outputs] += block.square_().sum(0, dtype=total.dtype)
+
+
+def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | None, elements: int) -> torch.Tensor:
+    """(B,): for every example the sum of weight (D_out, D_in) x (sum_t g_t a_t^T)^2."""
+    total = torch.zeros(len(g), dtype=accumulator(g.dtype), device=g.device)
+    for rows, outputs, block in gradient_blocks(g, a, elements):
+        block.square_()
+        if weight is not None:
+            block.mul_(weight[outputs])
+        total[rows] += block.sum((1, 2), dtype=total.dtype)
+    return total
+
+
+def inner_products(queries, g: torch.Tensor, a: torch.Tensor, elements: int) -> torch.Tensor:
+    """(Q, B): inner products of query gradients with sum_t g_t a_t^T.
+
+    queries: a tensor (Q, D_out, D_in), or [left (Q, D_out, R), right (Q, R, D_in)] of low rank.
+    """
+    low_rank = isinstance(queries, list)
+    left, right = queries if low_rank else (queries, None)
+    count, (batch, tokens, d_out), d_in = len(left), g.shape, a.shape[-1]
+    total = torch.zeros(count, batch, dtype=accumulator(g.dtype), device=g.device)
+    if low_rank and tokens * left.shape[-1] * (d_in + d_out) < d_in * d_out * (1 + left.shape[-1] / batch):
+        for b in range(0, batch, rows := max(1, elements // (count * left.shape[-1] * tokens))):
+            gl = torch.einsum("bto,qok->qkbt", g[b : b + rows], left)
+            ra = torch.einsum("bti,qki->qkbt", a[b : b + rows], right)
+            total[:, b : b + rows] = (gl * ra).sum((1, 3), dtype=total.dtype)
+        return total
+    expanded, current = None, None
+    for rows, outputs, block in gradient_blocks(g, a, elements):
+        if outputs != current:
+            current = outputs
+            expanded = left[:, outputs] @ right if low_rank else left[:, outputs]
+        flat, block = expanded.reshape(count, -1), block.view(len(block), -1)
+        if total.dtype == block.dtype:
+            total[:, rows].addmm_(flat, block.t())
+        else:
+            total[:, rows] += flat @ block.t()
+    return total
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type of a running sum: never below float32 (a bfloat16 sum stalls after 256 equal terms)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+# --- what modules share --------------------------------------------------------------------------------
+
+
+class SharedInput:
+    """One input tensor of the current pass, and what was computed from it for the modules that read it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.users, self.rotated, self.leader = tensor, 0, {}, None
+
+
+class Shared:
+    """Per model: the inputs of the current pass (query, key and value read the same one) and equal bases."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[int, SharedInput] = {}
+        self.bases: list[torch.Tensor] = []
+
+    def enter(self, tensor: torch.Tensor) -> SharedInput:
+        entry = self.inputs.setdefault(id(tensor), SharedInput(tensor))
+        entry.users += 1
+        return entry
+
+    def leave(self, entry: SharedInput) -> None:
+        entry.users -= 1
+        if entry.users == 0:
+            self.inputs.pop(id(entry.tensor), None)
+
+    def intern(self, basis: torch.Tensor) -> torch.Tensor:
+        """The first basis with these values, so that equal bases are one object."""
+        for known in self.bases:
+            if known.shape == basis.shape and known.dtype == basis.dtype and torch.equal(known, basis):
+                return known
+        self.bases.append(basis)
+        return basis
+
+    def clear(self) -> None:
+        self.inputs.clear()
+        self.bases.clear()
+
+
+# --- trackers ------------------------------------------------------------------------------------------
+
+
+class HookTracker(BaseTracker):
+    """Calls update(input, g) in the backward pass, with the module's input and its output's gradient."""
+
+    started = False
+
+    def register_hooks(self) -> None:
+        @torch.no_grad()
+        def forward_hook(module: nn.Module, inputs: tuple[torch.Tensor], outputs: torch.Tensor) -> None:
+            if self.cached_hooks:
+                raise RuntimeError(f"the module {self.module.name} runs twice in one pass; pass --stock")
+            entry = self.module.shared.enter(inputs[0])
+
+            @torch.no_grad()
+            def backward_hook(gradient: torch.Tensor) -> None:
+                self.cached_hooks.pop().remove()
+                self.update(entry, gradient.detach())
+                self.module.shared.leave(entry)
+
+            self.cached_hooks.append(outputs.register_hook(backward_hook))
+
+        self.started = False
+        self.module.shared.clear()
+        self.registered_hooks.append(self.module.register_forward_hook(forward_hook))
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        raise NotImplementedError
+
+
+class EigenCovarianceTracker(HookTracker, CovarianceTracker):
+    """Input and output-gradient covariances; modules that read one tensor share one input covariance."""
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module, args = self.module, self.module.factor_args
+        if entry.leader is None:
+            entry.leader = module
+            self._add_inputs(entry.tensor.detach().to(args.activation_covariance_dtype))
+        if not self.started:
+            self.leader = entry.leader
+        self.started = True
+        if self.leader is not entry.leader or (self.leader.bias is None) != (module.bias is None):
+            raise RuntimeError(f"the input of {module.name} is shared in some batches only; pass --stock")
+        for name in (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED):
+            module.storage[name] = self.leader.storage[name]
+        # As in kronfluence, gradients count all positions; those of padding are zero.
+        flat, count = module.get_flattened_gradient(gradient.to(args.gradient_covariance_dtype))
+        self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, gram(flat))
+        self._add(names.NUM_GRADIENT_COVARIANCE_PROCESSED, torch.as_tensor([int(count)]))
+
+    def _add_inputs(self, inputs: torch.Tensor) -> None:
+        mask, flat = self.module.attention_mask, inputs.reshape(-1, inputs.shape[-1])
+        if mask is not None and mask.numel() == len(flat):
+            flat = flat[mask.flatten().nonzero().squeeze(-1)]
+        count = torch.as_tensor([len(flat)])
+        matrix = gram(flat)
+        if self.module.bias is not None:
+            sums = flat.sum(0, dtype=accumulator(flat.dtype))
+            bordered = sums.new_empty(len(sums) + 1, len(sums) + 1)
+            bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = matrix, sums, sums, len(flat)
+            matrix = bordered
+        self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, matrix)
+        self._add(names.NUM_ACTIVATION_COVARIANCE_PROCESSED, count)
+
+    def _add(self, name: str, term: torch.Tensor) -> None:
+        """Adds the term to a running sum in float32 or above; the first term of a phase starts it."""
+        term = term if term.dtype == torch.int64 else term.to(accumulator(term.dtype))
+        total = self.module.storage[name]
+        self.module.storage[name] = term if total is None else total.add_(term)
+
+
+class EigenLambdaTracker(HookTracker, LambdaTracker):
+    """Mean squared gradient in the eigenbasis, EKFAC's corrected eigenvalues; without a basis, the diagonal."""
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module, args = self.module, self.module.factor_args
+        if not self.started:
+            self.started = True
+            if FactorConfig.CONFIGS[args.strategy].requires_eigendecomposition_for_lambda:
+                module.set_bases(args.lambda_dtype, gradient.device)
+            else:
+                module.drop_bases()
+            size = module.weight.shape[0], module.weight.shape[1] + (module.bias is not None)
+            dtype = accumulator(args.lambda_dtype)
+            module.storage[names.LAMBDA_MATRIX_NAME] = torch.zeros(size, dtype=dtype, device=gradient.device)
+            module.storage[names.NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
+        total = module.storage[names.LAMBDA_MATRIX_NAME]
+        module.storage[names.NUM_LAMBDA_PROCESSED] += len(gradient)
+        g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
+        if rotated:
+            add_squares(total, g, a, module.block_elements(g))
+            return
+        for gradients in module.full_gradients(g, a):
+            total += gradients.square_().sum(0, dtype=total.dtype)
+
+
+class EigenPreconditionTracker(HookTracker, PreconditionTracker):
+    """Query gradients times the inverse of the damped curvature, left in the basis of the training side."""
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module, args = self.module, self.module.score_args
+        g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
+        if rotated:
+            gradients = torch.bmm(g.transpose(1, 2), a).to(args.precondition_dtype)
+        else:
+            gradients = torch.cat(list(module.full_gradients(g, a))).to(args.precondition_dtype)
+        inverse = module.storage[names.LAMBDA_MATRIX_NAME]
+        if inverse is not None:
+            gradients.mul_(inverse)
+        a_basis, g_basis = module.bases
+        if not module.rotate_rows and a_basis is not None and args.query_gradient_low_rank is None:
+            gradients = g_basis @ (gradients @ a_basis.t())
+        self._process_preconditioned_gradient(gradients)
+        result = module.storage[names.PRECONDITIONED_GRADIENT_NAME]
+        if a_basis is not None and args.query_gradient_low_rank is not None and not module.rotate_rows:
+            # Of low rank the two factors are rotated back, not the gradient.
+            if isinstance(result, list):
+                back = [g_basis.to(result[0].dtype) @ result[0], result[1] @ a_basis.t().to(result[1].dtype)]
+            else:
+                back = (g_basis @ (gradients @ a_basis.t())).to(result.dtype)
+            module.storage[names.PRECONDITIONED_GRADIENT_NAME] = back
+
+    def accumulate_iterations(self) -> None:
+        """Keeps the query batches apart: one copy of each, no concatenation while others are computed."""
+        kept = self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] or []
+        kept.append(self.module.storage[names.PRECONDITIONED_GRADIENT_NAME])
+        self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = kept
+        self.module.storage[names.PRECONDITIONED_GRADIENT_NAME] = None
+
+
+class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
+    """Inner products of all held query gradients with each training gradient."""
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module = self.module
+        if not self.started:
+            self.started = True
+            self._join_queries()
+        g, a, _ = module.tokens(entry, gradient, module.score_args.score_dtype, module.rotate_rows)
+        queries = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
+        scores = inner_products(queries, g, a, module.block_elements(g))
+        module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = scores
+
+    def _join_queries(self) -> None:
+        """List of query batches -> one tensor, or one [left, right]; only this module's is held twice."""
+        kept = self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
+        if isinstance(kept[0], list):
+            joined = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+        else:
+            joined = kept[0] if len(kept) == 1 else torch.cat(kept)
+        self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = joined
+
+
+class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):
+    """Each training gradient's inner product with itself, preconditioned."""
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module = self.module
+        g, a, _ = module.tokens(entry, gradient, module.score_args.per_sample_gradient_dtype, True)
+        weight = module.storage[names.LAMBDA_MATRIX_NAME]
+        weight = None if weight is None else weight.view(weight.shape[-2:])
+        scores = weighted_squares(g, a, weight, module.block_elements(g))
+        module.storage[names.SELF_SCORE_VECTOR_NAME] = scores
+
+
+class EigenLinear(TrackedLinear):
+    """kronfluence's linear module with the trackers of this file. Made only inside `registered`."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.shared = Shared()
+        self.bases: tuple = (None, None)  # (input basis, output basis), or (None, None)
+        self.rotate_rows = True  # pairwise scores: training tokens are rotated, query gradients stay rotated
+        self._trackers |= {
+            ModuleMode.COVARIANCE: EigenCovarianceTracker(self),
+            ModuleMode.LAMBDA: EigenLambdaTracker(self),
+            ModuleMode.PRECONDITION_GRADIENT: EigenPreconditionTracker(self),
+            ModuleMode.PAIRWISE_SCORE: EigenPairwiseTracker(self),
+            ModuleMode.SELF_SCORE: EigenSelfScoreTracker(self),
+        }
+
+    def prepare_storage(self, device: torch.device) -> None:
+        """Inverts the damped eigenvalues as kronfluence does, then keeps them and the bases on the device."""
+        super().prepare_storage(device=device)
+        inverse = self.storage[names.LAMBDA_MATRIX_NAME]
+        if inverse is not None:
+            self.storage[names.LAMBDA_MATRIX_NAME] = inverse.to(device)
+        if self.storage[names.ACTIVATION_EIGENVECTORS_NAME] is None:
+            self.drop_bases()
+        else:
+            self.set_bases(self.score_args.precondition_dtype, device)
+
+    def set_bases(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Takes the eigenvectors of input and output covariance, shared with modules that have the same."""
+        self.bases = tuple(
+            self.shared.intern(self.storage[name].to(dtype=dtype, device=device))
+            for name in (names.ACTIVATION_EIGENVECTORS_NAME, names.GRADIENT_EIGENVECTORS_NAME)
+        )
+
+    def drop_bases(self) -> None:
+        self.bases = (None, None)
+
+    def block_elements(self, tensor: torch.Tensor) -> int:
+        return CACHE_ELEMENTS[tensor.device.type]
+
+    def tokens(self, entry: SharedInput, gradient: torch.Tensor, dtype, rotated: bool = True, cheapest: bool = False):
+        """(g (B, T, D_out), a (B, T, D_in), whether rotated) of this batch, with a column of ones for a bias.
+
+        cheapest: rotate only where that costs less than rotating the gradient that they form. Positions
+        after the last one with a gradient are left out: in BERT's last layer only [CLS] has one.
+        """
+        inputs, bias = entry.tensor.detach(), self.bias is not None
+        if gradient.dim() == 2:
+            gradient, inputs = gradient[:, None], inputs[:, None]
+        alive = self._alive(gradient)
+        a_basis, g_basis = self.bases
+        if cheapest:
+            rotated = rotation_pays(alive, inputs.shape[-1] + bias, gradient.shape[-1])
+        if not rotated:
+            a_basis = g_basis = None
+        g = rotate(gradient[:, :alive].to(dtype), None if g_basis is None else g_basis.to(dtype), False)
+        key = (id(a_basis), bias, dtype)
+        if key in entry.rotated:
+            return g, entry.rotated[key][:, :alive], rotated
+        inputs = inputs if entry.users > 1 else inputs[:, :alive]
+        a = rotate(inputs.to(dtype), None if a_basis is None else a_basis.to(dtype), bias)
+        entry.rotated[key] = a
+        return g, a[:, :alive], rotated
+
+    def _alive(self, gradient: torch.Tensor) -> int:
+        """Number of leading positions outside of which the gradient (B, T, D_out) is zero; at least 1."""
+        used = (gradient != 0).any(2).any(0).nonzero()
+        return int(used[-1]) + 1 if len(used) else 1
+
+    def full_gradients(self, g: torch.Tensor, a: torch.Tensor):
+        """Yields blocks (rows, D_out, D_in) of the gradients of unrotated tokens, rotated where there is a basis."""
+        a_basis, g_basis = self.bases
+        rows = max(1, 4 * self.block_elements(g) // (g.shape[-1] * a.shape[-1]))
+        for b in range(0, len(g), rows):
+            block = torch.bmm(g[b : b + rows].transpose(1, 2), a[b : b + rows])
+            if a_basis is not None:
+                block = g_basis.t().to(block.dtype) @ (block @ a_basis.to(block.dtype))
+            yield block
+
+
+# --- entry ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def registered():
+    """Inside, kronfluence wraps `nn.Linear` in EigenLinear; afterwards as it did before."""
+    before = TrackedModule.SUPPORTED_MODULES[nn.Linear]
+    TrackedModule.SUPPORTED_MODULES[nn.Linear] = EigenLinear
+    try:
+        yield
+    finally:
+        TrackedModule.SUPPORTED_MODULES[nn.Linear] = before
+
+
+def check_version() -> None:
+    """Raises Refused where kronfluence is not a version whose inner classes this file knows."""
+    version = importlib.metadata.version("kronfluence")
+    if version not in KNOWN_VERSIONS:
+        raise Refused(
+            f"kronfluence {version} is not a version that the fast path knows ({', '.join(KNOWN_VERSIONS)}); "
+            "install a known one, or pass --stock"
+        )
+
+
+def prepare_model(model: nn.Module, task) -> nn.Module:
+    """kronfluence's prepare_model with EigenLinear for every linear module; others stay kronfluence's."""
+    check_version()
+    with registered():
+        model = kronfluence.analyzer.prepare_model(model=model, task=task)
+    shared = Shared()
+    for module in model.modules():
+        if isinstance(module, EigenLinear):
+            module.shared = shared
+    return model
+
+
+def choose_rotation(model: nn.Module, tokens: int, passes: int, num_queries: int, low_rank: bool, force: str) -> None:
+    """Says for every module whether pairwise scores rotate training tokens or rotate the queries back.
+
+    The first costs passes N T (D_in^2 + D_out^2), the second Q D_in D_out (D_in + D_out). tokens: of all
+    training rows. force: a key of ROTATE.
+    """
+    for module in model.modules():
+        if isinstance(module, EigenLinear):
+            d_out, d_in = module.weight.shape
+            rows = passes * tokens * (d_in**2 + d_out**2)
+            queries = num_queries * d_in * d_out * (d_in + d_out)
+            forced = ROTATE[force]
+            module.rotate_rows = (rows < queries and not low_rank) if forced is None else forced

@@ -1,0 +1,175 @@
+"""Files that are complete or absent, their fingerprints, and refusals.
+
+Everything that a script leaves behind goes through here: a file is written to a temporary name in
+the same folder, flushed to the disk, then renamed, so that a process that dies leaves either the old
+file or the new one. Beside each result stands a JSON with its fingerprint.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save
+
+LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
+
+
+class Refused(Exception):
+    """Input that a script will not work with; the message is one sentence that says what to do."""
+
+
+def run_script(main, argv: list[str] | None = None) -> int:
+    """Runs main(argv); returns the exit status: 0 done, 2 refused, 130 interrupted. Others raise (status 1)."""
+    try:
+        main(argv)
+    except Refused as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except (OSError, safetensors.SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        print("error: the disk is full; free some space and run the same command again", file=sys.stderr)
+        return 2
+    return 0
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error, or what caused it, says that no space (or no quota) is left."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in full:
+        return True
+    return any(os.strerror(number) in str(error) for number in full)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes the file under a temporary name, flushes it and renames it: complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes a dictionary as indented JSON, complete or absent."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict | None:
+    """The dictionary in the file, or None where there is no file or it holds no JSON object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes tensors as safetensors, complete or absent."""
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(paths) -> dict[str, str]:
+    """File name -> SHA-256, for a record beside the files."""
+    return {path.name: sha256_of(path) for path in sorted(paths)}
+
+
+def intact(folder: Path, recorded: dict[str, str] | None) -> bool:
+    """Whether every recorded file is there and holds what was recorded."""
+    if not recorded:
+        return False
+    return all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in recorded.items())
+
+
+def fingerprint_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def differing_parts(stored: dict, wanted: dict) -> list[str]:
+    """Names of the parts in which two fingerprints differ, in alphabetical order."""
+    return [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
+
+
+def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
+    """The record at `path`, or None where there is none.
+
+    Raises Refused where the record was made from something else than `fingerprint` (a dictionary
+    of named parts) says.
+    """
+    record = read_json(path)
+    if record is None:
+        return None
+    parts = differing_parts(record.get("fingerprint", {}), fingerprint)
+    if parts:
+        raise Refused(
+            f"the {what} in {path.parent} were made with another {' and another '.join(parts)}; "
+            "pass --overwrite to replace them, or use another --checkpoint_dir"
+        )
+    return record
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path):
+    """Holds the folder for this process; raises Refused where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another process is working in {folder}; wait for it to end") from None
+        yield
+
+
+def git_commit() -> str | None:
+    """The commit of this directory, with '+' where tracked files were changed; None outside git."""
+    where = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment(device: torch.device | str = "cpu") -> dict:
+    """Versions, commit, device and threads, for the JSON beside a result."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return {"versions": versions, "commit": git_commit(), "device": name}

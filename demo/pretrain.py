@@ -1,0 +1,97 @@
+"""How the small BERT in this folder was pretrained: masked language modelling on generated sentences.
+
+    python demo/pretrain.py                    # writes the weights, configuration and vocabulary beside itself
+    python demo/pretrain.py --output_dir /tmp/bert --num_epochs 2
+
+The sentences come from `attribution.demo.make_corpus`; none of them is a row of the demo's data set.
+Masking follows BERT (arXiv:1810.04805, section 3.1): 15 % of the tokens are chosen, of which 80 % become
+[MASK], 10 % a random token, and 10 % stay.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import BertWordPieceTokenizer
+from tqdm import tqdm
+from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from attribution.demo import make_corpus  # noqa: E402
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent, help="where the model goes")
+    parser.add_argument("--num_sentences", type=int, default=24_000, help="size of the corpus")
+    parser.add_argument("--num_epochs", type=int, default=16, help="passes over the corpus")
+    parser.add_argument("--batch_size", type=int, default=64, help="sentences a step")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak of a one-cycle schedule")
+    parser.add_argument("--seed", type=int, default=0, help="start weights, masks and order")
+    return parser.parse_args(argv)
+
+
+def build_tokenizer(corpus: list[str], output_dir: Path) -> BertTokenizerFast:
+    """A WordPiece tokenizer, uncased, learned from the corpus; its vocabulary is in alphabetical order."""
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(corpus, vocab_size=900, min_frequency=2, show_progress=False)
+    words = SPECIAL + sorted(word for word in trainer.get_vocab() if word not in SPECIAL)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "vocab.txt").write_text("\n".join(words) + "\n")
+    return BertTokenizerFast(vocab=str(output_dir / "vocab.txt"), do_lower_case=True, model_max_length=128)
+
+
+def mask_tokens(ids: torch.Tensor, generator: torch.Generator, vocab_size: int, mask_id: int):
+    """Returns (inputs, targets), both (B, T); a target is -100 where nothing is to be predicted."""
+    draw = torch.rand(ids.shape, generator=generator)
+    chosen = (draw < 0.15) & (ids >= len(SPECIAL))
+    inputs = torch.where(chosen & (draw < 0.12), mask_id, ids)
+    noise = torch.randint(len(SPECIAL), vocab_size, ids.shape, generator=generator)
+    inputs = torch.where(chosen & (draw >= 0.135), noise, inputs)
+    return inputs, torch.where(chosen, ids, -100)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    corpus = make_corpus(args.num_sentences)
+    tokenizer = build_tokenizer(corpus, args.output_dir)
+    torch.manual_seed(args.seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=128, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = BertForMaskedLM(config)
+    rows = tokenizer(corpus, padding=True, return_tensors="pt")
+    generator = torch.Generator().manual_seed(args.seed)
+    steps = args.num_epochs * -(-len(corpus) // args.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    bar = tqdm(range(args.num_epochs), desc="epochs")
+    for _ in bar:
+        total, batches = 0.0, torch.randperm(len(corpus), generator=generator).split(args.batch_size)
+        for index in batches:
+            length = int(rows["attention_mask"][index].sum(1).max())
+            ids, mask = rows["input_ids"][index, :length], rows["attention_mask"][index, :length]
+            inputs, targets = mask_tokens(ids, generator, len(tokenizer), tokenizer.mask_token_id)
+            loss = model(input_ids=inputs, attention_mask=mask, labels=targets).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        bar.set_postfix(loss=f"{total / len(batches):.3f}")
+    # Masked language modelling trains no pooler: one is drawn here, so that all fine-tuned models start from it.
+    # BERT's spread of 0.02 suits 768 features; with 64 features, 1 / sqrt(64) passes a signal on.
+    config.initializer_range = 0.125
+    encoder = BertModel(config)
+    encoder.load_state_dict(model.bert.state_dict(), strict=False)
+    encoder.save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
