@@ -11,6 +11,8 @@ float32, shape (Q queries, N training rows), both in the order of the data set.
 """
 
 import argparse
+import functools
+import gc
 import logging
 import os
 import shutil
@@ -41,7 +43,7 @@ from attribution.store import (
     write_json,
     write_tensors,
 )
-from pipeline import GlueDataset, InfluenceTask, get_glue_dataset, get_task, load_tables, quiet_libraries
+from pipeline import GlueDataset, InfluenceTask, collate, get_glue_dataset, get_task, load_tables, quiet_libraries
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 MAX_QUERIES = 2000
@@ -225,8 +227,8 @@ class Influence:
     def loading(self, **sizes) -> dict:
         """Batch sizes and collation for a kronfluence call; stock pads to the maximum length."""
         width = self.run["max_length"]
-        collate = (lambda rows: self.train.collate(rows, width)) if self.args.stock else self.train.collate
-        return sizes | {"dataloader_kwargs": DataLoaderKwargs(collate_fn=collate)}
+        collation = functools.partial(collate, pad_to=width if self.args.stock else None)
+        return sizes | {"dataloader_kwargs": DataLoaderKwargs(collate_fn=collation)}
 
     def plan(self) -> dict:
         if self.args.data_partitions:
@@ -362,6 +364,7 @@ def main(argv=None) -> None:
     refuse_processes(args.stock)
     if not args.stock:
         eigenbasis.check_version()
+    gc.freeze()  # kronfluence collects garbage in every phase; what was imported need not be looked at each time
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     influence = Influence(args)
     if args.query_index is not None:

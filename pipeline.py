@@ -63,15 +63,14 @@ TASKS = {
     # The published study (arXiv:2405.12186) scores the first 2,432 training rows.
     "rte": GlueTask(("sentence1", "sentence2"), 2, max_train_samples=2432),
     "wnli": GlueTask(("sentence1", "sentence2"), 2),
-    "demo": GlueTask(("sentence",), 2, recipe={"learning_rate": 3e-4, "num_train_epochs": 15}),
+    "demo": GlueTask(("sentence",), 2, recipe={"learning_rate": 1e-3, "num_train_epochs": 8}),
 }  # fmt: skip
 
 
 class GlueDataset(torch.utils.data.Dataset):
     """Tokenized rows in memory, and the table that they came from.
 
-    An item is its own row number, whatever order batches are formed in; `collate` turns row numbers
-    into a batch.
+    An item is (this data set, row number): what `collate` needs, whatever order batches are formed in.
     """
 
     def __init__(self, table: datasets.Dataset, task: GlueTask, encoded: dict[str, list]) -> None:
@@ -89,10 +88,10 @@ class GlueDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> int:
-        return int(index)
+    def __getitem__(self, index: int) -> tuple["GlueDataset", int]:
+        return self, int(index)
 
-    def collate(self, rows, pad_to: int | None = None) -> dict[str, torch.Tensor]:
+    def batch(self, rows, pad_to: int | None = None) -> dict[str, torch.Tensor]:
         """Row numbers -> batch: `input_ids`, `attention_mask`, `token_type_ids` (B, T), `labels`, `row` (B,).
 
         T is the longest of these rows, or pad_to.
@@ -125,6 +124,11 @@ class GlueDataset(torch.utils.data.Dataset):
         """SHA-256 over token numbers, segment numbers, lengths, labels and order."""
         tensors = {"labels": torch.from_numpy(self.labels), "lengths": torch.from_numpy(self.lengths)}
         return fingerprint_of_tensors(tensors | self.inputs)
+
+
+def collate(items: list[tuple[GlueDataset, int]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
+    """Items of one data set -> `GlueDataset.batch` of their rows."""
+    return items[0][0].batch([row for _, row in items], pad_to)
 
 
 def quiet_libraries() -> None:
@@ -213,7 +217,7 @@ def get_dataloader(
 ) -> DataLoader:
     """Batches of one split in the order of its rows, each padded to its own longest row."""
     dataset = get_glue_dataset(data_name, split, indices, **dataset_arguments)
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=dataset.collate)
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
 
 
 # --- the model ---------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def fit(
             start, total = time.perf_counter(), torch.zeros((), dtype=torch.float64, device=device)
             order = epoch_order(np.asarray(rows), seed, epoch)
             for first in range(0, len(order), train_batch_size):
-                batch = dataset.collate(order[first : first + train_batch_size], pad_to)
+                batch = dataset.batch(order[first : first + train_batch_size], pad_to)
                 batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                 with torch.autocast(device.type, torch.bfloat16, enabled=use_half_precision):
                     logits = model(**model_inputs(batch)).logits
@@ -150,7 +150,7 @@ def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256)
     model.eval()
     chunks, order = [], np.argsort(-dataset.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
-        batch = model_inputs(dataset.collate(order[first : first + batch_size]))
+        batch = model_inputs(dataset.batch(order[first : first + batch_size]))
         chunks.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
     logits = torch.empty(len(order), chunks[0].shape[1])
     logits[torch.from_numpy(order)] = torch.cat(chunks)

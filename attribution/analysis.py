@@ -101,7 +101,7 @@ class EigenAnalyzer(FolderAnalyzer):
         rows, budget = (per_device_batch_size, 2**62) if is_query else (None, self.token_budget)
         description = "queries" if is_query else self.description
         batches = batches_within(lengths, budget, rows)
-        return TokenLoader(Subset(dataset, indices), batches, lengths, dataset.collate, description)
+        return TokenLoader(Subset(dataset, indices), batches, lengths, dataloader_params["collate_fn"], description)
 
     def perform_eigendecomposition(self, factors_name, factor_args=None, **_) -> None:
         """Eigenvectors and eigenvalues of every covariance, in float64; equal ones (query, key, value) once."""

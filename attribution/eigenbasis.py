@@ -148,7 +148,7 @@ class SharedInput:
     """One input tensor of the current pass, and what was computed from it for the modules that read it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor, self.users, self.rotated, self.leader = tensor, 0, {}, None
+        self.tensor, self.users, self.rotated, self.leaders = tensor, 0, {}, {}
 
 
 class Shared:
@@ -217,16 +217,15 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         module, args = self.module, self.module.factor_args
-        if entry.leader is None:
-            entry.leader = module
+        leader = entry.leaders.setdefault(module.bias is None, module)  # the first to come: the last in the model
+        if leader is module:
             self._add_inputs(entry.tensor.detach().to(args.activation_covariance_dtype))
         if not self.started:
-            self.leader = entry.leader
-        self.started = True
-        if self.leader is not entry.leader or (self.leader.bias is None) != (module.bias is None):
+            self.started, self.leader = True, leader
+        if self.leader is not leader:
             raise RuntimeError(f"the input of {module.name} is shared in some batches only; pass --stock")
         for name in (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED):
-            module.storage[name] = self.leader.storage[name]
+            module.storage[name] = leader.storage[name]
         # As in kronfluence, gradients count all positions; those of padding are zero.
         flat, count = module.get_flattened_gradient(gradient.to(args.gradient_covariance_dtype))
         self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, gram(flat))

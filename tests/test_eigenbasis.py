@@ -1,0 +1,158 @@
+"""The fast path equals kronfluence's own, and a dense formula written without kronfluence."""
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+from kronfluence.analyzer import Analyzer
+from kronfluence.analyzer import prepare_model as prepare_stock
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.utils.dataset import DataLoaderKwargs
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from attribution import eigenbasis
+from attribution.analysis import EigenAnalyzer, restore_order
+from pipeline import InfluenceTask, collate
+
+N, Q = 23, 7  # an uneven last batch for every batch size used here
+
+
+class Rows(torch.utils.data.Dataset):
+    """Random token rows of uneven length; what GlueDataset offers, without text."""
+
+    def __init__(self, count: int, seed: int, regression: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.lengths = torch.randint(3, 12, (count,), generator=generator).numpy()
+        self.ids = torch.randint(1, 40, (count, 12), generator=generator)
+        self.labels = torch.randint(0, 3, (count,), generator=generator)
+        if regression:
+            self.labels = torch.rand(count, generator=generator, dtype=torch.float64) * 5
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int):
+        return self, int(index)
+
+    def batch(self, rows, width=None):
+        rows = torch.as_tensor(rows)
+        lengths = torch.from_numpy(self.lengths)[rows]
+        mask = (torch.arange(width or int(lengths.max())) < lengths[:, None]).long()
+        ids = self.ids[rows, : mask.shape[1]] * mask
+        return {"input_ids": ids, "attention_mask": mask, "labels": self.labels[rows], "row": rows}
+
+
+def tiny_bert(dtype=torch.float64, num_labels: int = 3) -> nn.Module:
+    """Two layers, hidden 8; the second layer's output projections have no bias."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
+        max_position_embeddings=16, num_labels=num_labels, initializer_range=0.4,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config).to(dtype).eval()
+    model.bert.encoder.layer[1].output.dense.bias = None
+    model.bert.encoder.layer[1].attention.self.key.bias = None
+    return model
+
+
+def arguments(strategy: str, dtype, rank=None, damping=1e-3):
+    factor = FactorArguments(strategy=strategy, eigendecomposition_dtype=torch.float64)
+    for name in ("activation_covariance_dtype", "gradient_covariance_dtype", "per_sample_gradient_dtype", "lambda_dtype"):
+        setattr(factor, name, dtype)
+    score = ScoreArguments(damping_factor=damping, query_gradient_low_rank=rank, use_full_svd=True)
+    for name in ("query_gradient_svd_dtype", "per_sample_gradient_dtype", "precondition_dtype", "score_dtype"):
+        setattr(score, name, dtype)
+    return factor, score
+
+
+def run(
+    fast: bool, folder, strategy: str, dtype=torch.float64, rank=None, rotate="auto", batch=5, budget=40,
+    regression=False, from_factors=None, queries_batch=3,
+):  # fmt: skip
+    """Returns (factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the two paths."""
+    train, queries = Rows(N, 1, regression), Rows(Q, 2, regression)
+    task = InfluenceTask(seed=3)
+    prepare = eigenbasis.prepare_model if fast else prepare_stock
+    model = prepare(tiny_bert(dtype, 1 if regression else 3), task)
+    factor_args, score_args = arguments(strategy, dtype, rank)
+    kwargs = {"model": model, "task": task, "log_level": logging.ERROR}
+    if fast:
+        analyzer = EigenAnalyzer(folder, token_budget=budget, **kwargs)
+        analyzer.queries = queries
+        score_args.query_gradient_accumulation_steps = 2
+        eigenbasis.choose_rotation(model, int(train.lengths.sum()), 2, Q, rank is not None, rotate)
+    else:
+        analyzer = Analyzer("kronfluence", output_dir=str(folder), disable_tqdm=True, **kwargs)
+    loading = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=partial(collate, pad_to=None if fast else 12))}
+    if from_factors is not None:
+        analyzer.factors_output_dir = lambda factors_name: from_factors
+    for phase, fit in (("covariance", analyzer.fit_covariance_matrices), ("lambda", analyzer.fit_lambda_matrices)):
+        task.phase = phase
+        needed = {"covariance": strategy in ("kfac", "ekfac"), "lambda": strategy in ("diagonal", "ekfac")}[phase]
+        if needed and from_factors is None:
+            fit(factors_name="f", dataset=train, per_device_batch_size=batch, factor_args=factor_args, **loading)
+        if phase == "covariance" and needed and from_factors is None:
+            analyzer.perform_eigendecomposition(factors_name="f", factor_args=factor_args)
+    if strategy == "identity":
+        fit(factors_name="f", dataset=train, per_device_batch_size=batch, factor_args=factor_args, **loading)
+    loading["per_device_train_batch_size"] = batch
+    analyzer.compute_pairwise_scores(
+        "s", "f", query_dataset=queries, train_dataset=train, per_device_query_batch_size=queries_batch,
+        score_args=score_args, **loading,
+    )  # fmt: skip
+    analyzer.compute_self_scores("o", "f", train_dataset=train, score_args=arguments(strategy, dtype)[1], **loading)
+    pairwise = analyzer.load_pairwise_scores("s")["all_modules"]
+    own = analyzer.load_self_scores("o")["all_modules"]
+    if fast:
+        pairwise = restore_order(restore_order(pairwise, train.lengths, 1), queries.lengths, 0)
+        own = restore_order(own, train.lengths, 0)
+    factors = {}
+    for load in (analyzer.load_covariance_matrices, analyzer.load_eigendecomposition, analyzer.load_lambda_matrices):
+        factors |= load("f") or {}
+    return factors, pairwise, own
+
+
+def distance(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """Frobenius norm of the difference relative to the reference."""
+    return ((ours.double() - reference.double()).norm() / reference.double().norm()).item()
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """strategy (and low rank, regression) -> (folder of factors, results) of kronfluence as it comes, in float64."""
+    done = {}
+
+    def get(strategy, rank=None, regression=False):
+        key = strategy, rank, regression
+        if key not in done:
+            folder = tmp_path_factory.mktemp("stock")
+            results = run(False, folder, strategy, rank=rank, regression=regression)
+            done[key] = folder / "kronfluence" / "factors_f", results
+        return done[key]
+
+    return get
+
+
+@pytest.mark.parametrize("strategy", ["identity", "diagonal", "kfac", "ekfac"])
+@pytest.mark.parametrize("rotate", ["rows", "queries"])
+def test_scores_equal_stock_in_float64_whichever_side_is_rotated(stock, tmp_path, strategy, rotate):
+    folder, (_, pairwise, own) = stock(strategy)
+    _, ours, ours_own = run(True, tmp_path, strategy, rotate=rotate, from_factors=folder)
+    assert distance(ours, pairwise) < 1e-9
+    assert distance(ours_own, own) < 1e-9
+
+
+def test_factors_equal_stock_in_float64(stock, tmp_path):
+    folder, (reference, _, _) = stock("ekfac")
+    ours, pairwise, _ = run(True, tmp_path, "ekfac")
+    for name in ("activation_covariance", "gradient_covariance"):
+        assert set(ours[name]) == set(reference[name])
+        for module in reference[name]:
+            assert distance(ours[name][module], reference[name][module]) < 1e-9, (name, module)
+    for name in ("num_activation_covariance_processed", "num_gradient_covariance_processed", "num_lambda_processed"):
+        assert ours[name] == reference[name]
+    for name in ("activation_eigenvalues", "gradient_eigenvalues"):
+        for module in reference[name]:
+            assert torch.allclose(ours[name][module], reference[name][module], atol=1e-12)
