@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from kronfluence.analyzer import prepare_model as prepare_stock_model
 from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -30,6 +29,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from attribution import analysis, eigenbasis
+from attribution.reading import show_query, show_self_influence
 from attribution.store import (
     Refused,
     environment,
@@ -316,42 +316,6 @@ def make_score_arguments(args: argparse.Namespace) -> ScoreArguments:
     return score_args
 
 
-# --- reading the results -------------------------------------------------------------------------------
-
-
-def show_query(influence: Influence, scores: torch.Tensor, index: int, top_k: int) -> None:
-    """Prints a query and its most helpful and most harmful training rows."""
-    queries, train = influence.queries, influence.train
-    if not -len(queries) <= index < len(queries) or index < 0:
-        raise Refused(f"--query_index must be from 0 to {len(queries) - 1}, not {index}")
-    print(f"\nquery {index} [{queries.label_name(index)}]: {queries.text(index)}")
-    order = torch.argsort(scores[index], descending=True, stable=True).tolist()
-    for title, rows in (("most helpful", order[:top_k]), ("most harmful", order[::-1][:top_k])):
-        print(f"  {title}:")
-        for row in rows:
-            print(describe(train, row, scores[index, row].item()))
-
-
-def describe(train: GlueDataset, row: int, score: float) -> str:
-    """One training row as it is shown: score, number, label, text, and on the demo whether it was flipped."""
-    flipped = "flipped" in train.table.column_names and train.table[row]["flipped"]
-    return f"    {score:+12.4g}  row {row:>6} [{train.label_name(row)}{', flipped' if flipped else ''}] {train.text(row)}"
-
-
-def show_self_influence(train: GlueDataset, scores: torch.Tensor, top_k: int) -> None:
-    """Prints the rows with the highest self-influence, and how many planted flips are in the top 50."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    print("\nhighest self-influence:")
-    for row in order[:top_k].tolist():
-        print(describe(train, row, scores[row].item()))
-    if "flipped" in train.table.column_names:
-        flipped = np.array(train.table["flipped"])
-        top = min(50, len(flipped))
-        expected = top * flipped.mean()
-        found = flipped[order[:top].numpy()].sum()
-        print(f"  {found} of the top {top} rows by self-influence are planted flips; chance gives {expected:.1f}")
-
-
 def refuse_processes(stock: bool) -> None:
     """kronfluence shares work out on GPUs only, and only along its own path."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (stock and torch.cuda.is_available()):
@@ -371,7 +335,7 @@ def main(argv=None) -> None:
         scores = influence.stored("pairwise")
         if scores is None:
             raise Refused(f"{influence.names.scores} has not been scored yet; run the same command without --query_index")
-        show_query(influence, scores, args.query_index, args.top_k)
+        show_query(influence.queries, influence.train, scores, args.query_index, args.top_k)
         return
     with exclusive(influence.influence):
         scores = influence.compute("pairwise")
@@ -379,7 +343,7 @@ def main(argv=None) -> None:
         if args.self_influence:
             show_self_influence(influence.train, influence.compute("self"), args.top_k)
         else:
-            show_query(influence, scores, 0, args.top_k)
+            show_query(influence.queries, influence.train, scores, 0, args.top_k)
         if args.profile and influence._analyzer is not None:
             print(influence.analyzer.profiler.summary())
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from attribution.eigenbasis import accumulator
+from attribution.contractions import accumulator
 from attribution.store import checksums, intact, refuse_if_stale, write_json
 
 PATIENCE = 600.0  # seconds of work between two points from which an interrupted run goes on
