@@ -1,14 +1,19 @@
-"""Shared set-up of the tests: quiet libraries, one thread, and cheap garbage collection."""
+"""Shared set-up of the tests: quiet libraries, one thread, cheap garbage collection, one small trained run."""
 
 import gc
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+import train
 from pipeline import quiet_libraries
 
 quiet_libraries()
 torch.set_num_threads(1)
+SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +22,27 @@ def cheap_garbage_collection():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A checkpoint folder with a demo run on 120 rows; tests copy it (see `run_copy`) before they change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.main([*SMALL, "--checkpoint_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def run_copy(trained, tmp_path) -> Path:
+    """A copy of the small run that the test may change."""
+    shutil.copytree(trained, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture(scope="session")
+def glue_dir() -> Path:
+    """Real GLUE data: $GLUE_DIR, by default ../shared/glue. Tests that need it skip where there is none."""
+    folder = Path(os.environ.get("GLUE_DIR", Path(__file__).parent.parent.parent / "shared" / "glue"))
+    if not folder.is_dir():
+        pytest.skip(f"no GLUE data in {folder}; set GLUE_DIR")
+    return folder

@@ -1,0 +1,39 @@
+"""The embedded data set is what it says it is, and its BERT never saw it."""
+
+from attribution.demo import FLIP_SHARE, TOPICS, make_corpus, make_rows
+from pipeline import DEMO_MODEL
+
+
+def test_rows_are_the_same_every_time_and_distinct():
+    rows = make_rows()
+    assert rows == make_rows()
+    sentences = rows["train"]["sentence"] + rows["validation"]["sentence"]
+    assert len(sentences) == len(set(sentences)) == 1100
+
+
+def test_recorded_flips_are_the_wrong_labels():
+    train = make_rows()["train"]
+    assert sum(train["flipped"]) == FLIP_SHARE * 1000
+    assert not any(make_rows()["validation"]["flipped"])
+    for sentence, label, topic, flipped in zip(*train.values(), strict=True):
+        words = set(sentence.rstrip(".").replace(",", "").split())
+        _, praise, blame = (set(part.split(",")) for part in TOPICS[topic].split("|"))
+        truth = 1 - label if flipped else label
+        assert words & (praise if truth else blame) and not words & (blame if truth else praise)
+
+
+def test_both_classes_and_all_topics_occur():
+    train = make_rows()["train"]
+    assert 450 < sum(train["label"]) < 550
+    assert set(train["topic"]) == set(TOPICS)
+
+
+def test_the_pretraining_corpus_contains_no_row():
+    rows = {sentence for columns in make_rows().values() for sentence in columns["sentence"]}
+    corpus = make_corpus()
+    assert len(set(corpus)) == len(corpus) >= 20_000
+    assert not rows & set(corpus)
+
+
+def test_the_model_folder_is_below_one_megabyte():
+    assert sum(path.stat().st_size for path in DEMO_MODEL.glob("*") if path.is_file()) < 1_000_000

@@ -1,0 +1,121 @@
+"""Data, batches, margin and sampled labels."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attribution.store import Refused
+from pipeline import (
+    TASKS,
+    InfluenceTask,
+    collate,
+    compute_loss,
+    compute_margin,
+    construct_bert,
+    get_dataloader,
+    get_glue_dataset,
+    get_task,
+    model_inputs,
+    uniform_hash,
+)
+
+
+def test_the_table_has_glues_nine_tasks_and_the_demo():
+    assert set(TASKS) == {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "demo"}
+    assert TASKS["mnli"].validation == ("validation_matched", "validation_mismatched")
+    assert [name for name, task in TASKS.items() if task.regression] == ["stsb"]
+    assert TASKS["rte"].max_train_samples == 2432
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=5), st.integers(0, 4))
+def test_margin_is_the_log_odds_of_the_label(logits, label):
+    label %= len(logits)
+    row = torch.tensor([logits], dtype=torch.float64)
+    log_p = row.log_softmax(-1)[0]
+    rest = torch.cat([log_p[:label], log_p[label + 1 :]]).logsumexp(0)
+    assert compute_margin(row, torch.tensor([label])).item() == pytest.approx((log_p[label] - rest).item(), abs=1e-9)
+
+
+def test_margin_of_regression_is_minus_the_squared_error():
+    logits, labels = torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 2.0])
+    assert compute_margin(logits, labels).tolist() == [-4.0, 0.0]
+    assert compute_loss(logits, labels).item() == 4.0
+
+
+def test_measurement_is_minus_the_summed_margin_so_that_helpful_is_positive():
+    data = get_glue_dataset("demo", "valid", max_samples=6)
+    model, batch = construct_bert("demo").eval(), data.batch(range(6))
+    logits = model(**model_inputs(batch)).logits
+    measured = InfluenceTask().compute_measurement(batch, model)
+    assert measured.item() == pytest.approx(-compute_margin(logits, batch["labels"]).sum().item(), rel=1e-5)
+
+
+def test_batches_are_padded_to_their_own_longest_row_and_keep_row_numbers():
+    data = get_glue_dataset("demo", "train", max_samples=20)
+    rows = [7, 3, 11]
+    batch = collate([data[i] for i in rows])
+    assert batch["row"].tolist() == rows
+    assert batch["input_ids"].shape[1] == data.lengths[rows].max() == batch["attention_mask"].sum(1).max()
+    assert batch["attention_mask"].sum(1).tolist() == data.lengths[rows].tolist()
+    wide = collate([data[i] for i in rows], pad_to=40)
+    assert wide["input_ids"].shape == (3, 40)
+    model = construct_bert("demo").eval()
+    assert torch.allclose(model(**model_inputs(batch)).logits, model(**model_inputs(wide)).logits, atol=1e-5)
+
+
+def test_the_dataloader_covers_the_chosen_rows_in_order():
+    loader = get_dataloader("demo", 4, "train", indices=[5, 2, 9, 4, 1])
+    assert [batch["row"].tolist() for batch in loader] == [[0, 1, 2, 3], [4]]
+
+
+def test_max_length_cuts_rows():
+    assert get_glue_dataset("demo", "train", max_length=8).lengths.max() == 8
+
+
+def test_a_head_is_a_function_of_its_seed_alone():
+    torch.manual_seed(1)
+    first = construct_bert("demo", seed=5).classifier.weight
+    before = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(first, construct_bert("demo", seed=5).classifier.weight)
+    assert not torch.equal(first, construct_bert("demo", seed=6).classifier.weight)
+    torch.manual_seed(1)
+    construct_bert("demo", seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_hashed_numbers_are_uniform_and_depend_on_seed_stream_and_row():
+    rows = np.arange(20_000)
+    u = uniform_hash(0, "lambda", rows)
+    assert (u > 0).all() and (u < 1).all()
+    assert abs(u.mean() - 0.5) < 0.01 and abs(u.var() - 1 / 12) < 0.003
+    assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
+    for other in (uniform_hash(1, "lambda", rows), uniform_hash(0, "covariance", rows)):
+        assert abs(np.corrcoef(u, other)[0, 1]) < 0.03
+    assert np.array_equal(uniform_hash(0, "lambda", rows[::-1]), u[::-1])
+
+
+def test_sampled_labels_follow_the_models_distribution():
+    task, rows = InfluenceTask(seed=1), torch.arange(20_000)
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(len(rows), 3)
+    shares = torch.bincount(task.sample_labels(rows, logits), minlength=3) / len(rows)
+    assert torch.allclose(shares, torch.tensor([0.2, 0.5, 0.3]), atol=0.015)
+    noise = task.sample_labels(rows, torch.full((len(rows), 1), 2.0)) - 2
+    assert abs(noise.mean()) < 0.02 and abs(noise.var() - 0.5) < 0.02
+
+
+def test_bad_names_are_refused():
+    with pytest.raises(Refused, match="unknown task 'foo'"):
+        get_task("foo")
+    with pytest.raises(Refused, match="unknown split"):
+        get_glue_dataset("demo", "test")
+
+
+def test_real_glue_opens_from_a_folder(glue_dir):
+    from pipeline import load_tables
+
+    for name, rows in {"cola": 8551, "rte": 2490, "sst2": 67349, "stsb": 5749}.items():
+        table = load_tables(name, str(glue_dir))["train"]
+        assert len(table) == rows and set(TASKS[name].columns) < set(table.column_names)
