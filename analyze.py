@@ -244,8 +244,6 @@ class Influence:
 
     def fit_factors(self) -> dict:
         """Fits factors unless they are stored and intact; returns phase -> seconds."""
-        if self.args.factor_strategy == "identity":
-            return {}
         name, args = self.names.factors, self.args
         target = self.influence / "factors" / name
         record = None if args.overwrite else refuse_if_stale(target / "factors.json", self.factor_parts, "factors")

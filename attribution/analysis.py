@@ -284,6 +284,8 @@ def fit_factors(analyzer: FolderAnalyzer, phases: Phases, name: str, dataset, fa
             "lambda", count, tuple(names.LAMBDA_FACTOR_NAMES), fit("lambda", analyzer.fit_lambda_matrices),
             lambda: analyzer.aggregate_lambda_matrices(name),
         )  # fmt: skip
+    if not config.requires_covariance_matrices and not config.requires_lambda_matrices:
+        fit("identity", analyzer.fit_covariance_matrices)({})  # fits nothing, but leaves the arguments for scoring
     target = analyzer.influence / "factors" / name
     for path in phases.folder.glob("*_data_partition*"):
         path.unlink()

@@ -104,7 +104,7 @@ def checksums(paths) -> dict[str, str]:
 
 def intact(folder: Path, recorded: dict[str, str] | None) -> bool:
     """Whether every recorded file is there and holds what was recorded."""
-    if not recorded:
+    if recorded is None:
         return False
     return all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in recorded.items())
 
