@@ -316,7 +316,8 @@ def make_score_arguments(args: argparse.Namespace) -> ScoreArguments:
 
 def refuse_processes(stock: bool) -> None:
     """kronfluence shares work out on GPUs only, and only along its own path."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (stock and torch.cuda.is_available()):
+    sizes = [int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    if max(sizes) > 1 and not (stock and torch.cuda.is_available()):
         raise Refused("analyze.py runs in one process (several GPUs: with --stock); start it without a launcher")
 
 

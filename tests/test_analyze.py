@@ -1,7 +1,6 @@
 """Scores have the right sign, the right order and the right provenance; bad input is refused."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -268,12 +267,24 @@ def test_two_processes_are_refused(trained, capsys, monkeypatch):
     assert "runs in one process" in capsys.readouterr().err
 
 
-def test_a_launcher_ends_with_the_refusal_and_writes_nothing(run_copy):
-    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_processes", "2", "--cpu", "analyze.py"]
-    done = subprocess.run(
-        [*command, *QUICK, "--checkpoint_dir", str(run_copy)], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
+def launched(*command: str) -> subprocess.CompletedProcess:
+    command = [str(Path(sys.executable).parent / command[0]), *command[1:]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_accelerates_launcher_gives_the_scores_of_one_process(run_copy, tmp_path):
+    """On the CPU it starts one process, whatever --num_processes says."""
+    arguments = [*QUICK, "--checkpoint_dir", str(run_copy)]
+    done = launched("accelerate", "launch", "--num_processes", "2", "--cpu", "analyze.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    scores = scores_of(run_copy)
+    shutil.rmtree(run_copy / "demo/influence")
+    run(run_copy)
+    assert close(scores_of(run_copy), scores)
+
+
+def test_a_launcher_of_two_processes_ends_with_the_refusal_and_writes_nothing(run_copy):
+    done = launched("torchrun", "--nproc_per_node", "2", "analyze.py", *QUICK, "--checkpoint_dir", str(run_copy))
     assert done.returncode != 0 and "runs in one process" in done.stderr
     assert not (run_copy / "demo/influence").exists()
 

@@ -1,0 +1,82 @@
+"""The default paths work against a hub, through the real client libraries; a silent hub is noticed early."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+from hub_standin import serve
+
+from attribution.demo import LABEL_NAMES, make_rows
+from pipeline import DEMO_MODEL
+
+ROOT = Path(__file__).parent.parent
+# The commands of the README, with their own arguments; the data behind the names are the demo's.
+TRAIN_SST2 = (
+    "train.py --dataset_name sst2 --train_batch_size 32 --eval_batch_size 32 --learning_rate 3e-05 "
+    "--weight_decay 0.01 --num_train_epochs 3 --seed 1004"
+)
+TRAIN_RTE = (
+    "train.py --dataset_name rte --train_batch_size 32 --eval_batch_size 32 --learning_rate 2e-05 "
+    "--weight_decay 0.01 --num_train_epochs 3 --seed 0"
+)
+SST2 = "analyze.py --dataset_name sst2 --query_batch_size 175 --train_batch_size 128 --factor_strategy ekfac"
+RTE = "analyze.py --dataset_name rte --query_batch_size 70 --train_batch_size 128 --factor_strategy"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """nyu-mll/glue with two tasks of 96 demo rows, and the small BERT as bert-base-cased."""
+    folder = tmp_path_factory.mktemp("hub")
+    config = ""
+    for task, columns in (("sst2", ("sentence",)), ("rte", ("sentence1", "sentence2"))):
+        config += f"- config_name: {task}\n  data_files:\n"
+        for split, rows in make_rows().items():
+            table = dict.fromkeys(columns, rows["sentence"][:96]) | {"label": rows["label"][:96]}
+            data = datasets.Dataset.from_dict(table).cast_column("label", datasets.ClassLabel(names=LABEL_NAMES))
+            (folder / "glue" / task).mkdir(parents=True, exist_ok=True)
+            data.to_parquet(folder / "glue" / task / f"{split}.parquet")
+            config += f"  - split: {split}\n    path: {task}/{split}.parquet\n"
+    (folder / "glue" / "README.md").write_text(f"---\nconfigs:\n{config}---\n")
+    server = serve({"datasets/nyu-mll/glue": folder / "glue", "models/bert-base-cased": DEMO_MODEL})
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def run(command: str, endpoint: str, home: Path, *extra: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, *command.split(), "--checkpoint_dir", str(home / "checkpoints"), *extra],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_readmes_commands_run_from_the_hub(hub, tmp_path):
+    for command in (TRAIN_SST2, SST2, f"{SST2} --use_half_precision", TRAIN_RTE, f"{RTE} ekfac", f"{RTE} identity"):
+        done = run(command, hub, tmp_path)
+        assert done.returncode == 0, (command, done.stderr[-2000:])
+    stored = {path.parent.name for path in (tmp_path / "checkpoints").rglob("pairwise_scores.safetensors")}
+    assert stored == {"ekfac", "ekfac_half", "identity"}
+
+
+def test_an_unreachable_hub_is_named_within_15_seconds(tmp_path):
+    with socket.socket() as silent:  # answers nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        start = time.monotonic()
+        done = run(TRAIN_SST2, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+        seconds = time.monotonic() - start
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    for words in ("nyu-mll/glue", "--model_name_or_path", "--dataset_path", "out of reach"):
+        assert words in done.stderr
+    assert seconds < 15 + 15, "importing the libraries takes part of this"
+
+
+def test_a_missing_model_is_named(hub, tmp_path):
+    done = run(TRAIN_SST2, hub, tmp_path, "--model_name_or_path", "nobody/no-bert")
+    assert done.returncode == 2 and "nobody/no-bert" in done.stderr and done.stderr.count("\n") == 1, done.stderr
