@@ -1,6 +1,7 @@
 """The fast path equals kronfluence's own, and a dense formula written without kronfluence."""
 
 import logging
+import shutil
 from functools import partial
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from kronfluence.analyzer import Analyzer
 from kronfluence.analyzer import prepare_model as prepare_stock
 from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.module.linear import TrackedLinear
+from kronfluence.module.tracked_module import TrackedModule
 from kronfluence.utils.dataset import DataLoaderKwargs
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -156,3 +159,95 @@ def test_factors_equal_stock_in_float64(stock, tmp_path):
     for name in ("activation_eigenvalues", "gradient_eigenvalues"):
         for module in reference[name]:
             assert torch.allclose(ours[name][module], reference[name][module], atol=1e-12)
+
+
+def test_low_rank_scores_equal_stock_with_full_svd(stock, tmp_path):
+    folder, (_, pairwise, _) = stock("ekfac", rank=2)
+    for rotate in ("rows", "queries"):
+        _, ours, _ = run(True, tmp_path / rotate, "ekfac", rank=2, rotate=rotate, from_factors=folder)
+        assert distance(ours, pairwise) < 1e-9
+
+
+def test_lambda_equals_stock_from_the_same_eigenvectors(stock, tmp_path):
+    """From the same stored eigenvectors: single entries of degenerate eigenspaces mean nothing."""
+    folder, (reference, _, _) = stock("ekfac")
+    for name, threshold in (("tokens", 1e9), ("gradients", -1)):
+        shutil.copytree(folder, tmp_path / name / "kronfluence" / "factors_f")
+        task, train = InfluenceTask(seed=3), Rows(N, 1)
+        model = eigenbasis.prepare_model(tiny_bert(), task)
+        analyzer = EigenAnalyzer(tmp_path / name, model, task, token_budget=40, log_level=logging.ERROR)
+        task.phase = "lambda"
+        with pytest.MonkeyPatch.context() as patch:  # force both sides of the choice of what is rotated
+            patch.setattr(eigenbasis, "rotation_pays", lambda tokens, d_in, d_out, t=threshold: tokens < t)
+            analyzer.fit_lambda_matrices(
+                "f", dataset=train, per_device_batch_size=5, factor_args=arguments("ekfac", torch.float64)[0],
+                dataloader_kwargs=DataLoaderKwargs(collate_fn=collate), overwrite_output_dir=True,
+            )  # fmt: skip
+        ours = analyzer.load_lambda_matrices("f")["lambda_matrix"]
+        for module, matrix in reference["lambda_matrix"].items():
+            assert distance(ours[module], matrix) < 1e-9, (name, module)
+
+
+def test_regression_scores_equal_stock(stock, tmp_path):
+    folder, (_, pairwise, own) = stock("ekfac", regression=True)
+    _, ours, ours_own = run(True, tmp_path, "ekfac", regression=True, from_factors=folder)
+    assert distance(ours, pairwise) < 1e-9 and distance(ours_own, own) < 1e-9
+
+
+def test_float32_is_within_the_noise_of_stock(stock, tmp_path):
+    _, (_, exact, _) = stock("ekfac")
+    _, theirs, _ = run(False, tmp_path / "stock", "ekfac", dtype=torch.float32)
+    _, ours, _ = run(True, tmp_path / "ours", "ekfac", dtype=torch.float32)
+    assert distance(ours, exact) < 3 * distance(theirs, exact) + 1e-6
+
+
+def test_nothing_changes_with_batch_size_or_token_budget(tmp_path):
+    _, first, own = run(True, tmp_path / "a", "ekfac", budget=12, queries_batch=1)
+    _, second, other = run(True, tmp_path / "b", "ekfac", budget=1000, queries_batch=7)
+    assert distance(second, first) < 1e-9 and distance(other, own) < 1e-9
+
+
+def test_scores_equal_the_dense_formula_without_kronfluence(stock, tmp_path):
+    """EKFAC by hand: full gradients from autograd, explicit Kronecker eigenbases, a plain matrix product."""
+    folder, (factors, _, _) = stock("ekfac")
+    _, ours, ours_own = run(True, tmp_path, "ekfac", from_factors=folder)
+    model, task = tiny_bert(), InfluenceTask()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+    def gradients(value: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        value.backward()
+        out = {}
+        for name, layer in layers.items():
+            bias = [] if layer.bias is None else [layer.bias.grad[:, None]]
+            out[name] = torch.cat([layer.weight.grad, *bias], dim=1)
+        return out
+
+    train, queries = Rows(N, 1), Rows(Q, 2)
+    rows = [gradients(task.compute_train_loss(train.batch([i]), model)) for i in range(N)]
+    asked = [gradients(task.compute_measurement(queries.batch([q]), model)) for q in range(Q)]
+    expected, expected_own = torch.zeros(Q, N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
+    for name in layers:
+        basis = torch.kron(factors["gradient_eigenvectors"][name], factors["activation_eigenvectors"][name])
+        inverse = 1 / (factors["lambda_matrix"][name].flatten() / N + 1e-3)
+        curvature_inverse = basis @ torch.diag(inverse) @ basis.t()
+        g = torch.stack([row[name].flatten() for row in rows])
+        expected += torch.stack([query[name].flatten() for query in asked]) @ curvature_inverse @ g.t()
+        expected_own += ((g @ curvature_inverse) * g).sum(1)
+    assert distance(ours, expected) < 1e-9 and distance(ours_own, expected_own) < 1e-9
+
+
+def test_registration_leaks_nothing():
+    before = dict(TrackedModule.SUPPORTED_MODULES)
+    model = eigenbasis.prepare_model(tiny_bert(), InfluenceTask())
+    assert any(isinstance(module, eigenbasis.EigenLinear) for module in model.modules())
+    assert before == TrackedModule.SUPPORTED_MODULES and before[nn.Linear] is TrackedLinear
+    stock_model = prepare_stock(tiny_bert(), InfluenceTask())
+    assert not any(isinstance(module, eigenbasis.EigenLinear) for module in stock_model.modules())
+
+
+def test_modules_that_read_one_tensor_share_its_covariance_and_rotation(tmp_path):
+    factors, _, _ = run(True, tmp_path, "ekfac")
+    layer = "bert.encoder.layer.0.attention.self."
+    vectors = factors["activation_eigenvectors"]
+    assert torch.equal(vectors[layer + "query"], vectors[layer + "value"])

@@ -1,0 +1,75 @@
+"""Blockwise sums over gradients equal the plain formula, and running sums lose nothing in half precision."""
+
+import pytest
+import torch
+
+from attribution import contractions, eigenbasis
+from attribution.contractions import add_squares, gram, inner_products, rotate, weighted_squares
+
+
+@pytest.fixture
+def tokens():
+    torch.manual_seed(0)
+    return torch.randn(5, 3, 7, dtype=torch.float64), torch.randn(5, 3, 6, dtype=torch.float64)
+
+
+def gradients(g, a):
+    return torch.einsum("bto,bti->boi", g, a)
+
+
+@pytest.mark.parametrize("elements", [1, 50, 10_000])
+def test_sums_of_squares_equal_the_plain_formula_for_every_block_size(tokens, elements):
+    g, a = tokens
+    full, weight = gradients(g, a), torch.rand(7, 6, dtype=torch.float64)
+    total = torch.zeros(7, 6, dtype=torch.float64)
+    add_squares(total, g, a, elements)
+    assert torch.allclose(total, full.square().sum(0))
+    single = torch.zeros(7, 6, dtype=torch.float64)
+    add_squares(single, g[:, :1], a[:, :1], elements)
+    assert torch.allclose(single, gradients(g[:, :1], a[:, :1]).square().sum(0))
+    assert torch.allclose(weighted_squares(g, a, weight, elements), (full.square() * weight).sum((1, 2)))
+    assert torch.allclose(weighted_squares(g, a, None, elements), full.square().sum((1, 2)))
+
+
+@pytest.mark.parametrize("elements", [1, 50, 10_000])
+@pytest.mark.parametrize("rank", [None, 1, 5])
+def test_inner_products_equal_the_plain_formula_dense_and_low_rank(tokens, elements, rank):
+    g, a = tokens
+    queries, dense = torch.randn(4, 7, 6, dtype=torch.float64), None
+    if rank:
+        queries = [torch.randn(4, 7, rank, dtype=torch.float64), torch.randn(4, rank, 6, dtype=torch.float64)]
+        dense = queries[0] @ queries[1]
+    expected = torch.einsum("qoi,boi->qb", queries if dense is None else dense, gradients(g, a))
+    assert torch.allclose(inner_products(queries, g, a, elements), expected)
+
+
+def test_wide_gram_matrices_equal_the_product_and_are_symmetric():
+    x = torch.randn(40, 1030, dtype=torch.float64)
+    assert torch.allclose(gram(x), x.t() @ x) and torch.equal(gram(x), gram(x).t())
+
+
+def test_rotation_appends_a_one_for_the_bias():
+    x, basis = torch.randn(2, 3, 4), torch.randn(5, 5)
+    expected = torch.cat([x, torch.ones(2, 3, 1)], -1) @ basis
+    assert torch.allclose(rotate(x, basis, True), expected, atol=1e-5)
+    assert torch.equal(rotate(x, None, True)[..., -1], torch.ones(2, 3))
+
+
+def test_ten_thousand_bfloat16_terms_lose_nothing():
+    """A bfloat16 sum of ones stalls at 256; ours are float32 over rows, batches and modules."""
+    ones = torch.ones(10_000, 1, 1, dtype=torch.bfloat16)
+    total = torch.zeros(1, 1)
+    for row in ones.split(1):
+        add_squares(total, row, row, 8)
+    assert total.item() == 10_000
+    assert inner_products(ones[:1], ones[:1].expand(1, 10_000, 1)[:, :1], ones[:1], 8).dtype == torch.float32
+    assert weighted_squares(ones[:2], ones[:2], None, 8).dtype == torch.float32
+    tracker = object.__new__(eigenbasis.EigenCovarianceTracker)
+    tracker.module = type("Module", (), {"storage": {"sum": None}})()
+    for term in ones[:, 0].split(1):
+        tracker._add("sum", term)
+    assert tracker.module.storage["sum"].item() == 10_000
+
+
+def test_rotating_tokens_pays_below_the_stated_number_of_them():
+    assert contractions.rotation_pays(767, 768, 768) and not contractions.rotation_pays(768, 768, 768)
