@@ -103,12 +103,12 @@ def fit(
     model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, *, seed: int, learning_rate: float,
     weight_decay: float, num_train_epochs: int, train_batch_size: int, lr_schedule: str = "constant",
     max_grad_norm: float = 0.0, freeze_embeddings: bool = False, use_half_precision: bool = False,
-    pad_to: int | None = None, on_epoch=None,
+    pad_to: int | None = None, on_epoch=None, on_batch=None,
 ) -> torch.nn.Module:  # fmt: skip
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns it.
 
     pad_to: pad every batch to so many tokens (None: to its longest row). on_epoch(epoch, mean loss per
-    example in nats, seconds) is called after every epoch. Leaves the process's random state as it was.
+    example in nats, seconds) is called after every epoch, on_batch(rows) after every step. Leaves the process's random state as it was.
     Same arguments, same machine and thread count: same weights, bit for bit on the CPU.
     """
     device = next(model.parameters()).device
@@ -138,6 +138,8 @@ def fit(
                 optimizer.step()
                 falling.step()
                 total += loss.detach()
+                if on_batch:
+                    on_batch(len(batch["row"]))
             if on_epoch:
                 on_epoch(epoch, total.item() / len(order), time.perf_counter() - start)
     return model.eval()
@@ -204,18 +206,19 @@ def main(argv=None) -> None:
     validation = {name: get_glue_dataset(args.dataset_name, name, **shared) for name in task.validation}
     device = choose_device()
     model = construct_bert(args.dataset_name, args.model_name_or_path, seed=args.seed).to(device)
+    if max_length > (most := model.config.max_position_embeddings):
+        raise Refused(f"--max_length {max_length} is more than the {most} positions of this model")
     print(f"{args.dataset_name}: {len(train):,} training rows, {sum(p.numel() for p in model.parameters()):,} parameters")
 
     epochs = []
     with exclusive(args.checkpoint_dir / args.dataset_name):
-        with tqdm(total=recipe["num_train_epochs"], desc="epochs", leave=False) as bar:
+        with tqdm(total=recipe["num_train_epochs"] * len(train), unit=" examples", leave=False) as bar:
 
             def report(epoch: int, loss: float, seconds: float) -> None:
                 epochs.append({"loss": loss, "seconds": seconds})
                 bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {len(train) / seconds:,.0f} examples/s")
-                bar.update()
 
-            fit(model, train, np.arange(len(train)), seed=args.seed, on_epoch=report, **recipe)
+            fit(model, train, np.arange(len(train)), seed=args.seed, on_epoch=report, on_batch=bar.update, **recipe)
         results = {name: evaluate_model(model, data, args.eval_batch_size) for name, data in validation.items()}
         for name, result in results.items():
             print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()))

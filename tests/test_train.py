@@ -2,15 +2,18 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from safetensors.torch import load_file
 from transformers import pipeline as transformers_pipeline
 
+import analyze
 import train
 from attribution.store import Refused, run_script
-from pipeline import compute_loss, construct_bert, get_glue_dataset, model_inputs
+from pipeline import DEMO_MODEL, compute_loss, construct_bert, get_glue_dataset, model_inputs
 
 RECIPE = {"learning_rate": 1e-3, "weight_decay": 0.01, "num_train_epochs": 1, "train_batch_size": 8}
 
@@ -88,6 +91,7 @@ def test_the_saved_run_opens_with_transformers_and_is_described(trained):
         (["--dataset_name", "foo"], "unknown task"),
         (["--train_batch_size", "0"], "--train_batch_size must be above 0"),
         (["--num_train_epochs", "-1"], "--num_train_epochs must be above 0"),
+        (["--max_length", "200"], "--max_length 200 is more than the 128 positions"),
         (["--learning_rate", "0"], "--learning_rate must be above 0"),
         (["--model_name_or_path", "/nowhere/bert"], "/nowhere/bert"),
         (["--dataset_path", "/nowhere/glue"], "neither a folder nor a hub id"),
@@ -126,3 +130,32 @@ def test_a_full_disk_leaves_no_checkpoint_that_counts(tmp_path, monkeypatch, cap
     assert run_script(train.main, [*SMALL, "--checkpoint_dir", str(tmp_path)]) == 2
     assert "disk is full" in capsys.readouterr().err
     assert not (tmp_path / "demo" / "run.json").exists() and not (tmp_path / "demo" / "model.safetensors").exists()
+
+
+def test_two_validation_splits_and_regression_are_evaluated(tmp_path):
+    """mnli has a matched and a mismatched split; stsb has no classes."""
+    rows = {"premise": ["a cat"] * 6, "hypothesis": ["a dog"] * 6, "label": [0, 1, 2] * 2}
+    pairs = {"sentence1": ["a cat"] * 6, "sentence2": ["a dog"] * 6, "label": [0.5, 1.0, 2.0] * 2}
+    config = ""
+    for task, table, splits in (
+        ("mnli", rows, ("train", "validation_matched", "validation_mismatched")),
+        ("stsb", pairs, ("train", "validation")),
+    ):
+        (tmp_path / "glue" / task).mkdir(parents=True)
+        config += f"- config_name: {task}\n  data_files:\n"
+        for split in splits:
+            datasets.Dataset.from_dict(table).to_parquet(tmp_path / "glue" / task / f"{split}.parquet")
+            config += f"  - split: {split}\n    path: {task}/{split}.parquet\n"
+    (tmp_path / "glue" / "README.md").write_text(f"---\nconfigs:\n{config}---\n")
+    for task, expected in (
+        ("mnli", {"validation_matched": "accuracy", "validation_mismatched": "accuracy"}),
+        ("stsb", {"validation": "pearson"}),
+    ):
+        common = ["--dataset_name", task, "--checkpoint_dir", str(tmp_path / "checkpoints")]
+        train.main([*common, "--dataset_path", str(tmp_path / "glue"), "--num_train_epochs", "1",
+                    "--model_name_or_path", str(DEMO_MODEL)])  # fmt: skip
+        evaluation = json.loads((tmp_path / "checkpoints" / task / "run.json").read_text())["evaluation"]
+        assert {split: metric for split, metric in expected.items() if metric in evaluation[split]} == expected
+        analyze.main([*common, "--factor_strategy", "ekfac"])
+        scores = load_file(tmp_path / "checkpoints" / task / "influence/scores/ekfac/pairwise_scores.safetensors")
+        assert scores["all_modules"].shape == (6, 6) and scores["all_modules"].isfinite().all()
