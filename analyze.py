@@ -170,6 +170,7 @@ class Influence:
             "rank seed": args.seed if args.query_gradient_rank else None,
         }  # fmt: skip
         self._analyzer = None
+        self._fitted = False  # in this process: --overwrite replaces factors once, not for every kind of score
 
     # --- what is stored ---
 
@@ -246,7 +247,9 @@ class Influence:
         """Fits factors unless they are stored and intact; returns phase -> seconds."""
         name, args = self.names.factors, self.args
         target = self.influence / "factors" / name
-        record = None if args.overwrite else refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
+        replace = args.overwrite and not self._fitted
+        record = None if replace else refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
+        self._fitted = True
         if record and intact(target, record["files"]):
             return {}
         if record:

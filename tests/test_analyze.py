@@ -74,8 +74,11 @@ def test_half_precision_and_low_rank_agree_with_float32(run_copy):
 
 
 def test_self_influence_is_positive_and_kept(run_copy, capsys):
-    run(run_copy, "--self_influence")
-    assert "planted flips; chance gives" in capsys.readouterr().out
+    run(run_copy)
+    run(run_copy, "--self_influence", "--overwrite", "--profile")
+    out = capsys.readouterr().out
+    assert "planted flips; chance gives" in out
+    assert next(line for line in out.splitlines() if "Fit Covariance" in line).split("|")[3].strip() == "1"
     folder = run_copy / "demo/influence/scores/ekfac_damping0.0001"
     assert (load_file(folder / "self_scores.safetensors")["all_modules"] > 0).all()
 
