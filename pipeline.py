@@ -178,9 +178,14 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
     return tables
 
 
+def resolve_model(model_name_or_path: str | None, data_name: str) -> str:
+    """The given folder or hub id, else `bert-base-cased`, else, for the demo, the small BERT in `demo/`."""
+    return str(model_name_or_path or (DEMO_MODEL if data_name == "demo" else DEFAULT_MODEL))
+
+
 def get_tokenizer(model_name_or_path: str | None, data_name: str):
     """The fast tokenizer that belongs to the model."""
-    name = str(model_name_or_path or (DEMO_MODEL if data_name == "demo" else DEFAULT_MODEL))
+    name = resolve_model(model_name_or_path, data_name)
     return open_asset(name, "--model_name_or_path", "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
 
 
@@ -226,11 +231,11 @@ def get_dataloader(
 def construct_bert(data_name: str, model_name_or_path: str | None = None, seed: int = 0) -> torch.nn.Module:
     """A BERT for the task, in float32; a head that the folder lacks is drawn from `seed`.
 
-    model_name_or_path: what `from_pretrained` opens; None means `bert-base-cased` (for the demo, the
-    small BERT in `demo/`). The process's random state is left as it was.
+    model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`). The process's random
+    state is left as it was.
     """
     task = get_task(data_name)
-    name = str(model_name_or_path or (DEMO_MODEL if data_name == "demo" else DEFAULT_MODEL))
+    name = resolve_model(model_name_or_path, data_name)
 
     def load():
         config = AutoConfig.from_pretrained(name, num_labels=task.num_labels)

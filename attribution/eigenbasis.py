@@ -39,51 +39,12 @@ from attribution.contractions import (
     rotation_pays,
     weighted_squares,
 )
+from attribution.sharing import Shared, SharedInput
 from attribution.store import Refused
 
 KNOWN_VERSIONS = ("1.0.1",)
 CACHE_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}  # size of a block of per-example gradients
 ROTATE = {"auto": None, "rows": True, "queries": False}  # which side of a pairwise score is rotated
-
-
-# --- what modules share --------------------------------------------------------------------------------
-
-
-class SharedInput:
-    """One input tensor of the current pass, and what was computed from it for the modules that read it."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor, self.users, self.rotated, self.leaders = tensor, 0, {}, {}
-
-
-class Shared:
-    """Per model: the inputs of the current pass (query, key and value read the same one) and equal bases."""
-
-    def __init__(self) -> None:
-        self.inputs: dict[int, SharedInput] = {}
-        self.bases: list[torch.Tensor] = []
-
-    def enter(self, tensor: torch.Tensor) -> SharedInput:
-        entry = self.inputs.setdefault(id(tensor), SharedInput(tensor))
-        entry.users += 1
-        return entry
-
-    def leave(self, entry: SharedInput) -> None:
-        entry.users -= 1
-        if entry.users == 0:
-            self.inputs.pop(id(entry.tensor), None)
-
-    def intern(self, basis: torch.Tensor) -> torch.Tensor:
-        """The first basis with these values, so that equal bases are one object."""
-        for known in self.bases:
-            if known.shape == basis.shape and known.dtype == basis.dtype and torch.equal(known, basis):
-                return known
-        self.bases.append(basis)
-        return basis
-
-    def clear(self) -> None:
-        self.inputs.clear()
-        self.bases.clear()
 
 
 # --- trackers ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from huggingface_hub.utils import get_session
 
 from attribution.store import Refused
 
-PATIENCE = 6.0  # seconds until an unanswered hub counts as out of reach; transformers itself retries for 47
+PATIENCE = 5.0  # seconds until an unanswered hub counts as out of reach; transformers itself retries for 47
 
 
 def hub_answers() -> bool:

@@ -17,6 +17,7 @@ from pipeline import (
     get_dataloader,
     get_glue_dataset,
     get_task,
+    load_tables,
     model_inputs,
     uniform_hash,
 )
@@ -113,9 +114,14 @@ def test_bad_names_are_refused():
         get_glue_dataset("demo", "test")
 
 
-def test_real_glue_opens_from_a_folder(glue_dir):
-    from pipeline import load_tables
+def test_an_empty_split_is_refused():
+    tables = load_tables("demo")
+    tables["train"] = tables["train"].select([])
+    with pytest.raises(Refused, match="the split 'train' of demo has no rows"):
+        get_glue_dataset("demo", "train", tables=tables)
 
+
+def test_real_glue_opens_from_a_folder(glue_dir):
     for name, rows in {"cola": 8551, "rte": 2490, "sst2": 67349, "stsb": 5749}.items():
         table = load_tables(name, str(glue_dir))["train"]
         assert len(table) == rows and set(TASKS[name].columns) < set(table.column_names)
