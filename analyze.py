@@ -32,6 +32,7 @@ from attribution import analysis, eigenbasis
 from attribution.reading import show_query, show_self_influence
 from attribution.store import (
     Refused,
+    check_positive,
     environment,
     exclusive,
     fingerprint_of_tensors,
@@ -77,9 +78,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
     add("--self_influence", action="store_true", help="score every training row against itself and show the top rows")
     args = parser.parse_args(argv)
-    for name in ("query_batch_size", "train_batch_size", "top_k", "max_queries", "data_partitions", "query_gradient_rank"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise Refused(f"--{name} must be above 0, not {value}")
+    check_positive(
+        args, "query_batch_size", "train_batch_size", "top_k", "max_queries", "data_partitions", "query_gradient_rank"
+    )
     args.damping_factor = parse_damping(args.damping_factor)
     return args
 

@@ -20,7 +20,16 @@ import torch
 from tqdm import tqdm
 
 from attribution.metrics import GlueMetric
-from attribution.store import Refused, checksums, environment, exclusive, fingerprint_of_tensors, run_script, write_json
+from attribution.store import (
+    Refused,
+    check_positive,
+    checksums,
+    environment,
+    exclusive,
+    fingerprint_of_tensors,
+    run_script,
+    write_json,
+)
 from pipeline import (
     MAX_LENGTH,
     TASKS,
@@ -77,13 +86,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="where runs live, one folder a data set")  # fmt: skip # noqa: E501
     parser.add_argument("--max_train_samples", type=int, help="use the first so many training rows (all; rte 2432, as the published study)")  # fmt: skip # noqa: E501
     parser.add_argument("--max_length", type=int, help=f"tokens after which a row is cut ({MAX_LENGTH})")
-
-
-def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raises Refused for a given number that is not above zero."""
-    for name in names:
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise Refused(f"--{name} must be above 0, not {value}")
 
 
 def recipe_of(args: argparse.Namespace) -> dict:

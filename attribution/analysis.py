@@ -7,7 +7,6 @@ checksums in `finished.json` there, and what is not recorded is deleted and done
 results are moved to `influence/factors/` and `influence/scores/`.
 """
 
-import concurrent.futures
 import gc
 import os
 import shutil
@@ -85,6 +84,10 @@ class FolderAnalyzer(Analyzer):
         complete = self.influence / "factors" / factors_name
         return complete if (complete / "factors.json").exists() else super().factors_output_dir(factors_name)
 
+    def with_budget(self, call):
+        """call(); kronfluence's own batches are of fixed size."""
+        return call()
+
 
 class EigenAnalyzer(FolderAnalyzer):
     """Batches of like length within a token budget, and one eigendecomposition for equal matrices."""
@@ -126,21 +129,12 @@ class EigenAnalyzer(FolderAnalyzer):
         save_eigendecomposition(self.factors_output_dir(factors_name), factors, factor_args.to_str_dict())
 
     def _decompose(self, jobs, dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(eigenvalues, eigenvectors) of matrix / count for every job; on the CPU one matrix a core at a time."""
-
-        def solve(job):
-            matrix, count = job
-            matrix = matrix.to(self.state.device, dtype) / count
+        """(eigenvalues, eigenvectors) of matrix / count for every job."""
+        results = []
+        for matrix, count in tqdm(jobs, desc="eigendecomposition", leave=False):
+            kept, matrix = accumulator(matrix.dtype), matrix.to(self.state.device, dtype) / count
             values, vectors = torch.linalg.eigh((matrix + matrix.t()) / 2)
-            kept = accumulator(job[0].dtype)
-            return values.to("cpu", kept).contiguous(), vectors.to("cpu", kept).contiguous()
-
-        bar = tqdm(total=len(jobs), desc="eigendecomposition", leave=False)
-        with bar, concurrent.futures.ThreadPoolExecutor(1) as pool:
-            results = []
-            for result in pool.map(solve, jobs):
-                results.append(result)
-                bar.update()
+            results.append((values.to("cpu", kept).contiguous(), vectors.to("cpu", kept).contiguous()))
         return results
 
     def with_budget(self, call):
@@ -250,16 +244,10 @@ class Phases:
         if aggregate:
             self.run(f"{part}, joined", tuple(f"{prefix}.safetensors" for prefix in prefixes), aggregate)
 
-    def seconds(self, part: str) -> float:
-        """Seconds that the part took, over all its partitions and launches."""
-        return sum(value for name, value in self.record["seconds"].items() if name.split(",")[0] == part)
-
 
 def fit_factors(analyzer: FolderAnalyzer, phases: Phases, name: str, dataset, factor_args, loading: dict) -> None:
     """Fits what the strategy needs and moves the complete folder to `influence/factors/<name>`."""
     config = FactorConfig.CONFIGS[factor_args.strategy]
-    fast = isinstance(analyzer, EigenAnalyzer)
-    guarded = analyzer.with_budget if fast else (lambda call: call())
     # What is recorded as finished is not computed again; what is not is leftovers, to be overwritten.
     kwargs = {"factors_name": name, "factor_args": factor_args, "overwrite_output_dir": True}
     count = phases.plan["factors"]
@@ -267,7 +255,7 @@ def fit_factors(analyzer: FolderAnalyzer, phases: Phases, name: str, dataset, fa
     def fit(phase: str, method):
         def call(targets: dict) -> None:
             analyzer.task.phase = analyzer.description = phase
-            guarded(lambda: method(dataset=dataset, **kwargs, **loading, **targets))
+            analyzer.with_budget(lambda: method(dataset=dataset, **kwargs, **loading, **targets))
 
         return call
 
@@ -304,16 +292,15 @@ def compute_scores(
 ) -> torch.Tensor:  # fmt: skip
     """Pairwise scores (Q, N) (kind "pairwise") or self scores (N,) (kind "self"), float32, in data set order."""
     fast, count = isinstance(analyzer, EigenAnalyzer), score_args.data_partitions
-    guarded = analyzer.with_budget if fast else (lambda call: call())
     prefix = f"{kind}_scores"
 
     def call(targets: dict) -> None:
         kwargs = {"scores_name": name, "factors_name": factors_name, "train_dataset": train, "score_args": score_args}
         kwargs["overwrite_output_dir"] = True
         if kind == "pairwise":
-            guarded(lambda: analyzer.compute_pairwise_scores(query_dataset=queries, **kwargs, **loading, **targets))
+            analyzer.with_budget(lambda: analyzer.compute_pairwise_scores(query_dataset=queries, **kwargs, **loading, **targets))
         else:
-            guarded(lambda: analyzer.compute_self_scores(**kwargs, **loading, **targets))
+            analyzer.with_budget(lambda: analyzer.compute_self_scores(**kwargs, **loading, **targets))
 
     if fast:
         analyzer.queries, analyzer.description = (queries if kind == "pairwise" else None), f"{kind} scores"

@@ -5,6 +5,7 @@ the same folder, flushed to the disk, then renamed, so that a process that dies 
 file or the new one. Beside each result stands a JSON with its fingerprint.
 """
 
+import argparse
 import contextlib
 import errno
 import fcntl
@@ -25,6 +26,13 @@ LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
 
 class Refused(Exception):
     """Input that a script will not work with; the message is one sentence that says what to do."""
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raises Refused for a given number that is not above zero."""
+    for name in names:
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise Refused(f"--{name} must be above 0, not {value}")
 
 
 def run_script(main, argv: list[str] | None = None) -> int:
