@@ -63,7 +63,7 @@ TASKS = {
     # The published study (arXiv:2405.12186) scores the first 2,432 training rows.
     "rte": GlueTask(("sentence1", "sentence2"), 2, max_train_samples=2432),
     "wnli": GlueTask(("sentence1", "sentence2"), 2),
-    "demo": GlueTask(("sentence",), 2, recipe={"learning_rate": 1e-3, "num_train_epochs": 8}),
+    "demo": GlueTask(("sentence",), 2, recipe={"learning_rate": 3e-4, "num_train_epochs": 8, "freeze_embeddings": True}),
 }  # fmt: skip
 
 
@@ -111,6 +111,10 @@ class GlueDataset(torch.utils.data.Dataset):
         """The row's text columns, joined by ' | '."""
         row = self.table[int(index)]
         return " | ".join(row[column] for column in self.task.columns)
+
+    def texts(self) -> list[str]:
+        """`text` of every row."""
+        return [" | ".join(parts) for parts in zip(*(self.table[column] for column in self.task.columns), strict=True)]
 
     def label_name(self, index: int) -> str:
         """The class name as the data set declares it, or the similarity for regression."""
@@ -228,11 +232,14 @@ def get_dataloader(
 # --- the model ---------------------------------------------------------------------------------------
 
 
-def construct_bert(data_name: str, model_name_or_path: str | None = None, seed: int = 0) -> torch.nn.Module:
+def construct_bert(
+    data_name: str, model_name_or_path: str | None = None, seed: int = 0, num_hidden_layers: int | None = None
+) -> torch.nn.Module:
     """A BERT for the task, in float32; a head that the folder lacks is drawn from `seed`.
 
-    model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`). The process's random
-    state is left as it was.
+    model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`). num_hidden_layers: keep
+    only the first so many layers. The process's random state is left as it was. `model.drawn` names the
+    parameters that the folder lacks.
     """
     task = get_task(data_name)
     name = resolve_model(model_name_or_path, data_name)
@@ -240,7 +247,15 @@ def construct_bert(data_name: str, model_name_or_path: str | None = None, seed: 
     def load():
         config = AutoConfig.from_pretrained(name, num_labels=task.num_labels)
         config.problem_type = "regression" if task.regression else "single_label_classification"
-        return AutoModelForSequenceClassification.from_pretrained(name, config=config, dtype=torch.float32)
+        if num_hidden_layers is not None:
+            if not 1 <= num_hidden_layers <= config.num_hidden_layers:
+                raise ValueError(f"it has {config.num_hidden_layers} layers, --num_hidden_layers is {num_hidden_layers}")
+            config.num_hidden_layers = num_hidden_layers
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        model.drawn = frozenset(info["missing_keys"])
+        return model
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
