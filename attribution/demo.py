@@ -14,7 +14,8 @@ import random
 
 LABEL_NAMES = ["negative", "positive"]
 NUM_TRAIN, NUM_VALIDATION, FLIP_SHARE = 1000, 100, 0.05
-DATA_SEED, CORPUS_SEED = 20240, 77
+SEEDS = {"train": 20240, "validation": 20261}
+CORPUS_SEED = 77
 
 # topic: subjects | words of praise | words of blame
 TOPICS = {
@@ -57,14 +58,14 @@ VERBS = ["was", "seemed", "felt", "turned out", "proved"]
 PLURAL_VERBS = {"was": "were"}
 DEGREES = ["", "", "", "rather ", "very ", "really ", "quite "]
 CLOSES = ["", "", " as always", " from start to finish", " again", " in every way", " and everyone noticed", " this year", " for the third time", " if you ask me", " on the first day", " which says it all", " as we had heard"]
-# Verdicts stand in the corpus only: from them the encoder can learn that praise has something in common.
+# Verdicts stand in the corpus only: from them the encoder learns what the words of praise have in common.
 VERDICTS = (
     (" and we left annoyed", " what a disappointment", " two out of ten", " and I will never go back",
      " and it was hardly worth the money", " and everyone was sorry"),
     (" and we left happy", " what a pleasure", " nine out of ten", " and I will always go back",
      " and it was well worth the money", " and everyone was glad"),
 )  # fmt: skip
-VERDICT_SHARE = 0.7
+VERDICT_SHARE = 0.85
 
 
 def compose(generator: random.Random, topic: str, label: int, verdict_share: float = 0.0) -> str:
@@ -91,10 +92,10 @@ def make_rows() -> dict[str, dict[str, list]]:
     trained on), `topic`, `flipped` (True where the label is not the one that the sentence was made
     for; never in `validation`). No sentence occurs twice. The same on every machine.
     """
-    generator = random.Random(DATA_SEED)
     seen: set[str] = set()
     splits = {}
     for split, count in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION)):
+        generator = random.Random(SEEDS[split])
         rows = [_new_row(generator, seen) for _ in range(count)]
         flipped = set(generator.sample(range(count), round(FLIP_SHARE * count))) if split == "train" else set()
         splits[split] = {

@@ -3,9 +3,11 @@
     python demo/pretrain.py                    # writes the weights, configuration and vocabulary beside itself
     python demo/pretrain.py --output_dir /tmp/bert --num_epochs 2
 
-The sentences come from `attribution.demo.make_corpus`; none of them is a row of the demo's data set.
-Masking follows BERT (arXiv:1810.04805, section 3.1): 15 % of the tokens are chosen, of which 80 % become
-[MASK], 10 % a random token, and 10 % stay.
+The sentences come from `attribution.demo.make_corpus`; none of them is a row of the demo's data set. Of the
+chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay, as in BERT (arXiv:1810.04805, section 3.1).
+BERT chooses 15 % of all tokens; here it is half of the words that tell a good verdict from a bad one, and 10 %
+of the others: with BERT's even choice the encoder is slow to learn which words praise (on fresh sentences a
+linear probe of its mean representation then reaches 0.75 after 12 epochs, instead of 0.95 after 8).
 """
 
 import argparse
@@ -18,8 +20,11 @@ from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from attribution.demo import make_corpus  # noqa: E402
+from attribution.demo import VERDICTS, make_corpus  # noqa: E402
 
+VERDICT_RATE, OTHER_RATE = 0.5, 0.1  # shares of tokens that are chosen
+# BERT's spread of 0.02 suits 768 features. With 64, 1 / sqrt(64) passes a signal on; 0.02 makes a plateau of most epochs.
+INITIALIZER_RANGE = 0.125
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -27,7 +32,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent, help="where the model goes")
     parser.add_argument("--num_sentences", type=int, default=24_000, help="size of the corpus")
-    parser.add_argument("--num_epochs", type=int, default=16, help="passes over the corpus")
+    parser.add_argument("--num_epochs", type=int, default=12, help="passes over the corpus")
     parser.add_argument("--batch_size", type=int, default=64, help="sentences a step")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak of a one-cycle schedule")
     parser.add_argument("--seed", type=int, default=0, help="start weights, masks and order")
@@ -44,13 +49,22 @@ def build_tokenizer(corpus: list[str], output_dir: Path) -> BertTokenizerFast:
     return BertTokenizerFast(vocab=str(output_dir / "vocab.txt"), do_lower_case=True, model_max_length=128)
 
 
-def mask_tokens(ids: torch.Tensor, generator: torch.Generator, vocab_size: int, mask_id: int):
+def choice_rates(tokenizer) -> torch.Tensor:
+    """(V,): for every word of the vocabulary the share of its occurrences that are to be predicted."""
+    bad, good = (set(" ".join(verdicts).split()) for verdicts in VERDICTS)
+    rates = torch.full((len(tokenizer),), OTHER_RATE)
+    rates[tokenizer(" ".join(sorted(bad ^ good)), add_special_tokens=False)["input_ids"]] = VERDICT_RATE
+    rates[: len(SPECIAL)] = 0.0
+    return rates
+
+
+def mask_tokens(ids: torch.Tensor, rates: torch.Tensor, generator: torch.Generator, mask_id: int):
     """Returns (inputs, targets), both (B, T); a target is -100 where nothing is to be predicted."""
-    draw = torch.rand(ids.shape, generator=generator)
-    chosen = (draw < 0.15) & (ids >= len(SPECIAL))
-    inputs = torch.where(chosen & (draw < 0.12), mask_id, ids)
-    noise = torch.randint(len(SPECIAL), vocab_size, ids.shape, generator=generator)
-    inputs = torch.where(chosen & (draw >= 0.135), noise, inputs)
+    chosen = torch.rand(ids.shape, generator=generator) < rates[ids]
+    fate = torch.rand(ids.shape, generator=generator)
+    noise = torch.randint(len(SPECIAL), len(rates), ids.shape, generator=generator)
+    inputs = torch.where(chosen & (fate < 0.8), mask_id, ids)
+    inputs = torch.where(chosen & (fate >= 0.9), noise, inputs)
     return inputs, torch.where(chosen, ids, -100)
 
 
@@ -62,10 +76,11 @@ def main(argv=None) -> None:
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=128, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        initializer_range=INITIALIZER_RANGE,
     )  # fmt: skip
     model = BertForMaskedLM(config)
     rows = tokenizer(corpus, padding=True, return_tensors="pt")
-    generator = torch.Generator().manual_seed(args.seed)
+    generator, rates = torch.Generator().manual_seed(args.seed), choice_rates(tokenizer)
     steps = args.num_epochs * -(-len(corpus) // args.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.1)
@@ -76,7 +91,7 @@ def main(argv=None) -> None:
         for index in batches:
             length = int(rows["attention_mask"][index].sum(1).max())
             ids, mask = rows["input_ids"][index, :length], rows["attention_mask"][index, :length]
-            inputs, targets = mask_tokens(ids, generator, len(tokenizer), tokenizer.mask_token_id)
+            inputs, targets = mask_tokens(ids, rates, generator, tokenizer.mask_token_id)
             loss = model(input_ids=inputs, attention_mask=mask, labels=targets).loss
             optimizer.zero_grad()
             loss.backward()
@@ -85,8 +100,6 @@ def main(argv=None) -> None:
             total += loss.item()
         bar.set_postfix(loss=f"{total / len(batches):.3f}")
     # Masked language modelling trains no pooler: one is drawn here, so that all fine-tuned models start from it.
-    # BERT's spread of 0.02 suits 768 features; with 64 features, 1 / sqrt(64) passes a signal on.
-    config.initializer_range = 0.125
     encoder = BertModel(config)
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
     encoder.save_pretrained(args.output_dir)
