@@ -1,0 +1,187 @@
+"""Correlations with ground truth, their intervals, and what noise allows. NumPy and SciPy only.
+
+Symbols: M masks, N training rows, Q queries, R repeats, K classes, B bootstrap draws. Masks (M, N) hold 1 for
+a kept row; scores (Q, N); margins (M, R, Q), where NaN says that a repeat is missing. The linear
+datamodeling score of a query is the Spearman correlation, over masks, between the summed scores of the
+kept rows and the mean margin of the models retrained on them (TRAK, arXiv:2303.14186, section 2).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm, rankdata
+
+MIN_MASKS = 3
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth, ready to be correlated with: ranks of mean margins, and what they are controlled for."""
+
+    ranks: np.ndarray  # (M, Q), standardized ranks of mean margins; zero where a query's margins do not vary
+    basis: np.ndarray  # (M, K'), orthonormal columns that are regressed out of ranks; at least the constant
+    valid: np.ndarray  # (Q,), whether the query's margins vary (once controlled)
+
+
+def mean_margins(margins: np.ndarray) -> np.ndarray:
+    """(M, R, Q) -> (M, Q): the mean over the repeats that are there; NaN where there is none."""
+    there = np.isfinite(margins)
+    total = np.where(there, margins, 0.0).sum(1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return total / there.sum(1)
+
+
+def complete_masks(margins: np.ndarray) -> np.ndarray:
+    """(M,): masks for which every query has at least one repeat."""
+    return np.isfinite(margins).any(1).all(1)
+
+
+def kept_counts(masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(M, K): how many rows of each class a mask keeps."""
+    return np.stack([masks[:, labels == label].sum(1) for label in np.unique(labels)], axis=1).astype(np.float64)
+
+
+def make_truth(margins: np.ndarray, controls: np.ndarray | None = None) -> Truth:
+    """Ground truth from margins (M, Q), controlled for columns (M, K) by partial rank correlation.
+
+    Partial Spearman correlation: ranks of both sides, with the ranks of the controls regressed out by least squares.
+    """
+    basis = _basis(len(margins), controls)
+    ranks, valid = _standardize(margins, basis)
+    return Truth(ranks, basis, valid)
+
+
+def _basis(count: int, controls: np.ndarray | None) -> np.ndarray:
+    """Orthonormal columns (M, K') that span the constant and the ranks of the controls."""
+    columns = [np.ones((count, 1))]
+    if controls is not None and controls.size:
+        ranks = rankdata(controls, axis=0)
+        columns.append((ranks - ranks.mean(0)) / count)
+    u, s, _ = np.linalg.svd(np.concatenate(columns, axis=1), full_matrices=False)
+    return u[:, s > 1e-9 * s[0]]
+
+
+def _standardize(values: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ranks (M, Q) of each column, projected off the basis, with norm 1; whether anything was left (Q,))."""
+    ranks = rankdata(values, axis=0)
+    ranks -= basis @ (basis.T @ ranks)
+    norms = np.linalg.norm(ranks, axis=0)
+    valid = norms > 1e-8 * len(ranks) ** 1.5
+    return ranks / np.where(valid, norms, 1.0) * valid, valid
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one set of scores agrees with ground truth."""
+
+    per_query: np.ndarray  # (Q,) correlation; 0 where the prediction is constant, NaN where the margins are
+    predicted: np.ndarray  # (M, Q) standardized ranks of the predictions
+    constant: int  # queries whose prediction is the same for every mask
+
+    @property
+    def mean(self) -> float:
+        return float(np.nanmean(self.per_query)) if np.isfinite(self.per_query).any() else float("nan")
+
+
+def agreement(scores: np.ndarray, masks: np.ndarray, truth: Truth) -> Agreement:
+    """LDS of scores (Q, N) for every query; see `Truth` for what it is controlled for."""
+    predictions = masks.astype(np.float64) @ np.asarray(scores, dtype=np.float64).T
+    # Sums that differ in the last bits only are equal: ranks of rounding errors would look like an opinion.
+    scale = np.abs(scores).sum(1, dtype=np.float64)
+    grid = np.maximum(scale * 1e-12, np.finfo(np.float64).tiny)
+    predicted, valid = _standardize(np.round(predictions / grid), truth.basis)
+    per_query = np.where(truth.valid, (predicted * truth.ranks).sum(0), np.nan)
+    return Agreement(per_query, predicted, int((~valid).sum()))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Bootstrap weights, shared by all scores so that differences between them are paired."""
+
+    masks: np.ndarray  # (B, M), how often each mask was drawn
+    queries: np.ndarray  # (B, Q)
+
+
+def draw(num_masks: int, num_queries: int, count: int = 2000, seed: int = 0) -> Draws:
+    """Masks and queries, both drawn with replacement: the pigeonhole bootstrap (Owen 2007, arXiv:0712.1111)."""
+    generator = np.random.default_rng(seed)
+    return Draws(
+        generator.multinomial(num_masks, np.full(num_masks, 1 / num_masks), count).astype(np.float64),
+        generator.multinomial(num_queries, np.full(num_queries, 1 / num_queries), count).astype(np.float64),
+    )
+
+
+def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
+    """(B,): the mean agreement in every draw. Ranks stay those of all masks; means and norms are the draw's own."""
+    x, y, w = result.predicted, truth.ranks, draws.masks / draws.masks.sum(1, keepdims=True)
+    mean_x, mean_y = w @ x, w @ y
+    covariance = w @ (x * y) - mean_x * mean_y
+    variance = (w @ (x * x) - mean_x**2) * (w @ (y * y) - mean_y**2)
+    per_query = covariance / np.sqrt(np.maximum(variance, 1e-12 / len(x) ** 2))
+    weights = draws.queries * truth.valid
+    return (per_query * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap samples (B,)."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def chance(result: Agreement, truth: Truth, count: int = 500, seed: int = 0) -> float:
+    """Half width of the 95 % interval of the mean agreement where masks are permuted against margins."""
+    generator = np.random.default_rng(seed)
+    weights = truth.valid / max(truth.valid.sum(), 1)
+    means = [(result.predicted[generator.permutation(len(truth.ranks))] * truth.ranks).sum(0) @ weights for _ in range(count)]
+    return float(np.quantile(np.abs(means), 0.95))
+
+
+def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> float | None:
+    """The highest LDS that scores could reach against means of R repeats; None where there is only one repeat.
+
+    Square root of the reliability of the mean, R r / (1 + (R - 1) r) (Spearman 1910, Brown 1910), with r the
+    mean Spearman correlation, over queries and pairs of repeats, between the margins of two repeats.
+    """
+    complete = np.isfinite(margins).all((1, 2))
+    repeats = margins.shape[1]
+    if repeats < 2 or complete.sum() < MIN_MASKS:
+        return None
+    controls = None if controls is None else controls[complete]
+    ranks, valid = zip(*(_standardize(margins[complete, r], _basis(complete.sum(), controls)) for r in range(repeats)), strict=True)
+    valid = np.all(valid, axis=0)
+    if not valid.any():
+        return None
+    pairs = [(ranks[i] * ranks[j]).sum(0)[valid].mean() for i in range(repeats) for j in range(i)]
+    r = max(0.0, float(np.mean(pairs)))
+    return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)))
+
+
+def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over rows of the Spearman correlation of a (Q, N) with b (Q, N); constant rows count as 0."""
+    constant = np.ones((a.shape[1], 1)) / np.sqrt(a.shape[1])
+    return float((_standardize(a.T, constant)[0] * _standardize(b.T, constant)[0]).sum(0).mean())
+
+
+def combine(parts: list[np.ndarray], how: str = "zscore") -> np.ndarray:
+    """Mean of scores (Q, N) after each row was made comparable: `zscore`, or `rank` (0 to 1)."""
+    if how not in ("zscore", "rank"):
+        raise ValueError(f"unknown way to combine: {how}")
+    total = np.zeros(parts[0].shape)
+    for part in parts:
+        part = np.asarray(part, dtype=np.float64)
+        if how == "rank":
+            total += rankdata(part, axis=1) / part.shape[1]
+        else:
+            spread = part.std(1, keepdims=True)
+            total += (part - part.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    return total / len(parts)
+
+
+def wilson(hits: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share hits / count (Wilson 1927); (0, 1) where nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    z, share = norm.ppf((1 + level) / 2), hits / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
