@@ -11,12 +11,14 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save
@@ -80,9 +82,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Writes a dictionary as indented JSON, complete or absent."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+def write_json(path: Path, value: dict, compact: bool = False) -> None:
+    """Writes a dictionary as JSON, indented or (long lists) compact, complete or absent."""
+    layout = {"separators": (",", ":")} if compact else {"indent": 2}
+    write_bytes(path, (json.dumps(value, sort_keys=True, **layout) + "\n").encode())
 
 
 def read_json(path: Path) -> dict | None:
@@ -97,6 +100,13 @@ def read_json(path: Path) -> dict | None:
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes tensors as safetensors, complete or absent."""
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Writes named arrays as .npz, complete or absent."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_bytes(path, content.getvalue())
 
 
 def sha256_of(path: Path) -> str:

@@ -1,0 +1,95 @@
+"""Figures, drawn from the JSON that a script left; nothing is measured here."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from attribution.store import write_bytes
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE = {
+    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
+    "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "",
+}  # fmt: skip
+LINES = 5  # scores whose growth with the number of masks is drawn
+
+
+def save(figure, path: Path) -> None:
+    """Writes the figure as PNG, complete or absent, without the date and version of its making."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    plt.close(figure)
+    write_bytes(Path(path), content.getvalue())
+
+
+def draw_lds(result: dict, path: Path) -> None:
+    """Bars of LDS with 95 % intervals, the class-balance control beside them; LDS against the number of masks."""
+    names = sorted(result["scores"], key=lambda name: result["scores"][name]["plain"]["lds"])
+    with plt.rc_context(STYLE):
+        figure, (bars, lines) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.34 * max(8, len(names))), width_ratios=(1.25, 1))
+        _draw_bars(bars, result, names)
+        _draw_growth(lines, result, names)
+        save(figure, path)
+
+
+def _draw_bars(axes, result: dict, names: list[str]) -> None:
+    kinds = [("plain", "as usual", COLOURS[0], 0.0)]
+    if "balanced" in result["ceiling"]:
+        kinds = [("plain", "as usual", COLOURS[0], 0.19), ("balanced", "class balance controlled", COLOURS[4], -0.19)]
+    for kind, label, colour, offset in kinds:
+        places = np.arange(len(names)) + offset
+        values = np.array([result["scores"][name][kind]["lds"] for name in names])
+        low, high = np.array([result["scores"][name][kind]["interval"] for name in names]).T
+        axes.barh(places, values, height=0.38 if len(kinds) > 1 else 0.7, color=colour, label=label)
+        axes.hlines(places, low, high, color="black", linewidth=1.2)
+        if (ceiling := result["ceiling"][kind]) is not None:
+            axes.axvline(ceiling, color=colour, linestyle="--", linewidth=1.2)
+    if result["ceiling"]["plain"] is not None:
+        axes.plot([], [], color="grey", linestyle="--", linewidth=1.2, label="noise ceiling")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("LDS, mean over queries, 95 % interval")
+    axes.set_title(f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats", loc="left")
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+
+
+def _draw_growth(axes, result: dict, names: list[str]) -> None:
+    """The reference, the best scores and the best baselines, against the number of masks."""
+    best = names[::-1]
+    chosen = (["ekfac"] if "ekfac" in best else []) + [name for name in best if name != "ekfac"]
+    for i, name in enumerate(chosen[:LINES]):
+        mean, low, high = np.array(result["growth"]["lines"][name]).T
+        axes.plot(result["growth"]["masks"], mean, color=COLOURS[i], marker=MARKERS[i], label=name)
+        axes.fill_between(result["growth"]["masks"], low, high, color=COLOURS[i], alpha=0.12, linewidth=0)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("number of masks")
+    axes.set_ylabel("LDS")
+    axes.set_title("are there enough masks?", loc="left")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def draw_counterfactual(result: dict, path: Path) -> None:
+    """Share of flipped targets against removed rows, one line an arm; to be read at 380 pixels."""
+    with plt.rc_context(STYLE | {"font.size": 15}):
+        figure, axes = plt.subplots(figsize=(6.4, 4.8))
+        arms, removals = result["curves"], np.array(result["removals"], dtype=float)
+        width = removals.max() * 0.012  # intervals of several arms stand beside each other
+        for i, (name, curve) in enumerate(arms.items()):
+            places = removals + (i - (len(arms) - 1) / 2) * width
+            share, (low, high) = np.array(curve["flipped"]), np.array(curve["flipped_interval"]).T
+            axes.plot(places, share, color=COLOURS[i % 8], marker=MARKERS[i % 8], markersize=8, linewidth=2.5, label=name)
+            axes.vlines(places, low, high, color=COLOURS[i % 8], linewidth=1.8, alpha=0.8)
+        axes.set_ylim(-0.02, 1.0 if max(max(curve["flipped"]) for curve in arms.values()) > 0.5 else None)
+        axes.set_xticks(removals)
+        axes.set_xlabel("training rows removed")
+        axes.set_ylabel("share of targets flipped")
+        axes.set_title(f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals", loc="left", fontsize=14)
+        axes.legend(frameon=False, loc="upper left")
+        save(figure, path)

@@ -1,0 +1,122 @@
+"""Results as tables: aligned text for the screen, Markdown for a page. Nothing is computed here."""
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    """Columns padded to their widest cell: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def with_interval(value: float | None, interval: list[float] | None, sign: bool = False) -> str:
+    """`0.32 [0.30, 0.35]`, with a plus sign where a difference is shown; `-` where there is none."""
+    if value is None or interval is None:
+        return "-"
+    style = "+.3f" if sign else ".3f"
+    return f"{value:{style}} [{interval[0]:{style}}, {interval[1]:{style}}]"
+
+
+def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of an LDS result, best first."""
+    kinds = list(result["ceiling"])
+    header = ["score", "LDS [95 %]", "minus ekfac [95 %]"]
+    header += ["class balance controlled", "minus ekfac [95 %]"] if "balanced" in kinds else []
+    rows = []
+    for name, entry in sorted(result["scores"].items(), key=lambda item: -item[1]["plain"]["lds"]):
+        row = [name]
+        for kind in kinds:
+            part = entry[kind]
+            row.append(with_interval(part["lds"], part["interval"]))
+            row.append(with_interval(part.get("difference"), part.get("difference_interval"), sign=True))
+        agrees = entry["spearman_with_ekfac"]
+        rows.append([*row, "-" if agrees is None else f"{agrees:.3f}"])
+    ceiling = ["noise ceiling"]
+    for kind in kinds:
+        value = result["ceiling"][kind]
+        ceiling += ["needs repeats" if value is None else f"{value:.3f}", "-"]
+    return [*header, "Spearman with ekfac"], [*rows, [*ceiling, "-"]]
+
+
+def lds_notes(result: dict) -> str:
+    """What the reader must know beside the table."""
+    drawn = "with the same share of every class" if result["stratified"] else "drawn at random"
+    notes = [
+        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['rows']:,} rows of which "
+        f"{result['alpha']:.0%} are kept, {drawn}; {result['queries']} queries."
+    ]
+    metrics = next(iter(result["evaluation"].values()))
+    if "accuracy" in metrics:
+        notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; of retrains, on these queries, {result['retrained_accuracy']:.3f}.")
+    notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}.")
+    if result["foreign"]:
+        notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
+    if result["ceiling"]["plain"] is None:
+        notes.append("One repeat only: no noise ceiling.")
+    if result["incomplete_masks"] or result["missing_repeats"]:
+        notes.append(f"{result['missing_repeats']} repeats have no finite margin; {result['incomplete_masks']} masks are left out for it.")
+    if result["constant_queries"]["plain"]:
+        notes.append(f"{result['constant_queries']['plain']} queries whose margin never changes are left out.")
+    constant = {name: entry["plain"]["constant"] for name, entry in result["scores"].items() if entry["plain"]["constant"]}
+    if constant:
+        counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items())
+        notes.append(f"The same prediction for every mask, counted as 0: {counts}.")
+    return " ".join(notes)
+
+
+def lds_text(result: dict) -> str:
+    return aligned(*lds_rows(result)) + "\n\n" + lds_notes(result)
+
+
+def lds_markdown(result: dict) -> str:
+    return markdown(*lds_rows(result)) + "\n\n" + lds_notes(result)
+
+
+def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, header, rows) of the tables of a counterfactual result."""
+    arms, removals = result["curves"], result["removals"]
+    first = next(iter(arms))
+    wanted = [
+        ("share of flipped targets [95 %, Wilson]", "flipped", False),
+        ("mean margin change [95 %, bootstrap over targets]", "margin_change", True),
+        (f"share flipped minus {first}'s [95 %, paired bootstrap]", "flipped_difference", True),
+        (f"margin change minus {first}'s [95 %, paired bootstrap]", "margin_change_difference", True),
+    ]
+    parts = []
+    for title, key, sign in wanted:
+        header = ["rows removed", *(str(count) for count in removals)]
+        names = [name for name in arms if not (name == first and key.endswith("difference"))]
+        rows = [
+            [name, *(with_interval(*pair, sign) for pair in zip(arms[name][key], arms[name][f"{key}_interval"], strict=True))]
+            for name in names
+        ]
+        if rows:
+            parts.append((title, header, rows))
+    return parts
+
+
+def counterfactual_notes(result: dict) -> str:
+    """What the reader must know beside the tables."""
+    carried = "a flipped target stays flipped and keeps its last margin" if result["carry_forward"] else "every target is retrained at every removal"
+    return (
+        f"{result['dataset']}: {len(result['targets'])} targets, classified correctly by all {len(result['base_seeds'])} base "
+        f"seeds (accuracy {result['base_accuracy']:.3f}) among the first {result['sought']} validation rows; {result['rows']:,} "
+        f"training rows, {len(result['retrain_seeds'])} retrains a removal, {carried}."
+    )
+
+
+def counterfactual_text(result: dict) -> str:
+    parts = [f"{title}\n{aligned(header, rows)}" for title, header, rows in counterfactual_parts(result)]
+    return "\n\n".join([*parts, counterfactual_notes(result)])
+
+
+def counterfactual_markdown(result: dict) -> str:
+    parts = [f"{title}:\n\n{markdown(header, rows)}" for title, header, rows in counterfactual_parts(result)]
+    return "\n\n".join([*parts, counterfactual_notes(result)])
