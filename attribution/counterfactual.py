@@ -89,6 +89,7 @@ def states(base: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarra
     A target that was carried forward counts as flipped and keeps its last margin. Changes are to the mean margin
     (S, R) of the same seeds with nothing removed.
     """
+    base = np.asarray(base, dtype=np.float64)
     start = np.broadcast_to(base[:, None, None], (*margins.shape[:2], 1, margins.shape[3]))
     whole = np.concatenate([start, margins], axis=2)
     flips, change = flipped(whole), whole.mean(-1)

@@ -44,10 +44,11 @@ def show_query(queries, train, scores: torch.Tensor, index: int, top_k: int) -> 
             print(describe(train, row, scores[index, row].item()))
 
 
-def describe(train, row: int, score: float) -> str:
-    """One training row as it is shown: score, number, label, text, and on the demo whether it was flipped."""
+def describe(train, row: int, score: float | None = None) -> str:
+    """One training row as it is shown: score (if any), number, label, text, and on the demo whether it was flipped."""
     flipped = "flipped" in train.table.column_names and train.table[row]["flipped"]
-    return f"    {score:+12.4g}  row {row:>6} [{train.label_name(row)}{', flipped' if flipped else ''}] {train.text(row)}"
+    shown = "" if score is None else f"{score:+12.4g}  "
+    return f"    {shown}row {row:>6} [{train.label_name(row)}{', flipped' if flipped else ''}] {train.text(row)}"
 
 
 def show_self_influence(train, scores: torch.Tensor, top_k: int) -> None:
