@@ -21,7 +21,7 @@ from analyze import MAX_QUERIES, factors_name, open_data, open_run
 from attribution import baselines, plotting, stats, tables
 from attribution.ground_truth import check_margins, check_masks, draw_masks, load_array
 from attribution.reading import describe, stored_scores
-from attribution.retraining import Job, Store, announce, default_workers, launched, run_jobs
+from attribution.retraining import RETRAIN_SEED, Job, Store, announce, default_workers, launched, run_jobs
 from attribution.store import (
     Refused,
     check_positive,
@@ -56,7 +56,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--alpha", type=float, default=0.5, help="share of the rows that a subset keeps (0.5, as published)")
     add("--stratify", action="store_true", help="subsets keep the same share of every class")
     add("--mask_seed", type=int, default=0, help="of the subsets (0)")
-    add("--retrain_seed", type=int, default=0, help="seed of the first repeat; the next ones count up (0)")
+    add("--retrain_seed", type=int, default=RETRAIN_SEED, help=f"seed of the first repeat; the next ones count up; not that of a scored model ({RETRAIN_SEED})")
     add("--masks_path", type=Path, help="foreign subsets (M, N), 1 = kept: .npy, .npz or .pt")
     add("--margins_path", type=Path, help="foreign margins (M, R, Q) or (M, Q): .npy, .npz or .pt")
     # How it runs.
@@ -81,6 +81,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
+def retrain_seeds(args) -> range:
+    return range(args.retrain_seed, args.retrain_seed + args.num_repeats)
+
+
 # --- ground truth --------------------------------------------------------------------------------------
 
 
@@ -93,7 +97,7 @@ def own_truth(args, folder: Path, retrain: Retrainer, wait: bool) -> tuple[np.nd
     if not masks.any(1).all() or masks.all(1).any():
         raise Refused(f"--alpha {args.alpha} of {len(train)} rows keeps none or all of them")
     check_masks(masks, len(train))
-    seeds = range(args.retrain_seed, args.retrain_seed + args.num_repeats)
+    seeds = retrain_seeds(args)
     jobs = [Job(np.flatnonzero(mask), seed) for mask in masks for seed in seeds]
     store = Store(folder / "retraining", retrain.fingerprint(), len(queries))
     if not wait and store.missing(jobs):
@@ -134,9 +138,9 @@ def open_scores(folder: Path, run: dict, query_rows: str) -> dict[str, np.ndarra
     return scores
 
 
-def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], query_rows: str) -> None:
-    """Adds the mean over checkpoints of every score that all of them have."""
-    others = []
+def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], query_rows: str) -> list[int]:
+    """Adds the mean over checkpoints of every score that all of them have; returns the seeds of the others."""
+    others, seeds = [], []
     for directory in args.ensemble:
         folder, other = open_run(directory, args.dataset_name)
         for part in ("train_rows", "recipe"):
@@ -145,19 +149,21 @@ def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], query_rows: st
         if other["weights"] == run["weights"]:
             raise Refused(f"--ensemble {directory} has the same weights as another member; train it with another --seed")
         others.append(open_scores(folder, other, query_rows))
+        seeds.append(other["seed"])
     shared = [name for name in scores if others and all(name in other for other in others)]
     if others and not shared:
         raise Refused("the checkpoints of --ensemble share no stored score; run analyze.py on each of them")
     for name in shared:
         scores[f"{name}, {len(others) + 1} seeds"] = np.mean([scores[name], *(other[name] for other in others)], axis=0)
+    return seeds
 
 
-def collect_scores(args, folder: Path, run: dict, train, queries) -> dict[str, np.ndarray]:
-    """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations."""
+def collect_scores(args, folder: Path, run: dict, train, queries) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations; seeds of the models behind them."""
     scores = open_scores(folder, run, queries.fingerprint())
     if not scores:
         print(f"no stored scores; make them with: python analyze.py --dataset_name {args.dataset_name} --checkpoint_dir {args.checkpoint_dir}")
-    add_ensembles(args, run, scores, queries.fingerprint())
+    seeds = [run["seed"], *add_ensembles(args, run, scores, queries.fingerprint())]
     for name in baselines.NAMES:
         values = baselines.baseline_scores(name, queries, train, lambda: represent(folder, choose_device(), queries, train))
         if values is not None:
@@ -166,7 +172,7 @@ def collect_scores(args, folder: Path, run: dict, train, queries) -> dict[str, n
         if unknown := [name for name in names if name not in scores]:
             raise Refused(f"--combine: there is no score {unknown[0]!r}; there are {', '.join(scores)}")
         scores[" + ".join(names)] = stats.combine([scores[name] for name in names], args.combine_by)
-    return scores
+    return scores, seeds
 
 
 # --- the table -----------------------------------------------------------------------------------------
@@ -270,8 +276,10 @@ def main(argv=None) -> None:
         show_query(args, folder, run, retrain, *truth)
         return
     labels = None if train.task.regression else train.labels
-    result = evaluate(collect_scores(args, folder, run, train, queries), *truth, labels, args.num_bootstrap)
+    scores, seeds = collect_scores(args, folder, run, train, queries)
+    result = evaluate(scores, *truth, labels, args.num_bootstrap)
     result |= {"dataset": args.dataset_name, "stratified": args.stratify, "foreign": args.masks_path is not None}
+    result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(retrain_seeds(args)))
     result |= {"recipe": recipe, "evaluation": run["evaluation"], "retrained_accuracy": float((truth[1] > 0).mean())}
     print(tables.lds_text(result))
     save(args, result)

@@ -21,7 +21,7 @@ import numpy as np
 from analyze import MAX_QUERIES, open_data, open_run
 from attribution import baselines, counterfactual, plotting, tables
 from attribution.reading import describe, stored_scores
-from attribution.retraining import Job, Store, announce, default_workers, launched, run_jobs
+from attribution.retraining import RETRAIN_SEED, Job, Store, announce, default_workers, launched, run_jobs
 from attribution.store import Refused, check_positive, environment, read_json, run_script, write_bytes, write_json
 from pipeline import quiet_libraries
 from train import Retrainer, add_recipe_arguments, check_recipe, choose_device, recipe_of, represent
@@ -46,7 +46,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--num_base_seeds", type=int, default=5, help="seeds that must all classify a target correctly (5, as published)")
     add("--num_retrain_seeds", type=int, default=3, help="retrains for every removal (3, as published)")
     add("--base_seed", type=int, default=0, help="the first base seed (0)")
-    add("--retrain_seed", type=int, default=1000, help="the first retrain seed; none may be a base seed (1000)")
+    add("--retrain_seed", type=int, default=RETRAIN_SEED, help=f"the first retrain seed; none may be a base seed or that of the scored model ({RETRAIN_SEED})")
     add("--no_carry_forward", dest="carry_forward", action="store_false", help="retrain every target at every removal (published: a flipped target stays flipped and is not retrained again)")
     # How it runs.
     add("--jobs_per_device", type=int, help="retrains at the same time: a GPU's processes (1), or on a CPU processes of one thread each (one a core)")
@@ -208,6 +208,8 @@ def main(argv=None) -> None:
         plotting.draw_counterfactual(result, args.figure_path)
         return
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
+    if run["seed"] in retrain_seeds(args):
+        raise Refused(f"the scored model was trained with seed {run['seed']}, which --retrain_seed would use again")
     train, queries = open_data(folder, run, args.dataset_path, args.max_queries)
     if train.task.regression:
         raise Refused(f"{args.dataset_name} is a regression task: it has margins, but no prediction that could flip")

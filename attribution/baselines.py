@@ -1,7 +1,8 @@
 """Scores that need no factors: what a method must beat to be worth them.
 
-Every function returns scores (Q queries, N training rows), float32. Similarities of texts or representations are signed by label agreement: a similar row of the
-same class helps, one of another class harms. For regression there is no agreement and no sign.
+Every function returns scores (Q queries, N training rows), float32. Similarities of texts or representations are
+signed by label agreement: a similar row of the same class helps, one of another class harms. For regression there
+is no agreement and no sign.
 """
 
 import numpy as np

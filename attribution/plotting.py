@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from attribution import baselines
 from attribution.store import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.
@@ -18,7 +19,6 @@ STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
     "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "",
 }  # fmt: skip
-LINES = 5  # scores whose growth with the number of masks is drawn
 
 
 def save(figure, path: Path) -> None:
@@ -57,22 +57,30 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("LDS, mean over queries, 95 % interval")
     axes.set_title(f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats", loc="left")
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    _legend_below(axes, 3)
 
 
 def _draw_growth(axes, result: dict, names: list[str]) -> None:
-    """The reference, the best scores and the best baselines, against the number of masks."""
-    best = names[::-1]
-    chosen = (["ekfac"] if "ekfac" in best else []) + [name for name in best if name != "ekfac"]
-    for i, name in enumerate(chosen[:LINES]):
+    """LDS of ekfac, the two best other scores and the two best baselines against the number of masks."""
+    reference = [name for name in names if name == "ekfac"]
+    cheap = [name for name in names[::-1] if name in baselines.NAMES]
+    others = [name for name in names[::-1] if name not in (*cheap, *reference)]
+    for i, name in enumerate(reference + others[:2] + cheap[:2]):
         mean, low, high = np.array(result["growth"]["lines"][name]).T
-        axes.plot(result["growth"]["masks"], mean, color=COLOURS[i], marker=MARKERS[i], label=name)
-        axes.fill_between(result["growth"]["masks"], low, high, color=COLOURS[i], alpha=0.12, linewidth=0)
+        counts = np.array(result["growth"]["masks"])
+        places = counts + (i - 2) * counts.max() * 0.012  # intervals stand beside each other
+        axes.plot(places, mean, color=COLOURS[i], marker=MARKERS[i], label=name)
+        axes.vlines(places, low, high, color=COLOURS[i], linewidth=1.2, alpha=0.7)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("number of masks")
     axes.set_ylabel("LDS")
     axes.set_title("are there enough masks?", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    _legend_below(axes, 2)
+
+
+def _legend_below(axes, columns: int) -> None:
+    """A legend under the axes, where it covers nothing."""
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=columns)
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:

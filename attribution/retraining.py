@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from attribution.store import write_bytes, write_json
 
+RETRAIN_SEED = 100  # the first seed of retrains; scored models have others, or they would share head and row order
 POLL = 0.5  # seconds between two looks at what other processes have finished
 
 

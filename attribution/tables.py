@@ -58,6 +58,9 @@ def lds_notes(result: dict) -> str:
     notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}.")
     if result["foreign"]:
         notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
+    if result["shared_seeds"]:
+        seeds = ", ".join(map(str, result["shared_seeds"]))
+        notes.append(f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS is too high.")
     if result["ceiling"]["plain"] is None:
         notes.append("One repeat only: no noise ceiling.")
     if result["incomplete_masks"] or result["missing_repeats"]:

@@ -11,6 +11,7 @@ from conftest import SMALL
 import analyze
 import evaluate_lds
 import train
+from attribution.retraining import RETRAIN_SEED
 from attribution.store import run_script
 
 QUERIES = ["--dataset_name", "demo", "--max_queries", "12"]
@@ -127,6 +128,16 @@ def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, c
     assert {"ekfac + tfidf2", "ekfac, 2 seeds"} <= set(result["scores"])
     assert result["scores"]["ekfac, 2 seeds"]["spearman_with_ekfac"] < 0.999
     assert "same weights" in refused(capsys, copied, tmp_path, "--ensemble", str(copied))
+
+
+def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tmp_path, capsys):
+    assert run(copied, tmp_path)["shared_seeds"] == []
+    other = tmp_path / "other"
+    train.main([*SMALL, "--checkpoint_dir", str(other), "--seed", str(RETRAIN_SEED + 1)])
+    analyze.main([*QUERIES, "--checkpoint_dir", str(other)])
+    assert "share seeds" not in capsys.readouterr().out
+    assert run(copied, tmp_path, "--ensemble", str(other))["shared_seeds"] == [RETRAIN_SEED + 1]
+    assert f"share seeds ({RETRAIN_SEED + 1})" in capsys.readouterr().out
 
 
 def test_a_query_is_shown_with_its_top_row_and_its_lds(copied, tmp_path, capsys):
