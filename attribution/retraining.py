@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def work(store: Store, jobs: list[Job], retrain, start: float = 0.0, on_done=Non
 
 def _worker(index: int, count: int, folder: Path, num_queries: int, jobs: list[Job], retrain: bytes) -> None:
     """A process of `run_jobs`. The retrainer comes pickled by value: shared memory is small in containers."""
+    # torch sends this signal when the parent dies; whoever was started in the background of a script ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fingerprint = json.loads((folder / "recipe.json").read_bytes())["fingerprint"]
     rank, size = launched()
     work(Store(folder.parent, fingerprint, num_queries), jobs, pickle.loads(retrain), (rank + index / count) / size)

@@ -8,6 +8,7 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tqdm import tqdm
@@ -157,3 +158,24 @@ def test_several_processes_give_the_bits_of_one(retrain, tmp_path):
     one = run_jobs(Store(tmp_path / "one", retrain.fingerprint(), 20), jobs, retrain)
     two = run_jobs(Store(tmp_path / "two", retrain.fingerprint(), 20), jobs, retrain, workers=2)
     assert np.array_equal(one, two)
+
+
+def run_in_the_background(store: Store, jobs: list[Job], retrain) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what ends in &
+    tqdm.set_lock(threading.RLock())
+    run_jobs(store, jobs, retrain, workers=2)
+
+
+def test_workers_end_with_the_process_that_started_them_even_if_it_is_killed(retrain, tmp_path):
+    store, jobs = Store(tmp_path, retrain.fingerprint(), 20), [Job(np.arange(i, 120), seed) for i in range(60) for seed in range(20)]
+    parent = FORK.Process(target=run_in_the_background, args=(store, jobs, retrain))
+    parent.start()
+    while not any(store.path(job).exists() for job in jobs):
+        assert parent.is_alive()
+        time.sleep(0.05)
+    workers = psutil.Process(parent.pid).children()
+    assert len(workers) >= 2
+    parent.kill()
+    parent.join()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive and store.missing(jobs)
