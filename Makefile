@@ -1,8 +1,9 @@
 # make demo: fine-tune the small BERT on the embedded data, score, print.   make test: the whole test suite.
+# make figures: draw every figure of the README again from the results that are committed.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint figures
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +17,10 @@ demo: .venv/ready
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest
+
+figures: .venv/ready
+	$(BIN)/python evaluate_lds.py --dataset_name demo --plot_only
+	$(BIN)/python evaluate_lds.py --dataset_name sst2 --plot_only --figure_path figure/lds_sst2.png
 
 lint: .venv/ready
 	$(BIN)/ruff check .
