@@ -21,6 +21,7 @@ test: .venv/ready lint
 figures: .venv/ready
 	$(BIN)/python evaluate_lds.py --dataset_name demo --plot_only
 	$(BIN)/python evaluate_lds.py --dataset_name sst2 --plot_only --figure_path figure/lds_sst2.png
+	$(BIN)/python run_counterfactual.py --dataset_name demo --plot_only
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -141,12 +141,11 @@ def show_removed(args, arms: dict, train, queries) -> None:
 # --- the study -----------------------------------------------------------------------------------------
 
 
-def find_targets(args, store: Store, retrain: Retrainer, workers: int) -> tuple[np.ndarray, float]:
-    """(validation rows that every base seed classifies correctly, mean accuracy of the base seeds on the rows sought)."""
+def base_runs(args, store: Store, retrain: Retrainer, workers: int) -> np.ndarray:
+    """Margins (base seeds, rows sought for targets) of models trained on everything."""
     everything = np.arange(len(retrain.train))
-    margins = run_jobs(store, [Job(everything, seed) for seed in base_seeds(args)], retrain, workers, "base runs")
-    correct = margins[:, : args.num_targets] > 0
-    return np.flatnonzero(correct.all(0)), float(correct.mean())
+    jobs = [Job(everything, seed) for seed in base_seeds(args)]
+    return run_jobs(store, jobs, retrain, workers, "base runs")[:, : args.num_targets]
 
 
 def study(args, arms: dict, targets: np.ndarray, store: Store, retrain: Retrainer, workers: int) -> dict | None:
@@ -173,12 +172,13 @@ def study(args, arms: dict, targets: np.ndarray, store: Store, retrain: Retraine
     return {"base": base, "arms": plan.margins, "orders": orders}
 
 
-def summarize(args, train, queries, targets: np.ndarray, accuracy: float, outcome: dict) -> dict:
+def summarize(args, train, queries, base: np.ndarray, targets: np.ndarray, outcome: dict) -> dict:
     """Everything that is reported: settings, every margin, every removed row, shares and intervals."""
     most = args.removals[-1]
     return {
         "dataset": args.dataset_name, "removals": [0, *args.removals], "carry_forward": args.carry_forward,
-        "targets": targets.tolist(), "sought": min(args.num_targets, len(queries)), "base_accuracy": accuracy,
+        "targets": targets.tolist(), "sought": min(args.num_targets, len(queries)), "base_accuracy": float((base > 0).mean()),
+        "base_run_margins": base.tolist(),
         "rows": len(train), "base_seeds": list(base_seeds(args)), "retrain_seeds": list(retrain_seeds(args)),
         "random_seed": args.random_seed, "base_margins": outcome["base"].tolist(),
         "margins": {name: counterfactual.listed(values) for name, values in outcome["arms"].items()},
@@ -222,13 +222,14 @@ def main(argv=None) -> None:
     retrain = Retrainer(run, train, queries, recipe, choose_device())
     workers = args.jobs_per_device or default_workers(retrain.device, retrain.num_parameters)
     store = Store(folder / "retraining", retrain.fingerprint(), len(queries))
-    targets, accuracy = find_targets(args, store, retrain, workers)
+    base = base_runs(args, store, retrain, workers)
+    targets = np.flatnonzero((base > 0).all(0))  # what every base seed classifies correctly
     if len(targets) == 0:
-        raise Refused(f"no validation row is classified correctly by all {args.num_base_seeds} base seeds (their accuracy is {accuracy:.2f})")
+        raise Refused(f"no validation row is classified correctly by all {args.num_base_seeds} base seeds (their accuracy is {(base > 0).mean():.2f})")
     outcome = study(args, arms, targets, store, retrain, workers)
     if outcome is None or launched()[0] > 0:
         return
-    result = summarize(args, train, queries, targets, accuracy, outcome) | {"recipe": recipe}
+    result = summarize(args, train, queries, base, targets, outcome) | {"recipe": recipe}
     print(tables.counterfactual_text(result))
     save(args, result)
 
