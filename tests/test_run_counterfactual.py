@@ -165,7 +165,7 @@ def test_scores_of_another_checkpoint_are_refused_by_what_differs(copied, tmp_pa
 
 
 def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(copied, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_counterfactual, "find_targets", lambda *_: (np.array([], int), 0.25))
+    monkeypatch.setattr(run_counterfactual, "base_runs", lambda *_: np.array([[1.0, -1.0, -1.0, -1.0], [-1.0, 1.0, -1.0, -1.0]]))
     assert "accuracy is 0.25" in refused(capsys, copied, tmp_path)
 
 
