@@ -176,7 +176,7 @@ def summarize(args, train, queries, base: np.ndarray, targets: np.ndarray, outco
     """Everything that is reported: settings, every margin, every removed row, shares and intervals."""
     most = args.removals[-1]
     return {
-        "dataset": args.dataset_name, "removals": [0, *args.removals], "carry_forward": args.carry_forward,
+        "dataset": args.dataset_name, "strategies": args.strategies, "removals": [0, *args.removals], "carry_forward": args.carry_forward,
         "targets": targets.tolist(), "sought": min(args.num_targets, len(queries)), "base_accuracy": float((base > 0).mean()),
         "base_run_margins": base.tolist(),
         "rows": len(train), "base_seeds": list(base_seeds(args)), "retrain_seeds": list(retrain_seeds(args)),

@@ -87,14 +87,15 @@ def draw_counterfactual(result: dict, path: Path) -> None:
     """Share of flipped targets against removed rows, one line an arm; to be read at 380 pixels."""
     with plt.rc_context(STYLE | {"font.size": 15}):
         figure, axes = plt.subplots(figsize=(6.4, 4.8))
-        arms, removals = result["curves"], np.array(result["removals"], dtype=float)
+        arms, removals = result["strategies"], np.array(result["removals"], dtype=float)
         width = removals.max() * 0.012  # intervals of several arms stand beside each other
-        for i, (name, curve) in enumerate(arms.items()):
+        for i, name in enumerate(arms):
+            curve = result["curves"][name]
             places = removals + (i - (len(arms) - 1) / 2) * width
             share, (low, high) = np.array(curve["flipped"]), np.array(curve["flipped_interval"]).T
             axes.plot(places, share, color=COLOURS[i % 8], marker=MARKERS[i % 8], markersize=8, linewidth=2.5, label=name)
             axes.vlines(places, low, high, color=COLOURS[i % 8], linewidth=1.8, alpha=0.8)
-        axes.set_ylim(-0.02, 1.0 if max(max(curve["flipped"]) for curve in arms.values()) > 0.5 else None)
+        axes.set_ylim(-0.02, 1.0 if max(max(curve["flipped"]) for curve in result["curves"].values()) > 0.5 else None)
         axes.set_xticks(removals)
         axes.set_xlabel("training rows removed")
         axes.set_ylabel("share of targets flipped")

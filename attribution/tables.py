@@ -84,8 +84,7 @@ def lds_markdown(result: dict) -> str:
 
 def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, header, rows) of the tables of a counterfactual result."""
-    arms, removals = result["curves"], result["removals"]
-    first = next(iter(arms))
+    arms, removals, first = result["curves"], result["removals"], result["strategies"][0]
     wanted = [
         ("share of flipped targets [95 %, Wilson]", "flipped", False),
         ("mean margin change [95 %, bootstrap over targets]", "margin_change", True),
@@ -95,7 +94,7 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
     parts = []
     for title, key, sign in wanted:
         header = ["rows removed", *(str(count) for count in removals)]
-        names = [name for name in arms if not (name == first and key.endswith("difference"))]
+        names = [name for name in result["strategies"] if not (name == first and key.endswith("difference"))]
         rows = [
             [name, *(with_interval(*pair, sign) for pair in zip(arms[name][key], arms[name][f"{key}_interval"], strict=True))]
             for name in names

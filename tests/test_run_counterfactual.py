@@ -181,8 +181,8 @@ def test_a_dry_run_counts_and_stops(copied, tmp_path, capsys):
     assert "of them stored" in capsys.readouterr().out and not (tmp_path / "results").exists()
 
 
-def test_the_figure_is_drawn_again_from_the_json(copied, tmp_path):
-    run(copied, tmp_path)
+def test_the_figure_is_drawn_again_from_the_json_with_arms_in_their_order(copied, tmp_path):
+    run(copied, tmp_path, "--strategies", "random", "ekfac")
     first = (tmp_path / "figure/c.png").read_bytes()
     (tmp_path / "figure/c.png").unlink()
     run_counterfactual.main(arguments(tmp_path / "nowhere", tmp_path, "--plot_only"))
