@@ -161,7 +161,8 @@ def fit(
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns it.
 
     pad_to: pad every batch to so many tokens (None: to its longest row). on_epoch(epoch, mean loss per
-    example in nats, seconds) is called after every epoch, on_batch(rows) after every step. Leaves the process's random state as it was.
+    example in nats, seconds) is called after every epoch, on_batch(rows) after every step. Leaves the process's
+    random state as it was.
     Same arguments, same machine and thread count: same weights, bit for bit on the CPU.
     """
     device = next(model.parameters()).device
