@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from analyze import MAX_QUERIES, factors_name, open_data, open_run
-from attribution import baselines, plotting, stats, tables
+from attribution import baselines, plotting, report, stats, tables
 from attribution.ground_truth import check_margins, check_masks, draw_masks, load_array
 from attribution.reading import describe, stored_scores
 from attribution.retraining import RETRAIN_SEED, Job, Store, announce, default_workers, launched, run_jobs
@@ -26,10 +26,8 @@ from attribution.store import (
     Refused,
     check_positive,
     differing_parts,
-    environment,
     read_json,
     run_script,
-    write_bytes,
     write_json,
     write_npz,
 )
@@ -242,25 +240,12 @@ def show_query(args, folder: Path, run: dict, retrain: Retrainer, masks: np.ndar
     print(f"  LDS of {name} for this query: {agreed.per_query[q]:.3f} ({len(masks)} masks; mean over queries {agreed.mean:.3f})")
 
 
-def save(args, result: dict) -> None:
-    """Writes JSON, Markdown, what surrounded the run, and the figure."""
-    stem = args.results_dir / f"lds_{args.dataset_name}"
-    write_json(stem.with_suffix(".json"), result)
-    write_bytes(stem.with_suffix(".md"), (tables.lds_markdown(result) + "\n").encode())
-    arguments = {name: str(value) for name, value in vars(args).items()}
-    write_json(stem.with_suffix(".run.json"), {"arguments": arguments, **environment(choose_device())})
-    plotting.draw_lds(result, args.figure_path)
-    print(f"wrote {stem}.json, {stem}.md and {args.figure_path}")
-
-
 def main(argv=None) -> None:
     quiet_libraries()
     args = parse_args(argv)
+    stem = args.results_dir / f"lds_{args.dataset_name}"
     if args.plot_only:
-        path = args.results_dir / f"lds_{args.dataset_name}.json"
-        if (result := read_json(path)) is None:
-            raise Refused(f"there is no {path}; run without --plot_only first")
-        plotting.draw_lds(result, args.figure_path)
+        report.redraw(stem, args.figure_path, plotting.draw_lds)
         return
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     train, queries = open_data(folder, run, args.dataset_path, args.max_queries)
@@ -282,7 +267,10 @@ def main(argv=None) -> None:
     result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(retrain_seeds(args)))
     result |= {"recipe": recipe, "evaluation": run["evaluation"], "retrained_accuracy": float((truth[1] > 0).mean())}
     print(tables.lds_text(result))
-    save(args, result)
+    report.save(
+        result, stem, args.figure_path, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,
+        arguments=vars(args), device=retrain.device,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from analyze import MAX_QUERIES, open_data, open_run
-from attribution import baselines, counterfactual, plotting, tables
+from attribution import baselines, counterfactual, plotting, report, tables
 from attribution.reading import describe, stored_scores
 from attribution.retraining import RETRAIN_SEED, Job, Store, announce, default_workers, launched, run_jobs
-from attribution.store import Refused, check_positive, environment, read_json, run_script, write_bytes, write_json
+from attribution.store import Refused, check_positive, run_script
 from pipeline import quiet_libraries
 from train import Retrainer, add_recipe_arguments, check_recipe, choose_device, recipe_of, represent
 
@@ -187,25 +187,12 @@ def summarize(args, train, queries, base: np.ndarray, targets: np.ndarray, outco
     }  # fmt: skip
 
 
-def save(args, result: dict) -> None:
-    """Writes JSON, Markdown, what surrounded the run, and the figure."""
-    stem = args.results_dir / f"counterfactual_{args.dataset_name}"
-    write_json(stem.with_suffix(".json"), result, compact=True)
-    write_bytes(stem.with_suffix(".md"), (tables.counterfactual_markdown(result) + "\n").encode())
-    arguments = {name: str(value) for name, value in vars(args).items()}
-    write_json(stem.with_suffix(".run.json"), {"arguments": arguments, **environment(choose_device())})
-    plotting.draw_counterfactual(result, args.figure_path)
-    print(f"wrote {stem}.json, {stem}.md and {args.figure_path}")
-
-
 def main(argv=None) -> None:
     quiet_libraries()
     args = parse_args(argv)
+    stem = args.results_dir / f"counterfactual_{args.dataset_name}"
     if args.plot_only:
-        path = args.results_dir / f"counterfactual_{args.dataset_name}.json"
-        if (result := read_json(path)) is None:
-            raise Refused(f"there is no {path}; run without --plot_only first")
-        plotting.draw_counterfactual(result, args.figure_path)
+        report.redraw(stem, args.figure_path, plotting.draw_counterfactual)
         return
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     if run["seed"] in retrain_seeds(args):
@@ -231,7 +218,10 @@ def main(argv=None) -> None:
         return
     result = summarize(args, train, queries, base, targets, outcome) | {"recipe": recipe}
     print(tables.counterfactual_text(result))
-    save(args, result)
+    report.save(
+        result, stem, args.figure_path, markdown=tables.counterfactual_markdown(result), draw=plotting.draw_counterfactual,
+        arguments=vars(args), device=retrain.device, compact=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

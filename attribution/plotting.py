@@ -65,9 +65,9 @@ def _draw_growth(axes, result: dict, names: list[str]) -> None:
     reference = [name for name in names if name == "ekfac"]
     cheap = [name for name in names[::-1] if name in baselines.NAMES]
     others = [name for name in names[::-1] if name not in (*cheap, *reference)]
+    counts = np.array(result["growth"]["masks"])
     for i, name in enumerate(reference + others[:2] + cheap[:2]):
         mean, low, high = np.array(result["growth"]["lines"][name]).T
-        counts = np.array(result["growth"]["masks"])
         places = counts + (i - 2) * counts.max() * 0.012  # intervals stand beside each other
         axes.plot(places, mean, color=COLOURS[i], marker=MARKERS[i], label=name)
         axes.vlines(places, low, high, color=COLOURS[i], linewidth=1.2, alpha=0.7)
