@@ -106,7 +106,8 @@ def own_truth(args, folder: Path, retrain: Retrainer, wait: bool) -> tuple[np.nd
     margins = run_jobs(store, jobs, retrain, workers).reshape(len(masks), len(seeds), len(queries))
     if launched()[0] > 0:
         return None
-    name = f"lds_{args.num_masks}x{args.num_repeats}_alpha{args.alpha:g}{'_stratified' * args.stratify}_seed{args.mask_seed}"
+    drawn = f"alpha{args.alpha:g}{'_stratified' * args.stratify}_seed{args.mask_seed}"
+    name = f"lds_{args.num_masks}x{args.num_repeats}_{drawn}_retrain{args.retrain_seed}"
     write_npz(store.folder / f"{name}.npz", masks=masks, margins=margins)
     write_json(store.folder / f"{name}.json", {"fingerprint": retrain.fingerprint()})
     return masks, margins

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import analyze
 import train
+from attribution import analysis, eigenbasis
 from attribution.analysis import Phases, batches_within, order_by_length, restore_order
 from attribution.store import Refused, run_script
-from pipeline import compute_margin, construct_bert, get_glue_dataset
+from pipeline import InfluenceTask, compute_margin, construct_bert, get_glue_dataset
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--dataset_name", "demo", "--max_queries", "9", "--damping_factor", "1e-4"]
@@ -55,6 +56,36 @@ def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_c
     assert close(scores_of(run_copy), first)
     run(run_copy, "--stock", "--train_batch_size", "16")
     assert close(scores_of(run_copy, "ekfac_stock_damping0.0001"), first)
+
+
+def test_out_of_memory_halves_the_budget_and_the_scores_stay(run_copy, tmp_path, monkeypatch, capsys):
+    run(run_copy)
+    expected = scores_of(run_copy)
+    whole, failed = analysis.EigenAnalyzer.fit_lambda_matrices, []
+
+    def fit(self, **kwargs):
+        if self.token_budget > 1024:
+            failed.append(self.token_budget)
+            raise torch.OutOfMemoryError("no memory")
+        return whole(self, **kwargs)
+
+    monkeypatch.setattr(analysis.EigenAnalyzer, "fit_lambda_matrices", fit)
+    run(run_copy, "--overwrite")
+    assert failed == [8192, 4096, 2048] and "batches of 1,024 tokens" in capsys.readouterr().out
+    assert close(scores_of(run_copy), expected)
+
+
+def test_short_memory_lowers_the_token_budget_and_the_number_of_held_queries(monkeypatch):
+    model = eigenbasis.prepare_model(construct_bert("demo", None, seed=0), InfluenceTask())
+    cpu = torch.device("cpu")
+    features = sum(sum(module.weight.shape) for module in analysis.tracked(model))
+    parameters = analysis.parameters_of(model)
+    monkeypatch.setattr(analysis, "free_memory", lambda device: 2 * 32 * features * 1000)
+    assert analysis.affordable_tokens(model, cpu, 500) == 500 and analysis.affordable_tokens(model, cpu, 8192) == 1000
+    monkeypatch.setattr(analysis, "free_memory", lambda device: 2 * 4 * parameters * 10)
+    assert 9 <= analysis.held_queries(model, cpu, torch.float32, None, 100) <= 10
+    assert 18 <= analysis.held_queries(model, cpu, torch.bfloat16, None, 100) <= 20
+    assert analysis.held_queries(model, cpu, torch.float32, 2, 100) == 100
 
 
 @pytest.mark.parametrize("strategy", ["identity", "diagonal", "kfac"])

@@ -72,13 +72,16 @@ def arguments(strategy: str, dtype, rank=None, damping=1e-3):
 
 def run(
     fast: bool, folder, strategy: str, dtype=torch.float64, rank=None, rotate="auto", batch=5, budget=40,
-    regression=False, from_factors=None, queries_batch=3,
+    regression=False, from_factors=None, queries_batch=3, convolution=False,
 ):  # fmt: skip
     """Returns (factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the two paths."""
     train, queries = Rows(N, 1, regression), Rows(Q, 2, regression)
     task = InfluenceTask(seed=3)
     prepare = eigenbasis.prepare_model if fast else prepare_stock
-    model = prepare(tiny_bert(dtype, 1 if regression else 3), task)
+    model = tiny_bert(dtype, 1 if regression else 3)
+    if convolution:
+        model.classifier = nn.Sequential(nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(5, 3)).to(dtype)
+    model = prepare(model, task)
     factor_args, score_args = arguments(strategy, dtype, rank)
     kwargs = {"model": model, "task": task, "log_level": logging.ERROR}
     if fast:
@@ -199,6 +202,21 @@ def test_float32_is_within_the_noise_of_stock(stock, tmp_path):
     _, theirs, _ = run(False, tmp_path / "stock", "ekfac", dtype=torch.float32)
     _, ours, _ = run(True, tmp_path / "ours", "ekfac", dtype=torch.float32)
     assert distance(ours, exact) < 3 * distance(theirs, exact) + 1e-6
+
+
+def test_a_module_of_another_kind_takes_the_stock_path_beside_ours(tmp_path):
+    """kronfluence also tracks convolutions, which the rotation-first path does not know."""
+    stock_factors, pairwise, own = run(False, tmp_path / "stock", "ekfac", convolution=True)
+    assert "classifier.1" in stock_factors["lambda_matrix"]
+    for rotate in ("rows", "queries"):
+        _, ours, ours_own = run(
+            True, tmp_path / rotate, "ekfac", convolution=True, rotate=rotate,
+            from_factors=tmp_path / "stock/kronfluence/factors_f",
+        )  # fmt: skip
+        assert distance(ours, pairwise) < 1e-9 and distance(ours_own, own) < 1e-9
+    fitted, _, _ = run(True, tmp_path / "fitted", "ekfac", convolution=True)
+    for name in ("activation_covariance", "gradient_covariance"):
+        assert distance(fitted[name]["classifier.1"], stock_factors[name]["classifier.1"]) < 1e-9
 
 
 def test_nothing_changes_with_batch_size_or_token_budget(tmp_path):

@@ -94,6 +94,13 @@ def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked
     assert "12" in refused(capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy"))
 
 
+def test_exported_ground_truth_of_other_retrain_seeds_stands_beside_the_first(copied, tmp_path):
+    run(copied, tmp_path)
+    run(copied, tmp_path, "--retrain_seed", str(RETRAIN_SEED + 7))
+    files = sorted((copied / "demo/retraining").glob("*/lds_*.npz"))
+    assert [f"retrain{seed}" in path.name for path, seed in zip(files, (RETRAIN_SEED, RETRAIN_SEED + 7), strict=True)] == [True, True]
+
+
 def test_own_ground_truth_of_another_recipe_is_refused(copied, tmp_path, capsys):
     path = str(next((copied / "demo/retraining").glob("*/lds_*.npz")))
     both = ["--masks_path", path, "--margins_path", path]
