@@ -1,9 +1,10 @@
 # make demo: fine-tune the small BERT on the embedded data, score, print.   make test: the whole test suite.
 # make figures: draw every figure of the README again from the results that are committed.
+# make bench: speed against stock kronfluence. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint figures
+.PHONY: demo test lint figures bench
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +23,10 @@ figures: .venv/ready
 	$(BIN)/python evaluate_lds.py --dataset_name demo --plot_only
 	$(BIN)/python evaluate_lds.py --dataset_name sst2 --plot_only --figure_path figure/lds_sst2.png
 	$(BIN)/python run_counterfactual.py --dataset_name demo --plot_only
+	$(BIN)/python run_counterfactual.py --dataset_name sst2 --plot_only --figure_path figure/counterfactual_sst2.png
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/speed.py $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))
 
 lint: .venv/ready
 	$(BIN)/ruff check .
