@@ -60,8 +60,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--max_queries", type=int, default=MAX_QUERIES, help=f"use the first so many validation rows ({MAX_QUERIES})")
     # How scores are computed.
     add("--factor_strategy", choices=STRATEGIES, default="ekfac", help="curvature approximation (ekfac)")
-    add("--use_half_precision", action="store_true", help="bfloat16 products; running sums stay float32")
-    add("--query_gradient_rank", type=int, help="keep query gradients at this low rank (exact)")
+    add("--use_half_precision", action="store_true", help="bfloat16 per-example gradients and products; the model, rotations and running sums stay float32")
+    add("--query_gradient_rank", type=int, help="keep query gradients at this low rank (full rank)")
     add("--damping_factor", default="1e-8", help="number added to eigenvalues (1e-8, kronfluence's default), or 'heuristic' for a tenth of their mean")  # fmt: skip
     add("--seed", type=int, default=0, help="of the labels that factor fitting samples, and of low-rank projections (0)")
     add("--tf32", action="store_true", help="TF32 matrix products on Ampere GPUs and later")
@@ -101,6 +101,12 @@ def parse_damping(text: str) -> float | None:
 def factors_name(strategy: str, half: bool = False, stock: bool = False) -> str:
     """Name of the folder below influence/factors."""
     return strategy + "_half" * half + "_stock" * stock
+
+
+def precision_name(args: argparse.Namespace) -> str:
+    """What distinguishes results of one precision from another's."""
+    names = ["bfloat16" if args.stock else "bfloat16 gradients"] if args.use_half_precision else []
+    return " and ".join(names + ["tf32"] * args.tf32) or "float32"
 
 
 def scores_name(
@@ -162,7 +168,7 @@ class Influence:
         identity = args.factor_strategy == "identity"
         self.factor_parts = {
             "weights": self.run["weights"], "training rows": self.run["train_rows"], "strategy": args.factor_strategy,
-            "precision": "bfloat16" if args.use_half_precision else "tf32" if args.tf32 else "float32",
+            "precision": precision_name(args),
             "path": "stock" if args.stock else "eigenbasis", "seed": None if identity else args.seed,
         }  # fmt: skip
         self.self_parts = self.factor_parts | {"damping": None if identity else repr(args.damping_factor)}
@@ -302,19 +308,26 @@ class Influence:
 
 
 def make_factor_arguments(strategy: str, half: bool, stock: bool) -> FactorArguments:
-    """kronfluence's arguments; half precision is bfloat16 for activations, gradients and their products."""
+    """kronfluence's arguments. Half precision: per-example gradients and their products are bfloat16.
+
+    Model, covariances and rotations are so in stock only. They cost little, and rounding before a rotation
+    spreads noise over directions of small eigenvalue, which the inverse curvature blows up.
+    """
     args = FactorArguments(strategy=strategy)
     if half:
-        args.amp_dtype = args.per_sample_gradient_dtype = torch.bfloat16
-        args.activation_covariance_dtype = args.gradient_covariance_dtype = args.lambda_dtype = torch.bfloat16
+        args.per_sample_gradient_dtype = args.lambda_dtype = torch.bfloat16
+    if half and stock:
+        args.amp_dtype = args.activation_covariance_dtype = args.gradient_covariance_dtype = torch.bfloat16
     return args
 
 
 def make_score_arguments(args: argparse.Namespace) -> ScoreArguments:
+    """kronfluence's arguments; half precision as in `make_factor_arguments`."""
     score_args = ScoreArguments(damping_factor=args.damping_factor, query_gradient_low_rank=args.query_gradient_rank)
     if args.use_half_precision:
-        score_args.amp_dtype = score_args.per_sample_gradient_dtype = torch.bfloat16
-        score_args.precondition_dtype = score_args.score_dtype = torch.bfloat16
+        score_args.per_sample_gradient_dtype = score_args.score_dtype = torch.bfloat16
+    if args.use_half_precision and args.stock:
+        score_args.amp_dtype = score_args.precondition_dtype = torch.bfloat16
     return score_args
 
 

@@ -158,7 +158,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
             gradients.mul_(inverse)
         a_basis, g_basis = module.bases
         if not module.rotate_rows and a_basis is not None and args.query_gradient_low_rank is None:
-            gradients = g_basis @ (gradients @ a_basis.t())
+            gradients = g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())
         self._process_preconditioned_gradient(gradients)
         result = module.storage[names.PRECONDITIONED_GRADIENT_NAME]
         if a_basis is not None and args.query_gradient_low_rank is not None and not module.rotate_rows:
@@ -166,7 +166,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
             if isinstance(result, list):
                 back = [g_basis.to(result[0].dtype) @ result[0], result[1] @ a_basis.t().to(result[1].dtype)]
             else:
-                back = (g_basis @ (gradients @ a_basis.t())).to(result.dtype)
+                back = (g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())).to(result.dtype)
             module.storage[names.PRECONDITIONED_GRADIENT_NAME] = back
 
     def accumulate_iterations(self) -> None:
@@ -240,9 +240,12 @@ class EigenLinear(TrackedLinear):
             self.set_bases(self.score_args.precondition_dtype, device)
 
     def set_bases(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Takes the eigenvectors of input and output covariance, shared with modules that have the same."""
+        """Takes the eigenvectors of input and output covariance, shared with modules that have the same.
+
+        In float32 or above: see `tokens`.
+        """
         self.bases = tuple(
-            self.shared.intern(self.storage[name].to(dtype=dtype, device=device))
+            self.shared.intern(self.storage[name].to(dtype=accumulator(dtype), device=device))
             for name in (names.ACTIVATION_EIGENVECTORS_NAME, names.GRADIENT_EIGENVECTORS_NAME)
         )
 
@@ -257,6 +260,9 @@ class EigenLinear(TrackedLinear):
 
         cheapest: rotate only where that costs less than rotating the gradient that they form. Positions
         after the last one with a gradient are left out: in BERT's last layer only [CLS] has one.
+
+        Rounded to dtype after the rotation, never before: rounding noise of a token is spread over all
+        directions, and would drown those of small eigenvalue, which count as much as the others.
         """
         inputs, bias = entry.tensor.detach(), self.bias is not None
         if gradient.dim() == 2:
@@ -266,15 +272,23 @@ class EigenLinear(TrackedLinear):
         if cheapest:
             rotated = rotation_pays(alive, inputs.shape[-1] + bias, gradient.shape[-1])
         if not rotated:
+            if cheapest and a_basis is not None:
+                dtype = a_basis.dtype  # the gradient that they form is rotated
             a_basis = g_basis = None
-        g = rotate(gradient[:, :alive].to(dtype), None if g_basis is None else g_basis.to(dtype), False)
+        g = self._rounded(gradient[:, :alive], g_basis, False, dtype)
         key = (id(a_basis), bias, dtype)
         if key in entry.rotated:
             return g, entry.rotated[key][:, :alive], rotated
         inputs = inputs if entry.users > 1 else inputs[:, :alive]
-        a = rotate(inputs.to(dtype), None if a_basis is None else a_basis.to(dtype), bias)
+        a = self._rounded(inputs, a_basis, bias, dtype)
         entry.rotated[key] = a
         return g, a[:, :alive], rotated
+
+    @staticmethod
+    def _rounded(x: torch.Tensor, basis: torch.Tensor | None, bias: bool, dtype: torch.dtype) -> torch.Tensor:
+        """[x, 1] in the basis, computed in the basis's precision, then of this dtype."""
+        x = x.to(dtype if basis is None else basis.dtype)
+        return rotate(x, basis, bias).to(dtype)
 
     def _alive(self, gradient: torch.Tensor) -> int:
         """Number of leading positions outside of which the gradient (B, T, D_out) is zero; at least 1."""

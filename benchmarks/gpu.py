@@ -6,7 +6,8 @@
 The published figures are those of kronfluence's GLUE example: 67,349 rows, 872 queries, padded to 128 tokens, on
 an A100. The estimate counts multiply-adds. Stock's count of a phase divided by its published seconds is the
 rate that the phase reached there; ours is assumed to reach the same rate, plus the time in which the memory moves
-the per-example gradients that ours writes and reads. Symbols: N rows, Q queries, T tokens of a row, P weights of
+the per-example gradients that ours writes and reads. In half precision ours does only the products of per-example
+gradients in bfloat16, the rest in float32, or in TF32 where both are asked for. Symbols: N rows, Q queries, T tokens of a row, P weights of
 the linear layers, L layers, D hidden size.
 
     a pass over a token     2 P for forward and backward (inputs' gradients only), 6 L T D for attention
@@ -15,8 +16,8 @@ the linear layers, L layers, D hidden size.
     lambda                  P a token for gradients; stock D_in D_out (D_in + D_out) a row for their rotation, ours
                             D_in^2 + D_out^2 a token, D_in^2 once for query, key and value
     pairwise                P a token and pass, Q P a row; stock a pass for every 175 queries, its published batch;
-                            ours as many as query gradients need that do not fit into half of the memory, each
-                            with lambda's rotation
+                            ours as many as query gradients need that do not fit into half of the memory; the
+                            cheaper of lambda's rotation in every pass and D_in D_out (D_in + D_out) a query
 """
 
 import argparse
@@ -65,18 +66,27 @@ def stock() -> dict[str, float]:
     }
 
 
-def ours(itemsize: int) -> dict[str, tuple[float, float]]:
-    """Phase -> (multiply-adds, bytes moved) of this project, with query gradients of this many bytes a number."""
+def ours(itemsize: int) -> dict[str, tuple[float, float, float]]:
+    """Phase -> (multiply-adds of model, covariances and rotations; those of per-example gradients; bytes moved).
+
+    itemsize: bytes of a number of a per-example gradient.
+    """
     real, through = ROWS * TOKENS, passes(TOKENS, SQUARED)
     squares = sum(part(d_in) * own + part(d_out) * count for d_in, d_out, count, own in SHAPES)
     rotation = sum(d_in**2 * own + d_out**2 * count for d_in, d_out, count, own in SHAPES)
     again = -(-QUERIES * WEIGHTS * itemsize // (MEMORY / 2))
     gradients = ROWS * WEIGHTS * itemsize
+    cheaper = sum(  # of the two sides of the pairwise products; see eigenbasis.choose_rotation
+        count * min(again * real * (d_in**2 + d_out**2), QUERIES * d_in * d_out * (d_in + d_out))
+        for d_in, d_out, count, _ in SHAPES
+    )
     return {
-        "covariance": (through + real * squares, 0.0),
-        "lambda": (through + real * (rotation + WEIGHTS), 4 * gradients),  # written, squared in place, summed
-        "pairwise": (again * (through + real * (rotation + WEIGHTS)) + ROWS * QUERIES * WEIGHTS, 2 * again * gradients),
-    }
+        "covariance": (through + real * squares, 0.0, 0.0),
+        "lambda": (through + real * rotation, real * WEIGHTS, 4 * gradients),  # written, squared in place, summed
+        "pairwise": (
+            again * through + cheaper, again * real * WEIGHTS + ROWS * QUERIES * WEIGHTS, 2 * again * gradients
+        ),
+    }  # fmt: skip
 
 
 def part(width: int) -> float:
@@ -87,12 +97,13 @@ def part(width: int) -> float:
 def estimate() -> dict[str, dict[str, float]]:
     """Precision -> phase -> seconds of this project on an A100."""
     counted, result = stock(), {}
-    for name, itemsize, share in (("float32", 4, 1.0), ("tf32", 4, PEAK_TF32_OVER_BFLOAT16), ("bfloat16", 2, 1.0)):
-        published = PUBLISHED["float32" if name == "float32" else "bfloat16"]
+    for name, itemsize in (("float32", 4), ("tf32", 4), ("bfloat16", 2), ("bfloat16 and tf32", 2)):
         seconds = {"covariance": 0.0, "eigendecomposition": PUBLISHED["float32"]["eigendecomposition"]}
-        for phase, (madds, moved) in ours(itemsize).items():
-            rate = share * counted[phase] / published[phase]
-            seconds[phase] = madds / rate + moved / BANDWIDTH
+        for phase, (model, gradients, moved) in ours(itemsize).items():
+            rates = {precision: counted[phase] / PUBLISHED[precision][phase] for precision in PUBLISHED}
+            rates["tf32"] = PEAK_TF32_OVER_BFLOAT16 * rates["bfloat16"]
+            first, second = rates["tf32" if "tf32" in name else "float32"], rates["bfloat16" if itemsize == 2 else name]
+            seconds[phase] = model / first + gradients / second + moved / BANDWIDTH
         result[name] = seconds | {"all": sum(seconds.values())}
     return result
 
@@ -100,6 +111,7 @@ def estimate() -> dict[str, dict[str, float]]:
 def measure(args) -> dict[str, dict[str, float]]:
     """Precision -> phase -> seconds of analyze.py on this GPU, after one short training run."""
     flags = {"float32": [], "tf32": ["--tf32"], "bfloat16": ["--use_half_precision"]}
+    flags["bfloat16 and tf32"] = [*flags["bfloat16"], *flags["tf32"]]
     given = [part for name in ("dataset_path", "model_name_or_path") if (value := getattr(args, name)) for part in (f"--{name}", value)]
     result = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +121,7 @@ def measure(args) -> dict[str, dict[str, float]]:
         for name in flags:
             sizes = ["--query_batch_size", str(QUERY_BATCH), "--train_batch_size", "128", "--overwrite"]
             subprocess.run([sys.executable, ROOT / "analyze.py", *common, *sizes, *flags[name]], check=True)
-            scores = Path(folder) / "sst2/influence/scores" / ("ekfac_half" if name == "bfloat16" else "ekfac")
+            scores = Path(folder) / "sst2/influence/scores" / ("ekfac_half" if "bfloat16" in name else "ekfac")
             result[name] = json.loads((scores / "pairwise_scores.json").read_text())["seconds"]
     return result
 
