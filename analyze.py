@@ -298,10 +298,9 @@ class Influence:
         if args.stock:
             return args.query_batch_size
         rank, count = args.query_gradient_rank, len(self.queries)
-        held = analysis.held_queries(model, device, score_args.score_dtype, rank, count)
-        batch = min(args.query_batch_size, held)
-        score_args.query_gradient_accumulation_steps = max(1, held // batch)
-        passes = -(-count // (batch * score_args.query_gradient_accumulation_steps))
+        passes = -(-count // analysis.held_queries(model, device, score_args.score_dtype, rank, count))
+        score_args.query_gradient_accumulation_steps = steps = -(-count // (passes * args.query_batch_size))
+        batch = -(-count // (passes * steps))
         tokens = int(self.train.lengths.sum())
         eigenbasis.choose_rotation(model, tokens, passes, count, rank is not None, args.rotate)
         return batch

@@ -30,6 +30,7 @@ from attribution.contractions import accumulator
 from attribution.store import checksums, intact, refuse_if_stale, write_json
 
 PATIENCE = 600.0  # seconds of work between two points from which an interrupted run goes on
+PADDING = 256  # tokens of padding that are worth a batch less
 EIGEN_PAIRS = (
     (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED,
      names.ACTIVATION_EIGENVECTORS_NAME, names.ACTIVATION_EIGENVALUES_NAME),
@@ -49,12 +50,23 @@ def restore_order(values: torch.Tensor, lengths: np.ndarray, dim: int) -> torch.
 
 
 def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None) -> list[list[int]]:
-    """Positions cut into batches, longest rows first: at most `budget` tokens with padding, at least one row."""
-    batches, order = [], order_by_length(lengths).tolist()
-    while order:
-        rows = max(1, min(budget // int(lengths[order[0]]), max_rows or len(order)))
-        batches.append(order[:rows])
-        order = order[rows:]
+    """Positions cut into batches, longest rows first.
+
+    With max_rows: batches of so many rows. Without: at most `budget` tokens with padding, but at least one row; and
+    a batch ends where more than a tenth of it, and more than PADDING tokens, would be padding.
+    """
+    order = order_by_length(lengths).tolist()
+    if max_rows:
+        return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
+    batches, real = [[]], 0
+    for row in order:
+        batch, length = batches[-1], int(lengths[row])
+        padded = (len(batch) + 1) * int(lengths[batch[0]]) if batch else length
+        if batch and (padded > budget or padded - real - length > max(PADDING, padded // 10)):
+            batches.append([])
+            real = 0
+        batches[-1].append(row)
+        real += length
     return batches
 
 
@@ -101,9 +113,8 @@ class EigenAnalyzer(FolderAnalyzer):
     def _get_dataloader(self, dataset, per_device_batch_size, dataloader_params, indices=None, **_) -> DataLoader:
         indices = list(range(len(dataset))) if indices is None else list(indices)
         lengths, is_query = dataset.lengths[indices], dataset is self.queries
-        rows, budget = (per_device_batch_size, 2**62) if is_query else (None, self.token_budget)
         description = "queries" if is_query else self.description
-        batches = batches_within(lengths, budget, rows)
+        batches = batches_within(lengths, self.token_budget, per_device_batch_size if is_query else None)
         return TokenLoader(Subset(dataset, indices), batches, lengths, dataloader_params["collate_fn"], description)
 
     def perform_eigendecomposition(self, factors_name, factor_args=None, **_) -> None:

@@ -5,6 +5,8 @@ T tokens (a one appended for the bias) and g (T, D_out) the gradients of their o
 kronfluence or a module. Symbols: B examples, Q queries, R low rank.
 """
 
+import math
+
 import torch
 
 
@@ -39,12 +41,13 @@ def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
 def gradient_blocks(g: torch.Tensor, a: torch.Tensor, elements: int):
     """Yields (rows, outputs, G) with G (rows, outputs, D_in) a block of sum_t g_t a_t^T.
 
-    g (B, T, D_out), a (B, T, D_in). Outputs change slowest, so that what belongs to an output is read
-    once. The memory of G is reused: use it before the next block is asked for.
+    g (B, T, D_out), a (B, T, D_in). A block has about as many rows as outputs: few rows make thin products
+    with the queries, few outputs thin products over tokens. Outputs change slowest, so that what belongs to an
+    output is read once. The memory of G is reused: use it before the next block is asked for.
     """
     count, _, d_out = g.shape
     d_in = a.shape[-1]
-    rows = min(count, max(1, elements // (8 * d_in)))
+    rows = min(count, max(1, math.isqrt(elements // d_in)))
     outputs = min(d_out, max(1, elements // (rows * d_in)))
     buffer = torch.empty(rows * outputs * d_in, dtype=g.dtype, device=g.device)
     left = g.transpose(1, 2)

@@ -43,7 +43,7 @@ from attribution.sharing import Shared, SharedInput
 from attribution.store import Refused
 
 KNOWN_VERSIONS = ("1.0.1",)
-CACHE_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}  # size of a block of per-example gradients
+CACHE_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}  # size of a block of per-example gradients
 ROTATE = {"auto": None, "rows": True, "queries": False}  # which side of a pairwise score is rotated
 
 
@@ -144,37 +144,57 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
 
 
 class EigenPreconditionTracker(HookTracker, PreconditionTracker):
-    """Query gradients times the inverse of the damped curvature, left in the basis of the training side."""
+    """Query gradients times the inverse of the damped curvature, left in the basis of the training side.
+
+    Of full rank they are written where they stay, into one tensor for all queries of a pass.
+    """
+
+    held: torch.Tensor | None = None  # (queries of a pass, D_out, D_in)
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         module, args = self.module, self.module.score_args
         g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
-        if rotated:
+        rank, inverse = args.query_gradient_low_rank, module.storage[names.LAMBDA_MATRIX_NAME]
+        low_rank = rank is not None and rank < min(g.shape[-1], a.shape[-1])
+        a_basis, g_basis = (None, None) if module.rotate_rows else module.bases
+        room = None if low_rank else self._room(len(g), g.shape[-1], a.shape[-1])
+        in_place = rotated and a_basis is None and room is not None and room.dtype == g.dtype == args.precondition_dtype
+        if in_place:
+            gradients = torch.bmm(g.transpose(1, 2), a, out=room)
+        elif rotated:
             gradients = torch.bmm(g.transpose(1, 2), a).to(args.precondition_dtype)
         else:
             gradients = torch.cat(list(module.full_gradients(g, a))).to(args.precondition_dtype)
-        inverse = module.storage[names.LAMBDA_MATRIX_NAME]
         if inverse is not None:
             gradients.mul_(inverse)
-        a_basis, g_basis = module.bases
-        if not module.rotate_rows and a_basis is not None and args.query_gradient_low_rank is None:
-            gradients = g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())
-        self._process_preconditioned_gradient(gradients)
-        result = module.storage[names.PRECONDITIONED_GRADIENT_NAME]
-        if a_basis is not None and args.query_gradient_low_rank is not None and not module.rotate_rows:
-            # Of low rank the two factors are rotated back, not the gradient.
-            if isinstance(result, list):
-                back = [g_basis.to(result[0].dtype) @ result[0], result[1] @ a_basis.t().to(result[1].dtype)]
-            else:
-                back = (g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())).to(result.dtype)
-            module.storage[names.PRECONDITIONED_GRADIENT_NAME] = back
+        if low_rank:
+            self._process_preconditioned_gradient(gradients)
+            left, right = module.storage[names.PRECONDITIONED_GRADIENT_NAME]
+            if a_basis is not None:  # the two factors are rotated back, not the gradient
+                left, right = g_basis.to(left.dtype) @ left, right @ a_basis.t().to(right.dtype)
+            kept = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] or []
+            module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = [*kept, (left, right)]
+        elif not in_place:
+            room.copy_(gradients if a_basis is None else g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t()))
+
+    def _room(self, count: int, d_out: int, d_in: int) -> torch.Tensor:
+        """Where these queries' gradients go, behind those of earlier batches of the pass."""
+        storage, args = self.module.storage, self.module.score_args
+        kept = storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
+        start = 0 if kept is None else len(kept)
+        if self.held is None:
+            size, device = count * args.query_gradient_accumulation_steps, self.module.weight.device
+            self.held = torch.empty(size, d_out, d_in, dtype=args.score_dtype, device=device)
+        storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = self.held[: start + count]
+        return self.held[start : start + count]
 
     def accumulate_iterations(self) -> None:
-        """Keeps the query batches apart: one copy of each, no concatenation while others are computed."""
-        kept = self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] or []
-        kept.append(self.module.storage[names.PRECONDITIONED_GRADIENT_NAME])
-        self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = kept
+        """Nothing is left to do: update() put the gradients where they stay."""
         self.module.storage[names.PRECONDITIONED_GRADIENT_NAME] = None
+
+    def release_memory(self) -> None:
+        super().release_memory()
+        self.held = None
 
 
 class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
@@ -191,13 +211,11 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
         module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = scores
 
     def _join_queries(self) -> None:
-        """List of query batches -> one tensor, or one [left, right]; only this module's is held twice."""
+        """Of low rank: list of query batches -> one [left, right]; only this module's is held twice."""
         kept = self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
-        if isinstance(kept[0], list):
+        if isinstance(kept, list):
             joined = [torch.cat(parts) for parts in zip(*kept, strict=True)]
-        else:
-            joined = kept[0] if len(kept) == 1 else torch.cat(kept)
-        self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = joined
+            self.module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = joined
 
 
 class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):
