@@ -51,6 +51,7 @@ MAX_QUERIES = 2000
 
 
 def parse_args(argv=None) -> argparse.Namespace:
+    """The command line, checked. Raises Refused for values that no run could use."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # What is analyzed.
@@ -68,7 +69,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--stock", action="store_true", help="run kronfluence as it comes, padded to the maximum length")
     # How it runs.
     add("--query_batch_size", type=int, default=32, help="query rows a batch; lowered where memory is short (32)")
-    add("--train_batch_size", type=int, default=64, help="training rows of maximum length a batch: shorter rows make larger batches of as many tokens (64)")  # fmt: skip
+    add("--train_batch_size", type=int, default=64, help="training rows of maximum length a batch: shorter rows make larger batches of as many tokens; on a CPU at most 4,096 tokens (64)")  # fmt: skip
     add("--data_partitions", type=int, help="points from which an interrupted run goes on, a phase (so many that each is about ten minutes)")  # fmt: skip
     add("--rotate", choices=tuple(eigenbasis.ROTATE), default="auto", help="side of the pairwise product that is rotated; auto takes the cheaper (for tests)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace stored results that were made from something else")
@@ -239,6 +240,7 @@ class Influence:
         return sizes | {"dataloader_kwargs": DataLoaderKwargs(collate_fn=collation)}
 
     def plan(self) -> dict:
+        """Phase -> number of data partitions."""
         if self.args.data_partitions:
             count = min(self.args.data_partitions, len(self.train))
             return {"factors": count, "pairwise": count, "self": count}
@@ -247,6 +249,7 @@ class Influence:
         return analysis.plan_partitions(self.analyzer.model, device, len(self.train), tokens, len(self.queries))
 
     def phases(self, kind: str, name: str, parts: dict) -> analysis.Phases:
+        """The work on "factors" or "scores" of this name, as far as an earlier run got."""
         folder = self.influence / "kronfluence" / f"{kind}_{name}"
         return analysis.Phases(folder, parts, f"unfinished {kind}", self.plan(), self.args.overwrite)
 
@@ -338,6 +341,7 @@ def refuse_processes(stock: bool) -> None:
 
 
 def main(argv=None) -> None:
+    """Scores what is not stored yet, then prints; with --query_index it only prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
     refuse_processes(args.stock)

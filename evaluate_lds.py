@@ -38,6 +38,7 @@ REFERENCE = factors_name("ekfac")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
+    """The command line, checked. Raises Refused for values that no run could use."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # What is evaluated.
@@ -242,6 +243,7 @@ def show_query(args, folder: Path, run: dict, retrain: Retrainer, masks: np.ndar
 
 
 def main(argv=None) -> None:
+    """Retrains what is missing, evaluates, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
     stem = args.results_dir / f"lds_{args.dataset_name}"

@@ -47,6 +47,7 @@ class GlueTask:
 
     @property
     def regression(self) -> bool:
+        """Whether labels are numbers instead of classes."""
         return self.num_labels == 1
 
 
@@ -316,15 +317,18 @@ class InfluenceTask(Task):
         self.phase = "factors"  # sampled labels are a function of seed, phase and row
 
     def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:
+        """Summed loss of the batch; sample: with labels drawn from the model, for the Fisher matrix."""
         logits = model(**model_inputs(batch)).logits
         labels = self.sample_labels(batch["row"], logits) if sample else batch["labels"]
         return compute_loss(logits, labels)
 
     def compute_measurement(self, batch, model) -> torch.Tensor:
+        """Minus the summed margin, so that a positive score means that the training row helps."""
         logits = model(**model_inputs(batch)).logits
         return -compute_margin(logits, batch["labels"]).sum()
 
     def get_attention_mask(self, batch) -> torch.Tensor:
+        """(B, T), zero on padding, which input covariances leave out."""
         return batch["attention_mask"]
 
     @torch.no_grad()

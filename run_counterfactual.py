@@ -30,6 +30,7 @@ REMOVALS = (20, 40, 60, 80, 100, 120)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
+    """The command line, checked. Raises Refused for values that no run could use."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # What is removed, and from what.
@@ -188,6 +189,7 @@ def summarize(args, train, queries, base: np.ndarray, targets: np.ndarray, outco
 
 
 def main(argv=None) -> None:
+    """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
     stem = args.results_dir / f"counterfactual_{args.dataset_name}"

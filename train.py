@@ -78,6 +78,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, default: str = "") -> 
 
 
 def parse_args(argv=None) -> argparse.Namespace:
+    """The command line, checked. Raises Refused for values that no run could use."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--model_name_or_path", help="folder or hub id of a BERT (bert-base-cased; demo: the small BERT in demo/)")  # fmt: skip # noqa: E501
@@ -317,6 +318,7 @@ def choose_device() -> torch.device:
 
 
 def main(argv=None) -> None:
+    """Fine-tunes and evaluates one model and stores it. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
     task, recipe = get_task(args.dataset_name), recipe_of(args)

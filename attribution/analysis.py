@@ -30,6 +30,7 @@ from attribution.contractions import accumulator
 from attribution.store import checksums, intact, refuse_if_stale, write_json
 
 PATIENCE = 600.0  # seconds of work between two points from which an interrupted run goes on
+CPU_TOKENS = 4096  # of a batch, at most
 PADDING = 256  # tokens of padding that are worth a batch less
 EIGEN_PAIRS = (
     (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED,
@@ -163,6 +164,7 @@ class EigenAnalyzer(FolderAnalyzer):
 
 
 def tracked(model) -> list[TrackedModule]:
+    """The modules that kronfluence sees."""
     return [module for module in model.modules() if isinstance(module, TrackedModule)]
 
 
@@ -177,7 +179,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def affordable_tokens(model, device: torch.device, wanted: int) -> int:
-    """The token budget, lowered on the CPU to what a stated estimate allows, because Linux kills instead of raising.
+    """The token budget, lowered on the CPU to CPU_TOKENS and to what a stated estimate allows.
+
+    To CPU_TOKENS because larger batches need more memory there and no less time; to an estimate because Linux kills
+    a process that runs out of memory instead of raising.
 
     Estimate: a training pass holds about 8 float32 numbers a token for every input and output feature of
     every tracked module; half of the free memory may go there.
@@ -185,7 +190,7 @@ def affordable_tokens(model, device: torch.device, wanted: int) -> int:
     if device.type == "cuda":
         return wanted
     features = sum(sum(module.weight.shape) for module in tracked(model))
-    return max(128, min(wanted, free_memory(device) // 2 // (32 * features)))
+    return max(128, min(wanted, CPU_TOKENS, free_memory(device) // 2 // (32 * features)))
 
 
 def held_queries(model, device: torch.device, dtype: torch.dtype, rank: int | None, num_queries: int) -> int:

@@ -268,9 +268,11 @@ class EigenLinear(TrackedLinear):
         )
 
     def drop_bases(self) -> None:
+        """Gradients are not rotated: identity and diagonal have no basis."""
         self.bases = (None, None)
 
     def block_elements(self, tensor: torch.Tensor) -> int:
+        """Numbers in a block of per-example gradients on this tensor's device."""
         return CACHE_ELEMENTS[tensor.device.type]
 
     def tokens(self, entry: SharedInput, gradient: torch.Tensor, dtype, rotated: bool = True, cheapest: bool = False):

@@ -61,6 +61,7 @@ class Store:
         self._claims = open(self.folder / ".claims", "a+b")  # noqa: SIM115 - closing it would drop all claims
 
     def path(self, job: Job) -> Path:
+        """Where the margins of this retrain are stored."""
         return self.folder / job.key[:2] / f"{job.key}.safetensors"
 
     def load(self, job: Job) -> np.ndarray | None:

@@ -21,11 +21,13 @@ class Shared:
         self.bases: list[torch.Tensor] = []
 
     def enter(self, tensor: torch.Tensor) -> SharedInput:
+        """The entry of this input tensor; one more module will use it."""
         entry = self.inputs.setdefault(id(tensor), SharedInput(tensor))
         entry.users += 1
         return entry
 
     def leave(self, entry: SharedInput) -> None:
+        """A module is done with the entry; after the last one it goes."""
         entry.users -= 1
         if entry.users == 0:
             self.inputs.pop(id(entry.tensor), None)
@@ -39,5 +41,6 @@ class Shared:
         return basis
 
     def clear(self) -> None:
+        """Forgets everything, before another phase."""
         self.inputs.clear()
         self.bases.clear()

@@ -80,6 +80,7 @@ class Agreement:
 
     @property
     def mean(self) -> float:
+        """The LDS: the mean over queries, those without a defined correlation left out."""
         return float(np.nanmean(self.per_query)) if np.isfinite(self.per_query).any() else float("nan")
 
 

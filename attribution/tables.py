@@ -75,10 +75,12 @@ def lds_notes(result: dict) -> str:
 
 
 def lds_text(result: dict) -> str:
+    """The table of an LDS result with aligned columns, and its notes."""
     return aligned(*lds_rows(result)) + "\n\n" + lds_notes(result)
 
 
 def lds_markdown(result: dict) -> str:
+    """The same in Markdown."""
     return markdown(*lds_rows(result)) + "\n\n" + lds_notes(result)
 
 
@@ -115,10 +117,12 @@ def counterfactual_notes(result: dict) -> str:
 
 
 def counterfactual_text(result: dict) -> str:
+    """The tables of a counterfactual result with aligned columns, and their note."""
     parts = [f"{title}\n{aligned(header, rows)}" for title, header, rows in counterfactual_parts(result)]
     return "\n\n".join([*parts, counterfactual_notes(result)])
 
 
 def counterfactual_markdown(result: dict) -> str:
+    """The same in Markdown."""
     parts = [f"{title}:\n\n{markdown(header, rows)}" for title, header, rows in counterfactual_parts(result)]
     return "\n\n".join([*parts, counterfactual_notes(result)])

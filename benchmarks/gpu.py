@@ -30,7 +30,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from safetensors.numpy import load_file  # noqa: E402
+
 from attribution import tables  # noqa: E402
+from attribution.stats import mean_spearman  # noqa: E402
 from attribution.store import run_script, write_json  # noqa: E402
 
 PUBLISHED = {  # seconds of kronfluence's GLUE example on one A100
@@ -109,11 +112,11 @@ def estimate() -> dict[str, dict[str, float]]:
 
 
 def measure(args) -> dict[str, dict[str, float]]:
-    """Precision -> phase -> seconds of analyze.py on this GPU, after one short training run."""
+    """Precision -> phase -> seconds of analyze.py on this GPU, and "Spearman" with float32, after one epoch of training."""
     flags = {"float32": [], "tf32": ["--tf32"], "bfloat16": ["--use_half_precision"]}
     flags["bfloat16 and tf32"] = [*flags["bfloat16"], *flags["tf32"]]
     given = [part for name in ("dataset_path", "model_name_or_path") if (value := getattr(args, name)) for part in (f"--{name}", value)]
-    result = {}
+    result, reference = {}, None
     with tempfile.TemporaryDirectory() as folder:
         common = ["--dataset_name", "sst2", "--checkpoint_dir", folder]
         train = [*common, *given, "--num_train_epochs", "1", "--max_train_samples", str(ROWS), "--seed", "1004"]
@@ -122,11 +125,15 @@ def measure(args) -> dict[str, dict[str, float]]:
             sizes = ["--query_batch_size", str(QUERY_BATCH), "--train_batch_size", "128", "--overwrite"]
             subprocess.run([sys.executable, ROOT / "analyze.py", *common, *sizes, *flags[name]], check=True)
             scores = Path(folder) / "sst2/influence/scores" / ("ekfac_half" if "bfloat16" in name else "ekfac")
+            values = load_file(scores / "pairwise_scores.safetensors")["all_modules"]
+            reference = values if reference is None else reference
             result[name] = json.loads((scores / "pairwise_scores.json").read_text())["seconds"]
+            result[name]["Spearman"] = mean_spearman(values, reference)
     return result
 
 
 def main(argv=None) -> None:
+    """Prints published, estimated and, unless --estimate, measured seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--estimate", action="store_true", help="print the estimate for an A100; measure nothing")
@@ -134,15 +141,18 @@ def main(argv=None) -> None:
     add("--model_name_or_path", help="folder or hub id of a BERT-base (bert-base-cased)")
     add("--results_dir", type=Path, default=Path("results"), help="gpu.json goes here (results)")
     args = parser.parse_args(argv)
-    columns = {f"published, {name}": PUBLISHED[name] | {"all": sum(PUBLISHED[name].values())} for name in PUBLISHED}
-    columns |= {f"estimate, {name}": seconds for name, seconds in estimate().items()}
+    columns = {f"published for an A100, {name}": PUBLISHED[name] | {"all": sum(PUBLISHED[name].values())} for name in PUBLISHED}
+    columns |= {f"estimate for an A100, {name}": seconds for name, seconds in estimate().items()}
     if not args.estimate:
         measured = measure(args)
         write_json(args.results_dir / "gpu.json", measured)
-        columns |= {f"measured, {name}": seconds for name, seconds in measured.items()}
+        columns |= {f"measured here, {name}": seconds for name, seconds in measured.items()}
     phases = [*PUBLISHED["float32"], "all"]
-    rows = [[name, *(f"{seconds.get(phase, float('nan')):,.0f} s" for phase in phases)] for name, seconds in columns.items()]
-    print(tables.markdown(["SST-2, BERT-base, A100", *phases], rows))
+    rows = [
+        [name, *(f"{seconds[phase]:,.0f} s" for phase in phases), f"{seconds['Spearman']:.4f}" if "Spearman" in seconds else "-"]
+        for name, seconds in columns.items()
+    ]
+    print(tables.markdown(["SST-2, BERT-base", *phases, "Spearman with float32"], rows))
 
 
 if __name__ == "__main__":

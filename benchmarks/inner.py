@@ -130,6 +130,7 @@ def measure_training(args) -> dict:
 
 
 def main(argv=None) -> None:
+    """Writes one measurement as JSON."""
     quiet_libraries()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measurements = {"training": measure_training, "products": measure_products, "profile": measure_profile}

@@ -50,6 +50,7 @@ CASES = {"sst2": Case("sst2", 512, 64), "rte": Case("rte", 256, 64, 1), "demo": 
 
 
 def parse_args(argv=None) -> argparse.Namespace:
+    """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="what is compared with stock (all)")
@@ -249,6 +250,7 @@ def report(result: dict) -> str:
 
 
 def main(argv=None) -> None:
+    """Measures what is missing, writes and prints the tables."""
     args = parse_args(argv)
     bench = Bench(args)
     bench.work.mkdir(parents=True, exist_ok=True)
