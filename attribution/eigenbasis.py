@@ -159,12 +159,11 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
         a_basis, g_basis = (None, None) if module.rotate_rows else module.bases
         room = None if low_rank else self._room(len(g), g.shape[-1], a.shape[-1])
         in_place = rotated and a_basis is None and room is not None and room.dtype == g.dtype == args.precondition_dtype
-        if in_place:
-            gradients = torch.bmm(g.transpose(1, 2), a, out=room)
-        elif rotated:
-            gradients = torch.bmm(g.transpose(1, 2), a).to(args.precondition_dtype)
+        if rotated:
+            gradients = torch.bmm(g.transpose(1, 2), a, out=room if in_place else None)
         else:
-            gradients = torch.cat(list(module.full_gradients(g, a))).to(args.precondition_dtype)
+            gradients = torch.cat(list(module.full_gradients(g, a)))
+        gradients = gradients.to(args.precondition_dtype)  # in place: is of this type already
         if inverse is not None:
             gradients.mul_(inverse)
         if low_rank:

@@ -78,7 +78,7 @@ def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_c
     assert close(scores_of(run_copy, "ekfac_stock_damping0.0001"), first)
 
 
-def test_out_of_memory_halves_the_budget_and_the_scores_stay(run_copy, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_halves_the_budget_and_the_scores_stay(run_copy, monkeypatch, capsys):
     run(run_copy)
     expected = scores_of(run_copy)
     whole, failed = analysis.EigenAnalyzer.fit_lambda_matrices, []
