@@ -62,6 +62,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     # How scores are computed.
     add("--factor_strategy", choices=STRATEGIES, default="ekfac", help="curvature approximation (ekfac)")
     add("--use_half_precision", action="store_true", help="bfloat16 per-example gradients and products; the model, rotations and running sums stay float32")
+    add("--covariance_dtype", choices=("float32", "float64"), help="type of covariance sums (float64; with --stock float32, where eigenvectors of close eigenvalues are left to rounding)")  # fmt: skip
     add("--query_gradient_rank", type=int, help="keep query gradients at this low rank (full rank)")
     add("--damping_factor", default="1e-8", help="number added to eigenvalues (1e-8, kronfluence's default), or 'heuristic' for a tenth of their mean")  # fmt: skip
     add("--seed", type=int, default=0, help="of the labels that factor fitting samples, and of low-rank projections (0)")
@@ -71,7 +72,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--query_batch_size", type=int, default=32, help="query rows a batch; lowered where memory is short (32)")
     add("--train_batch_size", type=int, default=64, help="training rows of maximum length a batch: shorter rows make larger batches of as many tokens; on a CPU at most 4,096 tokens (64)")  # fmt: skip
     add("--data_partitions", type=int, help="points from which an interrupted run goes on, a phase (so many that each is about ten minutes)")  # fmt: skip
-    add("--rotate", choices=tuple(eigenbasis.ROTATE), default="auto", help="side of the pairwise product that is rotated; auto takes the cheaper (for tests)")  # fmt: skip
+    add("--rotate", choices=tuple(analysis.ROTATE), default="auto", help="side of the pairwise product that is rotated; auto takes the cheaper (for tests)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace stored results that were made from something else")
     add("--profile", action="store_true", help="print the table of actions with mean, calls, total and percentage")
     # What is shown.
@@ -83,6 +84,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         args, "query_batch_size", "train_batch_size", "top_k", "max_queries", "data_partitions", "query_gradient_rank"
     )
     args.damping_factor = parse_damping(args.damping_factor)
+    if args.factor_strategy not in ("kfac", "ekfac"):
+        args.covariance_dtype = None
+    elif args.covariance_dtype is None and not args.stock:
+        args.covariance_dtype = "float64"
     return args
 
 
@@ -169,7 +174,7 @@ class Influence:
         identity = args.factor_strategy == "identity"
         self.factor_parts = {
             "weights": self.run["weights"], "training rows": self.run["train_rows"], "strategy": args.factor_strategy,
-            "precision": precision_name(args),
+            "precision": precision_name(args), "covariance type": args.covariance_dtype,
             "path": "stock" if args.stock else "eigenbasis", "seed": None if identity else args.seed,
         }  # fmt: skip
         self.self_parts = self.factor_parts | {"damping": None if identity else repr(args.damping_factor)}
@@ -266,7 +271,7 @@ class Influence:
             print(f"{target}: factors are damaged and are fitted again", file=sys.stderr)
         shutil.rmtree(target, ignore_errors=True)
         phases = self.phases("factors", name, self.factor_parts)
-        factor_args = make_factor_arguments(args.factor_strategy, args.use_half_precision, args.stock)
+        factor_args = make_factor_arguments(args)
         factor_args.covariance_data_partitions = factor_args.lambda_data_partitions = phases.plan["factors"]
         loading = self.loading(per_device_batch_size=args.train_batch_size)
         analysis.fit_factors(self.analyzer, phases, name, self.train, factor_args, loading)
@@ -296,31 +301,33 @@ class Influence:
         return scores
 
     def _hold_queries(self, score_args: ScoreArguments) -> int:
-        """Chooses query batch and passes so that held query gradients fit into memory; returns the batch size."""
-        args, model, device = self.args, self.analyzer.model, self.analyzer.state.device
-        if args.stock:
-            return args.query_batch_size
-        rank, count = args.query_gradient_rank, len(self.queries)
-        passes = -(-count // analysis.held_queries(model, device, score_args.score_dtype, rank, count))
-        score_args.query_gradient_accumulation_steps = steps = -(-count // (passes * args.query_batch_size))
-        batch = -(-count // (passes * steps))
-        tokens = int(self.train.lengths.sum())
-        eigenbasis.choose_rotation(model, tokens, passes, count, rank is not None, args.rotate)
-        return batch
+        """Chooses query batch and passes so that what is held of the queries fits into memory; returns the batch size."""
+        batch, count = self.args.query_batch_size, len(self.queries)
+        if self.args.stock:
+            return batch
+        passes = analysis.plan_queries(self.analyzer, self.train, self.queries, batch, score_args, self.args.rotate)
+        score_args.query_gradient_accumulation_steps = steps = -(-count // (passes * batch))
+        return -(-count // (passes * steps))
 
 
-def make_factor_arguments(strategy: str, half: bool, stock: bool) -> FactorArguments:
+def make_factor_arguments(args: argparse.Namespace) -> FactorArguments:
     """kronfluence's arguments. Half precision: per-example gradients and their products are bfloat16.
 
     Model, covariances and rotations are so in stock only. They cost little, and rounding before a rotation
-    spreads noise over directions of small eigenvalue, which the inverse curvature blows up.
+    spreads noise over directions of small eigenvalue, which the inverse curvature blows up. Most of all in the
+    covariances: rounding of sums in float32 turns eigenvectors of close eigenvalues into each other, so that the scores
+    of two float32 runs with other batches differ; hence float64 there.
     """
-    args = FactorArguments(strategy=strategy)
-    if half:
-        args.per_sample_gradient_dtype = args.lambda_dtype = torch.bfloat16
-    if half and stock:
-        args.amp_dtype = args.activation_covariance_dtype = args.gradient_covariance_dtype = torch.bfloat16
-    return args
+    factor_args = FactorArguments(strategy=args.factor_strategy)
+    if args.use_half_precision:
+        factor_args.per_sample_gradient_dtype = factor_args.lambda_dtype = torch.bfloat16
+    if args.use_half_precision and args.stock:
+        factor_args.amp_dtype = torch.bfloat16
+        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = torch.bfloat16
+    if args.covariance_dtype:
+        dtype = getattr(torch, args.covariance_dtype)
+        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = dtype
+    return factor_args
 
 
 def make_score_arguments(args: argparse.Namespace) -> ScoreArguments:
@@ -347,6 +354,7 @@ def main(argv=None) -> None:
     refuse_processes(args.stock)
     if not args.stock:
         eigenbasis.check_version()
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for huge pages: 20 times fewer page faults
     gc.freeze()  # kronfluence collects garbage in every phase; what was imported need not be looked at each time
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     influence = Influence(args)

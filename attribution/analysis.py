@@ -27,11 +27,13 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from attribution.contractions import accumulator
+from attribution.eigenbasis import EigenLinear
 from attribution.store import checksums, intact, refuse_if_stale, write_json
 
 PATIENCE = 600.0  # seconds of work between two points from which an interrupted run goes on
 CPU_TOKENS = 4096  # of a batch, at most
 PADDING = 256  # tokens of padding that are worth a batch less
+ROTATE = {"auto": None, "rows": True, "queries": False}  # which side of a pairwise score is rotated
 EIGEN_PAIRS = (
     (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED,
      names.ACTIVATION_EIGENVECTORS_NAME, names.ACTIVATION_EIGENVALUES_NAME),
@@ -71,19 +73,36 @@ def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None
     return batches
 
 
-class TokenLoader(DataLoader):
-    """A DataLoader over given batches whose progress bar counts tokens, so that the time left is true."""
+def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> list[bool]:
+    """Whether a batch is the last of its group. Groups are of like size, and of `budget` tokens with padding, or less."""
+    sizes = np.array([len(batch) * int(lengths[batch].max()) for batch in batches])
+    most = sizes.sum() / -(-sizes.sum() // budget)  # were batches divisible
+    ends, tokens = [], 0
+    for size, following in zip(sizes, [*sizes[1:], budget], strict=True):
+        tokens += size
+        ends.append(bool(tokens + following / 2 > most or tokens + following > budget))
+        tokens = 0 if ends[-1] else tokens
+    return [*ends[:-1], True]
 
-    def __init__(self, dataset, batches: list[list[int]], lengths: np.ndarray, collate, description: str) -> None:
+
+class WeighedLoader(DataLoader):
+    """A DataLoader over given batches whose progress bar weighs them by their work, so that the time left is true.
+
+    before(i) is called before batch i is handed out.
+    """
+
+    def __init__(self, dataset, batches: list, collate, description: str, weights: list[float], before=None) -> None:
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate)
-        self.tokens = [int(lengths[batch].sum()) for batch in batches]
-        self.description = description
+        self.description, self.weights, self.before = description, weights, before
 
     def __iter__(self):
-        with tqdm(total=sum(self.tokens), desc=self.description, unit=" tokens", unit_scale=True, leave=False) as bar:
-            for batch, tokens in zip(super().__iter__(), self.tokens, strict=True):
+        layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+        with tqdm(total=sum(self.weights), desc=self.description, bar_format=layout, leave=False) as bar:
+            for i, batch in enumerate(super().__iter__()):
+                if self.before:
+                    self.before(i)
                 yield batch
-                bar.update(tokens)
+                bar.update(self.weights[i])
 
 
 class FolderAnalyzer(Analyzer):
@@ -110,13 +129,28 @@ class EigenAnalyzer(FolderAnalyzer):
         self.token_budget = token_budget
         self.queries = None  # the query data set: its batches are counted in rows
         self.description = ""
+        modules = tracked(model)
+        # Modules of a kind that is not ours cannot wait for a group of batches.
+        self.shared = modules[0].shared if all(isinstance(module, EigenLinear) for module in modules) else None
 
     def _get_dataloader(self, dataset, per_device_batch_size, dataloader_params, indices=None, **_) -> DataLoader:
         indices = list(range(len(dataset))) if indices is None else list(indices)
         lengths, is_query = dataset.lengths[indices], dataset is self.queries
-        description = "queries" if is_query else self.description
         batches = batches_within(lengths, self.token_budget, per_device_batch_size if is_query else None)
-        return TokenLoader(Subset(dataset, indices), batches, lengths, dataloader_params["collate_fn"], description)
+        tokens = [float(lengths[batch].sum()) for batch in batches]
+        description, before, weights = "queries" if is_query else self.description, None, tokens
+        if self.queries is not None and not is_query:
+            ends = group_ends(batches, lengths, self.token_budget)
+            # Multiply-adds over P: some 6 a token for the model, gradient and rotations, one a row and query.
+            weights = [6 * t + len(self.queries) * len(batch) for t, batch in zip(tokens, batches, strict=True)]
+
+            def before(i: int) -> None:
+                if self.shared is not None:
+                    self.shared.complete = ends[i]
+
+        return WeighedLoader(
+            Subset(dataset, indices), batches, dataloader_params["collate_fn"], description, weights, before
+        )
 
     def perform_eigendecomposition(self, factors_name, factor_args=None, **_) -> None:
         """Eigenvectors and eigenvalues of every covariance, in float64; equal ones (query, key, value) once."""
@@ -133,18 +167,18 @@ class EigenAnalyzer(FolderAnalyzer):
                     jobs.append((matrix, count))
                 sharers.append((job, module, targets))
         with self.profiler.profile("Perform Eigendecomposition"):
-            results = self._decompose(jobs, factor_args.eigendecomposition_dtype)
+            results = self._decompose(jobs, factor_args.eigendecomposition_dtype, accumulator(factor_args.lambda_dtype))
         factors: dict = {name: {} for name in names.EIGENDECOMPOSITION_FACTOR_NAMES}
         for job, module, (vectors_name, values_name) in sharers:
             values, vectors = results[job]
             factors[vectors_name][module], factors[values_name][module] = vectors.clone(), values.clone()
         save_eigendecomposition(self.factors_output_dir(factors_name), factors, factor_args.to_str_dict())
 
-    def _decompose(self, jobs, dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(eigenvalues, eigenvectors) of matrix / count for every job."""
+    def _decompose(self, jobs, dtype, kept) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(eigenvalues, eigenvectors) of matrix / count for every job, computed in one type, kept in another."""
         results = []
         for matrix, count in tqdm(jobs, desc="eigendecomposition", leave=False):
-            kept, matrix = accumulator(matrix.dtype), matrix.to(self.state.device, dtype) / count
+            matrix = matrix.to(self.state.device, dtype) / count
             values, vectors = torch.linalg.eigh((matrix + matrix.t()) / 2)
             results.append((values.to("cpu", kept).contiguous(), vectors.to("cpu", kept).contiguous()))
         return results
@@ -193,14 +227,38 @@ def affordable_tokens(model, device: torch.device, wanted: int) -> int:
     return max(128, min(wanted, CPU_TOKENS, free_memory(device) // 2 // (32 * features)))
 
 
-def held_queries(model, device: torch.device, dtype: torch.dtype, rank: int | None, num_queries: int) -> int:
-    """How many query gradients may be held at once: half of the free memory."""
-    size = 0
+def plan_queries(analyzer: EigenAnalyzer, train, queries, batch: int, score_args, force: str = "auto") -> int:
+    """How many passes over the training rows the queries need; says for every module which side is rotated.
+
+    Training tokens are rotated, N T (D_in^2 + D_out^2) in every pass, and tokens of queries held, whose gradients are
+    formed again for every group of training batches, Q T_q D_in D_out. Or query gradients are rotated back once,
+    Q D_in D_out (D_in + D_out), and held. Whatever is held may take half of the free memory; a pass more runs the
+    model on all N T training tokens again. The cheaper of the two is taken, unless force (a key of ROTATE) names one;
+    low rank always rotates back. batch: query rows a batch.
+    """
+    model, rank, lengths = analyzer.model, score_args.query_gradient_low_rank, np.sort(queries.lengths)[::-1]
+    shapes = [(m.weight.shape[0], m.weight[0].numel() + (m.bias is not None)) for m in tracked(model)]
+    size = sum(d_out * d_in for d_out, d_in in shapes)
+    kept = sum(rank * sum(shape) if rank and rank < min(shape) else shape[0] * shape[1] for shape in shapes)
+    room = free_memory(analyzer.state.device) // 2 / score_args.score_dtype.itemsize
+    padded = np.repeat(lengths[::batch], batch)[: len(lengths)]
+    holds = {True: int((np.cumsum(padded) * sum(map(sum, shapes)) <= room).sum()), False: int(room // kept)}
+    passes = {side: -(-len(lengths) // min(max(held, 1), len(lengths))) for side, held in holds.items()}
+    tokens, asked = int(train.lengths.sum()), int(lengths.sum())
+    batches = batches_within(train.lengths, analyzer.token_budget)
+    groups = sum(group_ends(batches, train.lengths, analyzer.token_budget)) if analyzer.shared else len(batches)
+    rotations = sum(d_out**2 + d_in**2 for d_out, d_in in shapes)
+    back = len(lengths) * sum(d_out * d_in * (d_out + d_in) for d_out, d_in in shapes)
+    costs = {
+        True: passes[True] * tokens * (3 * size + rotations) + groups * asked * size,
+        False: passes[False] * tokens * 3 * size + asked * size + back,
+    }
+    rows = ROTATE[force] if ROTATE[force] is not None else costs[True] < costs[False]
+    rows = rows and not rank
     for module in tracked(model):
-        d_out, d_in = module.weight.shape[0], module.weight[0].numel() + 1
-        low_rank = rank is not None and rank < min(d_out, d_in)
-        size += (rank * (d_out + d_in) if low_rank else d_out * d_in) * dtype.itemsize
-    return max(1, min(num_queries, free_memory(device) // 2 // size))
+        if isinstance(module, EigenLinear):
+            module.rotate_rows = rows
+    return passes[rows]
 
 
 def plan_partitions(model, device: torch.device, rows: int, tokens: int, queries: int) -> dict[str, int]:

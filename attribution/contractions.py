@@ -1,36 +1,46 @@
 """Sums over examples of per-example gradients, formed in blocks that stay in cache.
 
 The gradient of one example of a linear layer is `G = sum_t g_t a_t^T`, with a (T, D_in) the inputs of its
-T tokens (a one appended for the bias) and g (T, D_out) the gradients of their outputs. Nothing here knows
-kronfluence or a module. Symbols: B examples, Q queries, R low rank.
+T tokens (a one appended for the bias) and g (T, D_out) the gradients of their outputs. Examples come in pieces
+(g (B, T, D_out), a (B, T, D_in)), each padded to a T of its own. Nothing here knows kronfluence or a module.
+Symbols: B examples, Q queries, R low rank.
 """
 
 import math
 
 import torch
 
+GRAM_STEP = 192  # rows of a block of a symmetric product
+
 
 def gram(x: torch.Tensor) -> torch.Tensor:
-    """x^T x (D, D) of x (n, D); for wide x only the blocks on and above the diagonal are multiplied."""
+    """x^T x (D, D) of x (n, D); of wide ones only the blocks on and above the diagonal are multiplied."""
     width = x.shape[1]
-    if width < 1024:
+    if width < 2 * GRAM_STEP:
         return x.t() @ x
-    step = -(-width // 4)
     out = torch.empty(width, width, dtype=x.dtype, device=x.device)
-    for i in range(0, width, step):
-        block = x[:, i : i + step].t() @ x[:, i:]
-        out[i : i + step, i:] = block
-        out[i:, i : i + step] = block.t()
+    for i in range(0, width, GRAM_STEP):
+        block = x[:, i : i + GRAM_STEP].t() @ x[:, i:]
+        out[i : i + GRAM_STEP, i:] = block
+        out[i:, i : i + GRAM_STEP] = block.t()
     return out
 
 
+def widened(basis: torch.Tensor) -> torch.Tensor:
+    """The basis (D, D) with columns of zeros up to a multiple of 16: products of that width are faster."""
+    return torch.nn.functional.pad(basis, (0, -len(basis) % 16))
+
+
 def rotate(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Tensor:
-    """[x, 1] basis for x (B, T, D); without a basis just [x, 1], and no 1 where there is no bias."""
+    """[x, 1] basis for x (B, T, D) and a `widened` basis, its zeros left out; without a basis just [x, 1].
+
+    No 1 is appended where there is no bias.
+    """
     if basis is None:
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if bias else x
     flat = x.reshape(-1, x.shape[-1])
     flat = torch.addmm(basis[-1], flat, basis[:-1]) if bias else flat @ basis
-    return flat.view(*x.shape[:-1], -1)
+    return flat.view(*x.shape[:-1], -1)[..., : len(basis)]
 
 
 def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
@@ -38,25 +48,107 @@ def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
     return tokens * (d_in**2 + d_out**2) < d_in * d_out * (d_in + d_out)
 
 
-def gradient_blocks(g: torch.Tensor, a: torch.Tensor, elements: int):
+# --- what the queries of a pairwise score are ----------------------------------------------------------
+
+
+class Gradients:
+    """Query gradients (Q, D_out, D_in)."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def block(self, outputs: slice) -> torch.Tensor:
+        """(Q, outputs, D_in)."""
+        return self.values[:, outputs]
+
+
+class LowRank:
+    """Query gradients as left (Q, D_out, R) times right (Q, R, D_in)."""
+
+    def __init__(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        self.left, self.right = left, right
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def block(self, outputs: slice) -> torch.Tensor:
+        """(Q, outputs, D_in)."""
+        return self.left[:, outputs] @ self.right
+
+
+class Tokens:
+    """Query gradients as pieces (g, a), multiplied by weight (1 or none, D_out, D_in) when a block is asked for.
+
+    Far smaller than the gradients, as long as a query has fewer tokens than a layer has inputs or outputs.
+    """
+
+    def __init__(self, pieces: list, weight: torch.Tensor | None, dtype: torch.dtype) -> None:
+        self.pieces, self.dtype = pieces, dtype  # dtype: of a block
+        self.weight = None if weight is None else weight.view(weight.shape[-2:])
+        self.buffer = torch.empty(0)  # memory of the last block
+
+    def __len__(self) -> int:
+        return sum(len(g) for g, _ in self.pieces)
+
+    def block(self, outputs: slice) -> torch.Tensor:
+        """(Q, outputs, D_in); it is overwritten when the next one is asked for."""
+        first = self.pieces[0][0][:, :, outputs]
+        shape = len(self), first.shape[-1], self.pieces[0][1].shape[-1]
+        if self.buffer.numel() < math.prod(shape):
+            self.buffer = torch.empty(math.prod(shape), dtype=first.dtype, device=first.device)
+        block = self.buffer[: math.prod(shape)].view(shape)
+        outer_products([(g[:, :, outputs], a) for g, a in self.pieces], block)
+        if self.weight is not None:
+            block = block.to(self.weight.dtype).mul_(self.weight[outputs])
+        return block.to(self.dtype)
+
+
+# --- sums over blocks ----------------------------------------------------------------------------------
+
+
+def outer_products(pieces: list, out: torch.Tensor) -> None:
+    """Writes sum_t g_t a_t^T of every example of the pieces, one after the other, into out (B, D_out, D_in)."""
+    start = 0
+    for g, a in pieces:
+        torch.bmm(g.transpose(1, 2), a, out=out[start : start + len(g)])
+        start += len(g)
+
+
+def cut(pieces: list, start: int, end: int) -> list:
+    """The pieces of the examples from start to end, counted through all pieces."""
+    parts = []
+    for g, a in pieces:
+        if start < len(g) and end > 0:
+            parts.append((g[max(start, 0) : end], a[max(start, 0) : end]))
+        start, end = start - len(g), end - len(g)
+    return parts
+
+
+def gradient_blocks(pieces: list, elements: int):
     """Yields (rows, outputs, G) with G (rows, outputs, D_in) a block of sum_t g_t a_t^T.
 
-    g (B, T, D_out), a (B, T, D_in). A block has about as many rows as outputs: few rows make thin products
-    with the queries, few outputs thin products over tokens. Outputs change slowest, so that what belongs to an
-    output is read once. The memory of G is reused: use it before the next block is asked for.
+    A block of `elements` numbers has up to sixteen times as many rows as outputs, because few rows make thin
+    products with the queries; rows are shared out evenly. Outputs change slowest, so that what belongs to an output
+    is read once. The memory of G is reused: use it before the next block is asked for.
     """
-    count, _, d_out = g.shape
-    d_in = a.shape[-1]
-    rows = min(count, max(1, math.isqrt(elements // d_in)))
+    count = sum(len(g) for g, _ in pieces)
+    (first, a), *_ = pieces
+    d_out, d_in = first.shape[-1], a.shape[-1]
+    parts = -(-count // max(1, 4 * math.isqrt(elements // d_in)))
+    rows = -(-count // parts)
     outputs = min(d_out, max(1, elements // (rows * d_in)))
-    buffer = torch.empty(rows * outputs * d_in, dtype=g.dtype, device=g.device)
-    left = g.transpose(1, 2)
+    buffer = torch.empty(rows * outputs * d_in, dtype=first.dtype, device=first.device)
+    groups = [(slice(b, min(b + rows, count)), cut(pieces, b, b + rows)) for b in range(0, count, rows)]
     for o in range(0, d_out, outputs):
-        o_end = min(o + outputs, d_out)
-        for b in range(0, count, rows):
-            b_end = min(b + rows, count)
-            block = buffer[: (b_end - b) * (o_end - o) * d_in].view(b_end - b, o_end - o, d_in)
-            yield slice(b, b_end), slice(o, o_end), torch.bmm(left[b:b_end, o:o_end], a[b:b_end], out=block)
+        chosen = slice(o, min(o + outputs, d_out))
+        for place, parts in groups:
+            shape = place.stop - place.start, chosen.stop - chosen.start, d_in
+            block = buffer[: math.prod(shape)].view(shape)
+            outer_products([(g[:, :, chosen], a) for g, a in parts], block)
+            yield place, chosen, block
 
 
 def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements: int) -> None:
@@ -64,14 +156,14 @@ def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements:
     if g.shape[1] == 1:
         total += (g[:, 0].square().t() @ a[:, 0].square()).to(total.dtype)
         return
-    for _, outputs, block in gradient_blocks(g, a, elements):
+    for _, outputs, block in gradient_blocks([(g, a)], elements):
         total[outputs] += block.square_().sum(0, dtype=total.dtype)
 
 
 def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | None, elements: int) -> torch.Tensor:
     """(B,): for every example the sum of weight (D_out, D_in) x (sum_t g_t a_t^T)^2."""
     total = torch.zeros(len(g), dtype=accumulator(g.dtype), device=g.device)
-    for rows, outputs, block in gradient_blocks(g, a, elements):
+    for rows, outputs, block in gradient_blocks([(g, a)], elements):
         block.square_()
         if weight is not None:
             block.mul_(weight[outputs])
@@ -79,31 +171,35 @@ def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | No
     return total
 
 
-def inner_products(queries, g: torch.Tensor, a: torch.Tensor, elements: int) -> torch.Tensor:
-    """(Q, B): inner products of query gradients with sum_t g_t a_t^T.
-
-    queries: a tensor (Q, D_out, D_in), or [left (Q, D_out, R), right (Q, R, D_in)] of low rank.
-    """
-    low_rank = isinstance(queries, list)
-    left, right = queries if low_rank else (queries, None)
-    count, (batch, tokens, d_out), d_in = len(left), g.shape, a.shape[-1]
-    total = torch.zeros(count, batch, dtype=accumulator(g.dtype), device=g.device)
-    if low_rank and tokens * left.shape[-1] * (d_in + d_out) < d_in * d_out * (1 + left.shape[-1] / batch):
-        for b in range(0, batch, rows := max(1, elements // (count * left.shape[-1] * tokens))):
-            gl = torch.einsum("bto,qok->qkbt", g[b : b + rows], left)
-            ra = torch.einsum("bti,qki->qkbt", a[b : b + rows], right)
-            total[:, b : b + rows] = (gl * ra).sum((1, 3), dtype=total.dtype)
-        return total
-    expanded, current = None, None
-    for rows, outputs, block in gradient_blocks(g, a, elements):
+def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements: int) -> torch.Tensor:
+    """(Q, B): inner products of query gradients with sum_t g_t a_t^T of every example of the pieces."""
+    if isinstance(queries, LowRank):
+        (g, a), *_ = pieces
+        width, d_in, d_out = queries.left.shape[-1], a.shape[-1], g.shape[-1]
+        if g.shape[1] * width * (d_in + d_out) < d_in * d_out * (1 + width / len(g)):
+            return torch.cat([token_products(queries, *piece, elements) for piece in pieces], dim=1)
+    count, first = sum(len(g) for g, _ in pieces), pieces[0][0]
+    total = torch.zeros(len(queries), count, dtype=accumulator(first.dtype), device=first.device)
+    flat, current = None, None
+    for rows, outputs, block in gradient_blocks(pieces, elements):
         if outputs != current:
-            current = outputs
-            expanded = left[:, outputs] @ right if low_rank else left[:, outputs]
-        flat, block = expanded.reshape(count, -1), block.view(len(block), -1)
+            current, flat = outputs, queries.block(outputs).reshape(len(queries), -1)
+        block = block.view(len(block), -1)
         if total.dtype == block.dtype:
             total[:, rows].addmm_(flat, block.t())
         else:
             total[:, rows] += flat @ block.t()
+    return total
+
+
+def token_products(queries: LowRank, g: torch.Tensor, a: torch.Tensor, elements: int) -> torch.Tensor:
+    """`inner_products` for one piece, token by token: cheaper where tokens and rank are few."""
+    total = torch.zeros(len(queries), len(g), dtype=accumulator(g.dtype), device=g.device)
+    rows = max(1, elements // (len(queries) * queries.left.shape[-1] * g.shape[1]))
+    for b in range(0, len(g), rows):
+        gl = torch.einsum("bto,qok->qkbt", g[b : b + rows], queries.left)
+        ra = torch.einsum("bti,qki->qkbt", a[b : b + rows], queries.right)
+        total[:, b : b + rows] = (gl * ra).sum((1, 3), dtype=total.dtype)
     return total
 
 

@@ -19,6 +19,7 @@ class Shared:
     def __init__(self) -> None:
         self.inputs: dict[int, SharedInput] = {}
         self.bases: list[torch.Tensor] = []
+        self.complete = True  # whether the current batch ends a group of batches; see EigenPairwiseTracker
 
     def enter(self, tensor: torch.Tensor) -> SharedInput:
         """The entry of this input tensor; one more module will use it."""

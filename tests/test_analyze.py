@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import analyze
 import train
 from attribution import analysis, eigenbasis
-from attribution.analysis import Phases, batches_within, order_by_length, restore_order
+from attribution.analysis import Phases, batches_within, group_ends, order_by_length, restore_order
 from attribution.stats import mean_spearman
 from attribution.store import Refused, run_script
 from pipeline import InfluenceTask, compute_margin, construct_bert, get_glue_dataset
@@ -56,16 +56,23 @@ def test_a_batch_ends_where_padding_would_be_more_than_a_tenth_or_worth_a_batch(
     assert [len(batch) for batch in batches_within(lengths, 10_000, max_rows=100)] == [100, 100, 43]
 
 
-@pytest.mark.parametrize(("held", "batch"), [(1000, 4), (1000, 32), (4, 32), (3, 2)])
-def test_queries_take_as_few_passes_as_memory_allows(run_copy, monkeypatch, held, batch):
-    monkeypatch.setattr(analysis, "held_queries", lambda *_: held)
+def test_groups_of_batches_are_of_like_size_and_hold_their_budget():
+    lengths = np.array([40] * 3 + [20] * 6 + [10] * 10 + [5] * 16)  # batches of 120, 120, 100 and 80 tokens
+    batches = [list(range(3)), list(range(3, 9)), list(range(9, 19)), list(range(19, 35))]
+    assert group_ends(batches, lengths, 1000) == [False, False, False, True]
+    assert group_ends(batches, lengths, 300) == [False, True, False, True]
+    assert group_ends(batches, lengths, 100) == [True] * 4
+
+
+@pytest.mark.parametrize(("passes", "batch"), [(1, 4), (1, 32), (3, 32), (3, 2)])
+def test_query_batches_fill_as_few_passes_as_memory_allows(run_copy, monkeypatch, passes, batch):
+    monkeypatch.setattr(analysis, "plan_queries", lambda *_: passes)
     args = analyze.parse_args([*QUICK, "--checkpoint_dir", str(run_copy), "--query_batch_size", str(batch)])
     influence = analyze.Influence(args)  # 9 queries
     score_args = analyze.make_score_arguments(args)
     rows = influence._hold_queries(score_args)
     assert 1 <= rows <= batch
-    passes = -(-9 // (rows * score_args.query_gradient_accumulation_steps))
-    assert passes == -(-9 // held)
+    assert -(-9 // (rows * score_args.query_gradient_accumulation_steps)) == passes
 
 
 def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_copy):
@@ -76,6 +83,18 @@ def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_c
     assert close(scores_of(run_copy), first)
     run(run_copy, "--stock", "--train_batch_size", "16")
     assert close(scores_of(run_copy, "ekfac_stock_damping0.0001"), first)
+
+
+def test_covariance_sums_in_float64_free_the_scores_from_the_batches(run_copy):
+    """At the smallest damping rounding of float32 sums mixes eigenvectors of close eigenvalues, batch by batch."""
+    distance = {}
+    for dtype in ("float32", "float64"):
+        scores = []
+        for batch in ("2", "64"):
+            run(run_copy, "--damping_factor", "1e-8", "--covariance_dtype", dtype, "--train_batch_size", batch, "--overwrite")
+            scores.append(scores_of(run_copy, "ekfac"))
+        distance[dtype] = ((scores[0] - scores[1]).norm() / scores[1].norm()).item()
+    assert distance["float64"] < min(distance["float32"] / 5, 3e-4), distance
 
 
 def test_out_of_memory_halves_the_budget_and_the_scores_stay(run_copy, monkeypatch, capsys):
@@ -95,18 +114,36 @@ def test_out_of_memory_halves_the_budget_and_the_scores_stay(run_copy, monkeypat
     assert close(scores_of(run_copy), expected)
 
 
-def test_short_memory_lowers_the_token_budget_and_the_number_of_held_queries(monkeypatch):
+def test_short_memory_lowers_the_token_budget(monkeypatch):
     model = eigenbasis.prepare_model(construct_bert("demo", None, seed=0), InfluenceTask())
-    cpu = torch.device("cpu")
     features = sum(sum(module.weight.shape) for module in analysis.tracked(model))
-    parameters = analysis.parameters_of(model)
     monkeypatch.setattr(analysis, "free_memory", lambda device: 2 * 32 * features * 1000)
+    cpu = torch.device("cpu")
     assert analysis.affordable_tokens(model, cpu, 500) == 500 and analysis.affordable_tokens(model, cpu, 8192) == 1000
     assert analysis.affordable_tokens(model, torch.device("cuda"), 8192) == 8192
-    monkeypatch.setattr(analysis, "free_memory", lambda device: 2 * 4 * parameters * 10)
-    assert 9 <= analysis.held_queries(model, cpu, torch.float32, None, 100) <= 10
-    assert 18 <= analysis.held_queries(model, cpu, torch.bfloat16, None, 100) <= 20
-    assert analysis.held_queries(model, cpu, torch.float32, 2, 100) == 100
+
+
+def test_short_memory_takes_more_passes_and_the_cheaper_side_is_rotated(run_copy, monkeypatch):
+    args = analyze.parse_args([*QUICK, "--checkpoint_dir", str(run_copy)])
+    influence = analyze.Influence(args)
+    analyzer, score_args = influence.analyzer, analyze.make_score_arguments(args)
+    sizes = [(m.weight.shape[0], m.weight.shape[1] + 1) for m in analysis.tracked(analyzer.model)]
+
+    def plan(free: int, force: str = "auto", rank: int | None = None) -> tuple[int, bool]:
+        monkeypatch.setattr(analysis, "free_memory", lambda device: free)
+        score_args.query_gradient_low_rank = rank
+        passes = analysis.plan_queries(analyzer, influence.train, influence.queries, 32, score_args, force)
+        return passes, analysis.tracked(analyzer.model)[0].rotate_rows
+
+    one_gradient = 2 * 4 * sum(d_out * d_in for d_out, d_in in sizes)
+    one_query = 2 * 4 * sum(map(sum, sizes)) * int(influence.queries.lengths.max())
+    assert plan(2**40) == (1, False)  # 120 rows have more tokens than 9 queries have directions
+    everything, influence.train.lengths = influence.train.lengths, influence.train.lengths[:8]
+    assert plan(2**40) == (1, True)
+    assert plan(3 * one_gradient, "queries") == (3, False) and plan(3 * one_query, "rows") == (3, True)
+    assert plan(2**40, rank=2) == (1, False)
+    influence.train.lengths = everything
+    assert plan(one_query * 9) == (1, True) and one_query < one_gradient  # gradients would need two passes
 
 
 @pytest.mark.parametrize("strategy", ["identity", "diagonal", "kfac"])

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from attribution import contractions, eigenbasis
-from attribution.contractions import add_squares, gram, inner_products, rotate, weighted_squares
+from attribution.contractions import (
+    Gradients,
+    LowRank,
+    Tokens,
+    add_squares,
+    gram,
+    inner_products,
+    rotate,
+    weighted_squares,
+    widened,
+)
 
 
 @pytest.fixture
@@ -32,27 +42,37 @@ def test_sums_of_squares_equal_the_plain_formula_for_every_block_size(tokens, el
 
 
 @pytest.mark.parametrize("elements", [1, 50, 10_000])
-@pytest.mark.parametrize("rank", [None, 1, 5])
-def test_inner_products_equal_the_plain_formula_dense_and_low_rank(tokens, elements, rank):
-    g, a = tokens
-    queries, dense = torch.randn(4, 7, 6, dtype=torch.float64), None
-    if rank:
-        queries = [torch.randn(4, 7, rank, dtype=torch.float64), torch.randn(4, rank, 6, dtype=torch.float64)]
-        dense = queries[0] @ queries[1]
-    expected = torch.einsum("qoi,boi->qb", queries if dense is None else dense, gradients(g, a))
-    assert torch.allclose(inner_products(queries, g, a, elements), expected)
+@pytest.mark.parametrize("kind", ["gradients", "tokens", "weighted tokens", "rank 1", "rank 5"])
+def test_inner_products_equal_the_plain_formula_whatever_is_held_of_the_queries(tokens, elements, kind):
+    """Training rows in two pieces of unlike length, and a few more of them in a second call."""
+    first, second = tokens, (torch.randn(2, 4, 7, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64))
+    held = [tuple(torch.randn(3, t, d, dtype=torch.float64) for d in (7, 6)) for t in (2, 5)]
+    dense, weight = torch.cat([gradients(*piece) for piece in held]), torch.rand(1, 7, 6, dtype=torch.float64)
+    queries = Gradients(dense)
+    if "tokens" in kind:
+        queries = Tokens(held, weight if "weighted" in kind else None, torch.float64)
+        dense = dense * weight if "weighted" in kind else dense
+    elif "rank" in kind:
+        rank = int(kind[-1])
+        left, right = torch.randn(6, 7, rank, dtype=torch.float64), torch.randn(6, rank, 6, dtype=torch.float64)
+        queries, dense = LowRank(left, right), left @ right
+    for pieces in ([first, second], [second]):
+        expected = torch.einsum("qoi,boi->qb", dense, torch.cat([gradients(*piece) for piece in pieces]))
+        assert torch.allclose(inner_products(queries, pieces, elements), expected)
 
 
 def test_wide_gram_matrices_equal_the_product():
-    x = torch.randn(40, 1030, dtype=torch.float64)
-    assert torch.allclose(gram(x), x.t() @ x)
+    for width in (383, 384, 500):
+        x = torch.randn(40, width, dtype=torch.float64)
+        assert torch.allclose(gram(x), x.t() @ x)
 
 
 def test_rotation_appends_a_one_for_the_bias():
     x, basis = torch.randn(2, 3, 4), torch.randn(5, 5)
     expected = torch.cat([x, torch.ones(2, 3, 1)], -1) @ basis
-    assert torch.allclose(rotate(x, basis, True), expected, atol=1e-5)
+    assert torch.allclose(rotate(x, widened(basis), True), expected, atol=1e-5)
     assert torch.equal(rotate(x, None, True)[..., -1], torch.ones(2, 3))
+    assert widened(basis).shape == (5, 16) and torch.allclose(rotate(x, widened(basis[:4, :4]), False), x @ basis[:4, :4])
 
 
 def test_ten_thousand_bfloat16_terms_lose_nothing():
@@ -62,7 +82,7 @@ def test_ten_thousand_bfloat16_terms_lose_nothing():
     for row in ones.split(1):
         add_squares(total, row, row, 8)
     assert total.item() == 10_000
-    assert inner_products(ones[:1], ones[:1].expand(1, 10_000, 1)[:, :1], ones[:1], 8).dtype == torch.float32
+    assert inner_products(Gradients(ones[:1]), [(ones[:1], ones[:1])], 8).dtype == torch.float32
     assert weighted_squares(ones[:2], ones[:2], None, 8).dtype == torch.float32
     tracker = object.__new__(eigenbasis.EigenCovarianceTracker)
     tracker.module = type("Module", (), {"storage": {"sum": None}})()

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from attribution import eigenbasis
-from attribution.analysis import EigenAnalyzer, restore_order
+from attribution.analysis import EigenAnalyzer, plan_queries, restore_order
 from pipeline import InfluenceTask, collate
 
 N, Q = 23, 7  # an uneven last batch for every batch size used here
@@ -88,7 +88,7 @@ def run(
         analyzer = EigenAnalyzer(folder, token_budget=budget, **kwargs)
         analyzer.queries = queries
         score_args.query_gradient_accumulation_steps = 2
-        eigenbasis.choose_rotation(model, int(train.lengths.sum()), 2, Q, rank is not None, rotate)
+        plan_queries(analyzer, train, queries, queries_batch, score_args, rotate)
     else:
         analyzer = Analyzer("kronfluence", output_dir=str(folder), disable_tqdm=True, **kwargs)
     loading = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=partial(collate, pad_to=None if fast else 12))}

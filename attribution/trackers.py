@@ -1,0 +1,211 @@
+"""kronfluence's trackers, rewritten to stay in the eigenbasis: what happens in a module's backward pass.
+
+kronfluence calls a tracker's methods by name: `register_hooks` when a phase begins, `accumulate_iterations` after a
+batch, `release_memory` at the end. Each tracker here says in `update` what to do with a module's input and the
+gradient of its output. Symbols as in `eigenbasis.py`.
+"""
+
+import torch
+from kronfluence.factor.config import FactorConfig
+from kronfluence.module.tracker.base import BaseTracker
+from kronfluence.module.tracker.factor import CovarianceTracker, LambdaTracker
+from kronfluence.module.tracker.pairwise_score import PairwiseScoreTracker
+from kronfluence.module.tracker.precondition import PreconditionTracker
+from kronfluence.module.tracker.self_score import SelfScoreTracker
+from kronfluence.utils import constants as names
+from torch import nn
+
+from attribution.contractions import (
+    Gradients,
+    LowRank,
+    Tokens,
+    accumulator,
+    add_squares,
+    gram,
+    inner_products,
+    weighted_squares,
+)
+from attribution.sharing import SharedInput
+
+
+class HookTracker(BaseTracker):
+    """Calls update(input, g) in the backward pass, with the module's input and its output's gradient."""
+
+    started = False
+
+    def register_hooks(self) -> None:
+        @torch.no_grad()
+        def forward_hook(module: nn.Module, inputs: tuple[torch.Tensor], outputs: torch.Tensor) -> None:
+            if self.cached_hooks:
+                raise RuntimeError(f"the module {self.module.name} runs twice in one pass; pass --stock")
+            entry = self.module.shared.enter(inputs[0])
+
+            @torch.no_grad()
+            def backward_hook(gradient: torch.Tensor) -> None:
+                self.cached_hooks.pop().remove()
+                self.update(entry, gradient.detach())
+                self.module.shared.leave(entry)
+
+            self.cached_hooks.append(outputs.register_hook(backward_hook))
+
+        self.started = False
+        self.module.shared.clear()
+        self.registered_hooks.append(self.module.register_forward_hook(forward_hook))
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        raise NotImplementedError
+
+
+class EigenCovarianceTracker(HookTracker, CovarianceTracker):
+    """Input and output-gradient covariances; modules that read one tensor share one input covariance.
+
+    Positions of padding, and others whose gradient is zero, are left out of the products.
+    """
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module, args = self.module, self.module.factor_args
+        leader = entry.leaders.setdefault(module.bias is None, module)  # the first to come: the last in the model
+        if leader is module:
+            self._add_inputs(entry.tensor.detach(), args.activation_covariance_dtype)
+        if not self.started:
+            self.started, self.leader = True, leader
+        if self.leader is not leader:
+            raise RuntimeError(f"the input of {module.name} is shared in some batches only; pass --stock")
+        for name in (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED):
+            module.storage[name] = leader.storage[name]
+        flat, count = module.get_flattened_gradient(gradient)  # as in kronfluence, all positions count
+        flat = flat[(flat != 0).any(1)].to(args.gradient_covariance_dtype)
+        self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, gram(flat))
+        self._add(names.NUM_GRADIENT_COVARIANCE_PROCESSED, torch.as_tensor([int(count)]))
+
+    def _add_inputs(self, inputs: torch.Tensor, dtype: torch.dtype) -> None:
+        mask, flat = self.module.attention_mask, inputs.reshape(-1, inputs.shape[-1])
+        if mask is not None and mask.numel() == len(flat):
+            flat = flat[mask.flatten() != 0]
+        flat = flat.to(dtype)
+        count = torch.as_tensor([len(flat)])
+        matrix = gram(flat)
+        if self.module.bias is not None:
+            sums = flat.sum(0, dtype=accumulator(flat.dtype))
+            bordered = sums.new_empty(len(sums) + 1, len(sums) + 1)
+            bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = matrix, sums, sums, len(flat)
+            matrix = bordered
+        self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, matrix)
+        self._add(names.NUM_ACTIVATION_COVARIANCE_PROCESSED, count)
+
+    def _add(self, name: str, term: torch.Tensor) -> None:
+        """Adds the term to a running sum in float32 or above; the first term of a phase starts it."""
+        term = term if term.dtype == torch.int64 else term.to(accumulator(term.dtype))
+        total = self.module.storage[name]
+        self.module.storage[name] = term if total is None else total.add_(term)
+
+
+class EigenLambdaTracker(HookTracker, LambdaTracker):
+    """Mean squared gradient in the eigenbasis, EKFAC's corrected eigenvalues; without a basis, the diagonal."""
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module, args = self.module, self.module.factor_args
+        if not self.started:
+            self.started = True
+            if FactorConfig.CONFIGS[args.strategy].requires_eigendecomposition_for_lambda:
+                module.set_bases(args.lambda_dtype, gradient.device)
+            else:
+                module.drop_bases()
+            size = module.weight.shape[0], module.weight.shape[1] + (module.bias is not None)
+            dtype = accumulator(args.lambda_dtype)
+            module.storage[names.LAMBDA_MATRIX_NAME] = torch.zeros(size, dtype=dtype, device=gradient.device)
+            module.storage[names.NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
+        total = module.storage[names.LAMBDA_MATRIX_NAME]
+        module.storage[names.NUM_LAMBDA_PROCESSED] += len(gradient)
+        g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
+        if rotated:
+            add_squares(total, g, a, module.block_elements(g))
+            return
+        for gradients in module.full_gradients(g, a):
+            total += gradients.square_().sum(0, dtype=total.dtype)
+
+
+class EigenPreconditionTracker(HookTracker, PreconditionTracker):
+    """What is held of the queries of a pass: `Tokens` in the eigenbasis, or gradients outside of it.
+
+    Gradients are multiplied by the inverse of the damped curvature and rotated back, then held in full (written where
+    they stay, into one tensor for all queries of a pass) or as two factors of low rank.
+    """
+
+    held: torch.Tensor | None = None  # gradients: (queries of a pass, D_out, D_in)
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module, args = self.module, self.module.score_args
+        name, inverse = names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME, module.storage[names.LAMBDA_MATRIX_NAME]
+        if module.rotate_rows:
+            piece = module.tokens(entry, gradient, args.per_sample_gradient_dtype)[:2]
+            kept = module.storage[name] or Tokens([], inverse, args.score_dtype)
+            module.storage[name] = Tokens([*kept.pieces, piece], inverse, args.score_dtype)
+            return
+        g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
+        gradients = torch.bmm(g.transpose(1, 2), a) if rotated else torch.cat(list(module.full_gradients(g, a)))
+        gradients = gradients.to(args.precondition_dtype)
+        if inverse is not None:
+            gradients.mul_(inverse)
+        rank, (a_basis, g_basis) = args.query_gradient_low_rank, module.square_bases()
+        if rank is not None and rank < min(gradients.shape[1:]):
+            self._process_preconditioned_gradient(gradients)
+            left, right = module.storage[names.PRECONDITIONED_GRADIENT_NAME]
+            if a_basis is not None:  # the two factors are rotated back, not the gradient
+                left, right = g_basis.to(left.dtype) @ left, right @ a_basis.t().to(right.dtype)
+            kept = module.storage[name]
+            parts = [(left, right)] if kept is None else [(kept.left, kept.right), (left, right)]
+            module.storage[name] = LowRank(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            return
+        if a_basis is not None:
+            gradients = g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())
+        start = len(module.storage[name] or ())
+        if self.held is None:
+            size = len(gradients) * args.query_gradient_accumulation_steps, *gradients.shape[1:]
+            self.held = torch.empty(size, dtype=args.score_dtype, device=gradients.device)
+        self.held[start : start + len(gradients)] = gradients
+        module.storage[name] = Gradients(self.held[: start + len(gradients)])
+
+    def accumulate_iterations(self) -> None:
+        """Nothing is left to do: update() put what is held where it stays."""
+        self.module.storage[names.PRECONDITIONED_GRADIENT_NAME] = None
+
+    def release_memory(self) -> None:
+        super().release_memory()
+        self.held = None
+
+
+class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
+    """Inner products of all held query gradients with each training gradient.
+
+    Small batches wait until a group of them is there, which ends with a batch that `shared.complete` announces: a
+    product with more rows is faster, and blocks of query gradients are formed once for the group. Until then the
+    scores of a batch have no columns.
+    """
+
+    def register_hooks(self) -> None:
+        super().register_hooks()
+        self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module = self.module
+        self.waiting.append(module.tokens(entry, gradient, module.score_args.score_dtype, module.rotate_rows)[:2])
+        queries = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
+        if module.shared.complete:
+            scores = inner_products(queries, self.waiting, module.block_elements(gradient))
+            self.waiting = []
+        else:
+            scores = torch.empty(len(queries), 0, device=gradient.device)
+        module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = scores
+
+
+class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):
+    """Each training gradient's inner product with itself, preconditioned."""
+
+    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        module = self.module
+        g, a, _ = module.tokens(entry, gradient, module.score_args.per_sample_gradient_dtype)
+        weight = module.storage[names.LAMBDA_MATRIX_NAME]
+        weight = None if weight is None else weight.view(weight.shape[-2:])
+        scores = weighted_squares(g, a, weight, module.block_elements(g))
+        module.storage[names.SELF_SCORE_VECTOR_NAME] = scores
