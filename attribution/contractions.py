@@ -127,11 +127,11 @@ def cut(pieces: list, start: int, end: int) -> list:
     return parts
 
 
-def gradient_blocks(pieces: list, elements: int):
+def gradient_blocks(pieces: list, elements: int, queries: int = 1):
     """Yields (rows, outputs, G) with G (rows, outputs, D_in) a block of sum_t g_t a_t^T.
 
     A block of `elements` numbers has up to sixteen times as many rows as outputs, because few rows make thin
-    products with the queries; rows are shared out evenly. Outputs change slowest, so that what belongs to an output
+    products with the queries, whose block is no larger; rows are shared out evenly. Outputs change slowest, so that what belongs to an output
     is read once. The memory of G is reused: use it before the next block is asked for.
     """
     count = sum(len(g) for g, _ in pieces)
@@ -139,7 +139,7 @@ def gradient_blocks(pieces: list, elements: int):
     d_out, d_in = first.shape[-1], a.shape[-1]
     parts = -(-count // max(1, 4 * math.isqrt(elements // d_in)))
     rows = -(-count // parts)
-    outputs = min(d_out, max(1, elements // (rows * d_in)))
+    outputs = min(d_out, max(1, elements // (max(rows, queries) * d_in)))
     buffer = torch.empty(rows * outputs * d_in, dtype=first.dtype, device=first.device)
     groups = [(slice(b, min(b + rows, count)), cut(pieces, b, b + rows)) for b in range(0, count, rows)]
     for o in range(0, d_out, outputs):
@@ -181,7 +181,7 @@ def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements
     count, first = sum(len(g) for g, _ in pieces), pieces[0][0]
     total = torch.zeros(len(queries), count, dtype=accumulator(first.dtype), device=first.device)
     flat, current = None, None
-    for rows, outputs, block in gradient_blocks(pieces, elements):
+    for rows, outputs, block in gradient_blocks(pieces, elements, len(queries)):
         if outputs != current:
             current, flat = outputs, queries.block(outputs).reshape(len(queries), -1)
         block = block.view(len(block), -1)

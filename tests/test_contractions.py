@@ -9,6 +9,7 @@ from attribution.contractions import (
     LowRank,
     Tokens,
     add_squares,
+    gradient_blocks,
     gram,
     inner_products,
     rotate,
@@ -59,6 +60,13 @@ def test_inner_products_equal_the_plain_formula_whatever_is_held_of_the_queries(
     for pieces in ([first, second], [second]):
         expected = torch.einsum("qoi,boi->qb", dense, torch.cat([gradients(*piece) for piece in pieces]))
         assert torch.allclose(inner_products(queries, pieces, elements), expected)
+
+
+def test_blocks_of_rows_and_of_queries_hold_their_number_of_elements(tokens):
+    for elements, queries in ((60, 1), (60, 5), (200, 30)):
+        for rows, outputs, block in gradient_blocks([tokens], elements, queries):
+            assert block.shape == (rows.stop - rows.start, outputs.stop - outputs.start, 6)
+            assert block.numel() <= elements and (queries * block[0].numel() <= elements or len(block[0]) == 1)
 
 
 def test_wide_gram_matrices_equal_the_product():
