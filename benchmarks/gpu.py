@@ -7,17 +7,18 @@ The published figures are those of kronfluence's GLUE example: 67,349 rows, 872 
 an A100. The estimate counts multiply-adds. Stock's count of a phase divided by its published seconds is the
 rate that the phase reached there; ours is assumed to reach the same rate, plus the time in which the memory moves
 the per-example gradients that ours writes and reads. In half precision ours does only the products of per-example
-gradients in bfloat16, the rest in float32, or in TF32 where both are asked for. Symbols: N rows, Q queries, T tokens of a row, P weights of
-the linear layers, L layers, D hidden size.
+gradients in bfloat16, the rest in float32, or in TF32 where both are asked for; covariances are summed in float64,
+whose tensor cores have the peak rate of float32 on an A100. Symbols: N rows, Q queries, T tokens of a row, T_q of a
+query, P weights of the linear layers, L layers, D hidden size.
 
     a pass over a token     2 P for forward and backward (inputs' gradients only), 6 L T D for attention
     covariance              sum of D_in^2 (real tokens) and of D_out^2 (all tokens); ours: real tokens, one D_in^2 for
-                            query, key and value, 5/8 of a matrix at least 1,024 wide
+                            query, key and value, of a matrix only blocks on and above the diagonal
     lambda                  P a token for gradients; stock D_in D_out (D_in + D_out) a row for their rotation, ours
                             D_in^2 + D_out^2 a token, D_in^2 once for query, key and value
-    pairwise                P a token and pass, Q P a row; stock a pass for every 175 queries, its published batch;
-                            ours as many as query gradients need that do not fit into half of the memory; the
-                            cheaper of lambda's rotation in every pass and D_in D_out (D_in + D_out) a query
+    pairwise                P a token and pass, Q P a row; stock a pass for every 175 queries, its published batch.
+                            Ours one pass, because it holds the queries' tokens (15 GB in float32); lambda's rotation;
+                            Q T_q P for query gradients, again for every group of batches
 """
 
 import argparse
@@ -33,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 from safetensors.numpy import load_file  # noqa: E402
 
 from attribution import tables  # noqa: E402
+from attribution.contractions import GRAM_STEP  # noqa: E402
 from attribution.stats import mean_spearman  # noqa: E402
 from attribution.store import run_script, write_json  # noqa: E402
 
@@ -42,8 +44,9 @@ PUBLISHED = {  # seconds of kronfluence's GLUE example on one A100
 }
 ROWS, QUERIES, LAYERS, HIDDEN, INNER, PADDED = 67_349, 872, 12, 768, 3072, 128
 QUERY_BATCH = 175  # of the published command
-TOKENS, SQUARED = 13.32, 268.5  # mean of T and of T^2 over the training rows of SST-2, BERT's word pieces
-MEMORY, BANDWIDTH = 80e9, 1.555e12  # bytes, bytes a second: an A100
+# Mean of T and of T^2 over the training rows of SST-2 and mean of T_q, BERT's word pieces; groups of at most 128 x 128 tokens.
+TOKENS, SQUARED, QUERY_TOKENS, GROUPS = 13.32, 268.5, 25.16, 57
+BANDWIDTH = 1.555e12  # bytes a second: an A100
 PEAK_TF32_OVER_BFLOAT16 = 0.5  # tensor cores' peak rates: 156 and 312 TFLOP/s
 # (D_in, D_out, how many modules, how many of them read an input of their own)
 SHAPES = ((HIDDEN, HIDDEN, 4 * LAYERS + 1, 2 * LAYERS + 1), (HIDDEN, INNER, LAYERS, LAYERS), (INNER, HIDDEN, LAYERS, LAYERS))
@@ -69,32 +72,29 @@ def stock() -> dict[str, float]:
     }
 
 
-def ours(itemsize: int) -> dict[str, tuple[float, float, float]]:
-    """Phase -> (multiply-adds of model, covariances and rotations; those of per-example gradients; bytes moved).
+def ours(itemsize: int) -> dict[str, dict[str, float]]:
+    """Phase -> multiply-adds of "model" and rotations, in "float64", of per-example "gradients", and bytes "moved".
 
     itemsize: bytes of a number of a per-example gradient.
     """
     real, through = ROWS * TOKENS, passes(TOKENS, SQUARED)
     squares = sum(part(d_in) * own + part(d_out) * count for d_in, d_out, count, own in SHAPES)
-    rotation = sum(d_in**2 * own + d_out**2 * count for d_in, d_out, count, own in SHAPES)
-    again = -(-QUERIES * WEIGHTS * itemsize // (MEMORY / 2))
-    gradients = ROWS * WEIGHTS * itemsize
-    cheaper = sum(  # of the two sides of the pairwise products; see eigenbasis.choose_rotation
-        count * min(again * real * (d_in**2 + d_out**2), QUERIES * d_in * d_out * (d_in + d_out))
-        for d_in, d_out, count, _ in SHAPES
-    )
+    rotation = real * sum(d_in**2 * own + d_out**2 * count for d_in, d_out, count, own in SHAPES)
+    rows, queries = ROWS * WEIGHTS * itemsize, GROUPS * QUERIES * WEIGHTS * itemsize  # bytes of gradients formed
+    asked = GROUPS * QUERIES * QUERY_TOKENS * WEIGHTS
     return {
-        "covariance": (through + real * squares, 0.0, 0.0),
-        "lambda": (through + real * rotation, real * WEIGHTS, 4 * gradients),  # written, squared in place, summed
-        "pairwise": (
-            again * through + cheaper, again * real * WEIGHTS + ROWS * QUERIES * WEIGHTS, 2 * again * gradients
-        ),
+        "covariance": {"model": through, "float64": real * squares},
+        "lambda": {"model": through + rotation, "gradients": real * WEIGHTS, "moved": 4 * rows},  # written, squared, summed
+        "pairwise": {
+            "model": through + rotation, "gradients": asked + real * WEIGHTS + ROWS * QUERIES * WEIGHTS,
+            "moved": 2 * rows + 4 * queries,  # those of queries are also multiplied by the inverse curvature
+        },
     }  # fmt: skip
 
 
 def part(width: int) -> float:
-    """Multiply-adds a token of a covariance of this width: of wide ones only blocks on and above the diagonal."""
-    return width**2 * (5 / 8 if width >= 1024 else 1)
+    """Multiply-adds a token of a covariance of this width: only blocks on and above the diagonal."""
+    return (width**2 + width * GRAM_STEP) / 2
 
 
 def estimate() -> dict[str, dict[str, float]]:
@@ -102,11 +102,12 @@ def estimate() -> dict[str, dict[str, float]]:
     counted, result = stock(), {}
     for name, itemsize in (("float32", 4), ("tf32", 4), ("bfloat16", 2), ("bfloat16 and tf32", 2)):
         seconds = {"covariance": 0.0, "eigendecomposition": PUBLISHED["float32"]["eigendecomposition"]}
-        for phase, (model, gradients, moved) in ours(itemsize).items():
+        for phase, work in ours(itemsize).items():
             rates = {precision: counted[phase] / PUBLISHED[precision][phase] for precision in PUBLISHED}
             rates["tf32"] = PEAK_TF32_OVER_BFLOAT16 * rates["bfloat16"]
-            first, second = rates["tf32" if "tf32" in name else "float32"], rates["bfloat16" if itemsize == 2 else name]
-            seconds[phase] = model / first + gradients / second + moved / BANDWIDTH
+            rates |= {"model": rates["tf32" if "tf32" in name else "float32"], "float64": rates["float32"]}
+            rates |= {"gradients": rates["bfloat16" if itemsize == 2 else name], "moved": BANDWIDTH}
+            seconds[phase] = sum(amount / rates[kind] for kind, amount in work.items())
         result[name] = seconds | {"all": sum(seconds.values())}
     return result
 

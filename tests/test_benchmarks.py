@@ -47,7 +47,7 @@ def test_a_product_of_repeated_rows_can_be_timed(inner):
 def test_the_estimate_for_a_gpu_reproduces_what_was_published_for_stock():
     gpu = load("gpu")
     stock, ours = gpu.stock(), gpu.ours(4)
-    assert all(ours[phase][0] + ours[phase][1] < stock[phase] for phase in stock)
+    assert all(sum(ours[phase].values()) - ours[phase].get("moved", 0) < stock[phase] for phase in stock)
     # The stock phases are limited by products, so that one rate fits all three within 40 %: the counts are plausible.
     rates = [stock[phase] / gpu.PUBLISHED["float32"][phase] for phase in stock]
     assert max(rates) < 1.4 * min(rates)
