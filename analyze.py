@@ -354,7 +354,6 @@ def main(argv=None) -> None:
     refuse_processes(args.stock)
     if not args.stock:
         eigenbasis.check_version()
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for huge pages: 20 times fewer page faults
     gc.freeze()  # kronfluence collects garbage in every phase; what was imported need not be looked at each time
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     influence = Influence(args)
