@@ -6,11 +6,15 @@ T tokens (a one appended for the bias) and g (T, D_out) the gradients of their o
 Symbols: B examples, Q queries, R low rank.
 """
 
+import functools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 GRAM_STEP = 192  # rows of a block of a symmetric product
+MAX_WORKERS = 8  # threads that form blocks at a time; more would wait for Python's lock
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:
@@ -60,6 +64,10 @@ class Gradients:
     def __len__(self) -> int:
         return len(self.values)
 
+    def share(self, outputs: slice) -> "Gradients":
+        """The part that belongs to these outputs."""
+        return Gradients(self.values[:, outputs])
+
     def block(self, outputs: slice) -> torch.Tensor:
         """(Q, outputs, D_in)."""
         return self.values[:, outputs]
@@ -73,6 +81,10 @@ class LowRank:
 
     def __len__(self) -> int:
         return len(self.left)
+
+    def share(self, outputs: slice) -> "LowRank":
+        """The part that belongs to these outputs."""
+        return LowRank(self.left[:, outputs], self.right)
 
     def block(self, outputs: slice) -> torch.Tensor:
         """(Q, outputs, D_in)."""
@@ -93,6 +105,11 @@ class Tokens:
     def __len__(self) -> int:
         return sum(len(g) for g, _ in self.pieces)
 
+    def share(self, outputs: slice) -> "Tokens":
+        """The part that belongs to these outputs."""
+        weight = None if self.weight is None else self.weight[outputs]
+        return Tokens([(g[:, :, outputs], a) for g, a in self.pieces], weight, self.dtype)
+
     def block(self, outputs: slice) -> torch.Tensor:
         """(Q, outputs, D_in); it is overwritten when the next one is asked for."""
         first = self.pieces[0][0][:, :, outputs]
@@ -107,6 +124,33 @@ class Tokens:
 
 
 # --- sums over blocks ----------------------------------------------------------------------------------
+
+
+@functools.cache
+def workers(count: int, threads: int) -> ThreadPoolExecutor:
+    """A pool of `count` started threads, each of which computes in `threads` threads."""
+    pool, started = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,)), threading.Barrier(count)
+    list(pool.map(lambda _: started.wait(), range(count)))
+    return pool
+
+
+def over_outputs(work, g: torch.Tensor) -> list:
+    """[work(outputs)] for shares of the outputs of g (B, T, D_out): on a CPU one share a core.
+
+    A core then multiplies what it has itself just written. In products that are shared out one by one it would fetch half
+    of each block from another core's cache, which takes up to twice the time of the products.
+    """
+    threads, d_out = torch.get_num_threads(), g.shape[-1]
+    count = min(threads, MAX_WORKERS, d_out)
+    if g.device.type != "cpu" or count == 1:
+        return [work(slice(0, d_out))]
+    bounds = [d_out * i // count for i in range(count + 1)]
+    try:
+        pool = workers(count, threads // count)
+        torch.set_num_threads(threads // count)
+        return list(pool.map(work, [slice(*pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)]))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def outer_products(pieces: list, out: torch.Tensor) -> None:
@@ -156,19 +200,28 @@ def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements:
     if g.shape[1] == 1:
         total += (g[:, 0].square().t() @ a[:, 0].square()).to(total.dtype)
         return
-    for _, outputs, block in gradient_blocks([(g, a)], elements):
-        total[outputs] += block.square_().sum(0, dtype=total.dtype)
+
+    def work(share: slice) -> None:
+        part = total[share]
+        for _, outputs, block in gradient_blocks([(g[:, :, share], a)], elements):
+            part[outputs] += block.square_().sum(0, dtype=total.dtype)
+
+    over_outputs(work, g)
 
 
 def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | None, elements: int) -> torch.Tensor:
     """(B,): for every example the sum of weight (D_out, D_in) x (sum_t g_t a_t^T)^2."""
-    total = torch.zeros(len(g), dtype=accumulator(g.dtype), device=g.device)
-    for rows, outputs, block in gradient_blocks([(g, a)], elements):
-        block.square_()
-        if weight is not None:
-            block.mul_(weight[outputs])
-        total[rows] += block.sum((1, 2), dtype=total.dtype)
-    return total
+
+    def work(share: slice) -> torch.Tensor:
+        total = torch.zeros(len(g), dtype=accumulator(g.dtype), device=g.device)
+        for rows, outputs, block in gradient_blocks([(g[:, :, share], a)], elements):
+            block.square_()
+            if weight is not None:
+                block.mul_(weight[share][outputs])
+            total[rows] += block.sum((1, 2), dtype=total.dtype)
+        return total
+
+    return sum(over_outputs(work, g))
 
 
 def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements: int) -> torch.Tensor:
@@ -179,17 +232,21 @@ def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements
         if g.shape[1] * width * (d_in + d_out) < d_in * d_out * (1 + width / len(g)):
             return torch.cat([token_products(queries, *piece, elements) for piece in pieces], dim=1)
     count, first = sum(len(g) for g, _ in pieces), pieces[0][0]
-    total = torch.zeros(len(queries), count, dtype=accumulator(first.dtype), device=first.device)
-    flat, current = None, None
-    for rows, outputs, block in gradient_blocks(pieces, elements, len(queries)):
-        if outputs != current:
-            current, flat = outputs, queries.block(outputs).reshape(len(queries), -1)
-        block = block.view(len(block), -1)
-        if total.dtype == block.dtype:
-            total[:, rows].addmm_(flat, block.t())
-        else:
-            total[:, rows] += flat @ block.t()
-    return total
+
+    def work(share: slice) -> torch.Tensor:
+        total = torch.zeros(len(queries), count, dtype=accumulator(first.dtype), device=first.device)
+        asked, flat, current = queries.share(share), None, None
+        for rows, outputs, block in gradient_blocks([(g[:, :, share], a) for g, a in pieces], elements, len(queries)):
+            if outputs != current:
+                current, flat = outputs, asked.block(outputs).reshape(len(queries), -1)
+            block = block.view(len(block), -1)
+            if total.dtype == block.dtype:
+                total[:, rows].addmm_(flat, block.t())
+            else:
+                total[:, rows] += flat @ block.t()
+        return total
+
+    return sum(over_outputs(work, first))
 
 
 def token_products(queries: LowRank, g: torch.Tensor, a: torch.Tensor, elements: int) -> torch.Tensor:

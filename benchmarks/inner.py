@@ -92,17 +92,20 @@ def open_influence(args, folder: str) -> analyze.Influence:
 def measure_products(args) -> dict:
     """Multiply-adds of the pairwise phase, and the seconds that its products take one after the other alone."""
     with tempfile.TemporaryDirectory() as folder:
-        influence = open_influence(args, folder)
+        influence, threads = open_influence(args, folder), torch.get_num_threads()
         influence.fit_factors()
+        torch.set_num_threads(1)  # other threads are not seen by the log
         with ProductLog() as log:
             influence.compute("pairwise")
+        torch.set_num_threads(threads)
     total = sum(multiply_adds(*layouts) * count for layouts, count in log.counts.items())
     alone = sum(seconds_alone(*layouts) * count for layouts, count in log.counts.items())
     return {"multiply_adds": total, "seconds_alone": alone, "products": sum(log.counts.values()), "shapes": len(log.counts)}
 
 
 def measure_profile(args) -> dict:
-    """Operators of a whole analysis by their own time on the CPU, in shares of all."""
+    """Operators of a whole analysis by their own time on the CPU, in shares of all; in one thread, to see them all."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         influence = open_influence(args, folder)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:

@@ -24,12 +24,22 @@ def tokens():
     return torch.randn(5, 3, 7, dtype=torch.float64), torch.randn(5, 3, 6, dtype=torch.float64)
 
 
+@pytest.fixture(params=[1, 2, 11])
+def threads(request):
+    """Runs a test in so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    assert torch.get_num_threads() == request.param
+    torch.set_num_threads(before)
+
+
 def gradients(g, a):
     return torch.einsum("bto,bti->boi", g, a)
 
 
 @pytest.mark.parametrize("elements", [1, 50, 10_000])
-def test_sums_of_squares_equal_the_plain_formula_for_every_block_size(tokens, elements):
+def test_sums_of_squares_equal_the_plain_formula_for_every_block_size(tokens, elements, threads):
     g, a = tokens
     full, weight = gradients(g, a), torch.rand(7, 6, dtype=torch.float64)
     total = torch.zeros(7, 6, dtype=torch.float64)
@@ -44,7 +54,7 @@ def test_sums_of_squares_equal_the_plain_formula_for_every_block_size(tokens, el
 
 @pytest.mark.parametrize("elements", [1, 50, 10_000])
 @pytest.mark.parametrize("kind", ["gradients", "tokens", "weighted tokens", "rank 1", "rank 5"])
-def test_inner_products_equal_the_plain_formula_whatever_is_held_of_the_queries(tokens, elements, kind):
+def test_inner_products_equal_the_plain_formula_whatever_is_held_of_the_queries(tokens, elements, kind, threads):
     """Training rows in two pieces of unlike length, and a few more of them in a second call."""
     first, second = tokens, (torch.randn(2, 4, 7, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64))
     held = [tuple(torch.randn(3, t, d, dtype=torch.float64) for d in (7, 6)) for t in (2, 5)]
