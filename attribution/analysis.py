@@ -139,15 +139,16 @@ class EigenAnalyzer(FolderAnalyzer):
         batches = batches_within(lengths, self.token_budget, per_device_batch_size if is_query else None)
         tokens = [float(lengths[batch].sum()) for batch in batches]
         description, before, weights = "queries" if is_query else self.description, None, tokens
-        if self.queries is not None and not is_query:
+        if not is_query:
             ends = group_ends(batches, lengths, self.token_budget)
-            # Multiply-adds over P: some 6 a token for the model, gradient and rotations, one a row and query.
-            weights = [6 * t + len(self.queries) * len(batch) for t, batch in zip(tokens, batches, strict=True)]
 
             def before(i: int) -> None:
                 if self.shared is not None:
                     self.shared.complete = ends[i]
 
+        if self.queries is not None and not is_query:
+            # Multiply-adds over P: some 6 a token for the model, gradient and rotations, one a row and query.
+            weights = [6 * t + len(self.queries) * len(batch) for t, batch in zip(tokens, batches, strict=True)]
         return WeighedLoader(
             Subset(dataset, indices), batches, dataloader_params["collate_fn"], description, weights, before
         )

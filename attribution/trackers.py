@@ -59,14 +59,20 @@ class HookTracker(BaseTracker):
 class EigenCovarianceTracker(HookTracker, CovarianceTracker):
     """Input and output-gradient covariances; modules that read one tensor share one input covariance.
 
-    Positions of padding, and others whose gradient is zero, are left out of the products.
+    Positions of padding, and others whose gradient is zero, are left out of the products, and small batches wait for
+    each other as in `EigenPairwiseTracker`.
     """
+
+    def register_hooks(self) -> None:
+        super().register_hooks()
+        self.inputs: list[torch.Tensor] = []
+        self.gradients: list[torch.Tensor] = []
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         module, args = self.module, self.module.factor_args
         leader = entry.leaders.setdefault(module.bias is None, module)  # the first to come: the last in the model
         if leader is module:
-            self._add_inputs(entry.tensor.detach(), args.activation_covariance_dtype)
+            self._add_inputs(entry.tensor.detach())
         if not self.started:
             self.started, self.leader = True, leader
         if self.leader is not leader:
@@ -74,24 +80,29 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         for name in (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED):
             module.storage[name] = leader.storage[name]
         flat, count = module.get_flattened_gradient(gradient)  # as in kronfluence, all positions count
-        flat = flat[(flat != 0).any(1)].to(args.gradient_covariance_dtype)
-        self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, gram(flat))
         self._add(names.NUM_GRADIENT_COVARIANCE_PROCESSED, torch.as_tensor([int(count)]))
+        self.gradients.append(flat[(flat != 0).any(1)])
+        if module.shared.complete:
+            flat, self.gradients = torch.cat(self.gradients), []
+            self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, gram(flat.to(args.gradient_covariance_dtype)))
 
-    def _add_inputs(self, inputs: torch.Tensor, dtype: torch.dtype) -> None:
-        mask, flat = self.module.attention_mask, inputs.reshape(-1, inputs.shape[-1])
+    def _add_inputs(self, inputs: torch.Tensor) -> None:
+        module, flat = self.module, inputs.reshape(-1, inputs.shape[-1])
+        mask = module.attention_mask
         if mask is not None and mask.numel() == len(flat):
             flat = flat[mask.flatten() != 0]
-        flat = flat.to(dtype)
-        count = torch.as_tensor([len(flat)])
+        self._add(names.NUM_ACTIVATION_COVARIANCE_PROCESSED, torch.as_tensor([len(flat)]))
+        self.inputs.append(flat)
+        if not module.shared.complete:
+            return
+        flat, self.inputs = torch.cat(self.inputs).to(module.factor_args.activation_covariance_dtype), []
         matrix = gram(flat)
-        if self.module.bias is not None:
+        if module.bias is not None:
             sums = flat.sum(0, dtype=accumulator(flat.dtype))
             bordered = sums.new_empty(len(sums) + 1, len(sums) + 1)
             bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = matrix, sums, sums, len(flat)
             matrix = bordered
         self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, matrix)
-        self._add(names.NUM_ACTIVATION_COVARIANCE_PROCESSED, count)
 
     def _add(self, name: str, term: torch.Tensor) -> None:
         """Adds the term to a running sum in float32 or above; the first term of a phase starts it."""

@@ -32,7 +32,6 @@ PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
 ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either
 REFERENCES = {  # what tells rounding in stock from error in ours; run once, for scores only
     "stock, covariance sums in float64": ["--stock", "--covariance_dtype", "float64"],
-    "stock, batches of 32 rows, not 64": ["--stock", "--train_batch_size", 32],
 }
 
 
