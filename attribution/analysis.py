@@ -26,13 +26,13 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from attribution.batching import WeighedLoader, batches_within, group_ends, restore_order
 from attribution.contractions import accumulator
 from attribution.eigenbasis import EigenLinear
 from attribution.store import checksums, intact, refuse_if_stale, write_json
 
 PATIENCE = 600.0  # seconds of work between two points from which an interrupted run goes on
 CPU_TOKENS = 4096  # of a batch, at most
-PADDING = 256  # tokens of padding that are worth a batch less
 ROTATE = {"auto": None, "rows": True, "queries": False}  # which side of a pairwise score is rotated
 EIGEN_PAIRS = (
     (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED,
@@ -40,69 +40,6 @@ EIGEN_PAIRS = (
     (names.GRADIENT_COVARIANCE_MATRIX_NAME, names.NUM_GRADIENT_COVARIANCE_PROCESSED,
      names.GRADIENT_EIGENVECTORS_NAME, names.GRADIENT_EIGENVALUES_NAME),
 )  # fmt: skip
-
-
-def order_by_length(lengths: np.ndarray) -> np.ndarray:
-    """Positions from the longest to the shortest row, ties in their own order: where memory runs out, it does at once."""
-    return np.argsort(-np.asarray(lengths), kind="stable")
-
-
-def restore_order(values: torch.Tensor, lengths: np.ndarray, dim: int) -> torch.Tensor:
-    """Values along `dim`, computed in `order_by_length(lengths)`, put back into the order of the rows."""
-    return values.index_select(dim, torch.from_numpy(np.argsort(order_by_length(lengths), kind="stable")))
-
-
-def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None) -> list[list[int]]:
-    """Positions cut into batches, longest rows first.
-
-    With max_rows: batches of so many rows. Without: at most `budget` tokens with padding, but at least one row; and
-    a batch ends where more than a tenth of it, and more than PADDING tokens, would be padding.
-    """
-    order = order_by_length(lengths).tolist()
-    if max_rows:
-        return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
-    batches, real = [[]], 0
-    for row in order:
-        batch, length = batches[-1], int(lengths[row])
-        padded = (len(batch) + 1) * int(lengths[batch[0]]) if batch else length
-        if batch and (padded > budget or padded - real - length > max(PADDING, padded // 10)):
-            batches.append([])
-            real = 0
-        batches[-1].append(row)
-        real += length
-    return batches
-
-
-def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> list[bool]:
-    """Whether a batch is the last of its group. Groups are of like size, and of `budget` tokens with padding, or less."""
-    sizes = np.array([len(batch) * int(lengths[batch].max()) for batch in batches])
-    most = sizes.sum() / -(-sizes.sum() // budget)  # were batches divisible
-    ends, tokens = [], 0
-    for size, following in zip(sizes, [*sizes[1:], budget], strict=True):
-        tokens += size
-        ends.append(bool(tokens + following / 2 > most or tokens + following > budget))
-        tokens = 0 if ends[-1] else tokens
-    return [*ends[:-1], True]
-
-
-class WeighedLoader(DataLoader):
-    """A DataLoader over given batches whose progress bar weighs them by their work, so that the time left is true.
-
-    before(i) is called before batch i is handed out.
-    """
-
-    def __init__(self, dataset, batches: list, collate, description: str, weights: list[float], before=None) -> None:
-        super().__init__(dataset, batch_sampler=batches, collate_fn=collate)
-        self.description, self.weights, self.before = description, weights, before
-
-    def __iter__(self):
-        layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-        with tqdm(total=sum(self.weights), desc=self.description, bar_format=layout, leave=False) as bar:
-            for i, batch in enumerate(super().__iter__()):
-                if self.before:
-                    self.before(i)
-                yield batch
-                bar.update(self.weights[i])
 
 
 class FolderAnalyzer(Analyzer):

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from attribution import eigenbasis
-from attribution.analysis import EigenAnalyzer, plan_queries, restore_order
+from attribution.analysis import EigenAnalyzer, plan_queries
+from attribution.batching import restore_order
 from pipeline import InfluenceTask, collate
 
 N, Q = 23, 7  # an uneven last batch for every batch size used here

@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from attribution import eigenbasis
-from attribution.analysis import EigenAnalyzer, restore_order
+from attribution.analysis import EigenAnalyzer
+from attribution.batching import restore_order
 from pipeline import InfluenceTask, compute_loss, compute_margin
 
 N, Q, RIDGE = 200, 6, 0.05
