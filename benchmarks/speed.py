@@ -239,7 +239,7 @@ def report(result: dict) -> str:
         for reference, others in found["spearman"].items():
             if "ours" in others:
                 rows.append([f"mean Spearman with {reference}", "-", f"{others['ours']:.6f}", "-"])
-            rows += [[f"mean Spearman with {name}", f"{value:.6f}", "-", "-"] for name, value in others.items() if name != "ours"]
+            rows += [[f"mean Spearman of {name}, with stock", f"{value:.6f}", "-", "-"] for name, value in others.items() if name != "ours"]
         parts.append(tables.markdown(header, rows))
     if "precision" in result:
         header = ["sst2, ours", *PHASES, "all", "Spearman with float32"]
