@@ -61,7 +61,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--max_queries", type=int, default=MAX_QUERIES, help=f"use the first so many validation rows ({MAX_QUERIES})")
     # How scores are computed.
     add("--factor_strategy", choices=STRATEGIES, default="ekfac", help="curvature approximation (ekfac)")
-    add("--use_half_precision", action="store_true", help="bfloat16 per-example gradients and products; the model, rotations and running sums stay float32")
+    add("--use_half_precision", action="store_true", help="bfloat16 per-example gradients and products; the model, rotations and sums stay float32 or above")
     add("--covariance_dtype", choices=("float32", "float64"), help="type of covariance sums (float64; with --stock float32, where eigenvectors of close eigenvalues are left to rounding)")  # fmt: skip
     add("--query_gradient_rank", type=int, help="keep query gradients at this low rank (full rank)")
     add("--damping_factor", default="1e-8", help="number added to eigenvalues (1e-8, kronfluence's default), or 'heuristic' for a tenth of their mean")  # fmt: skip
