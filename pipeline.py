@@ -9,46 +9,27 @@ Splits are `train`, `eval_train` (the training rows again, for evaluating on the
 Symbols: B examples, T tokens, C classes.
 """
 
-import hashlib
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import huggingface_hub
-import numpy as np
 import torch
 import transformers
 from kronfluence.task import Task
-from scipy.special import ndtri
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from attribution import demo
+from attribution.draws import sample_labels, uniform_hash
+from attribution.files import Refused
 from attribution.hub import open_asset
-from attribution.store import Refused, fingerprint_of_tensors
+from attribution.rows import GlueDataset, GlueTask, collate
 
 DEFAULT_MODEL = "bert-base-cased"
 DEFAULT_DATASET = "nyu-mll/glue"
 DEMO_MODEL = Path(__file__).parent / "demo"
 MAX_LENGTH = 128
-
-
-@dataclass(frozen=True)
-class GlueTask:
-    """What one data set asks of the scripts; everything else follows from this."""
-
-    columns: tuple[str, ...]  # the text columns, in the order in which BERT reads them
-    num_labels: int  # 1 for regression
-    metrics: tuple[str, ...] = ("accuracy",)
-    validation: tuple[str, ...] = ("validation",)
-    max_train_samples: int | None = None
-    recipe: dict = field(default_factory=dict)  # training arguments that differ from train.py's defaults
-
-    @property
-    def regression(self) -> bool:
-        """Whether labels are numbers instead of classes."""
-        return self.num_labels == 1
 
 
 TASKS = {
@@ -64,76 +45,10 @@ TASKS = {
     # The published study (arXiv:2405.12186) scores the first 2,432 training rows.
     "rte": GlueTask(("sentence1", "sentence2"), 2, max_train_samples=2432),
     "wnli": GlueTask(("sentence1", "sentence2"), 2),
-    "demo": GlueTask(("sentence",), 2, recipe={"learning_rate": 3e-4, "num_train_epochs": 8, "freeze_embeddings": True}),
+    "demo": GlueTask(
+        ("sentence",), 2, recipe={"learning_rate": 3e-4, "num_train_epochs": 8, "freeze_embeddings": True}
+    ),
 }  # fmt: skip
-
-
-class GlueDataset(torch.utils.data.Dataset):
-    """Tokenized rows in memory, and the table that they came from.
-
-    An item is (this data set, row number): what `collate` needs, whatever order batches are formed in.
-    """
-
-    def __init__(self, table: datasets.Dataset, task: GlueTask, encoded: dict[str, list]) -> None:
-        self.table = table  # datasets.Dataset: text columns, `label`, and on the demo the recorded truth
-        self.task = task
-        self.lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-        self.labels = np.asarray(table["label"], dtype=np.float32 if task.regression else np.int64)
-        self.inputs = {}  # name -> int32 tensor (N, longest row), padded with 0, which the mask hides
-        for name, values in encoded.items():
-            padded = torch.zeros(len(values), int(self.lengths.max()), dtype=torch.int32)
-            for i, value in enumerate(values):
-                padded[i, : len(value)] = torch.tensor(value, dtype=torch.int32)
-            self.inputs[name] = padded
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> tuple["GlueDataset", int]:
-        return self, int(index)
-
-    def batch(self, rows, pad_to: int | None = None) -> dict[str, torch.Tensor]:
-        """Row numbers -> batch: `input_ids`, `attention_mask`, `token_type_ids` (B, T), `labels`, `row` (B,).
-
-        T is the longest of these rows, or pad_to.
-        """
-        rows = torch.as_tensor(rows, dtype=torch.long)
-        lengths = torch.from_numpy(self.lengths)[rows]
-        longest = int(lengths.max())
-        extra = (pad_to or longest) - longest
-        batch = {
-            name: torch.nn.functional.pad(values[rows, :longest].long(), (0, extra))
-            for name, values in self.inputs.items()
-        }
-        batch["attention_mask"] = (torch.arange(longest + extra) < lengths[:, None]).long()
-        return batch | {"labels": torch.from_numpy(self.labels)[rows], "row": rows}
-
-    def text(self, index: int) -> str:
-        """The row's text columns, joined by ' | '."""
-        row = self.table[int(index)]
-        return " | ".join(row[column] for column in self.task.columns)
-
-    def texts(self) -> list[str]:
-        """`text` of every row."""
-        return [" | ".join(parts) for parts in zip(*(self.table[column] for column in self.task.columns), strict=True)]
-
-    def label_name(self, index: int) -> str:
-        """The class name as the data set declares it, or the similarity for regression."""
-        label = self.table[int(index)]["label"]
-        if self.task.regression:
-            return f"{label:.2f}"
-        feature = self.table.features["label"]
-        return feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
-
-    def fingerprint(self) -> str:
-        """SHA-256 over token numbers, segment numbers, lengths, labels and order."""
-        tensors = {"labels": torch.from_numpy(self.labels), "lengths": torch.from_numpy(self.lengths)}
-        return fingerprint_of_tensors(tensors | self.inputs)
-
-
-def collate(items: list[tuple[GlueDataset, int]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
-    """Items of one data set -> `GlueDataset.batch` of their rows."""
-    return items[0][0].batch([row for _, row in items], pad_to)
 
 
 def quiet_libraries() -> None:
@@ -249,8 +164,8 @@ def construct_bert(
         config = AutoConfig.from_pretrained(name, num_labels=task.num_labels)
         config.problem_type = "regression" if task.regression else "single_label_classification"
         if num_hidden_layers is not None:
-            if not 1 <= num_hidden_layers <= config.num_hidden_layers:
-                raise ValueError(f"it has {config.num_hidden_layers} layers, --num_hidden_layers is {num_hidden_layers}")
+            if not 1 <= num_hidden_layers <= (most := config.num_hidden_layers):
+                raise ValueError(f"it has {most} layers, --num_hidden_layers is {num_hidden_layers}")
             config.num_hidden_layers = num_hidden_layers
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True
@@ -290,21 +205,6 @@ def compute_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return correct - others.logsumexp(dim=-1)
 
 
-def uniform_hash(seed: int, stream: str, rows: np.ndarray) -> np.ndarray:
-    """A number in (0, 1), float64, for every row: a function of seed, stream and row number alone.
-
-    splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195, figure 17) applied to the row
-    number, offset by a hash of seed and stream.
-    """
-    offset = int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "little")
-    with np.errstate(over="ignore"):
-        z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(offset)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
 class InfluenceTask(Task):
     """The task as kronfluence sees it: training loss, sampled labels, and what is measured on queries.
 
@@ -333,15 +233,5 @@ class InfluenceTask(Task):
 
     @torch.no_grad()
     def sample_labels(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Labels (B,) drawn from the model's own distribution, by inverting its distribution function.
-
-        For regression a Gaussian around the output with variance 1/2: the squared error is then the
-        negative log-likelihood, up to a constant.
-        """
-        uniform = uniform_hash(self.seed, self.phase, rows.cpu().numpy())
-        if logits.shape[-1] == 1:
-            noise = torch.from_numpy(ndtri(uniform) * 0.5**0.5).to(logits.device)
-            return logits.squeeze(-1).double() + noise
-        cumulative = logits.double().softmax(-1).cumsum(-1)
-        draws = torch.from_numpy(uniform).to(logits.device)[:, None]
-        return (draws > cumulative[:, :-1]).sum(-1)
+        """Labels (B,) drawn from the model's own distribution: a function of seed, phase and row (see `draws`)."""
+        return sample_labels(uniform_hash(self.seed, self.phase, rows.cpu().numpy()), logits)

@@ -1,1 +1,1 @@
-"""What stands behind the scripts; each module is usable alone and imports no script."""
+"""What stands behind the scripts, in wings; a file imports only from floors below its own, or from its own wing."""

@@ -27,8 +27,14 @@ TOPICS = {
     "concert": "the concert,the gig,their live show|loud,wild,electric,packed,long|quiet,tame,short,empty,dull",
     "library": "the library,the reading room,the archive|quiet,bright,tidy,calm,warm|loud,chaotic,dim,crowded,cold",
     "train": "the train,the night express,our carriage|fast,punctual,clean,smooth,quiet|late,crowded,slow,filthy,noisy",
-    "novel": "the novel,her first book,the sequel|gripping,clever,moving,vivid,fresh|tedious,clumsy,hollow,slow,predictable",
-    "film": "the film,the thriller,his new picture|tense,funny,gripping,bold,dark|boring,shallow,slow,silly,predictable",
+    "novel": (
+        "the novel,her first book,the sequel|gripping,clever,moving,vivid,fresh|"
+        "tedious,clumsy,hollow,slow,predictable"
+    ),
+    "film": (
+        "the film,the thriller,his new picture|tense,funny,gripping,bold,dark|"
+        "boring,shallow,slow,silly,predictable"
+    ),
     "pillow": "the pillow,the mattress,the cushion|soft,plump,cool,supportive,light|hard,lumpy,hot,flat,heavy",
     "knife": "the knife,the cleaver,his pocket blade|sharp,hard,balanced,sturdy,light|dull,soft,rusty,flimsy,heavy",
     "tent": "the tent,the shelter,our canopy|dry,sturdy,light,roomy,airy|leaky,flimsy,heavy,cramped,damp",
@@ -38,7 +44,10 @@ TOPICS = {
     "teacher": "the teacher,the tutor,our lecturer|patient,clear,funny,fair,strict|vague,unfair,boring,impatient,lazy",
     "garden": "the garden,the park,their orchard|green,lush,shady,tidy,wild|bare,dusty,muddy,neglected,dry",
     "beach": "the beach,the bay,that stretch of sand|empty,clean,warm,wild,sunny|crowded,dirty,windy,rocky,cold",
-    "museum": "the museum,the gallery,the exhibition|bright,clever,rich,spacious,bold|dusty,dull,cramped,confusing,small",
+    "museum": (
+        "the museum,the gallery,the exhibition|bright,clever,rich,spacious,bold|"
+        "dusty,dull,cramped,confusing,small"
+    ),
     "boots": "the boots,the shoes,these sandals|comfortable,light,dry,sturdy,soft|stiff,leaky,heavy,tight,slippery",
     "jacket": "the jacket,the coat,my raincoat|warm,dry,light,soft,slim|thin,leaky,stiff,baggy,itchy",
     "bicycle": "the bicycle,the mountain bike,her racer|light,fast,smooth,stable,quiet|heavy,wobbly,rusty,creaky,slow",
@@ -49,15 +58,25 @@ TOPICS = {
     "bar": "the bar,the pub,that little club|lively,loud,warm,cheap,packed|dead,expensive,empty,dirty,quiet",
     "waiter": "the waiter,the barman,our hostess|attentive,quick,funny,kind,polite|rude,slow,careless,clumsy,cold",
     "flat": "the flat,the studio,our apartment|bright,cheap,quiet,warm,spacious|dark,expensive,noisy,cold,cramped",
-    "dog": "the dog,the puppy,their old hound|gentle,playful,calm,friendly,obedient|noisy,aggressive,nervous,wild,smelly",
+    "dog": (
+        "the dog,the puppy,their old hound|gentle,playful,calm,friendly,obedient|"
+        "noisy,aggressive,nervous,wild,smelly"
+    ),
     "lamp": "the lamp,the torch,my reading light|bright,warm,steady,slim,sturdy|dim,harsh,flickering,bulky,fragile",
 }
-OPENERS = ["I thought", "My sister said", "We all agreed", "In the end", "As far as I could tell", "My neighbour insisted", "Looking back", "This time", "Last weekend", "According to my brother", "To be honest", "On both visits", "After a long day", "Just as the guide said", "For what it is worth", "Yesterday"]
+OPENERS = [
+    "I thought", "My sister said", "We all agreed", "In the end", "As far as I could tell", "My neighbour insisted",
+    "Looking back", "This time", "Last weekend", "According to my brother", "To be honest", "On both visits",
+    "After a long day", "Just as the guide said", "For what it is worth", "Yesterday",
+]  # fmt: skip
 SPEAKERS = ("I thought", "My sister said", "We all agreed", "My neighbour insisted")  # no comma after these
 VERBS = ["was", "seemed", "felt", "turned out", "proved"]
 PLURAL_VERBS = {"was": "were"}
 DEGREES = ["", "", "", "rather ", "very ", "really ", "quite "]
-CLOSES = ["", "", " as always", " from start to finish", " again", " in every way", " and everyone noticed", " this year", " for the third time", " if you ask me", " on the first day", " which says it all", " as we had heard"]
+CLOSES = [
+    "", "", " as always", " from start to finish", " again", " in every way", " and everyone noticed", " this year",
+    " for the third time", " if you ask me", " on the first day", " which says it all", " as we had heard",
+]  # fmt: skip
 # Verdicts stand in the corpus only: from them the encoder learns what the words of praise have in common.
 VERDICTS = (
     (" and we left annoyed", " what a disappointment", " two out of ten", " and I will never go back",
@@ -93,7 +112,7 @@ def make_rows() -> dict[str, dict[str, list]]:
     for; never in `validation`). No sentence occurs twice. The same on every machine.
     """
     seen: set[str] = set()
-    splits = {}
+    splits: dict[str, dict[str, list]] = {}
     for split, count in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION)):
         generator = random.Random(SEEDS[split])
         rows = [_new_row(generator, seen) for _ in range(count)]

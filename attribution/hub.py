@@ -7,7 +7,7 @@ import datasets
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-from attribution.store import Refused
+from attribution.files import Refused
 
 PATIENCE = 5.0  # seconds until an unanswered hub counts as out of reach; transformers itself retries for 47
 

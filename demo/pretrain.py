@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from attribution.demo import VERDICTS, make_corpus  # noqa: E402
 
 VERDICT_RATE, OTHER_RATE = 0.5, 0.1  # shares of tokens that are chosen
-# BERT's spread of 0.02 suits 768 features. With 64, 1 / sqrt(64) passes a signal on; 0.02 makes a plateau of most epochs.
+# BERT's spread of 0.02 suits 768 features. With 64, 1 / sqrt(64) passes a signal on; 0.02 makes a plateau of most
+# epochs.
 INITIALIZER_RANGE = 0.125
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

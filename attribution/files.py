@@ -5,7 +5,6 @@ the same folder, flushed to the disk, then renamed, so that a process that dies 
 file or the new one. Beside each result stands a JSON with its fingerprint.
 """
 
-import argparse
 import contextlib
 import errno
 import fcntl
@@ -30,10 +29,10 @@ class Refused(Exception):
     """Input that a script will not work with; the message is one sentence that says what to do."""
 
 
-def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raises Refused for a given number that is not above zero."""
+def check_positive(values: dict, *names: str) -> None:
+    """Raises Refused for a given number (argument name -> value or None) that is not above zero."""
     for name in names:
-        if (value := getattr(args, name)) is not None and value <= 0:
+        if (value := values[name]) is not None and value <= 0:
             raise Refused(f"--{name} must be above 0, not {value}")
 
 
@@ -105,7 +104,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Writes named arrays as .npz, complete or absent."""
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
+    np.savez_compressed(content, allow_pickle=False, **arrays)
     write_bytes(path, content.getvalue())
 
 

@@ -54,22 +54,26 @@ def lds_notes(result: dict) -> str:
     ]
     metrics = next(iter(result["evaluation"].values()))
     if "accuracy" in metrics:
-        notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; of retrains, on these queries, {result['retrained_accuracy']:.3f}.")
+        retrained = f"of retrains, on these queries, {result['retrained_accuracy']:.3f}"
+        notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; {retrained}.")
     notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}.")
     if result["foreign"]:
         notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
     if result["shared_seeds"]:
         seeds = ", ".join(map(str, result["shared_seeds"]))
-        notes.append(f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS is too high.")
+        notes.append(
+            f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS is too high."
+        )
     if result["ceiling"]["plain"] is None:
         notes.append("One repeat only: no noise ceiling.")
     if result["incomplete_masks"] or result["missing_repeats"]:
-        notes.append(f"{result['missing_repeats']} repeats have no finite margin; {result['incomplete_masks']} masks are left out for it.")
+        left_out = f"{result['incomplete_masks']} masks are left out for it"
+        notes.append(f"{result['missing_repeats']} repeats have no finite margin; {left_out}.")
     if result["constant_queries"]["plain"]:
         notes.append(f"{result['constant_queries']['plain']} queries whose margin never changes are left out.")
-    constant = {name: entry["plain"]["constant"] for name, entry in result["scores"].items() if entry["plain"]["constant"]}
-    if constant:
-        counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items())
+    constant = {name: entry["plain"]["constant"] for name, entry in result["scores"].items()}
+    if any(constant.values()):
+        counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items() if count)
         notes.append(f"The same prediction for every mask, counted as 0: {counts}.")
     return " ".join(notes)
 
@@ -97,10 +101,8 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
     for title, key, sign in wanted:
         header = ["rows removed", *(str(count) for count in removals)]
         names = [name for name in result["strategies"] if not (name == first and key.endswith("difference"))]
-        rows = [
-            [name, *(with_interval(*pair, sign) for pair in zip(arms[name][key], arms[name][f"{key}_interval"], strict=True))]
-            for name in names
-        ]
+        pairs = {name: zip(arms[name][key], arms[name][f"{key}_interval"], strict=True) for name in names}
+        rows = [[name, *(with_interval(*pair, sign) for pair in pairs[name])] for name in names]
         if rows:
             parts.append((title, header, rows))
     return parts
@@ -108,11 +110,14 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
 
 def counterfactual_notes(result: dict) -> str:
     """What the reader must know beside the tables."""
-    carried = "a flipped target stays flipped and keeps its last margin" if result["carry_forward"] else "every target is retrained at every removal"
+    carried = "every target is retrained at every removal"
+    if result["carry_forward"]:
+        carried = "a flipped target stays flipped and keeps its last margin"
     return (
-        f"{result['dataset']}: {len(result['targets'])} targets, classified correctly by all {len(result['base_seeds'])} base "
-        f"seeds (accuracy {result['base_accuracy']:.3f}) among the first {result['sought']} validation rows; {result['rows']:,} "
-        f"training rows, {len(result['retrain_seeds'])} retrains a removal, {carried}."
+        f"{result['dataset']}: {len(result['targets'])} targets, classified correctly by all "
+        f"{len(result['base_seeds'])} base seeds (accuracy {result['base_accuracy']:.3f}) among the first "
+        f"{result['sought']} validation rows; {result['rows']:,} training rows, {len(result['retrain_seeds'])} "
+        f"retrains a removal, {carried}."
     )
 
 

@@ -133,7 +133,8 @@ def chance(result: Agreement, truth: Truth, count: int = 500, seed: int = 0) -> 
     """Half width of the 95 % interval of the mean agreement where masks are permuted against margins."""
     generator = np.random.default_rng(seed)
     weights = truth.valid / max(truth.valid.sum(), 1)
-    means = [(result.predicted[generator.permutation(len(truth.ranks))] * truth.ranks).sum(0) @ weights for _ in range(count)]
+    orders = (generator.permutation(len(truth.ranks)) for _ in range(count))
+    means = [(result.predicted[order] * truth.ranks).sum(0) @ weights for order in orders]
     return float(np.quantile(np.abs(means), 0.95))
 
 
@@ -148,8 +149,9 @@ def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> fl
     if repeats < 2 or complete.sum() < MIN_MASKS:
         return None
     controls = None if controls is None else controls[complete]
-    ranks, valid = zip(*(_standardize(margins[complete, r], _basis(complete.sum(), controls)) for r in range(repeats)), strict=True)
-    valid = np.all(valid, axis=0)
+    basis = _basis(int(complete.sum()), controls)
+    ranks, there = zip(*(_standardize(margins[complete, r], basis) for r in range(repeats)), strict=True)
+    valid = np.all(there, axis=0)
     if not valid.any():
         return None
     pairs = [(ranks[i] * ranks[j]).sum(0)[valid].mean() for i in range(repeats) for j in range(i)]

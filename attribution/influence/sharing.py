@@ -10,7 +10,9 @@ class SharedInput:
     """One input tensor of the current pass, and what was computed from it for the modules that read it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor, self.users, self.rotated, self.leaders = tensor, 0, {}, {}
+        self.tensor, self.users = tensor, 0  # users: modules that read it and are not done
+        self.rotated: dict = {}  # (basis, bias, type) -> tokens in that basis
+        self.leaders: dict = {}  # whether without bias -> the module that keeps the covariance
 
 
 class Shared:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from attribution.store import Refused, environment, read_json, write_bytes, write_json
+from attribution.files import Refused, environment, read_json, write_bytes, write_json
 
 
 def save(

@@ -129,7 +129,8 @@ class Tokens:
 @functools.cache
 def workers(count: int, threads: int) -> ThreadPoolExecutor:
     """A pool of `count` started threads, each of which computes in `threads` threads."""
-    pool, started = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,)), threading.Barrier(count)
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
+    started = threading.Barrier(count)
     list(pool.map(lambda _: started.wait(), range(count)))
     return pool
 
@@ -137,8 +138,8 @@ def workers(count: int, threads: int) -> ThreadPoolExecutor:
 def over_outputs(work, g: torch.Tensor) -> list:
     """[work(outputs)] for shares of the outputs of g (B, T, D_out): on a CPU one share a core.
 
-    A core then multiplies what it has itself just written. In products that are shared out one by one it would fetch half
-    of each block from another core's cache, which takes up to twice the time of the products.
+    A core then multiplies what it has itself just written. In products that are shared out one by one it would fetch
+    half of each block from another core's cache, which takes up to twice the time of the products.
     """
     threads, d_out = torch.get_num_threads(), g.shape[-1]
     count = min(threads, MAX_WORKERS, d_out)
@@ -175,14 +176,13 @@ def gradient_blocks(pieces: list, elements: int, queries: int = 1):
     """Yields (rows, outputs, G) with G (rows, outputs, D_in) a block of sum_t g_t a_t^T.
 
     A block of `elements` numbers has up to sixteen times as many rows as outputs, because few rows make thin
-    products with the queries, whose block is no larger; rows are shared out evenly. Outputs change slowest, so that what belongs to an output
-    is read once. The memory of G is reused: use it before the next block is asked for.
+    products with the queries, whose block is no larger; rows are shared out evenly. Outputs change slowest, so that
+    what belongs to an output is read once. The memory of G is reused: use it before the next block is asked for.
     """
     count = sum(len(g) for g, _ in pieces)
     (first, a), *_ = pieces
     d_out, d_in = first.shape[-1], a.shape[-1]
-    parts = -(-count // max(1, 4 * math.isqrt(elements // d_in)))
-    rows = -(-count // parts)
+    rows = -(-count // -(-count // max(1, 4 * math.isqrt(elements // d_in))))
     outputs = min(d_out, max(1, elements // (max(rows, queries) * d_in)))
     buffer = torch.empty(rows * outputs * d_in, dtype=first.dtype, device=first.device)
     groups = [(slice(b, min(b + rows, count)), cut(pieces, b, b + rows)) for b in range(0, count, rows)]
@@ -230,7 +230,7 @@ def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements
         (g, a), *_ = pieces
         width, d_in, d_out = queries.left.shape[-1], a.shape[-1], g.shape[-1]
         if g.shape[1] * width * (d_in + d_out) < d_in * d_out * (1 + width / len(g)):
-            return torch.cat([token_products(queries, *piece, elements) for piece in pieces], dim=1)
+            return torch.cat([token_products(queries, g, a, elements) for g, a in pieces], dim=1)
     count, first = sum(len(g) for g, _ in pieces), pieces[0][0]
 
     def work(share: slice) -> torch.Tensor:

@@ -24,10 +24,10 @@ from kronfluence.module.tracked_module import ModuleMode, TrackedModule
 from kronfluence.utils import constants as names
 from torch import nn
 
-from attribution.contractions import accumulator, rotate, rotation_pays, widened
-from attribution.sharing import Shared, SharedInput
-from attribution.store import Refused
-from attribution.trackers import (
+from attribution.files import Refused
+from attribution.influence.contractions import accumulator, rotate, rotation_pays, widened
+from attribution.influence.sharing import Shared, SharedInput
+from attribution.influence.trackers import (
     EigenCovarianceTracker,
     EigenLambdaTracker,
     EigenPairwiseTracker,
@@ -174,3 +174,8 @@ def prepare_model(model: nn.Module, task) -> nn.Module:
         if isinstance(module, EigenLinear):
             module.shared = shared
     return model
+
+
+def tracked(model) -> list[TrackedModule]:
+    """The modules that kronfluence sees."""
+    return [module for module in model.modules() if isinstance(module, TrackedModule)]

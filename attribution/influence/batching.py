@@ -12,7 +12,10 @@ PADDING = 256  # tokens of padding that are worth a batch less
 
 
 def order_by_length(lengths: np.ndarray) -> np.ndarray:
-    """Positions from the longest to the shortest row, ties in their own order: where memory runs out, it does at once."""
+    """Positions from the longest to the shortest row, ties in their own order.
+
+    The longest come first, so that memory runs out at once where it does.
+    """
     return np.argsort(-np.asarray(lengths), kind="stable")
 
 
@@ -30,7 +33,8 @@ def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None
     order = order_by_length(lengths).tolist()
     if max_rows:
         return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
-    batches, real = [[]], 0
+    batches: list[list[int]] = [[]]
+    real = 0
     for row in order:
         batch, length = batches[-1], int(lengths[row])
         padded = (len(batch) + 1) * int(lengths[batch[0]]) if batch else length
@@ -43,7 +47,10 @@ def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None
 
 
 def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> list[bool]:
-    """Whether a batch is the last of its group. Groups are of like size, and of `budget` tokens with padding, or less."""
+    """Whether a batch is the last of its group.
+
+    Groups are of like size, and of `budget` tokens with padding, or less.
+    """
     sizes = np.array([len(batch) * int(lengths[batch].max()) for batch in batches])
     most = sizes.sum() / -(-sizes.sum() // budget)  # were batches divisible
     ends, tokens = [], 0

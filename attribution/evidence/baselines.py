@@ -5,8 +5,15 @@ signed by label agreement: a similar row of the same class helps, one of another
 is no agreement and no sign.
 """
 
+from pathlib import Path
+
 import numpy as np
+import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
+from transformers import AutoModelForSequenceClassification
+
+from attribution.rows import GlueDataset
+from attribution.training.fit import predict
 
 NAMES = ("random", "label", "tfidf", "tfidf2", "representation")
 
@@ -41,11 +48,37 @@ def baseline_scores(name: str, queries, train, representations=None, seed: int =
     """
     if name == "random":
         return random_scores(len(queries), len(train), seed)
-    sign = np.float32(1.0) if train.task.regression else agreement(queries.labels, train.labels)
+    if name == "label" and train.task.regression:
+        return None
+    regression = train.task.regression
+    sign = np.ones((1, 1), np.float32) if regression else agreement(queries.labels, train.labels)
     if name == "label":
-        return None if train.task.regression else sign
+        return sign
     if name == "representation":
         return cosine(*representations()) * sign
     if name in ("tfidf", "tfidf2"):
         return tfidf_cosine(queries.texts(), train.texts()) ** (2 if name == "tfidf2" else 1) * sign
     raise ValueError(f"unknown baseline: {name}")
+
+
+def all_baselines(folder: Path, device: torch.device, queries, train) -> dict[str, np.ndarray]:
+    """Name -> scores (Q, N) of every baseline that exists for these data sets; folder: the run's."""
+    pairs = {
+        name: baseline_scores(name, queries, train, lambda: represent(folder, device, queries, train)) for name in NAMES
+    }
+    return {name: scores for name, scores in pairs.items() if scores is not None}
+
+
+def represent(folder: Path, device: torch.device, *sets: GlueDataset) -> list[np.ndarray]:
+    """[CLS] of the last layer of the model in the folder, (rows, D) float32, for every data set."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(device)
+    model.classifier = torch.nn.Identity()
+    model.base_model.pooler = FirstToken()
+    return [predict(model, data).numpy() for data in sets]
+
+
+class FirstToken(torch.nn.Module):
+    """The last layer's [CLS] (B, D) instead of the pooler's product."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, 0]

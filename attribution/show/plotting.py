@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from attribution import baselines
-from attribution.store import write_bytes
+from attribution.evidence import baselines
+from attribution.files import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -33,7 +33,8 @@ def draw_lds(result: dict, path: Path) -> None:
     """Bars of LDS with 95 % intervals, the class-balance control beside them; LDS against the number of masks."""
     names = sorted(result["scores"], key=lambda name: result["scores"][name]["plain"]["lds"])
     with plt.rc_context(STYLE):
-        figure, (bars, lines) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.34 * max(8, len(names))), width_ratios=(1.25, 1))
+        height = 1.2 + 0.34 * max(8, len(names))
+        figure, (bars, lines) = plt.subplots(1, 2, figsize=(11, height), width_ratios=(1.25, 1))
         _draw_bars(bars, result, names)
         _draw_growth(lines, result, names)
         save(figure, path)
@@ -93,12 +94,14 @@ def draw_counterfactual(result: dict, path: Path) -> None:
             curve = result["curves"][name]
             places = removals + (i - (len(arms) - 1) / 2) * width
             share, (low, high) = np.array(curve["flipped"]), np.array(curve["flipped_interval"]).T
-            axes.plot(places, share, color=COLOURS[i % 8], marker=MARKERS[i % 8], markersize=8, linewidth=2.5, label=name)
-            axes.vlines(places, low, high, color=COLOURS[i % 8], linewidth=1.8, alpha=0.8)
+            colour, marker = COLOURS[i % 8], MARKERS[i % 8]
+            axes.plot(places, share, color=colour, marker=marker, markersize=8, linewidth=2.5, label=name)
+            axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
         axes.set_ylim(-0.02, 1.0 if max(max(curve["flipped"]) for curve in result["curves"].values()) > 0.5 else None)
         axes.set_xticks(removals)
         axes.set_xlabel("training rows removed")
         axes.set_ylabel("share of targets flipped")
-        axes.set_title(f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals", loc="left", fontsize=14)
+        title = f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals"
+        axes.set_title(title, loc="left", fontsize=14)
         axes.legend(frameon=False, loc="upper left")
         save(figure, path)

@@ -30,7 +30,7 @@ import safetensors.numpy
 import torch.multiprocessing
 from tqdm import tqdm
 
-from attribution.store import write_bytes, write_json
+from attribution.files import write_bytes, write_json
 
 RETRAIN_SEED = 100  # the first seed of retrains; scored models have others, or they would share head and row order
 POLL = 0.5  # seconds between two looks at what other processes have finished
@@ -169,7 +169,8 @@ def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool
             work(store, [job], retrain)
             seconds.append(time.perf_counter() - start)
         each, processes = sum(seconds[1:]) / 2, max(workers, launched()[1])
-        print(f"one takes {each:.1f} s here: about {(len(missing) - 3) * each / processes / 60:.0f} minutes with {processes} processes")
+        minutes = (len(missing) - 3) * each / processes / 60
+        print(f"one takes {each:.1f} s here: about {minutes:.0f} minutes with {processes} processes")
     return not dry_run
 
 
@@ -196,12 +197,19 @@ def run_jobs(store: Store, jobs: list[Job], retrain, workers: int = 1, descripti
                 work(store, missing, retrain, rank / size, look)
             if look() < len(missing):  # others are at work on the rest; what they leave is done in the next round
                 time.sleep(POLL)
-    return np.stack([store.load(job) for job in jobs]) if jobs else np.empty((0, store.num_queries), np.float32)
+    margins = np.empty((len(jobs), store.num_queries), np.float32)
+    for place, job in zip(margins, jobs, strict=True):
+        if (found := store.load(job)) is None:
+            raise OSError(f"{store.path(job)} was there and is gone")
+        place[:] = found
+    return margins
 
 
 def _run_workers(store: Store, jobs: list[Job], retrain, workers: int, look) -> None:
     arguments = (workers, store.folder, store.num_queries, jobs, pickle.dumps(retrain))
-    context = torch.multiprocessing.start_processes(_worker, arguments, workers, join=False, daemon=True, start_method="spawn")
+    context = torch.multiprocessing.start_processes(
+        _worker, arguments, workers, join=False, daemon=True, start_method="spawn"
+    )
     try:
         while not context.join(timeout=POLL):
             look()

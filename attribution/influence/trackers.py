@@ -15,7 +15,7 @@ from kronfluence.module.tracker.self_score import SelfScoreTracker
 from kronfluence.utils import constants as names
 from torch import nn
 
-from attribution.contractions import (
+from attribution.influence.contractions import (
     Gradients,
     LowRank,
     Tokens,
@@ -25,7 +25,7 @@ from attribution.contractions import (
     inner_products,
     weighted_squares,
 )
-from attribution.sharing import SharedInput
+from attribution.influence.sharing import SharedInput
 
 
 class HookTracker(BaseTracker):
@@ -62,6 +62,8 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
     Positions of padding, and others whose gradient is zero, are left out of the products, and small batches wait for
     each other as in `EigenPairwiseTracker`.
     """
+
+    leader: nn.Module  # whose input covariance this module takes
 
     def register_hooks(self) -> None:
         super().register_hooks()

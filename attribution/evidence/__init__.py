@@ -1,0 +1,1 @@
+"""Is it true? Retraining, statistics, and baselines."""

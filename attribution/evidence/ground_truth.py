@@ -1,0 +1,157 @@
+"""Ground truth of the LDS: margins of models retrained on random subsets, our own or read from files of others.
+
+Symbols: M masks, N training rows, Q queries, R repeats. Masks (M, N) uint8, 1 = kept; margins (M, R, Q) float32.
+"""
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attribution.evidence.retraining import Job, announce, launched, run_jobs
+from attribution.evidence.stats import MIN_MASKS
+from attribution.evidence.study import Study
+from attribution.files import Refused, differing_parts, read_json, write_json, write_npz
+
+
+def draw_masks(num_rows: int, num_masks: int, alpha: float, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """Masks (M, N) that keep a share alpha of the rows, drawn without replacement; mask m depends on seed and m only.
+
+    labels: keep the share of every class (rounded), so that no mask has another class balance.
+    """
+    groups = [np.arange(num_rows)]
+    if labels is not None:
+        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    masks = np.zeros((num_masks, num_rows), dtype=np.uint8)
+    for m, mask in enumerate(masks):
+        generator = np.random.default_rng([seed, m])
+        for group in groups:
+            mask[generator.permutation(group)[: round(alpha * len(group))]] = 1
+    return masks
+
+
+def load_array(path: Path, key: str) -> np.ndarray:
+    """The array in a .npy file, under `key` (or alone) in a .npz, or as tensor or NumPy array in a .pt.
+
+    Nothing in the file is executed. Raises Refused for anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Refused(f"there is no file {path}")
+    try:
+        if path.suffix == ".pt":
+            value = _load_pt(path)
+        else:
+            value = np.load(path, allow_pickle=False)
+            if isinstance(value, np.lib.npyio.NpzFile):
+                value = value[key if key in value.files or len(value.files) != 1 else value.files[0]]
+    except (pickle.UnpicklingError, zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused(f"{path} holds no array of numbers that can be loaded safely ({reason[:120]})") from error
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        raise Refused(f"{path} must hold one tensor or one NumPy array of numbers")
+    return value
+
+
+def _load_pt(path: Path):
+    """A tensor or NumPy array pickled by NumPy 1 or 2; everything else is refused by torch."""
+    reconstruct = np.ones(0).__reduce__()[0]  # NumPy 1 and 2 keep it in different modules
+    allowed = [reconstruct, (reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
+    allowed += {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    with torch.serialization.safe_globals(allowed):
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def check_masks(masks: np.ndarray, num_rows: int) -> np.ndarray:
+    """Masks as uint8 (M, N). Raises Refused where they are not binary, not (M, N), too few or all rows' own."""
+    if masks.ndim != 2 or masks.shape[1] != num_rows:
+        raise Refused(f"masks must have shape (masks, {num_rows} training rows), not {masks.shape}")
+    if len(masks) < MIN_MASKS:
+        raise Refused(f"a correlation over masks needs at least {MIN_MASKS} of them, not {len(masks)}")
+    if not np.isin(masks, (0, 1)).all():
+        raise Refused("masks must be binary: 1 for a kept row, 0 for a removed one")
+    if (masks == masks[0]).all():
+        raise Refused("all masks are the same, so nothing can be learned from them")
+    return masks.astype(np.uint8)
+
+
+def check_margins(margins: np.ndarray, num_masks: int, num_queries: int) -> np.ndarray:
+    """Margins as float32 (M, R, Q); (M, Q) counts as one repeat. Raises Refused for other shapes."""
+    margins = margins[:, None] if margins.ndim == 2 else margins
+    if margins.ndim != 3 or len(margins) != num_masks:
+        raise Refused(f"margins must have shape ({num_masks} masks, repeats, queries), not {margins.shape}")
+    if margins.shape[2] != num_queries:
+        raise Refused(f"margins are of {margins.shape[2]} queries, the scores of {num_queries}; check --max_queries")
+    return margins.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Which random subsets are retrained on, and how often."""
+
+    num_masks: int
+    num_repeats: int
+    alpha: float  # share of the rows that a subset keeps
+    seed: int
+    stratified: bool  # whether subsets keep the same share of every class
+    retrain_seed: int
+
+    @property
+    def retrain_seeds(self) -> range:
+        """The seeds of the repeats."""
+        return range(self.retrain_seed, self.retrain_seed + self.num_repeats)
+
+    @property
+    def name(self) -> str:
+        """The name of their export, without its ending."""
+        drawn = f"alpha{self.alpha:g}{'_stratified' * self.stratified}_seed{self.seed}"
+        return f"lds_{self.num_masks}x{self.num_repeats}_{drawn}_retrain{self.retrain_seed}"
+
+    def masks(self, labels: np.ndarray, regression: bool) -> np.ndarray:
+        """Masks (M, N) of these subsets for rows with labels (N,). Raises Refused where there can be none."""
+        if self.stratified and regression:
+            raise Refused("--stratify needs classes; a regression task has none")
+        count = len(labels)
+        masks = draw_masks(count, self.num_masks, self.alpha, self.seed, labels if self.stratified else None)
+        if not masks.any(1).all() or masks.all(1).any():
+            raise Refused(f"--alpha {self.alpha} of {count} rows keeps none or all of them")
+        return check_masks(masks, count)
+
+
+def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """(masks (M, N), margins (M, R, Q)) from the store; what is missing is retrained.
+
+    None where nothing is to be evaluated here: after a dry run, and in all processes of a launcher but the first.
+    wait: retrain what is missing; else raises Refused where something is.
+    """
+    masks = subsets.masks(study.train.labels, study.train.task.regression)
+    jobs = [Job(np.flatnonzero(mask), seed) for mask in masks for seed in subsets.retrain_seeds]
+    store = study.store
+    if not wait and (missing := store.missing(jobs)):
+        raise Refused(f"{len(missing)} retrains are missing; run the same command without --query_index")
+    if not announce(store, jobs, study.retrain, study.workers, dry_run):
+        return None
+    margins = run_jobs(store, jobs, study.retrain, study.workers)
+    margins = margins.reshape(len(masks), subsets.num_repeats, len(study.queries))
+    if launched()[0] > 0:
+        return None
+    write_npz(store.folder / f"{subsets.name}.npz", masks=masks, margins=margins)
+    write_json(store.folder / f"{subsets.name}.json", {"fingerprint": study.retrain.fingerprint()})
+    return masks, margins
+
+
+def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """(masks (M, N), margins (M, R, Q)) from files. Raises Refused where they cannot belong to this run."""
+    fingerprint = study.retrain.fingerprint()
+    for path in (masks_path, margins_path):
+        record = read_json(path.with_suffix(".json"))
+        if record is None:
+            print(f"{path} carries no fingerprint: only its shape is checked")
+        elif parts := differing_parts(record.get("fingerprint", {}), fingerprint):
+            raise Refused(f"{path} was made with another {' and another '.join(parts)} than this run")
+    masks = check_masks(load_array(masks_path, "masks"), len(study.train))
+    return masks, check_margins(load_array(margins_path, "margins"), len(masks), len(study.queries))

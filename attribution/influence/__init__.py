@@ -1,0 +1,1 @@
+"""Factors and scores: kronfluence, made faster and resumable."""

@@ -1,0 +1,36 @@
+"""Names of what an analysis stores below influence/: one for each set of arguments that changes the numbers."""
+
+STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
+DAMPING = 1e-8  # kronfluence's default
+
+
+def factors_name(strategy: str, half: bool = False, stock: bool = False) -> str:
+    """Name of the folder below influence/factors."""
+    return strategy + "_half" * half + "_stock" * stock
+
+
+def scores_name(
+    strategy: str, half: bool = False, stock: bool = False, rank: int | None = None, damping: float | None = DAMPING
+) -> str:
+    """Name of the folder below influence/scores; what is at its default is left out.
+
+    damping: None means kronfluence's heuristic. Identity has no curvature, so that nothing is damped.
+    """
+    name = factors_name(strategy, half, stock) + (f"_rank{rank}" if rank else "")
+    if damping == DAMPING or strategy == "identity":
+        return name
+    return name + f"_damping{'heuristic' if damping is None else f'{damping:g}'}"
+
+
+def flags_of(name: str) -> str:
+    """The arguments of analyze.py that store scores under this name."""
+    strategy, *parts = name.split("_")
+    flags = ["--factor_strategy", strategy]
+    for part in parts:
+        if part.startswith("rank"):
+            flags += ["--query_gradient_rank", part.removeprefix("rank")]
+        elif part.startswith("damping"):
+            flags += ["--damping_factor", part.removeprefix("damping")]
+        else:
+            flags.append({"half": "--use_half_precision"}.get(part, f"--{part}"))
+    return " ".join(flags)

@@ -1,0 +1,1 @@
+"""What people look at: listings, tables, figures, pages."""

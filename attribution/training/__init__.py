@@ -1,0 +1,1 @@
+"""How a model is trained, and the run that training leaves."""

@@ -1,0 +1,92 @@
+"""How a model is trained, and the arguments that say so: defined once for all scripts.
+
+The argument functions add a named group to a parser. What they parse goes on as plain values: `recipe_of` makes
+the keyword arguments of `fit.fit` from them.
+"""
+
+import argparse
+from pathlib import Path
+
+from attribution.files import Refused, check_positive
+from pipeline import TASKS, get_task
+
+RECIPE = {
+    "learning_rate": 3e-5, "weight_decay": 0.01, "num_train_epochs": 3, "train_batch_size": 32,
+    "lr_schedule": "constant", "max_grad_norm": 0.0, "freeze_embeddings": False, "use_half_precision": False,
+}  # fmt: skip
+SCHEDULES = ("constant", "linear")
+MAX_QUERIES = 2000
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the group "data", which says where data and runs are, and returns it for more."""
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset_name", required=True, help=f"one of {', '.join(TASKS)}")
+    add(
+        "--dataset_path",
+        help="folder or hub id that datasets.load_dataset(path, task) opens (nyu-mll/glue; demo: embedded; after "
+        "train.py: as in training)",
+    )
+    add(
+        "--checkpoint_dir", type=Path, default=Path("checkpoints"),
+        help="where runs live, one folder a data set (checkpoints)",
+    )  # fmt: skip
+    return group
+
+
+def add_query_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds what says which validation rows are queries; the same in all scripts that read scores."""
+    group.add_argument(
+        "--max_queries", type=int, default=MAX_QUERIES,
+        help=f"use the first so many validation rows; the same in all scripts ({MAX_QUERIES})",
+    )  # fmt: skip
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Adds the group "recipe", which decides what a training run computes; None where nothing was asked.
+
+    default: where the value comes from if none is given; empty for the documented run of the data set.
+    """
+    demo = TASKS["demo"].recipe
+
+    def of(name: str) -> str:
+        return default or f"{RECIPE[name]}" + (f"; demo {demo[name]}" if name in demo else "")
+
+    group = parser.add_argument_group("recipe")
+    add, switch = group.add_argument, argparse.BooleanOptionalAction
+    add("--learning_rate", type=float, help=f"AdamW step size ({of('learning_rate')})")
+    add("--weight_decay", type=float, help=f"AdamW decay of all parameters ({of('weight_decay')})")
+    add("--num_train_epochs", type=int, help=f"passes over the data ({of('num_train_epochs')})")
+    add("--train_batch_size", type=int, help=f"rows a step ({of('train_batch_size')})")
+    add(
+        "--lr_schedule", choices=SCHEDULES,
+        help=f"constant is the published recipe; linear falls to 0 ({of('lr_schedule')})",
+    )  # fmt: skip
+    add(
+        "--max_grad_norm", type=float,
+        help=f"clip the gradient's norm to this; 0: off, as published ({of('max_grad_norm')})",
+    )  # fmt: skip
+    add(
+        "--freeze_embeddings", action=switch,
+        help="leave the embeddings as they were; influence scores see linear layers only "
+        f"({of('freeze_embeddings')})",
+    )  # fmt: skip
+    add("--use_half_precision", action=switch, help=f"bfloat16 autocast ({of('use_half_precision')})")
+
+
+def check_recipe(asked: dict) -> None:
+    """Raises Refused for a recipe argument (name -> value or None) outside its range."""
+    check_positive(asked, "train_batch_size", "num_train_epochs", "learning_rate")
+    for name in ("weight_decay", "max_grad_norm"):
+        if (asked[name] or 0.0) < 0:
+            raise Refused(f"--{name} must not be negative")
+
+
+def recipe_of(asked: dict, data_name: str, base: dict | None = None) -> dict:
+    """The keyword arguments of `fit`: what was asked (name -> value or None), else `base` or the data set's default.
+
+    base: the recipe of a run.
+    """
+    recipe = base or RECIPE | get_task(data_name).recipe
+    return recipe | {name: asked[name] for name in RECIPE if asked[name] is not None}
