@@ -1,10 +1,10 @@
 # make demo: fine-tune the small BERT on the embedded data, score, print.   make test: the whole test suite.
-# make figures: draw every figure of the README again from the results that are committed.
+# make figures, make tables: draw every figure, and make every table of the READMEs, again from results/.
 # make bench: speed against stock kronfluence. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint figures bench
+.PHONY: demo test lint figures tables bench
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -28,5 +28,9 @@ figures: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/speed.py $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))
 
+tables: .venv/ready
+	$(BIN)/python -m attribution.show.pages
+
 lint: .venv/ready
 	$(BIN)/ruff check .
+	$(BIN)/mypy

@@ -1,13 +1,13 @@
 """SST-2 with BERT-base on one GPU: what this project takes, beside what was published for stock kronfluence.
 
-    python benchmarks/gpu.py --estimate          # by arithmetic, for an A100 of 80 GB; needs no GPU
-    python benchmarks/gpu.py                     # measures float32, TF32 and bfloat16 on this GPU
+    python benchmarks/gpu.py --estimate          # by arithmetic, for an A100; needs no GPU; results/gpu_estimate.json
+    python benchmarks/gpu.py                     # measures float32, TF32 and bfloat16 on this GPU; results/gpu.json
 
-The published figures are those of kronfluence's GLUE example: 67,349 rows, 872 queries, padded to 128 tokens, on
-an A100. The estimate counts multiply-adds. Stock's count of a phase divided by its published seconds is the
-rate that the phase reached there; ours is assumed to reach the same rate, plus the time in which the memory moves
-the per-example gradients that ours writes and reads. In half precision ours does only the products of per-example
-gradients in bfloat16, the rest in float32, or in TF32 where both are asked for; covariances are summed in float64,
+The published seconds stand in results/published.json, with their source: 67,349 rows, 872 queries, padded to 128
+tokens, one A100. The estimate counts multiply-adds. Stock's count of a phase, divided by its published seconds, is the
+rate that stock reached in that phase. Ours is assumed to reach the same rate. The time in which the memory moves the
+per-example gradients that ours writes and reads is added. In half precision only the products of per-example gradients
+run in bfloat16; the rest runs in float32, or in TF32 where both are asked for. Covariances are summed in float64,
 whose tensor cores have the peak rate of float32 on an A100. Symbols: N rows, Q queries, T tokens of a row, T_q of a
 query, P weights of the linear layers, L layers, D hidden size.
 
@@ -33,23 +33,26 @@ sys.path.insert(0, str(ROOT))
 
 from safetensors.numpy import load_file  # noqa: E402
 
-from attribution import tables  # noqa: E402
-from attribution.contractions import GRAM_STEP  # noqa: E402
-from attribution.stats import mean_spearman  # noqa: E402
-from attribution.store import run_script, write_json  # noqa: E402
+from attribution.evidence.stats import mean_spearman  # noqa: E402
+from attribution.files import run_script, write_json  # noqa: E402
+from attribution.influence.contractions import GRAM_STEP  # noqa: E402
+from attribution.show.pages import read_result  # noqa: E402
+from attribution.show.timings import gpu_table  # noqa: E402
 
-PUBLISHED = {  # seconds of kronfluence's GLUE example on one A100
-    "float32": {"covariance": 479.0, "eigendecomposition": 10.6, "lambda": 2370.0, "pairwise": 2222.0},
-    "bfloat16": {"covariance": 84.0, "eigendecomposition": 9.4, "lambda": 544.0, "pairwise": 582.0},
-}
+PUBLISHED = read_result(ROOT / "results", "published")["gpu_seconds"]["seconds"]  # precision -> phase -> seconds
 ROWS, QUERIES, LAYERS, HIDDEN, INNER, PADDED = 67_349, 872, 12, 768, 3072, 128
 QUERY_BATCH = 175  # of the published command
-# Mean of T and of T^2 over the training rows of SST-2 and mean of T_q, BERT's word pieces; groups of at most 128 x 128 tokens.
+# Mean of T and of T^2 over the training rows of SST-2 and mean of T_q, in BERT's word pieces; groups of at most
+# 128 x 128 tokens.
 TOKENS, SQUARED, QUERY_TOKENS, GROUPS = 13.32, 268.5, 25.16, 57
-BANDWIDTH = 1.555e12  # bytes a second: an A100
+BANDWIDTH = 1.555e12  # bytes a second: an A100 of 40 GB; that of 80 GB is faster
 PEAK_TF32_OVER_BFLOAT16 = 0.5  # tensor cores' peak rates: 156 and 312 TFLOP/s
 # (D_in, D_out, how many modules, how many of them read an input of their own)
-SHAPES = ((HIDDEN, HIDDEN, 4 * LAYERS + 1, 2 * LAYERS + 1), (HIDDEN, INNER, LAYERS, LAYERS), (INNER, HIDDEN, LAYERS, LAYERS))
+SHAPES = (
+    (HIDDEN, HIDDEN, 4 * LAYERS + 1, 2 * LAYERS + 1),
+    (HIDDEN, INNER, LAYERS, LAYERS),
+    (INNER, HIDDEN, LAYERS, LAYERS),
+)
 WEIGHTS = sum(d_in * d_out * count for d_in, d_out, count, _ in SHAPES)
 
 
@@ -84,10 +87,12 @@ def ours(itemsize: int) -> dict[str, dict[str, float]]:
     asked = GROUPS * QUERIES * QUERY_TOKENS * WEIGHTS
     return {
         "covariance": {"model": through, "float64": real * squares},
-        "lambda": {"model": through + rotation, "gradients": real * WEIGHTS, "moved": 4 * rows},  # written, squared, summed
-        "pairwise": {
+        "lambda": {  # gradients are written, squared and summed
+            "model": through + rotation, "gradients": real * WEIGHTS, "moved": 4 * rows,
+        },
+        "pairwise": {  # gradients of queries are also multiplied by the inverse curvature
             "model": through + rotation, "gradients": asked + real * WEIGHTS + ROWS * QUERIES * WEIGHTS,
-            "moved": 2 * rows + 4 * queries,  # those of queries are also multiplied by the inverse curvature
+            "moved": 2 * rows + 4 * queries,
         },
     }  # fmt: skip
 
@@ -112,11 +117,15 @@ def estimate() -> dict[str, dict[str, float]]:
     return result
 
 
-def measure(args) -> dict[str, dict[str, float]]:
-    """Precision -> phase -> seconds of analyze.py on this GPU, and "Spearman" with float32, after one epoch of training."""
+def measure(dataset_path: str | None, model_name_or_path: str | None) -> dict[str, dict[str, float]]:
+    """Precision -> phase -> seconds of analyze.py on this GPU, and "Spearman" with float32.
+
+    Trains for one epoch first. dataset_path, model_name_or_path: as train.py takes them; None for the hub's.
+    """
     flags = {"float32": [], "tf32": ["--tf32"], "bfloat16": ["--use_half_precision"]}
     flags["bfloat16 and tf32"] = [*flags["bfloat16"], *flags["tf32"]]
-    given = [part for name in ("dataset_path", "model_name_or_path") if (value := getattr(args, name)) for part in (f"--{name}", value)]
+    places = {"--dataset_path": dataset_path, "--model_name_or_path": model_name_or_path}
+    given = [part for name, value in places.items() if value for part in (name, value)]
     result, reference = {}, None
     with tempfile.TemporaryDirectory() as folder:
         common = ["--dataset_name", "sst2", "--checkpoint_dir", folder]
@@ -134,26 +143,21 @@ def measure(args) -> dict[str, dict[str, float]]:
 
 
 def main(argv=None) -> None:
-    """Prints published, estimated and, unless --estimate, measured seconds."""
+    """Prints published and estimated seconds, and measured ones unless --estimate is given; stores what is new."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--estimate", action="store_true", help="print the estimate for an A100; measure nothing")
+    add("--estimate", action="store_true", help="write and print the estimate for an A100; measure nothing")
     add("--dataset_path", help="folder or hub id with sst2 (nyu-mll/glue)")
     add("--model_name_or_path", help="folder or hub id of a BERT-base (bert-base-cased)")
-    add("--results_dir", type=Path, default=Path("results"), help="gpu.json goes here (results)")
+    add("--results_dir", type=Path, default=Path("results"), help="gpu.json or gpu_estimate.json goes here (results)")
     args = parser.parse_args(argv)
-    columns = {f"published for an A100, {name}": PUBLISHED[name] | {"all": sum(PUBLISHED[name].values())} for name in PUBLISHED}
-    columns |= {f"estimate for an A100, {name}": seconds for name, seconds in estimate().items()}
-    if not args.estimate:
-        measured = measure(args)
+    estimated, measured = estimate(), None
+    if args.estimate:
+        write_json(args.results_dir / "gpu_estimate.json", estimated)
+    else:
+        measured = measure(args.dataset_path, args.model_name_or_path)
         write_json(args.results_dir / "gpu.json", measured)
-        columns |= {f"measured here, {name}": seconds for name, seconds in measured.items()}
-    phases = [*PUBLISHED["float32"], "all"]
-    rows = [
-        [name, *(f"{seconds[phase]:,.0f} s" for phase in phases), f"{seconds['Spearman']:.4f}" if "Spearman" in seconds else "-"]
-        for name, seconds in columns.items()
-    ]
-    print(tables.markdown(["SST-2, BERT-base", *phases, "Spearman with float32"], rows))
+    print(gpu_table(PUBLISHED, estimated, measured))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import analyze  # noqa: E402
-import train  # noqa: E402
-from attribution.store import write_json  # noqa: E402
+from attribution.files import write_json  # noqa: E402
+from attribution.influence.analysis import Influence, Settings  # noqa: E402
+from attribution.training.fit import fit  # noqa: E402
+from attribution.training.run import open_data, open_run  # noqa: E402
 from pipeline import construct_bert, quiet_libraries  # noqa: E402
 
 PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0, "baddbmm": 1}  # operator -> place of its first factor
-ATTENTION = {"_scaled_dot_product_flash_attention_for_cpu": 2, "_scaled_dot_product_flash_attention_for_cpu_backward": 5}
+ATTENTION = {  # operator -> products of the size of Q K^T
+    "_scaled_dot_product_flash_attention_for_cpu": 2, "_scaled_dot_product_flash_attention_for_cpu_backward": 5,
+}  # fmt: skip
 REPEATS = 3  # a product is timed so often; the fastest counts
 
 
@@ -76,7 +79,7 @@ def seconds_alone(left: tuple, right: tuple) -> float:
     return best
 
 
-def open_influence(args, folder: str) -> analyze.Influence:
+def open_influence(args, folder: str) -> Influence:
     """The analysis of a copy of the run in `folder`, with nothing stored."""
     source = args.checkpoint_dir / args.dataset_name
     target = Path(folder) / args.dataset_name
@@ -84,9 +87,8 @@ def open_influence(args, folder: str) -> analyze.Influence:
     for path in source.iterdir():
         if path.is_file():
             (target / path.name).symlink_to(path.resolve())
-    return analyze.Influence(analyze.parse_args([
-        "--dataset_name", args.dataset_name, "--checkpoint_dir", folder, "--max_queries", str(args.max_queries)
-    ]))  # fmt: skip
+    place, run = open_run(Path(folder), args.dataset_name)
+    return Influence(place, run, *open_data(place, run, None, args.max_queries), Settings())
 
 
 def measure_products(args) -> dict:
@@ -100,7 +102,8 @@ def measure_products(args) -> dict:
         torch.set_num_threads(threads)
     total = sum(multiply_adds(*layouts) * count for layouts, count in log.counts.items())
     alone = sum(seconds_alone(*layouts) * count for layouts, count in log.counts.items())
-    return {"multiply_adds": total, "seconds_alone": alone, "products": sum(log.counts.values()), "shapes": len(log.counts)}
+    counts = {"products": sum(log.counts.values()), "shapes": len(log.counts)}
+    return {"multiply_adds": total, "seconds_alone": alone, **counts}
 
 
 def measure_profile(args) -> dict:
@@ -112,21 +115,20 @@ def measure_profile(args) -> dict:
             influence.compute("pairwise")
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
-    return {
-        "seconds": total / 1e6,
-        "operators": [
-            {"name": event.key, "share": event.self_cpu_time_total / total, "calls": event.count} for event in events[:20]
-        ],
-    }
+    operators = [
+        {"name": event.key, "share": event.self_cpu_time_total / total, "calls": event.count}
+        for event in events[:20]
+    ]  # fmt: skip
+    return {"seconds": total / 1e6, "operators": operators}
 
 
 def measure_training(args) -> dict:
     """Rows a second of the second epoch."""
-    folder, run = analyze.open_run(args.checkpoint_dir, args.dataset_name)
-    dataset, _ = analyze.open_data(folder, run, None, 1)
+    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
+    dataset, _ = open_data(folder, run, None, 1)
     model = construct_bert(args.dataset_name, str(folder), seed=0)
     seconds = []
-    train.fit(
+    fit(
         model, dataset, np.arange(len(dataset)), seed=0, pad_to=args.pad_to or None,
         on_epoch=lambda epoch, loss, took: seconds.append(took), **run["recipe"] | {"num_train_epochs": 2},
     )  # fmt: skip
@@ -140,7 +142,7 @@ def main(argv=None) -> None:
     measurements = {"training": measure_training, "products": measure_products, "profile": measure_profile}
     parser.add_argument("what", choices=tuple(measurements))
     parser.add_argument("--dataset_name", required=True, help="the task of the checkpoint")
-    parser.add_argument("--checkpoint_dir", type=Path, required=True, help="where the run lies; nothing is written there")
+    parser.add_argument("--checkpoint_dir", type=Path, required=True, help="where the run is; nothing is written there")
     parser.add_argument("--max_queries", type=int, default=64, help="the first so many validation rows (64)")
     parser.add_argument("--pad_to", type=int, default=0, help="training: tokens to pad to (0: to the longest row)")
     parser.add_argument("--output", type=Path, required=True, help="JSON")

@@ -25,8 +25,17 @@ sys.path.insert(0, str(ROOT))
 
 from safetensors.numpy import load_file  # noqa: E402
 
-from attribution import stats, tables  # noqa: E402
-from attribution.store import Refused, check_positive, environment, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.evidence import stats  # noqa: E402
+from attribution.files import (  # noqa: E402
+    Refused,
+    check_positive,
+    environment,
+    read_json,
+    run_script,
+    write_bytes,
+    write_json,
+)
+from attribution.show import timings  # noqa: E402
 
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
 ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either
@@ -50,7 +59,9 @@ class Case:
         return f"{self.dataset}_{self.rows}"
 
 
-CASES = {"sst2": Case("sst2", 512, 64, references=True), "rte": Case("rte", 256, 64, 1), "demo": Case("demo", 1000, 100, 8)}
+CASES = {
+    "sst2": Case("sst2", 512, 64, references=True), "rte": Case("rte", 256, 64, 1), "demo": Case("demo", 1000, 100, 8),
+}  # fmt: skip
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -62,10 +73,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--model_name_or_path", help="folder or hub id of a BERT for sst2 and rte (bert-base-cased)")
     add("--rounds", type=int, default=2, help="how often stock and ours take turns (2)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores and threads of every process (all)")
-    add("--work_dir", type=Path, default=Path("checkpoints/benchmark"), help="checkpoints and single measurements (checkpoints/benchmark)")
+    add(
+        "--work_dir", type=Path, default=Path("checkpoints/benchmark"),
+        help="checkpoints and single measurements (checkpoints/benchmark)",
+    )  # fmt: skip
     add("--results_dir", type=Path, default=Path("results"), help="speed.json and speed.md go here (results)")
     args = parser.parse_args(argv)
-    check_positive(args, "rounds", "threads")
+    check_positive(vars(args), "rounds", "threads")
     return args
 
 
@@ -105,7 +119,8 @@ class Bench:
         if not (folder / case.dataset / "run.json").exists():
             print(f"training {case.name}", flush=True)
             where = {"--dataset_path": self.args.dataset_path, "--model_name_or_path": self.args.model_name_or_path}
-            given = [part for name, value in where.items() if value and case.dataset != "demo" for part in (name, value)]
+            where = {} if case.dataset == "demo" else where
+            given = [part for name, value in where.items() if value for part in (name, value)]
             rate = [] if case.dataset == "demo" else ["--learning_rate", 1e-4]
             size = ["--max_train_samples", case.rows, "--num_train_epochs", case.epochs, "--seed", 1004]
             self.child("train.py", "--dataset_name", case.dataset, "--checkpoint_dir", folder, *given, *size, *rate)
@@ -123,7 +138,8 @@ class Bench:
             scores = next((target / "influence/scores").iterdir())
             seconds = json.loads((scores / "pairwise_scores.json").read_text())["seconds"]
             shutil.rmtree(target / "influence/factors")
-            return {"seconds": seconds, "peak": peak, "scores": str((scores / "pairwise_scores.safetensors").relative_to(self.work))}
+            path = scores / "pairwise_scores.safetensors"
+            return {"seconds": seconds, "peak": peak, "scores": str(path.relative_to(self.work))}
 
         return self.measure(label, run)
 
@@ -176,8 +192,9 @@ def middle(runs: list[dict]) -> dict[str, float]:
 
 def precision(bench: Bench, case: Case) -> dict:
     """What bfloat16 and low rank change: seconds against float32, and agreement with it."""
-    variants = {"float32": [], "bfloat16": ["--use_half_precision"], "rank 8": ["--query_gradient_rank", 8], "rank 32": ["--query_gradient_rank", 32]}
-    runs = {name: [] for name in variants}
+    variants = {"float32": [], "bfloat16": ["--use_half_precision"]}
+    variants |= {f"rank {rank}": ["--query_gradient_rank", rank] for rank in (8, 32)}
+    runs: dict[str, list[dict]] = {name: [] for name in variants}
     for i in range(bench.args.rounds):
         for name, flags in variants.items():
             runs[name].append(bench.analysis(case, f"{case.name}_{name.replace(' ', '')}_{i}", *flags))
@@ -222,46 +239,6 @@ def pairwise_rate(bench: Bench, case: Case, compared: dict) -> dict:
     return found | {"seconds": seconds, "rate": rate, "rate_alone": alone, "share": rate / alone}
 
 
-# --- the report ----------------------------------------------------------------------------------------
-
-
-def report(result: dict) -> str:
-    """The tables, as Markdown."""
-    parts = []
-    for name, found in result["cases"].items():
-        header = [f"{name}, {found['rows']:,} x {found['queries']}", "stock", "ours", "times faster"]
-        rows = [
-            [phase, f"{found['seconds']['stock'][phase]:.1f} s", f"{seconds:.1f} s", f"{found['times faster'][phase]:.1f}"]
-            for phase, seconds in found["seconds"]["ours"].items()
-        ]
-        peak = found["peak"]
-        rows.append(["peak memory", f"{peak['stock'] / 2**30:.2f} GiB", f"{peak['ours'] / 2**30:.2f} GiB", f"{peak['stock'] / peak['ours']:.1f}"])
-        for reference, others in found["spearman"].items():
-            if "ours" in others:
-                rows.append([f"mean Spearman with {reference}", "-", f"{others['ours']:.6f}", "-"])
-            rows += [[f"mean Spearman of {name}, with stock", f"{value:.6f}", "-", "-"] for name, value in others.items() if name != "ours"]
-        parts.append(tables.markdown(header, rows))
-    if "precision" in result:
-        header = ["sst2, ours", *PHASES, "all", "Spearman with float32"]
-        rows = [[name, *(f"{found['seconds'][phase]:.1f} s" for phase in (*PHASES, "all")), f"{found['spearman']:.4f}"] for name, found in result["precision"].items()]
-        parts.append(tables.markdown(header, rows))
-    for what, found in result.get("growth", {}).items():
-        header = [f"sst2, {what}", *map(str, found["sizes"]), "exponent"]
-        rows = [[phase, *(f"{value:.1f} s" for value in found["seconds"][phase]), f"{found['exponents'][phase]:.2f}"] for phase in found["seconds"]]
-        parts.append(tables.markdown(header, rows))
-    if "training" in result:
-        rates = result["training"]["rows per second"]
-        rows = [[name, f"{rate:.0f}"] for name, rate in rates.items()] + [["times faster", f"{result['training']['times faster']:.1f}"]]
-        parts.append(tables.markdown(["training, sst2", "rows a second"], rows))
-    if "pairwise rate" in result:
-        found = result["pairwise rate"]
-        parts.append(
-            f"Pairwise phase, sst2: {found['multiply_adds'] / 1e9:,.0f}e9 multiply-adds in {found['seconds']:.1f} s, "
-            f"{found['share']:.0%} of the {found['rate_alone'] / 1e9:.0f}e9 a second that its matrix products reach alone."
-        )
-    return "\n\n".join(parts)
-
-
 def main(argv=None) -> None:
     """Measures what is missing, writes and prints the tables."""
     args = parse_args(argv)
@@ -276,8 +253,8 @@ def main(argv=None) -> None:
         result["profile"] = bench.inner(f"{case.name}_profile", "profile", case)
     result |= {"threads": args.threads, "rounds": args.rounds, **environment("cpu")}
     write_json(args.results_dir / "speed.json", result)
-    write_bytes(args.results_dir / "speed.md", (report(result) + "\n").encode())
-    print(report(result))
+    write_bytes(args.results_dir / "speed.md", (timings.speed_report(result) + "\n").encode())
+    print(timings.speed_report(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""The tables of README.md, results/README.md and benchmarks/README.md, made from the JSON files in results/.
+
+    python -m attribution.show.pages                            # writes every table of the three pages again
+    python -m attribution.show.pages --profile profile.txt      # first takes over what analyze.py --profile printed
+
+A page says `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends. To add a table, write a
+function of the results folder that returns Markdown, and enter it in TABLES.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from attribution.files import environment, run_script, write_bytes, write_json
+from attribution.show import tables, timings
+from attribution.show.timings import CASES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "results/README.md", "benchmarks/README.md")
+END = "<!-- end -->"
+
+# JSON files are sorted by name; tables are in the order in which they are read.
+RECIPES = {
+    "default": "embeddings frozen, 8 epochs (the demo's)",
+    "all": "everything trained, 8 epochs",
+    "short": "embeddings frozen, 2 epochs",
+}
+RECIPE_SCORES = {
+    "identity": "identity", "ekfac": "EKFAC, damping 1e-8", "ekfac_damping0.0001": "1e-4", "ekfac_damping0.01": "1e-2",
+    "tfidf2": "squared TF-IDF",
+}  # fmt: skip
+SHORT_LDS = {
+    "ekfac, 5 seeds": "EKFAC, mean of five checkpoints", "ekfac": "EKFAC, one checkpoint",
+    "representation": "[CLS] cosine", "tfidf2": "squared TF-IDF cosine", "label": "label agreement alone",
+}  # fmt: skip
+ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
+
+
+def read_result(results: Path, name: str) -> dict:
+    """The content of results/NAME.json. Raises FileNotFoundError where there is no such file."""
+    return json.loads((results / f"{name}.json").read_text())
+
+
+# --- studies -------------------------------------------------------------------------------------------
+
+
+def lds_short(results: Path) -> str:
+    """LDS of a few scores on the demo and on SST-2, the latter also with class balance controlled."""
+    columns = {"demo": "demo plain", "SST-2": "sst2 plain", "SST-2, class balance controlled": "sst2 balanced"}
+    wanted = [column.split() for column in columns.values()]
+    parts = [(read_result(results, f"lds_{dataset}"), kind) for dataset, kind in wanted]
+    rows = [[label, *(lds_cell(result, name, kind) for result, kind in parts)] for name, label in SHORT_LDS.items()]
+    rows.append(["noise ceiling", *(f"{result['ceiling'][kind]:.2f}" for result, kind in parts)])
+    return tables.markdown(["score", *columns], rows)
+
+
+def lds_cell(result: dict, name: str, kind: str = "plain") -> str:
+    """One LDS with its interval; `-` where the study has no such score. kind: plain or balanced."""
+    if name not in result["scores"]:
+        return "-"
+    entry = result["scores"][name][kind]
+    return two_digits(entry["lds"], entry["interval"])
+
+
+def two_digits(value: float, interval: list[float]) -> str:
+    """`0.32 [0.30, 0.35]`."""
+    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def recipes(results: Path) -> str:
+    """LDS on the demo for three ways of training it."""
+    rows = []
+    for name, label in RECIPES.items():
+        result = read_result(results, f"recipes/{name}/lds_demo")
+        ceiling = f"{result['ceiling']['plain']:.2f}"
+        rows.append([label, *(lds_cell(result, score) for score in RECIPE_SCORES), ceiling])
+    return tables.markdown(["recipe", *RECIPE_SCORES.values(), "noise ceiling"], rows)
+
+
+def flips_short(results: Path) -> str:
+    """Share of flipped targets of three arms, on the demo and on SST-2."""
+    studies = {dataset: read_result(results, f"counterfactual_{dataset}") for dataset in ("demo", "sst2")}
+    header, rows = ["rows removed"], [[label] for label in ARMS.values()]
+    for dataset, result in studies.items():
+        for i, count in enumerate(result["removals"][1:], start=1):  # the first is 0, where nothing flips
+            header.append(f"{CASES[dataset]}, {count} of {result['rows']:,}")
+            for row, arm in zip(rows, ARMS, strict=True):
+                curve = result["curves"][arm]
+                row.append(two_digits(curve["flipped"][i], curve["flipped_interval"][i]))
+    return tables.markdown(header, rows)
+
+
+def published_flips(results: Path) -> str:
+    """Share of flipped targets: published for RTE, and ours on SST-2."""
+    published, ours = read_result(results, "published")["rte_flips"], read_result(results, "counterfactual_sst2")
+    counts = published["removals"]
+    rows = [
+        [f"{name}, RTE, BERT-base, published", *(f"{share:.3f}" for share in shares)]
+        for name, shares in published["shares"].items()
+    ]
+    for arm, label in ARMS.items():
+        shares = dict(zip(ours["removals"], ours["curves"][arm]["flipped"], strict=True))
+        cells = (f"{shares[count]:.3f}" if count in shares else "-" for count in counts)
+        rows.append([f"{label}, SST-2, MiniLM, ours", *cells])
+    return tables.markdown(["rows removed", *map(str, counts)], rows)
+
+
+def published_lds(results: Path) -> str:
+    """LDS published for RTE, and what scores without a model reach on the same ground truth."""
+    found = read_result(results, "published")["rte_lds"]
+    rows = [[name, f"{value:.2f}", "published"] for name, value in found["published"].items()]
+    for name, value in found["model_free"].items():
+        interval = found["intervals"].get(name)
+        shown = f"{value:.2f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+        rows.append([name, shown, "ours, sees no model"])
+    return tables.markdown(["score", "LDS", "from"], rows)
+
+
+# --- speed ---------------------------------------------------------------------------------------------
+
+
+def speed_short(results: Path) -> str:
+    """All phases together in every case, and the memory of the first."""
+    cases = read_result(results, "speed")["cases"]
+    rows = []
+    for name in CASES:
+        found, title = cases[name], f"{CASES[name]}, {cases[name]['rows']:,} x {cases[name]['queries']}"
+        stock, ours = (found["seconds"][arm]["all"] for arm in ("stock", "ours"))
+        rows.append([f"{title}: time", f"{stock:.1f} s", f"{ours:.1f} s", f"{stock / ours:.1f}"])
+        if name == "sst2":
+            rows.append([f"{title}: peak memory", *timings.memory(found["peak"])])
+    return tables.markdown(["rows x queries", "stock", "ours", "times faster"], rows)
+
+
+def gpu(results: Path) -> str:
+    """`timings.gpu_table` of the published figures and the stored estimate."""
+    published = read_result(results, "published")["gpu_seconds"]["seconds"]
+    return timings.gpu_table(published, read_result(results, "gpu_estimate"))
+
+
+def profile_demo(results: Path) -> str:
+    """What analyze.py --profile prints for the demo, as a block of text."""
+    return timings.profile_block(read_result(results, "profile_demo")["actions"])
+
+
+# --- the pages -----------------------------------------------------------------------------------------
+
+
+def of_result(name: str, draw: Callable[[dict], str]) -> Callable[[Path], str]:
+    """draw, as a function of the results folder instead of the content of results/NAME.json."""
+    return lambda results: draw(read_result(results, name))
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "profile_demo": profile_demo,
+    "lds_short": lds_short,
+    "flips_short": flips_short,
+    "speed_short": speed_short,
+    "lds_demo": of_result("lds_demo", tables.lds_markdown),
+    "lds_sst2": of_result("lds_sst2", tables.lds_markdown),
+    "published_lds": published_lds,
+    "recipes": recipes,
+    "counterfactual_demo": of_result("counterfactual_demo", tables.counterfactual_markdown),
+    "counterfactual_sst2": of_result("counterfactual_sst2", tables.counterfactual_markdown),
+    "published_flips": published_flips,
+    "speed_cases": of_result("speed", timings.speed_cases),
+    "speed_rounds": of_result("speed", timings.speed_rounds),
+    "speed_precision": of_result("speed", timings.speed_precision),
+    "speed_growth": of_result("speed", timings.speed_growth),
+    "speed_training": of_result("speed", timings.speed_training),
+    "speed_rate": of_result("speed", timings.speed_rate),
+    "speed_operators": of_result("speed", timings.speed_operators),
+    "gpu": gpu,
+}
+
+
+def fill(text: str, results: Path) -> str:
+    """The text of a page with every marked table made again from the results folder.
+
+    Raises ValueError for a name that is not in TABLES and for a table without an end.
+    """
+    before, *parts = re.split(r"(<!-- table .*? -->)", text)
+    filled = [before]
+    for marker, rest in zip(parts[::2], parts[1::2], strict=True):
+        name = marker.split()[2]
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+        _, end, after = rest.partition(END)
+        if not end:
+            raise ValueError(f"the table {name!r} has no {END}")
+        filled.append(f"{marker}\n{TABLES[name](results)}\n{END}{after}")
+    return "".join(filled)
+
+
+def main(argv=None) -> None:
+    """Writes the tables of all pages again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", type=Path, help="what analyze.py --profile printed for the demo")
+    args = parser.parse_args(argv)
+    if args.profile:
+        record = {"actions": timings.read_profile(args.profile.read_text()), **environment("cpu")}
+        write_json(ROOT / "results" / "profile_demo.json", record)
+    for page in PAGES:
+        path = ROOT / page
+        write_bytes(path, fill(path.read_text(), ROOT / "results").encode())
+        print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
