@@ -26,7 +26,7 @@ def with_interval(value: float | None, interval: list[float] | None, sign: bool 
 
 def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of an LDS result, best first."""
-    kinds = list(result["ceiling"])
+    kinds = [kind for kind in ("plain", "balanced") if kind in result["ceiling"]]  # JSON sorts its keys
     header = ["score", "LDS [95 %]", "minus ekfac [95 %]"]
     header += ["class balance controlled", "minus ekfac [95 %]"] if "balanced" in kinds else []
     rows = []
