@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import ROOT, SMALL
 
 import train
 from pipeline import quiet_libraries
 
 quiet_libraries()
 torch.set_num_threads(1)
-SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +35,19 @@ def trained(tmp_path_factory) -> Path:
 @pytest.fixture
 def run_copy(trained, tmp_path) -> Path:
     """A copy of the small run that the test may change."""
-    shutil.copytree(trained, tmp_path / "checkpoints")
-    return tmp_path / "checkpoints"
+    return shutil.copytree(trained, tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def copied(scored, tmp_path) -> Path:
+    """A copy of the module's own fixture `scored` (a run with scores and retrains) that the test may change."""
+    return shutil.copytree(scored, tmp_path / "checkpoints")
 
 
 @pytest.fixture(scope="session")
 def glue_dir() -> Path:
     """Real GLUE data: $GLUE_DIR, by default ../shared/glue. Tests that need it skip where there is none."""
-    folder = Path(os.environ.get("GLUE_DIR", Path(__file__).parent.parent.parent / "shared" / "glue"))
+    folder = Path(os.environ.get("GLUE_DIR", ROOT.parent / "shared" / "glue"))
     if not folder.is_dir():
         pytest.skip(f"no GLUE data in {folder}; set GLUE_DIR")
     return folder

@@ -75,7 +75,8 @@ class Handler(BaseHTTPRequestHandler):
         folder = root.joinpath(*rest.split("/")[2:])
         if rest.startswith("tree/") and folder.is_dir():
             recursive = query.get("recursive", ["false"])[0].lower() == "true"
-            return self.send_json([entry(root, p) for p in sorted(folder.rglob("*") if recursive else folder.iterdir())])
+            paths = folder.rglob("*") if recursive else folder.iterdir()
+            return self.send_json([entry(root, path) for path in sorted(paths)])
         return self.refuse("EntryNotFound")
 
     def file(self, root: Path, rest: str) -> None:

@@ -6,58 +6,31 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from running import LDS, QUERIES, SMALL, retrains
+from safetensors.numpy import load_file
+from scipy.stats import spearmanr
 
 import analyze
-import evaluate_lds
 import train
-from attribution.retraining import RETRAIN_SEED
-from attribution.store import run_script
-
-QUERIES = ["--dataset_name", "demo", "--max_queries", "12"]
+from attribution.evidence.retraining import RETRAIN_SEED
 
 
 @pytest.fixture(scope="module")
 def scored(trained, tmp_path_factory):
-    """A checkpoint folder with stored scores and the retrains of 4 masks x 2 repeats; tests copy it."""
+    """A checkpoint folder with stored scores and the retrains of 4 masks x 2 repeats; tests copy it (see `copied`)."""
     folder = tmp_path_factory.mktemp("lds") / "checkpoints"
     shutil.copytree(trained, folder)
     for arguments in (["--damping_factor", "1e-8"], ["--factor_strategy", "identity"]):
         analyze.main([*QUERIES, "--checkpoint_dir", str(folder), *arguments])
-    run(folder, folder.parent)
+    LDS.run(folder, folder.parent)
     return folder
 
 
-@pytest.fixture
-def copied(scored, tmp_path):
-    shutil.copytree(scored, tmp_path / "checkpoints")
-    return tmp_path / "checkpoints"
-
-
-def arguments(checkpoints, output, *extra: str) -> list[str]:
-    outputs = ["--results_dir", str(output / "results"), "--figure_path", str(output / "figure" / "lds.png")]
-    plan = ["--num_masks", "4", "--num_repeats", "2", "--jobs_per_device", "1", "--num_bootstrap", "50"]
-    return [*QUERIES, "--checkpoint_dir", str(checkpoints), *plan, *outputs, *extra]
-
-
-def run(checkpoints, output, *extra: str) -> dict:
-    evaluate_lds.main(arguments(checkpoints, output, *extra))
-    return json.loads((output / "results" / "lds_demo.json").read_text())
-
-
-def refused(capsys, *args) -> str:
-    capsys.readouterr()
-    assert run_script(evaluate_lds.main, arguments(*args)) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
-
-
 def test_the_table_has_every_stored_score_and_baseline_and_a_rerun_retrains_nothing(copied, tmp_path, capsys):
-    stored = sorted((copied / "demo/retraining").glob("*/*/*.safetensors"))
+    stored = retrains(copied)
     assert len(stored) == 8
-    result = run(copied, tmp_path)
-    assert sorted((copied / "demo/retraining").glob("*/*/*.safetensors")) == stored
+    result = LDS.run(copied, tmp_path)
+    assert retrains(copied) == stored
     assert set(result["scores"]) == {"ekfac", "identity", "random", "label", "tfidf", "tfidf2", "representation"}
     assert (result["masks"], result["repeats"], result["queries"], result["rows"]) == (4, 2, 12, 120)
     assert result["scores"]["ekfac"]["spearman_with_ekfac"] == pytest.approx(1)
@@ -68,10 +41,7 @@ def test_the_table_has_every_stored_score_and_baseline_and_a_rerun_retrains_noth
 
 
 def test_the_score_is_the_correlation_of_summed_scores_with_retrained_margins(copied, tmp_path):
-    from safetensors.numpy import load_file
-    from scipy.stats import spearmanr
-
-    result = run(copied, tmp_path)
+    result = LDS.run(copied, tmp_path)
     with np.load(next((copied / "demo/retraining").glob("*/lds_*.npz"))) as truth:
         masks, margins = truth["masks"], truth["margins"]
     assert (masks.sum(1) == 60).all()
@@ -81,39 +51,42 @@ def test_the_score_is_the_correlation_of_summed_scores_with_retrained_margins(co
 
 
 def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked(copied, tmp_path, capsys):
-    own = run(copied, tmp_path)
+    own = LDS.run(copied, tmp_path)
     with np.load(next((copied / "demo/retraining").glob("*/lds_*.npz"))) as truth:
         torch.save(truth["masks"].astype(np.int8), tmp_path / "masks.pt")
         np.save(tmp_path / "margins.npy", truth["margins"].mean(1))
         np.save(tmp_path / "short.npy", truth["margins"][:, :, :5])
     foreign = ["--masks_path", str(tmp_path / "masks.pt"), "--margins_path"]
-    result = run(copied, tmp_path, *foreign, str(tmp_path / "margins.npy"))
+    result = LDS.run(copied, tmp_path, *foreign, str(tmp_path / "margins.npy"))
     assert result["scores"]["ekfac"]["plain"] == own["scores"]["ekfac"]["plain"]
     assert result["ceiling"]["plain"] is None and own["ceiling"]["plain"] is not None
     assert "carries no fingerprint" in capsys.readouterr().out
-    assert "12" in refused(capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy"))
+    assert "scores of 12" in LDS.refused(capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy"))
 
 
 def test_exported_ground_truth_of_other_retrain_seeds_stands_beside_the_first(copied, tmp_path):
-    run(copied, tmp_path)
-    run(copied, tmp_path, "--retrain_seed", str(RETRAIN_SEED + 7))
+    LDS.run(copied, tmp_path)
+    LDS.run(copied, tmp_path, "--retrain_seed", str(RETRAIN_SEED + 7))
     files = sorted((copied / "demo/retraining").glob("*/lds_*.npz"))
-    assert [f"retrain{seed}" in path.name for path, seed in zip(files, (RETRAIN_SEED, RETRAIN_SEED + 7), strict=True)] == [True, True]
+    for path, seed in zip(files, (RETRAIN_SEED, RETRAIN_SEED + 7), strict=True):
+        assert f"retrain{seed}" in path.name
 
 
 def test_own_ground_truth_of_another_recipe_is_refused(copied, tmp_path, capsys):
     path = str(next((copied / "demo/retraining").glob("*/lds_*.npz")))
     both = ["--masks_path", path, "--margins_path", path]
-    run(copied, tmp_path, *both)
-    assert "another recipe" in refused(capsys, copied, tmp_path, *both, "--learning_rate", "1e-5")
+    LDS.run(copied, tmp_path, *both)
+    assert "another recipe" in LDS.refused(capsys, copied, tmp_path, *both, "--learning_rate", "1e-5")
 
 
 def test_bad_arguments_are_refused_in_one_sentence(copied, tmp_path, capsys):
-    for bad in (["--alpha", "1"], ["--alpha", "0.001"], ["--num_masks", "2"], ["--masks_path", "x.npy"], ["--num_repeats", "0"]):
-        refused(capsys, copied, tmp_path, *bad)
-    assert "no score 'kfac'" in refused(capsys, copied, tmp_path, "--combine", "ekfac", "kfac")
-    assert "retrains are missing" in refused(capsys, copied, tmp_path, "--query_index", "1", "--num_masks", "5")
-    assert "--query_index must be" in refused(capsys, copied, tmp_path, "--query_index", "12")
+    for bad in (
+        ["--alpha", "1"], ["--alpha", "0.001"], ["--num_masks", "2"], ["--masks_path", "x.npy"], ["--num_repeats", "0"],
+    ):  # fmt: skip
+        LDS.refused(capsys, copied, tmp_path, *bad)
+    assert "no score 'kfac'" in LDS.refused(capsys, copied, tmp_path, "--combine", "ekfac", "kfac")
+    assert "retrains are missing" in LDS.refused(capsys, copied, tmp_path, "--query_index", "1", "--num_masks", "5")
+    assert "--query_index must be" in LDS.refused(capsys, copied, tmp_path, "--query_index", "12")
 
 
 def test_scores_of_another_checkpoint_are_left_out_and_that_is_said(copied, tmp_path, capsys):
@@ -121,7 +94,7 @@ def test_scores_of_another_checkpoint_are_left_out_and_that_is_said(copied, tmp_
     record = json.loads(path.read_text())
     record["fingerprint"]["weights"] = "0"
     path.write_text(json.dumps(record))
-    assert "identity" not in run(copied, tmp_path)["scores"]
+    assert "identity" not in LDS.run(copied, tmp_path)["scores"]
     assert "identity: left out, its scores were made from other weights" in capsys.readouterr().err
 
 
@@ -129,52 +102,41 @@ def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, c
     other = tmp_path / "other"
     train.main([*SMALL, "--checkpoint_dir", str(other), "--seed", "7"])
     both = ["--combine", "ekfac", "tfidf2", "--ensemble", str(other)]
-    assert "share no stored score" in refused(capsys, copied, tmp_path, *both)
+    assert "share no stored score" in LDS.refused(capsys, copied, tmp_path, *both)
     analyze.main([*QUERIES, "--checkpoint_dir", str(other)])
-    result = run(copied, tmp_path, *both)
+    result = LDS.run(copied, tmp_path, *both)
     assert {"ekfac + tfidf2", "ekfac, 2 seeds"} <= set(result["scores"])
     assert result["scores"]["ekfac, 2 seeds"]["spearman_with_ekfac"] < 0.999
-    assert "same weights" in refused(capsys, copied, tmp_path, "--ensemble", str(copied))
+    assert "same weights" in LDS.refused(capsys, copied, tmp_path, "--ensemble", str(copied))
 
 
 def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tmp_path, capsys):
-    assert run(copied, tmp_path)["shared_seeds"] == []
+    assert LDS.run(copied, tmp_path)["shared_seeds"] == []
     other = tmp_path / "other"
     train.main([*SMALL, "--checkpoint_dir", str(other), "--seed", str(RETRAIN_SEED + 1)])
     analyze.main([*QUERIES, "--checkpoint_dir", str(other)])
     assert "share seeds" not in capsys.readouterr().out
-    assert run(copied, tmp_path, "--ensemble", str(other))["shared_seeds"] == [RETRAIN_SEED + 1]
+    assert LDS.run(copied, tmp_path, "--ensemble", str(other))["shared_seeds"] == [RETRAIN_SEED + 1]
     assert f"share seeds ({RETRAIN_SEED + 1})" in capsys.readouterr().out
 
 
 def test_a_query_is_shown_with_its_top_row_and_its_lds(copied, tmp_path, capsys):
-    evaluate_lds.main(arguments(copied, tmp_path, "--query_index", "3"))
+    LDS.start(copied, tmp_path, "--query_index", "3")
     out = capsys.readouterr().out
     assert "query 3 [" in out and "most influential by ekfac" in out and "LDS of ekfac for this query" in out
 
 
 def test_a_dry_run_retrains_a_few_at_most_and_writes_no_table(copied, tmp_path, capsys):
-    evaluate_lds.main(arguments(copied, tmp_path, "--num_masks", "8", "--dry_run"))
+    LDS.start(copied, tmp_path, "--num_masks", "8", "--dry_run")
     assert "16 retrains, 8 of them stored" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
 
 
 def test_the_figure_is_drawn_again_from_the_json_without_its_checkpoint(copied, tmp_path, capsys):
-    run(copied, tmp_path)
+    LDS.run(copied, tmp_path)
     first = (tmp_path / "figure/lds.png").read_bytes()
     (tmp_path / "figure/lds.png").unlink()
-    evaluate_lds.main(arguments(tmp_path / "nowhere", tmp_path, "--plot_only"))
+    LDS.start(tmp_path / "nowhere", tmp_path, "--plot_only")
     assert (tmp_path / "figure/lds.png").read_bytes() == first
     shutil.rmtree(tmp_path / "results")
-    assert "run without --plot_only" in refused(capsys, copied, tmp_path, "--plot_only")
-
-
-def test_diverged_retrains_are_left_out_and_that_is_said():
-    generator = np.random.default_rng(0)
-    masks = (generator.random((6, 20)) < 0.5).astype(np.uint8)
-    margins = generator.standard_normal((6, 2, 3)).astype(np.float32)
-    margins[2] = np.nan
-    margins[4, 1] = np.nan
-    result = evaluate_lds.evaluate({"random": generator.standard_normal((3, 20))}, masks, margins, None, 20)
-    assert (result["masks"], result["incomplete_masks"], result["missing_repeats"]) == (5, 1, 3)
-    assert np.isfinite(result["scores"]["random"]["plain"]["lds"])
+    assert "run without --plot_only" in LDS.refused(capsys, copied, tmp_path, "--plot_only")

@@ -10,11 +10,11 @@ from pathlib import Path
 import datasets
 import pytest
 from hub_standin import serve
+from running import ROOT, save_tables
 
 from attribution.demo import LABEL_NAMES, make_rows
 from pipeline import DEMO_MODEL
 
-ROOT = Path(__file__).parent.parent
 # The commands of the README, with their own arguments; the data behind the names are the demo's.
 TRAIN_SST2 = (
     "train.py --dataset_name sst2 --train_batch_size 32 --eval_batch_size 32 --learning_rate 3e-05 "
@@ -32,16 +32,13 @@ RTE = "analyze.py --dataset_name rte --query_batch_size 70 --train_batch_size 12
 def hub(tmp_path_factory):
     """nyu-mll/glue with two tasks of 96 demo rows, and the small BERT as bert-base-cased."""
     folder = tmp_path_factory.mktemp("hub")
-    config = ""
+    tables: dict[str, dict] = {"sst2": {}, "rte": {}}
     for task, columns in (("sst2", ("sentence",)), ("rte", ("sentence1", "sentence2"))):
-        config += f"- config_name: {task}\n  data_files:\n"
         for split, rows in make_rows().items():
             table = dict.fromkeys(columns, rows["sentence"][:96]) | {"label": rows["label"][:96]}
             data = datasets.Dataset.from_dict(table).cast_column("label", datasets.ClassLabel(names=LABEL_NAMES))
-            (folder / "glue" / task).mkdir(parents=True, exist_ok=True)
-            data.to_parquet(folder / "glue" / task / f"{split}.parquet")
-            config += f"  - split: {split}\n    path: {task}/{split}.parquet\n"
-    (folder / "glue" / "README.md").write_text(f"---\nconfigs:\n{config}---\n")
+            tables[task][split] = data
+    save_tables(folder / "glue", tables)
     server = serve({"datasets/nyu-mll/glue": folder / "glue", "models/bert-base-cased": DEMO_MODEL})
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

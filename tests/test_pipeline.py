@@ -1,16 +1,14 @@
-"""Data, batches, margin and sampled labels."""
+"""Tasks and splits, the model, margin and sampled labels."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.store import Refused
+from attribution.files import Refused
 from pipeline import (
     TASKS,
     InfluenceTask,
-    collate,
     compute_loss,
     compute_margin,
     construct_bert,
@@ -19,7 +17,6 @@ from pipeline import (
     get_task,
     load_tables,
     model_inputs,
-    uniform_hash,
 )
 
 
@@ -53,19 +50,6 @@ def test_measurement_is_minus_the_summed_margin_so_that_helpful_is_positive():
     assert measured.item() == pytest.approx(-compute_margin(logits, batch["labels"]).sum().item(), rel=1e-5)
 
 
-def test_batches_are_padded_to_their_own_longest_row_and_keep_row_numbers():
-    data = get_glue_dataset("demo", "train", max_samples=20)
-    rows = [7, 3, 11]
-    batch = collate([data[i] for i in rows])
-    assert batch["row"].tolist() == rows
-    assert batch["input_ids"].shape[1] == data.lengths[rows].max() == batch["attention_mask"].sum(1).max()
-    assert batch["attention_mask"].sum(1).tolist() == data.lengths[rows].tolist()
-    wide = collate([data[i] for i in rows], pad_to=40)
-    assert wide["input_ids"].shape == (3, 40)
-    model = construct_bert("demo").eval()
-    assert torch.allclose(model(**model_inputs(batch)).logits, model(**model_inputs(wide)).logits, atol=1e-5)
-
-
 def test_the_dataloader_covers_the_chosen_rows_in_order():
     loader = get_dataloader("demo", 4, "train", indices=[5, 2, 9, 4, 1])
     assert [batch["row"].tolist() for batch in loader] == [[0, 1, 2, 3], [4]]
@@ -85,17 +69,6 @@ def test_a_head_is_a_function_of_its_seed_alone():
     torch.manual_seed(1)
     construct_bert("demo", seed=5)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_hashed_numbers_are_uniform_and_depend_on_seed_stream_and_row():
-    rows = np.arange(20_000)
-    u = uniform_hash(0, "lambda", rows)
-    assert (u > 0).all() and (u < 1).all()
-    assert abs(u.mean() - 0.5) < 0.01 and abs(u.var() - 1 / 12) < 0.003
-    assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
-    for other in (uniform_hash(1, "lambda", rows), uniform_hash(0, "covariance", rows)):
-        assert abs(np.corrcoef(u, other)[0, 1]) < 0.03
-    assert np.array_equal(uniform_hash(0, "lambda", rows[::-1]), u[::-1])
 
 
 def test_sampled_labels_follow_the_models_distribution():
