@@ -83,7 +83,6 @@ def test_self_influence_is_positive_and_kept(run_copy, capsys):
 
 def test_removing_helpful_rows_lowers_and_harmful_rows_raises_the_margin(tmp_path):
     """The sign, end to end: 30 rows removed for the summed margin of 20 queries, mean over 3 seeds."""
-    torch.set_num_threads(2)
     train.main(["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path)])
     analyze.main(["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path), "--max_queries", "20",
                   "--damping_factor", "1e-4"])  # fmt: skip
@@ -99,7 +98,6 @@ def test_removing_helpful_rows_lowers_and_harmful_rows_raises_the_margin(tmp_pat
             logits = predict(model, queries)
             per_seed.append(compute_margin(logits, torch.from_numpy(queries.labels)).mean().item())
         margins[name] = np.mean(per_seed)
-    torch.set_num_threads(1)
     assert margins["helpful"] < margins["none"] < margins["harmful"], margins
 
 

@@ -1,0 +1,55 @@
+"""Ties have an order, a flipped target is carried forward, and arms are paired."""
+
+import numpy as np
+import pytest
+
+from attribution.evidence import counterfactual
+
+
+def test_ties_are_broken_by_row_number():
+    assert counterfactual.most_helpful(np.array([1.0, 3.0, 3.0, -2.0, 1.0], np.float32)).tolist() == [1, 2, 0, 4, 3]
+
+
+class Orders:
+    """Two arms, two targets; target 0 of arm `a` flips at the first removal."""
+
+    base = np.array([[1.0, 2.0], [3.0, 1.0]])
+    orders = {"a": [[np.arange(4)], [np.arange(4)]], "random": [[np.arange(3), np.arange(1, 4)]] * 2}
+
+    def plan(self):
+        return counterfactual.Plan(self.orders, [1, 2], np.arange(9), [7, 8])
+
+
+def test_a_flipped_target_is_carried_forward_and_not_retrained():
+    plan = Orders().plan()
+    for place in plan.jobs(0, True):
+        plan.record(place, 0, np.array([-1.0, -2.0]) if place[:2] == ("a", 0) else np.array([2.0, -1.0]))
+    assert ("a", 0, 0) not in plan.jobs(1, True) and len(plan.jobs(1, True)) == 5 and len(plan.jobs(1, False)) == 6
+    assert plan.spared(1, True) == 2 and plan.spared(1, False) == 0
+    for place in plan.jobs(1, True):
+        plan.record(place, 1, np.array([1.0, 1.0]))
+    flips, change = counterfactual.states(Orders.base, plan.margins["a"])
+    assert flips[:, 0].tolist() == [[False, True, True], [False, False, False]]
+    assert change[0, 0].tolist() == [0.0, -3.0, -3.0] and change[1, 0, 2] == pytest.approx(-1.0)
+    assert counterfactual.listed(plan.margins["a"])[0][0][1] == [None, None]
+
+
+def test_half_of_the_retrains_correct_is_not_flipped_and_all_jobs_are_paired_by_seed():
+    margins = np.array([[1.0, -1.0], [-1.0, -1.0], [np.nan, np.nan]])
+    assert counterfactual.flipped(margins).tolist() == [False, True, False]
+    jobs = Orders().plan().all_jobs()
+    assert len(jobs) == 6 * 2 * 2 and {job.seed for job in jobs} == {7, 8}
+    assert jobs[0].rows.tolist() == list(range(1, 9))
+
+
+def test_curves_average_draws_and_pair_the_arms():
+    plan = Orders().plan()
+    for place in plan.jobs(0, False):
+        for level in (0, 1):
+            plan.record(place, level, np.array([-1.0, -1.0]) * (1 if place[2] == 0 else -1))
+    curves = counterfactual.curves(Orders.base, plan.margins)
+    assert curves["a"]["flipped"] == [0, 1, 1] and curves["random"]["flipped"] == [0, 0.5, 0.5]
+    assert curves["random"]["flipped_difference"] == [0, -0.5, -0.5]
+    assert curves["random"]["flipped_difference_interval"][1] == (-0.5, -0.5)
+    low, high = curves["a"]["flipped_interval"][1]
+    assert 0 < low < 1 and high == 1

@@ -1,0 +1,156 @@
+"""A job is done once, whatever is killed, damaged or started twice, and always with the same bits."""
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from tqdm import tqdm
+
+from attribution.evidence.retraining import Job, Store, announce, run_jobs
+
+FORK = multiprocessing.get_context("fork")  # children of a test start at once
+JOBS = [Job(np.arange(i, i + 5), seed) for i in range(6) for seed in range(4)]
+
+
+class Fake:
+    """Margins that are a function of rows and seed; every call is written down in a file."""
+
+    def __init__(self, log, seconds: float = 0.0) -> None:
+        self.log, self.seconds = log, seconds
+
+    def __call__(self, rows, seed):
+        time.sleep(self.seconds)
+        with open(self.log, "a") as file:
+            file.write(f"{rows[0]} {seed}\n")
+        return np.random.default_rng([seed, *rows]).standard_normal(3).astype(np.float32)
+
+
+def open_store(folder, recipe: str = "a") -> Store:
+    return Store(folder, {"recipe": recipe}, 3)
+
+
+def run_fake(folder, log, seconds: float) -> None:
+    tqdm.set_lock(threading.RLock())  # the default is shared with forked children, and a killed one would keep it
+    run_jobs(open_store(folder), JOBS, Fake(log, seconds))
+
+
+def calls(log) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_a_rerun_computes_nothing_and_repeated_jobs_are_one(tmp_path):
+    log = tmp_path / "log"
+    first = run_jobs(open_store(tmp_path), JOBS + JOBS[:3], Fake(log))
+    assert len(calls(log)) == len(JOBS) and np.array_equal(first[:3], first[-3:])
+    assert np.array_equal(run_jobs(open_store(tmp_path), JOBS + JOBS[:3], Fake(log)), first)
+    assert len(calls(log)) == len(JOBS)
+
+
+def test_a_changed_recipe_never_meets_old_results(tmp_path):
+    log = tmp_path / "log"
+    run_jobs(open_store(tmp_path), JOBS[:2], Fake(log))
+    run_jobs(open_store(tmp_path, "b"), JOBS[:2], Fake(log))
+    assert len(calls(log)) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "empty"])
+def test_a_damaged_file_is_noticed_said_and_redone(tmp_path, capsys, damage):
+    log, store = tmp_path / "log", open_store(tmp_path)
+    expected = run_jobs(store, JOBS, Fake(log))
+    path, content = store.path(JOBS[3]), store.path(JOBS[3]).read_bytes()
+    other = store.path(JOBS[4]).read_bytes()
+    flipped = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+    path.write_bytes({"cut": content[:-4], "flipped": flipped, "swapped": other, "empty": b""}[damage])
+    assert np.array_equal(run_jobs(store, JOBS, Fake(log)), expected)
+    assert "is damaged and is done again" in capsys.readouterr().err and len(calls(log)) == len(JOBS) + 1
+    assert path.read_bytes() == content
+
+
+def test_processes_at_once_never_do_the_same_job(tmp_path):
+    log = tmp_path / "log"
+    processes = [FORK.Process(target=run_fake, args=(tmp_path / "store", log, 0.01)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(calls(log)) == sorted(f"{job.rows[0]} {job.seed}" for job in JOBS)
+
+
+def test_killed_at_ten_random_moments_the_results_are_those_of_an_undisturbed_run(tmp_path):
+    generator, log = random.Random(0), tmp_path / "log"
+    for _ in range(10):
+        process = FORK.Process(target=run_fake, args=(tmp_path / "store", log, 0.005))
+        process.start()
+        time.sleep(generator.uniform(0.0, 0.03))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    disturbed, calm = open_store(tmp_path / "store"), open_store(tmp_path / "calm")
+    assert np.array_equal(run_jobs(disturbed, JOBS, Fake(log)), run_jobs(calm, JOBS, Fake(tmp_path / "other")))
+    assert all(disturbed.path(job).read_bytes() == calm.path(job).read_bytes() for job in JOBS)
+
+
+def test_a_claim_of_a_killed_process_is_free_again(tmp_path):
+    store, (reader, writer) = open_store(tmp_path), os.pipe()
+
+    def hold() -> None:
+        with open_store(tmp_path).claim(JOBS[0]) as mine:
+            os.write(writer, b"y" if mine else b"n")
+            time.sleep(60)
+
+    process = FORK.Process(target=hold)
+    process.start()
+    assert os.read(reader, 1) == b"y"
+    with store.claim(JOBS[0]) as mine:
+        assert not mine
+    with store.claim(JOBS[1]) as mine:
+        assert mine
+    process.kill()
+    process.join()
+    with store.claim(JOBS[0]) as mine:
+        assert mine
+
+
+def test_announce_counts_what_is_stored_and_stops_at_a_dry_run(tmp_path, capsys):
+    log, store = tmp_path / "log", open_store(tmp_path)
+    run_jobs(store, JOBS[:4], Fake(log))
+    assert not announce(store, JOBS, Fake(log), 1, dry_run=True)
+    out = capsys.readouterr().out
+    assert "24 retrains, 4 of them stored" in out and "minutes" in out
+    assert len(calls(log)) == 7  # the timed ones are kept
+    assert announce(store, JOBS[:4], Fake(log), 1, dry_run=False)
+
+
+def test_several_processes_give_the_bits_of_one(retrain, tmp_path):
+    jobs = [Job(np.arange(i, 60), 0) for i in range(3)]
+    one = run_jobs(Store(tmp_path / "one", retrain.fingerprint(), 20), jobs, retrain)
+    two = run_jobs(Store(tmp_path / "two", retrain.fingerprint(), 20), jobs, retrain, workers=2)
+    assert np.array_equal(one, two)
+
+
+def run_in_the_background(store: Store, jobs: list[Job], retrain) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what ends in &
+    tqdm.set_lock(threading.RLock())
+    run_jobs(store, jobs, retrain, workers=2)
+
+
+def test_workers_end_with_the_process_that_started_them_even_if_it_is_killed(retrain, tmp_path):
+    store = Store(tmp_path, retrain.fingerprint(), 20)
+    jobs = [Job(np.arange(i, 120), seed) for i in range(60) for seed in range(20)]
+    parent = FORK.Process(target=run_in_the_background, args=(store, jobs, retrain))
+    parent.start()
+    while not any(store.path(job).exists() for job in jobs):
+        assert parent.is_alive()
+        time.sleep(0.05)
+    workers = psutil.Process(parent.pid).children()
+    assert len(workers) >= 2
+    parent.kill()
+    parent.join()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive and store.missing(jobs)

@@ -1,0 +1,283 @@
+"""The fast path equals kronfluence's own, and a dense formula written without kronfluence."""
+
+import logging
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from kronfluence.analyzer import Analyzer
+from kronfluence.analyzer import prepare_model as prepare_stock
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.module.linear import TrackedLinear
+from kronfluence.module.tracked_module import TrackedModule
+from kronfluence.utils.dataset import DataLoaderKwargs
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from attribution.influence import eigenbasis
+from attribution.influence.analyzer import EigenAnalyzer
+from attribution.influence.batching import restore_order
+from attribution.influence.memory import plan_queries
+from attribution.rows import collate
+from pipeline import InfluenceTask
+
+N, Q = 23, 7  # an uneven last batch for every batch size used here
+
+
+class Rows(torch.utils.data.Dataset):
+    """Random token rows of uneven length; what GlueDataset offers, without text."""
+
+    def __init__(self, count: int, seed: int, regression: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.lengths = torch.randint(3, 12, (count,), generator=generator).numpy()
+        self.ids = torch.randint(1, 40, (count, 12), generator=generator)
+        self.labels = torch.randint(0, 3, (count,), generator=generator)
+        if regression:
+            self.labels = torch.rand(count, generator=generator, dtype=torch.float64) * 5
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int):
+        return self, int(index)
+
+    def batch(self, rows, width=None):
+        rows = torch.as_tensor(rows)
+        lengths = torch.from_numpy(self.lengths)[rows]
+        mask = (torch.arange(width or int(lengths.max())) < lengths[:, None]).long()
+        ids = self.ids[rows, : mask.shape[1]] * mask
+        return {"input_ids": ids, "attention_mask": mask, "labels": self.labels[rows], "row": rows}
+
+
+def tiny_bert(dtype=torch.float64, num_labels: int = 3) -> nn.Module:
+    """Two layers, hidden 8; the second layer's output projections have no bias."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
+        max_position_embeddings=16, num_labels=num_labels, initializer_range=0.4,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config).to(dtype).eval()
+    model.bert.encoder.layer[1].output.dense.bias = None
+    model.bert.encoder.layer[1].attention.self.key.bias = None
+    return model
+
+
+def arguments(strategy: str, dtype, rank=None, damping=1e-3):
+    factor = FactorArguments(strategy=strategy, eigendecomposition_dtype=torch.float64)
+    for name in ("activation_covariance", "gradient_covariance", "per_sample_gradient", "lambda"):
+        setattr(factor, f"{name}_dtype", dtype)
+    score = ScoreArguments(damping_factor=damping, query_gradient_low_rank=rank, use_full_svd=True)
+    for name in ("query_gradient_svd", "per_sample_gradient", "precondition", "score"):
+        setattr(score, f"{name}_dtype", dtype)
+    return factor, score
+
+
+def make_analyzer(fast: bool, folder, dtype, regression: bool, convolution: bool, budget: int):
+    """kronfluence's Analyzer of the tiny BERT, or ours."""
+    task, model = InfluenceTask(seed=3), tiny_bert(dtype, 1 if regression else 3)
+    if convolution:
+        layers = nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(5, 3)
+        model.classifier = nn.Sequential(*layers).to(dtype)
+    model = (eigenbasis.prepare_model if fast else prepare_stock)(model, task)
+    kwargs = {"model": model, "task": task, "log_level": logging.ERROR}
+    if fast:
+        return EigenAnalyzer(folder, token_budget=budget, **kwargs)
+    return Analyzer("kronfluence", output_dir=str(folder), disable_tqdm=True, **kwargs)
+
+
+def fit_factors(analyzer, strategy: str, **kwargs) -> None:
+    """Fits what the strategy needs, under the name f, phase by phase."""
+    analyzer.task.phase = "covariance"
+    if strategy in ("kfac", "ekfac"):
+        analyzer.fit_covariance_matrices("f", **kwargs)
+        analyzer.perform_eigendecomposition("f", factor_args=kwargs["factor_args"])
+    analyzer.task.phase = "lambda"
+    if strategy in ("diagonal", "ekfac", "identity"):  # for identity it fits nothing, but leaves its arguments
+        analyzer.fit_lambda_matrices("f", **kwargs)
+
+
+def run(
+    fast: bool, folder, strategy: str, dtype=torch.float64, rank=None, rotate="auto", batch=5, budget=40,
+    regression=False, from_factors=None, queries_batch=3, convolution=False,
+):  # fmt: skip
+    """Returns (factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the two paths."""
+    train, queries = Rows(N, 1, regression), Rows(Q, 2, regression)
+    analyzer = make_analyzer(fast, folder, dtype, regression, convolution, budget)
+    factor_args, score_args = arguments(strategy, dtype, rank)
+    if fast:
+        analyzer.queries = queries
+        score_args.query_gradient_accumulation_steps = 2
+        plan_queries(analyzer, train, queries, queries_batch, score_args, rotate)
+    loading = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=partial(collate, pad_to=None if fast else 12))}
+    if from_factors is None:
+        fit_factors(analyzer, strategy, dataset=train, per_device_batch_size=batch, factor_args=factor_args, **loading)
+    else:
+        analyzer.factors_output_dir = lambda factors_name: from_factors
+    analyzer.task.phase = "lambda"
+    loading["per_device_train_batch_size"] = batch
+    analyzer.compute_pairwise_scores(
+        "s", "f", query_dataset=queries, train_dataset=train, per_device_query_batch_size=queries_batch,
+        score_args=score_args, **loading,
+    )  # fmt: skip
+    analyzer.compute_self_scores("o", "f", train_dataset=train, score_args=arguments(strategy, dtype)[1], **loading)
+    pairwise = analyzer.load_pairwise_scores("s")["all_modules"]
+    own = analyzer.load_self_scores("o")["all_modules"]
+    if fast:
+        pairwise = restore_order(restore_order(pairwise, train.lengths, 1), queries.lengths, 0)
+        own = restore_order(own, train.lengths, 0)
+    factors = {}
+    for load in (analyzer.load_covariance_matrices, analyzer.load_eigendecomposition, analyzer.load_lambda_matrices):
+        factors |= load("f") or {}
+    return factors, pairwise, own
+
+
+def distance(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """Frobenius norm of the difference relative to the reference."""
+    return ((ours.double() - reference.double()).norm() / reference.double().norm()).item()
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """strategy (and low rank, regression) -> (folder of factors, results) of kronfluence as it comes, in float64."""
+    done = {}
+
+    def get(strategy, rank=None, regression=False):
+        key = strategy, rank, regression
+        if key not in done:
+            folder = tmp_path_factory.mktemp("stock")
+            results = run(False, folder, strategy, rank=rank, regression=regression)
+            done[key] = folder / "kronfluence" / "factors_f", results
+        return done[key]
+
+    return get
+
+
+@pytest.mark.parametrize("strategy", ["identity", "diagonal", "kfac", "ekfac"])
+@pytest.mark.parametrize("rotate", ["rows", "queries"])
+def test_scores_equal_stock_in_float64_whichever_side_is_rotated(stock, tmp_path, strategy, rotate):
+    folder, (_, pairwise, own) = stock(strategy)
+    _, ours, ours_own = run(True, tmp_path, strategy, rotate=rotate, from_factors=folder)
+    assert distance(ours, pairwise) < 1e-9
+    assert distance(ours_own, own) < 1e-9
+
+
+def test_factors_equal_stock_in_float64(stock, tmp_path):
+    folder, (reference, _, _) = stock("ekfac")
+    ours, pairwise, _ = run(True, tmp_path, "ekfac")
+    for name in ("activation_covariance", "gradient_covariance"):
+        assert set(ours[name]) == set(reference[name])
+        for module in reference[name]:
+            assert distance(ours[name][module], reference[name][module]) < 1e-9, (name, module)
+    for name in ("num_activation_covariance_processed", "num_gradient_covariance_processed", "num_lambda_processed"):
+        assert ours[name] == reference[name]
+    for name in ("activation_eigenvalues", "gradient_eigenvalues"):
+        for module in reference[name]:
+            assert torch.allclose(ours[name][module], reference[name][module], atol=1e-12)
+
+
+def test_low_rank_scores_equal_stock_with_full_svd(stock, tmp_path):
+    folder, (_, pairwise, _) = stock("ekfac", rank=2)
+    for rotate in ("rows", "queries"):
+        _, ours, _ = run(True, tmp_path / rotate, "ekfac", rank=2, rotate=rotate, from_factors=folder)
+        assert distance(ours, pairwise) < 1e-9
+
+
+def test_lambda_equals_stock_from_the_same_eigenvectors(stock, tmp_path):
+    """From the same stored eigenvectors: single entries of degenerate eigenspaces mean nothing."""
+    folder, (reference, _, _) = stock("ekfac")
+    for name, threshold in (("tokens", 1e9), ("gradients", -1)):
+        shutil.copytree(folder, tmp_path / name / "kronfluence" / "factors_f")
+        task, train = InfluenceTask(seed=3), Rows(N, 1)
+        model = eigenbasis.prepare_model(tiny_bert(), task)
+        analyzer = EigenAnalyzer(tmp_path / name, model, task, token_budget=40, log_level=logging.ERROR)
+        task.phase = "lambda"
+        with pytest.MonkeyPatch.context() as patch:  # force both sides of the choice of what is rotated
+            patch.setattr(eigenbasis, "rotation_pays", lambda tokens, d_in, d_out, t=threshold: tokens < t)
+            analyzer.fit_lambda_matrices(
+                "f", dataset=train, per_device_batch_size=5, factor_args=arguments("ekfac", torch.float64)[0],
+                dataloader_kwargs=DataLoaderKwargs(collate_fn=collate), overwrite_output_dir=True,
+            )  # fmt: skip
+        ours = analyzer.load_lambda_matrices("f")["lambda_matrix"]
+        for module, matrix in reference["lambda_matrix"].items():
+            assert distance(ours[module], matrix) < 1e-9, (name, module)
+
+
+def test_regression_scores_equal_stock(stock, tmp_path):
+    folder, (_, pairwise, own) = stock("ekfac", regression=True)
+    _, ours, ours_own = run(True, tmp_path, "ekfac", regression=True, from_factors=folder)
+    assert distance(ours, pairwise) < 1e-9 and distance(ours_own, own) < 1e-9
+
+
+def test_float32_is_within_the_noise_of_stock(stock, tmp_path):
+    _, (_, exact, _) = stock("ekfac")
+    _, theirs, _ = run(False, tmp_path / "stock", "ekfac", dtype=torch.float32)
+    _, ours, _ = run(True, tmp_path / "ours", "ekfac", dtype=torch.float32)
+    assert distance(ours, exact) < 3 * distance(theirs, exact) + 1e-6
+
+
+def test_a_module_of_another_kind_takes_the_stock_path_beside_ours(tmp_path):
+    """kronfluence also tracks convolutions, which the rotation-first path does not know."""
+    stock_factors, pairwise, own = run(False, tmp_path / "stock", "ekfac", convolution=True)
+    assert "classifier.1" in stock_factors["lambda_matrix"]
+    for rotate in ("rows", "queries"):
+        _, ours, ours_own = run(
+            True, tmp_path / rotate, "ekfac", convolution=True, rotate=rotate,
+            from_factors=tmp_path / "stock/kronfluence/factors_f",
+        )  # fmt: skip
+        assert distance(ours, pairwise) < 1e-9 and distance(ours_own, own) < 1e-9
+    fitted, _, _ = run(True, tmp_path / "fitted", "ekfac", convolution=True)
+    for name in ("activation_covariance", "gradient_covariance"):
+        assert distance(fitted[name]["classifier.1"], stock_factors[name]["classifier.1"]) < 1e-9
+
+
+def test_nothing_changes_with_batch_size_or_token_budget(tmp_path):
+    _, first, own = run(True, tmp_path / "a", "ekfac", budget=12, queries_batch=1)
+    _, second, other = run(True, tmp_path / "b", "ekfac", budget=1000, queries_batch=7)
+    assert distance(second, first) < 1e-9 and distance(other, own) < 1e-9
+
+
+def test_scores_equal_the_dense_formula_without_kronfluence(stock, tmp_path):
+    """EKFAC by hand: full gradients from autograd, explicit Kronecker eigenbases, a plain matrix product."""
+    folder, (factors, _, _) = stock("ekfac")
+    _, ours, ours_own = run(True, tmp_path, "ekfac", from_factors=folder)
+    model, task = tiny_bert(), InfluenceTask()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+    def gradients(value: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        value.backward()
+        out = {}
+        for name, layer in layers.items():
+            bias = [] if layer.bias is None else [layer.bias.grad[:, None]]
+            out[name] = torch.cat([layer.weight.grad, *bias], dim=1)
+        return out
+
+    train, queries = Rows(N, 1), Rows(Q, 2)
+    rows = [gradients(task.compute_train_loss(train.batch([i]), model)) for i in range(N)]
+    asked = [gradients(task.compute_measurement(queries.batch([q]), model)) for q in range(Q)]
+    expected, expected_own = torch.zeros(Q, N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
+    for name in layers:
+        basis = torch.kron(factors["gradient_eigenvectors"][name], factors["activation_eigenvectors"][name])
+        inverse = 1 / (factors["lambda_matrix"][name].flatten() / N + 1e-3)
+        curvature_inverse = basis @ torch.diag(inverse) @ basis.t()
+        g = torch.stack([row[name].flatten() for row in rows])
+        expected += torch.stack([query[name].flatten() for query in asked]) @ curvature_inverse @ g.t()
+        expected_own += ((g @ curvature_inverse) * g).sum(1)
+    assert distance(ours, expected) < 1e-9 and distance(ours_own, expected_own) < 1e-9
+
+
+def test_registration_leaks_nothing():
+    before = dict(TrackedModule.SUPPORTED_MODULES)
+    model = eigenbasis.prepare_model(tiny_bert(), InfluenceTask())
+    assert any(isinstance(module, eigenbasis.EigenLinear) for module in model.modules())
+    assert before == TrackedModule.SUPPORTED_MODULES and before[nn.Linear] is TrackedLinear
+    stock_model = prepare_stock(tiny_bert(), InfluenceTask())
+    assert not any(isinstance(module, eigenbasis.EigenLinear) for module in stock_model.modules())
+
+
+def test_modules_that_read_one_tensor_share_its_covariance_and_rotation(tmp_path):
+    factors, _, _ = run(True, tmp_path, "ekfac")
+    layer = "bert.encoder.layer.0.attention.self."
+    vectors = factors["activation_eigenvectors"]
+    assert torch.equal(vectors[layer + "query"], vectors[layer + "value"])

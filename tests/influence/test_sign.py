@@ -1,0 +1,94 @@
+"""On a convex model the scores follow exact leave-one-out retraining."""
+
+import logging
+from types import SimpleNamespace
+
+import torch
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.utils.dataset import DataLoaderKwargs
+from scipy.stats import spearmanr
+from torch import nn
+
+from attribution.influence import eigenbasis
+from attribution.influence.analyzer import EigenAnalyzer
+from attribution.influence.batching import restore_order
+from pipeline import InfluenceTask, compute_loss, compute_margin
+
+N, Q, RIDGE = 200, 6, 0.05
+
+
+class Points(torch.utils.data.Dataset):
+    """Points in three dimensions, two classes."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(count) % 2
+        self.x = torch.randn(count, 3, generator=generator, dtype=torch.float64) + (2 * self.labels[:, None] - 1) * 0.5
+        self.lengths = torch.ones(count, dtype=torch.long).numpy()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int):
+        return self, int(index)
+
+    def batch(self, rows):
+        rows = torch.as_tensor(rows)
+        mask = torch.ones(len(rows), 1, dtype=torch.long)
+        return {"x": self.x[rows], "attention_mask": mask, "labels": self.labels[rows], "row": rows}
+
+
+class Logistic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2, bias=False, dtype=torch.float64)
+
+    def forward(self, x, attention_mask):
+        return SimpleNamespace(logits=self.linear(x))
+
+
+def solve(data: Points, kept: torch.Tensor) -> Logistic:
+    """The minimum of summed loss plus RIDGE N / 2 times the squared weights, to machine precision."""
+    model = Logistic()
+    nn.init.zeros_(model.linear.weight)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = compute_loss(model.linear(data.x[kept]), data.labels[kept])
+        loss = loss + RIDGE * N / 2 * model.linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return model
+
+
+def test_scores_follow_exact_leave_one_out_on_a_convex_model(tmp_path):
+    train, queries = Points(N, 0), Points(Q, 1)
+    everything = torch.arange(N)
+
+    def margins(model):
+        with torch.no_grad():
+            return compute_margin(model.linear(queries.x), queries.labels)
+
+    model = solve(train, everything)
+    full = margins(model)
+    drop = torch.stack([full - margins(solve(train, everything[everything != i])) for i in range(N)], dim=1)
+
+    task = InfluenceTask()
+    wrapped = eigenbasis.prepare_model(model, task)
+    analyzer = EigenAnalyzer(tmp_path, wrapped, task, token_budget=16, log_level=logging.ERROR)
+    analyzer.queries = queries
+    kwargs = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=lambda items: items[0][0].batch([i for _, i in items]))}
+    analyzer.fit_all_factors("f", train, per_device_batch_size=8, factor_args=FactorArguments("ekfac"), **kwargs)
+    analyzer.compute_pairwise_scores(
+        "s", "f", query_dataset=queries, train_dataset=train, per_device_query_batch_size=6,
+        per_device_train_batch_size=8, score_args=ScoreArguments(damping_factor=RIDGE), **kwargs,
+    )  # fmt: skip
+    scores = restore_order(restore_order(analyzer.load_pairwise_scores("s")["all_modules"], train.lengths, 1),
+                           queries.lengths, 0)  # fmt: skip
+    agreement = [spearmanr(scores[q], drop[q]).statistic for q in range(Q)]
+    assert min(agreement) > 0.9, agreement
+    sure = drop.abs() > 0.2 * drop.abs().max()
+    assert (scores.sign() == drop.sign())[sure].all() and sure.sum() > 10

@@ -1,0 +1,116 @@
+"""How tests run the scripts: in process, on the embedded data, with arguments that make them quick."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import torch
+from safetensors.torch import load_file
+
+import analyze
+import evaluate_lds
+import run_counterfactual
+from attribution.files import run_script
+from attribution.influence.analysis import Influence
+from attribution.training.run import open_data, open_run
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]  # of train.py
+QUICK = ["--dataset_name", "demo", "--max_queries", "9", "--damping_factor", "1e-4"]  # of analyze.py
+QUERIES = ["--dataset_name", "demo", "--max_queries", "12"]  # of the studies, and of analyze.py before them
+
+
+def analyze_quickly(checkpoints: Path, *extra: str) -> None:
+    """analyze.py with the quick arguments and these."""
+    analyze.main([*QUICK, "--checkpoint_dir", str(checkpoints), *extra])
+
+
+def influence_of(checkpoints: Path, *extra: str) -> Influence:
+    """What analyze.py makes of the quick arguments and these, before it computes anything."""
+    args = analyze.parse_args([*QUICK, "--checkpoint_dir", str(checkpoints), *extra])
+    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
+    train, queries = open_data(folder, run, args.dataset_path, args.max_queries)
+    return Influence(folder, run, train, queries, analyze.settings_of(args), vars(args))
+
+
+def scores_of(checkpoints: Path, name: str = "ekfac_damping0.0001") -> torch.Tensor:
+    """Stored pairwise scores of the demo: a copy, which outlives the file."""
+    path = checkpoints / "demo/influence/scores" / name / "pairwise_scores.safetensors"
+    return load_file(path)["all_modules"].clone()
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether two tensors differ by less than this share of the second's norm."""
+    return ((a - b).norm() / b.norm()).item() < tolerance
+
+
+def launched(*command: str) -> subprocess.CompletedProcess:
+    """A command of this Python's environment, run to its end in the repository."""
+    command = [str(Path(sys.executable).parent / command[0]), *command[1:]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def refusal(capsys, main: Callable, argv: list[str]) -> str:
+    """What stands on standard error after the script has refused these arguments."""
+    capsys.readouterr()
+    assert run_script(main, argv) == 2
+    return capsys.readouterr().err
+
+
+def save_tables(folder: Path, tables: dict[str, dict[str, datasets.Dataset]]) -> None:
+    """Writes task -> split -> table as a folder that `datasets.load_dataset(folder, task)` opens."""
+    config = ""
+    for task, splits in tables.items():
+        (folder / task).mkdir(parents=True)
+        config += f"- config_name: {task}\n  data_files:\n"
+        for split, table in splits.items():
+            table.to_parquet(folder / task / f"{split}.parquet")
+            config += f"  - split: {split}\n    path: {task}/{split}.parquet\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{config}---\n")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A script that retrains, with arguments of a study that takes a second."""
+
+    main: Callable
+    name: str  # of what it leaves in its results folder
+    plan: list[str]
+
+    def arguments(self, checkpoints: Path, output: Path, *extra: str) -> list[str]:
+        """The command line of the quick study with these arguments; everything it leaves goes below `output`."""
+        figure = output / "figure" / f"{self.name}.png"
+        outputs = ["--results_dir", str(output / "results"), "--figure_path", str(figure), "--jobs_per_device", "1"]
+        return [*QUERIES, "--checkpoint_dir", str(checkpoints), *self.plan, *outputs, *extra]
+
+    def start(self, checkpoints: Path, output: Path, *extra: str) -> None:
+        """Runs the quick study."""
+        self.main(self.arguments(checkpoints, output, *extra))
+
+    def run(self, checkpoints: Path, output: Path, *extra: str) -> dict:
+        """Runs the quick study; returns the result that it stored."""
+        self.start(checkpoints, output, *extra)
+        return json.loads((output / "results" / f"{self.name}_demo.json").read_text())
+
+    def refused(self, capsys, checkpoints: Path, output: Path, *extra: str) -> str:
+        """The one sentence with which the script refuses these arguments."""
+        error = refusal(capsys, self.main, self.arguments(checkpoints, output, *extra)).strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        return error
+
+
+LDS = Study(evaluate_lds.main, "lds", ["--num_masks", "4", "--num_repeats", "2", "--num_bootstrap", "50"])
+COUNTERFACTUAL = Study(
+    run_counterfactual.main, "counterfactual",
+    ["--num_targets", "4", "--removals", "10", "30", "--num_base_seeds", "1", "--num_retrain_seeds", "2",
+     "--strategies", "ekfac", "random"],
+)  # fmt: skip
+
+
+def retrains(checkpoints: Path) -> set[Path]:
+    """Files of stored retrains of the demo."""
+    return set((checkpoints / "demo/retraining").glob("*/*/*.safetensors"))

@@ -1,0 +1,38 @@
+"""Every table of the three pages is made from results/, and a page that cannot be filled is refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from attribution.show.pages import PAGES, ROOT, fill
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_equals_the_one_made_from_results(page):
+    text = (ROOT / page).read_text()
+    assert "<!-- table " in text
+    assert fill(text, ROOT / "results") == text, "run: make tables"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_table_is_typed_by_hand(page):
+    outside = re.sub(r"<!-- table .*?<!-- end -->", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert [line for line in outside.splitlines() if line.startswith("|")] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<!-- table nonsense -->\n<!-- end -->", "no table 'nonsense'"),
+        ("<!-- table recipes -->\n", "'recipes' has no <!-- end -->"),
+        ("<!-- table recipes -->\n<!-- table gpu -->\n<!-- end -->", "'recipes' has no <!-- end -->"),
+    ],
+)
+def test_a_page_that_cannot_be_filled_is_refused(text, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        fill(text, ROOT / "results")
+
+
+def test_text_without_a_marker_is_left_alone():
+    assert fill("| a | b |\n", Path("nowhere")) == "| a | b |\n"

@@ -1,0 +1,37 @@
+"""What a study leaves can be drawn again, and results of the previous version too."""
+
+import json
+
+import pytest
+from running import ROOT
+
+from attribution.files import Refused
+from attribution.show import plotting, results
+
+
+def test_a_result_is_saved_with_its_surroundings_and_drawn_again_as_it_was(tmp_path, capsys):
+    drawn, stem, figure = [], tmp_path / "results" / "lds_demo", tmp_path / "figure.png"
+    result = {"scores": {"b": 1.0, "a": [None, 2.5]}}
+    results.save(
+        result, stem, figure, markdown="| a |", draw=lambda *given: drawn.append(given),
+        arguments={"alpha": 0.5}, device="cpu",
+    )  # fmt: skip
+    results.redraw(stem, figure, lambda *given: drawn.append(given))
+    assert drawn == [(result, figure)] * 2 and json.loads(stem.with_suffix(".json").read_text()) == result
+    assert stem.with_suffix(".md").read_text() == "| a |\n"
+    around = json.loads(stem.with_suffix(".run.json").read_text())
+    assert around["arguments"] == {"alpha": "0.5"} and {"versions", "commit", "device"} <= set(around)
+    assert str(stem) in capsys.readouterr().out
+
+
+def test_without_a_result_there_is_nothing_to_draw(tmp_path):
+    with pytest.raises(Refused, match="lds_demo.json; run without --plot_only"):
+        results.redraw(tmp_path / "lds_demo", tmp_path / "figure.png", pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"), [("lds_sst2", plotting.draw_lds), ("counterfactual_sst2", plotting.draw_counterfactual)]
+)
+def test_a_committed_result_can_be_drawn(name, draw, tmp_path):
+    results.redraw(ROOT / "results" / name, tmp_path / "figure.png", draw)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

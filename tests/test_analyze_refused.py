@@ -1,0 +1,81 @@
+"""What analyze.py cannot work with is refused: wrong checkpoints, bad arguments, launchers, other libraries."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from running import QUICK, analyze_quickly, launched, refusal
+from safetensors.torch import save_file
+
+import analyze
+from attribution.files import Refused, exclusive
+
+
+def damage(checkpoints: Path, how: str) -> None:
+    folder = checkpoints / "demo"
+    run_file = folder / "run.json"
+    if how == "missing":
+        shutil.rmtree(folder)
+    elif how == "half-written":
+        run_file.unlink()
+    elif how == "changed":
+        save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    else:
+        key, _, value = how.partition("=")
+        run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {key: json.loads(value)}))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "is missing; run: python train.py"),
+        ("half-written", "is half-written; run: python train.py"),
+        ("changed", "is damaged"),
+        ('dataset_name="rte"', "was trained on rte, not demo"),
+        ("num_labels=3", "has 3 labels, demo 2"),
+        ("max_train_samples=50", "training rows are not those"),
+    ],
+)
+def test_a_wrong_checkpoint_is_refused(run_copy, how, message):
+    damage(run_copy, how)
+    with pytest.raises(Refused, match=message):
+        analyze_quickly(run_copy)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--dataset_name", "foo"], "unknown task 'foo'"),
+        (["--query_batch_size", "0"], "--query_batch_size must be above 0"),
+        (["--train_batch_size", "-3"], "--train_batch_size must be above 0"),
+        (["--damping_factor", "much"], "--damping_factor must be a number"),
+        (["--query_gradient_rank", "0"], "--query_gradient_rank must be above 0"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_and_status_2(trained, extra, message, capsys):
+    error = refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(trained), *extra])
+    assert message in error and error.count("\n") == 1
+
+
+def test_two_processes_are_refused(trained, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "runs in one process" in refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(trained)])
+
+
+def test_a_launcher_of_two_processes_ends_with_the_refusal_and_writes_nothing(run_copy):
+    done = launched("torchrun", "--nproc_per_node", "2", "analyze.py", *QUICK, "--checkpoint_dir", str(run_copy))
+    assert done.returncode != 0 and "runs in one process" in done.stderr
+    assert not (run_copy / "demo/influence").exists()
+
+
+def test_an_unknown_kronfluence_is_refused_by_name(trained, monkeypatch):
+    monkeypatch.setattr("attribution.influence.eigenbasis.importlib.metadata.version", lambda name: "9.9")
+    with pytest.raises(Refused, match="kronfluence 9.9 .*--stock"):
+        analyze_quickly(trained)
+
+
+def test_two_analyses_at_once_are_refused(run_copy):
+    with exclusive(run_copy / "demo/influence"), pytest.raises(Refused, match="another process"):
+        analyze_quickly(run_copy)

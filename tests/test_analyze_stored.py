@@ -1,0 +1,118 @@
+"""What is stored is used, what is damaged is made again, what is something else's is refused, and nothing is half."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from running import QUICK, ROOT, SMALL, analyze_quickly, close, refusal, scores_of
+
+import analyze
+import train
+from attribution.files import Refused
+from attribution.influence.phases import Phases
+from pipeline import get_glue_dataset
+
+
+def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(run_copy, capsys, monkeypatch):
+    analyze_quickly(run_copy)
+    first = scores_of(run_copy)
+    folder = run_copy / "demo/influence"
+    factor = folder / "factors/ekfac/lambda_matrix.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr("attribution.influence.phases.fit_factors", None)
+        patch.setattr("attribution.influence.phases.compute_scores", None)
+        analyze_quickly(run_copy)
+    factor.write_bytes(factor.read_bytes()[:-10])
+    (folder / "scores/ekfac_damping0.0001/pairwise_scores.safetensors").write_bytes(b"short")
+    analyze_quickly(run_copy)
+    assert "factors are damaged" in capsys.readouterr().err
+    assert torch.equal(scores_of(run_copy), first)
+
+
+def test_an_interrupted_run_goes_on_after_its_last_finished_part(run_copy, monkeypatch):
+    arguments = ("--data_partitions", "3")
+    analyze_quickly(run_copy, *arguments)
+    reference = scores_of(run_copy)
+    shutil.rmtree(run_copy / "demo/influence")
+    done, real = [], Phases.run
+
+    def counted(self, part, patterns, call):
+        real(self, part, patterns, lambda: (done.append(part), call()))
+
+    def die_after_five(self, part, patterns, call):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        counted(self, part, patterns, call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Phases, "run", die_after_five)
+        with pytest.raises(KeyboardInterrupt):
+            analyze_quickly(run_copy, *arguments)
+    first = list(done)
+    # What was being written when the process died: a truncated file under the final name.
+    unfinished = run_copy / "demo/influence/kronfluence/factors_ekfac"
+    (unfinished / "lambda_matrix_data_partition0_module_partition0.safetensors").write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr(Phases, "run", counted)
+        analyze_quickly(run_copy, *arguments)
+    assert len(done) == len(set(done)) and first == done[:5]
+    assert torch.equal(scores_of(run_copy), reference)
+
+
+def test_a_killed_process_leaves_nothing_that_counts_and_the_rerun_is_right(run_copy):
+    command = [sys.executable, "analyze.py", *QUICK, "--checkpoint_dir", str(run_copy)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    record = run_copy / "demo/influence/kronfluence/factors_ekfac/finished.json"
+    while process.poll() is None and not (record.exists() and "covariance" in record.read_text()):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run_copy / "demo/influence/scores").exists()
+    analyze_quickly(run_copy)
+    scores = scores_of(run_copy)
+    shutil.rmtree(run_copy / "demo/influence")
+    analyze_quickly(run_copy)
+    assert torch.allclose(scores_of(run_copy), scores, rtol=1e-3, atol=1e-3 * scores.abs().max())
+
+
+def test_factors_of_an_earlier_model_are_refused_and_named(run_copy):
+    analyze_quickly(run_copy)
+    first = scores_of(run_copy)
+    train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--seed", "1"])
+    with pytest.raises(Refused, match="another weights; pass --overwrite"):
+        analyze_quickly(run_copy)
+    with pytest.raises(Refused, match="another weights"):
+        analyze_quickly(run_copy, "--damping_factor", "0.1")  # other scores, the same factors
+    analyze_quickly(run_copy, "--overwrite")
+    assert not close(scores_of(run_copy), first, 0.1)
+    with pytest.raises(Refused, match="another seed"):
+        analyze_quickly(run_copy, "--seed", "5")
+
+
+def test_results_are_shown_without_computing(run_copy, capsys):
+    with pytest.raises(Refused, match="ekfac_damping0.0001 has not been scored yet"):
+        analyze_quickly(run_copy, "--query_index", "3")
+    analyze_quickly(run_copy)
+    capsys.readouterr()
+    analyze_quickly(run_copy, "--query_index", "3", "--top_k", "2")
+    lines = capsys.readouterr().out.splitlines()
+    scores, data = scores_of(run_copy)[3], get_glue_dataset("demo", "train")
+    best = int(scores.argmax())
+    shown = next(line for line in lines if f"row {best:>6} " in line)
+    assert data.text(best) in shown and data.label_name(best) in shown and f"{scores[best]:+.4g}" in shown
+    assert sum("row " in line for line in lines) == 4
+    with pytest.raises(Refused, match="--query_index must be from 0 to 8"):
+        analyze_quickly(run_copy, "--query_index", "9")
+
+
+def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("attribution.files.save", full)
+    assert "disk is full" in refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(run_copy)])
+    assert not list((run_copy / "demo/influence/scores").rglob("*scores*"))

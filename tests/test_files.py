@@ -1,0 +1,93 @@
+"""A file is complete or absent, and a result of something else is refused."""
+
+import errno
+
+import pytest
+import torch
+
+from attribution import files
+from attribution.files import (
+    Refused,
+    check_positive,
+    exclusive,
+    intact,
+    refuse_if_stale,
+    run_script,
+    write_bytes,
+    write_json,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError):
+        write_json(path, {"x": 2})
+    assert files.read_json(path) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_one_sentence_and_status_2(capsys):
+    def main(argv):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run_script(main) == 2
+    assert "disk is full" in capsys.readouterr().err
+
+
+def test_exit_status_tells_refused_from_interrupted(capsys):
+    def refused(argv):
+        raise Refused("no")
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    assert run_script(lambda argv: None) == 0
+    assert run_script(refused) == 2 and capsys.readouterr().err == "error: no\n"
+    assert run_script(interrupted) == 130
+
+
+def test_a_changed_byte_is_noticed(tmp_path):
+    write_bytes(tmp_path / "a", b"12345")
+    recorded = files.checksums([tmp_path / "a"])
+    assert intact(tmp_path, recorded)
+    (tmp_path / "a").write_bytes(b"12346")
+    assert not intact(tmp_path, recorded)
+    assert not intact(tmp_path, {"missing": "0"}) and not intact(tmp_path, None)
+
+
+def test_a_result_of_something_else_is_refused_by_the_part_that_differs(tmp_path):
+    path = tmp_path / "scores.json"
+    assert refuse_if_stale(path, {"weights": "a"}, "scores") is None
+    write_json(path, {"fingerprint": {"weights": "a", "seed": 1}})
+    assert refuse_if_stale(path, {"weights": "a", "seed": 1}, "scores")
+    with pytest.raises(Refused, match="another weights; pass --overwrite"):
+        refuse_if_stale(path, {"weights": "b", "seed": 1}, "scores")
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    with exclusive(tmp_path), pytest.raises(Refused, match="another process"), exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        pass
+
+
+def test_numbers_that_were_given_must_be_above_0_and_the_refusal_names_the_argument():
+    check_positive({"rows": 3, "rate": 0.5, "limit": None}, "rows", "rate", "limit")
+    with pytest.raises(Refused, match="--rows must be above 0, not 0"):
+        check_positive({"rows": 0, "rate": -1.0}, "rows", "rate")
+
+
+def test_fingerprint_sees_names_types_shapes_and_values():
+    x = torch.arange(4.0)
+    prints = {
+        files.fingerprint_of_tensors(tensors)
+        for tensors in ({"a": x}, {"b": x}, {"a": x.double()}, {"a": x.view(2, 2)}, {"a": x + 1})
+    }
+    assert len(prints) == 5
+    assert files.fingerprint_of_tensors({"a": x, "b": x}) == files.fingerprint_of_tensors({"b": x, "a": x})
