@@ -18,13 +18,13 @@ import torch
 import transformers
 from kronfluence.task import Task
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from attribution import demo
+from attribution import demo, start
 from attribution.draws import sample_labels, uniform_hash
 from attribution.files import Refused
-from attribution.hub import open_asset
-from attribution.rows import GlueDataset, GlueTask, collate
+from attribution.raw import check_splits, check_texts, labels_of, open_tables
+from attribution.rows import GlueDataset, collate
+from attribution.task import GlueTask
 
 DEFAULT_MODEL = "bert-base-cased"
 DEFAULT_DATASET = "nyu-mll/glue"
@@ -32,21 +32,26 @@ DEMO_MODEL = Path(__file__).parent / "demo"
 MAX_LENGTH = 128
 
 
+ACCURACY_F1 = ("accuracy", "f1")
+ENTAILMENT = ("entailment", "not_entailment")
+# Class names in the order of GLUE's own labels (https://huggingface.co/datasets/nyu-mll/glue).
 TASKS = {
-    "cola": GlueTask(("sentence",), 2, ("matthews_correlation",)),
-    "sst2": GlueTask(("sentence",), 2),
-    "mrpc": GlueTask(("sentence1", "sentence2"), 2, ("accuracy", "f1")),
-    "qqp": GlueTask(("question1", "question2"), 2, ("accuracy", "f1")),
-    "stsb": GlueTask(("sentence1", "sentence2"), 1, ("pearson", "spearmanr")),
+    "cola": GlueTask(("sentence",), 2, ("unacceptable", "acceptable"), metrics=("matthews_correlation",)),
+    "sst2": GlueTask(("sentence",), 2, ("negative", "positive")),
+    "mrpc": GlueTask(("sentence1", "sentence2"), 2, ("not_equivalent", "equivalent"), metrics=ACCURACY_F1),
+    "qqp": GlueTask(("question1", "question2"), 2, ("not_duplicate", "duplicate"), metrics=ACCURACY_F1),
+    "stsb": GlueTask(("sentence1", "sentence2"), 1, bounds=(0.0, 5.0), metrics=("pearson", "spearmanr")),
     "mnli": GlueTask(
-        ("premise", "hypothesis"), 3, validation=("validation_matched", "validation_mismatched")
+        ("premise", "hypothesis"), 3, ("entailment", "neutral", "contradiction"),
+        validation=("validation_matched", "validation_mismatched"),
     ),
-    "qnli": GlueTask(("question", "sentence"), 2),
+    "qnli": GlueTask(("question", "sentence"), 2, ENTAILMENT),
     # The published study (arXiv:2405.12186) scores the first 2,432 training rows.
-    "rte": GlueTask(("sentence1", "sentence2"), 2, max_train_samples=2432),
-    "wnli": GlueTask(("sentence1", "sentence2"), 2),
+    "rte": GlueTask(("sentence1", "sentence2"), 2, ENTAILMENT, max_train_samples=2432),
+    "wnli": GlueTask(("sentence1", "sentence2"), 2, ("not_entailment", "entailment")),
     "demo": GlueTask(
-        ("sentence",), 2, recipe={"learning_rate": 3e-4, "num_train_epochs": 8, "freeze_embeddings": True}
+        ("sentence",), 2, tuple(demo.LABEL_NAMES),
+        recipe={"learning_rate": 3e-4, "num_train_epochs": 8, "freeze_embeddings": True},
     ),
 }  # fmt: skip
 
@@ -54,6 +59,7 @@ TASKS = {
 def quiet_libraries() -> None:
     """Leaves the screen to the scripts: no bars and no notes about new heads from the libraries."""
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come back as exceptions
     huggingface_hub.utils.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -88,13 +94,8 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
     path = dataset_path or DEFAULT_DATASET
     if dataset_path is not None and not Path(path).is_dir() and path.count("/") != 1:
         raise Refused(f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name")
-    tables = open_asset(path, "--dataset_path", "data set", lambda: datasets.load_dataset(path, data_name))
-    for split in ("train", task.validation[0]):
-        if split not in tables:
-            raise Refused(f"the data set {path!r} has no split {split!r} for {data_name}; check --dataset_path")
-        missing = [name for name in (*task.columns, "label") if name not in tables[split].column_names]
-        if missing:
-            raise Refused(f"the data set {path!r} has no column {missing[0]!r}, which {data_name} needs")
+    tables = open_tables(path, data_name)
+    check_splits(tables, task, data_name)
     return tables
 
 
@@ -103,21 +104,22 @@ def resolve_model(model_name_or_path: str | None, data_name: str) -> str:
     return str(model_name_or_path or (DEMO_MODEL if data_name == "demo" else DEFAULT_MODEL))
 
 
-def get_tokenizer(model_name_or_path: str | None, data_name: str):
-    """The fast tokenizer that belongs to the model."""
-    name = resolve_model(model_name_or_path, data_name)
-    return open_asset(name, "--model_name_or_path", "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+def get_tokenizer(model_name_or_path: str | None, data_name: str, flag: str = start.FLAG):
+    """The fast tokenizer that belongs to the model. flag: the argument that named it."""
+    return start.open_tokenizer(resolve_model(model_name_or_path, data_name), flag)
 
 
 def get_glue_dataset(
     data_name: str, split: str, indices: list[int] | None = None, *, tokenizer=None, dataset_path: str | None = None,
     max_length: int = MAX_LENGTH, max_samples: int | None = None, tables: datasets.DatasetDict | None = None,
+    inputs: list[str] | None = None,
 ) -> GlueDataset:  # fmt: skip
     """One split of a task, tokenized and cut to max_length tokens, unpadded.
 
     split: train, eval_train, valid, or the name of one of several validation splits. indices: rows to
     keep, in that order. max_samples: keep the first so many rows. tables: from `load_tables`, to read
-    them once. Raises Refused for an unknown split or one without rows.
+    them once. inputs: what the model reads of the tokenizer's output (all of it). Raises Refused for an unknown
+    split, for one without rows, and for rows that cannot give a right answer (see `raw`).
     """
     task = get_task(data_name)
     names = {"train": "train", "eval_train": "train", "valid": task.validation[0]}
@@ -131,10 +133,16 @@ def get_glue_dataset(
         table = table.select(range(min(max_samples, len(table))))
     if len(table) == 0:
         raise Refused(f"the split {names[split]!r} of {data_name} has no rows")
+    where = f"the split {names[split]!r} of {data_name}"
+    labels = labels_of(table, task, where)
+    check_texts(table, task.columns, where)
     tokenizer = tokenizer or get_tokenizer(None, data_name)
+    fewest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
+    if max_length < fewest:
+        raise Refused(f"--max_length {max_length} leaves no room for text; it takes at least {fewest}")
     texts = [list(table[column]) for column in task.columns]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
-    return GlueDataset(table, task, dict(encoded))
+    return GlueDataset(table, task, labels, {name: encoded[name] for name in inputs or encoded})
 
 
 def get_dataloader(
@@ -149,33 +157,19 @@ def get_dataloader(
 
 
 def construct_bert(
-    data_name: str, model_name_or_path: str | None = None, seed: int = 0, num_hidden_layers: int | None = None
-) -> torch.nn.Module:
-    """A BERT for the task, in float32; a head that the folder lacks is drawn from `seed`.
+    data_name: str, model_name_or_path: str | None = None, seed: int = 0, num_hidden_layers: int | None = None,
+    new_head: bool = False,
+) -> torch.nn.Module:  # fmt: skip
+    """An encoder with a head for the task, in float32; a head that the folder lacks is drawn from `seed`.
 
     model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`). num_hidden_layers: keep
-    only the first so many layers. The process's random state is left as it was. `model.drawn` names the
-    parameters that the folder lacks.
+    only the first so many layers. new_head: draw the head even where there is one. The process's random state is
+    left as it was. `model.drawn` names the parameters that were drawn. Raises Refused as `start.open_model` does.
     """
-    task = get_task(data_name)
-    name = resolve_model(model_name_or_path, data_name)
-
-    def load():
-        config = AutoConfig.from_pretrained(name, num_labels=task.num_labels)
-        config.problem_type = "regression" if task.regression else "single_label_classification"
-        if num_hidden_layers is not None:
-            if not 1 <= num_hidden_layers <= (most := config.num_hidden_layers):
-                raise ValueError(f"it has {most} layers, --num_hidden_layers is {num_hidden_layers}")
-            config.num_hidden_layers = num_hidden_layers
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        model.drawn = frozenset(info["missing_keys"])
-        return model
-
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         torch.manual_seed(seed)
-        return open_asset(name, "--model_name_or_path", "model", load)
+        name = resolve_model(model_name_or_path, data_name)
+        return start.open_model(name, get_task(data_name), num_hidden_layers, new_head)
 
 
 def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -203,6 +197,16 @@ def compute_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     correct = logits.gather(-1, labels[:, None]).squeeze(-1)
     others = logits.scatter(-1, labels[:, None], -torch.inf)
     return correct - others.logsumexp(dim=-1)
+
+
+def compute_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B,) bool: whether the label's logit is the largest of logits (B, C), and finite; False for regression.
+
+    Only with two classes is that the same as a margin above 0, which says p > 1/2.
+    """
+    if logits.shape[-1] == 1:
+        return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    return (logits.argmax(-1) == labels) & logits.isfinite().all(-1)
 
 
 class InfluenceTask(Task):

@@ -12,7 +12,10 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import os
+import secrets
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,21 +26,27 @@ import torch
 from safetensors.torch import save
 
 LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # a file system without locks
 
 
 class Refused(Exception):
     """Input that a script will not work with; the message is one sentence that says what to do."""
 
 
-def check_positive(values: dict, *names: str) -> None:
-    """Raises Refused for a given number (argument name -> value or None) that is not above zero."""
-    for name in names:
-        if (value := values[name]) is not None and value <= 0:
+def check_numbers(values: dict, *positive: str) -> None:
+    """Raises Refused for an argument (name -> value or None) that is not finite, or not above zero where it must be."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Refused(f"--{name} must be a finite number, not {value}")
+        if name in positive and value is not None and value <= 0:
             raise Refused(f"--{name} must be above 0, not {value}")
 
 
 def run_script(main, argv: list[str] | None = None) -> int:
     """Runs main(argv); returns the exit status: 0 done, 2 refused, 130 interrupted. Others raise (status 1)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     try:
         main(argv)
     except Refused as refusal:
@@ -47,9 +56,12 @@ def run_script(main, argv: list[str] | None = None) -> int:
         print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     except (OSError, safetensors.SafetensorError) as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            print("error: the disk is full; free some space and run the same command again", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            print(f"error: {error.filename} may not be read or written ({error.strerror})", file=sys.stderr)
+        else:
             raise
-        print("error: the disk is full; free some space and run the same command again", file=sys.stderr)
         return 2
     return 0
 
@@ -62,10 +74,30 @@ def is_disk_full(error: BaseException) -> bool:
     return any(os.strerror(number) in str(error) for number in full)
 
 
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside the file that no other process on any host takes."""
+    host = socket.gethostname().split(".")[0]
+    return path.with_name(f".{path.name[:150]}.{host}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def check_writable(*folders: Path) -> None:
+    """Makes the folders and tries to write in each. Raises Refused where that fails: better now than after the work."""
+    for folder in folders:
+        probe = temporary_name(folder / "probe")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise Refused(f"nothing can be written to {folder} ({error.strerror or error})") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes the file under a temporary name, flushes it and renames it: complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -161,14 +193,35 @@ def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path):
-    """Holds the folder for this process; raises Refused where another process holds it."""
+    """Holds the folder for this process; raises Refused where another process holds it.
+
+    On a file system without locks nothing is held, and that is said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Refused(f"another process is working in {folder}; wait for it to end") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"{folder} is on a file system without locks: start nothing else there meanwhile", file=sys.stderr)
         yield
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what would steer a terminal: control and format characters become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def git_commit() -> str | None:

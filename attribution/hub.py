@@ -1,5 +1,6 @@
 """Opens models and data sets that may live on the model hub, and says quickly when the hub is silent."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import datasets
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-from attribution.files import Refused
+from attribution.files import Refused, printable
 
-PATIENCE = 5.0  # seconds until an unanswered hub counts as out of reach; transformers itself retries for 47
+# Seconds until an unanswered hub counts as out of reach; transformers itself retries for 47. HF_HUB_ETAG_TIMEOUT and
+# HF_HUB_DOWNLOAD_TIMEOUT, the hub's own variables, make it longer: behind a slow proxy, say.
+SUFFIXES = (".safetensors", ".bin", ".pt", ".json", ".txt", ".parquet", ".csv", ".tsv", ".jsonl", ".arrow")
+PATIENCE = float(max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 
 def hub_answers() -> bool:
@@ -36,15 +40,44 @@ def open_asset(name: str, flag: str, what: str, load):
     Where the hub is silent, only what was downloaded before is used, for the rest of the process.
     """
     local = Path(name).is_dir()
+    if local:
+        refuse_pointers(Path(name))
     if not local and not hub_answers():
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         return load()
+    except Refused:
+        raise
     except Exception as error:
         if not local and constants.HF_HUB_OFFLINE:
             raise Refused(
                 f"the model hub is out of reach and the {what} {name!r} is not on this machine; name local folders "
                 "with --model_name_or_path and --dataset_path"
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refused(f"cannot open the {what} {name!r} ({reason}); check {flag}") from error
+        raise Refused(f"cannot open the {what} {name!r} ({reason_of(error)}); check {flag}") from error
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Raises Refused where a file in the folder, or one below it, is a Git LFS pointer instead of the file itself."""
+    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in SUFFIXES]
+    for path in (path for path in paths if path.is_file() and path.stat().st_size < 1024):
+        if path.read_bytes().startswith(b"version https://git-lfs"):
+            raise Refused(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise Refused(f"{folder} holds an adapter, not a model; merge it into its model first (PEFT: merge_and_unload)")
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a few words: of an error, and of those that caused it, the one that says most."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for one in chain:
+        if isinstance(one, UnicodeDecodeError):
+            return "a file is not encoded as UTF-8"
+        if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{one.filename} may not be read or written: {one.strerror}; HF_HOME says where the cache lies"
+    said = [str(one).strip() for one in chain]
+    vague = ("", "An error occurred while generating the dataset")
+    text = next((text for text in said if text not in vague), type(error).__name__)
+    return printable(text.splitlines()[0])[:300]

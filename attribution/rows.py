@@ -1,32 +1,17 @@
-"""What one task asks of its data, and its tokenized rows.
+"""Tokenized rows, and the batches that are made of them.
 
 Symbols: N rows, B examples of a batch, T tokens.
 """
 
-from dataclasses import dataclass, field
+import copy
+import hashlib
 
 import datasets
 import numpy as np
 import torch
 
 from attribution.files import fingerprint_of_tensors
-
-
-@dataclass(frozen=True)
-class GlueTask:
-    """What one data set asks of the scripts; everything else follows from this."""
-
-    columns: tuple[str, ...]  # the text columns, in the order in which BERT reads them
-    num_labels: int  # 1 for regression
-    metrics: tuple[str, ...] = ("accuracy",)
-    validation: tuple[str, ...] = ("validation",)
-    max_train_samples: int | None = None
-    recipe: dict = field(default_factory=dict)  # training arguments that differ from train.py's defaults
-
-    @property
-    def regression(self) -> bool:
-        """Whether labels are numbers instead of classes."""
-        return self.num_labels == 1
+from attribution.task import GlueTask
 
 
 class GlueDataset(torch.utils.data.Dataset):
@@ -35,11 +20,11 @@ class GlueDataset(torch.utils.data.Dataset):
     An item is (this data set, row number): what `collate` needs, whatever order batches are formed in.
     """
 
-    def __init__(self, table: datasets.Dataset, task: GlueTask, encoded: dict[str, list]) -> None:
+    def __init__(self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, list]) -> None:
         self.table = table  # datasets.Dataset: text columns, `label`, and on the demo the recorded truth
         self.task = task
+        self.labels = labels  # (N,), as `raw.labels_of` returns them
         self.lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-        self.labels = np.asarray(table["label"], dtype=np.float32 if task.regression else np.int64)
         self.inputs = {}  # name -> int32 tensor (N, longest row), padded with 0, which the mask hides
         for name, values in encoded.items():
             padded = torch.zeros(len(values), int(self.lengths.max()), dtype=torch.int32)
@@ -80,11 +65,33 @@ class GlueDataset(torch.utils.data.Dataset):
 
     def label_name(self, index: int) -> str:
         """The class name as the data set declares it, or the similarity for regression."""
-        label = self.table[int(index)]["label"]
         if self.task.regression:
-            return f"{label:.2f}"
-        feature = self.table.features["label"]
+            return f"{self.labels[index]:.2f}"
+        label, feature = self.table[int(index)]["label"], self.table.features["label"]
         return feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
+
+    def digests(self) -> np.ndarray:
+        """(N, 16) uint8: for each row the first half of a SHA-256 over its token and segment numbers and its label."""
+        names, labels = sorted(self.inputs), self.labels.astype("<f8")
+        inputs = {name: self.inputs[name].numpy().astype("<i4") for name in names}
+        out = np.empty((len(self), 16), np.uint8)
+        for row, length in enumerate(self.lengths):
+            digest = hashlib.sha256(labels[row].tobytes())
+            for name in names:
+                digest.update(f"|{name}|".encode() + inputs[name][row, :length].tobytes())
+            out[row] = np.frombuffer(digest.digest()[:16], np.uint8)
+        return out
+
+    def first(self, count: int) -> "GlueDataset":
+        """The first so many rows."""
+        if count >= len(self):
+            return self
+        part = copy.copy(self)
+        part.table, part.labels = self.table.select(range(count)), self.labels[:count]
+        part.lengths = self.lengths[:count]
+        longest = int(part.lengths.max())
+        part.inputs = {name: values[:count, :longest].contiguous() for name, values in self.inputs.items()}
+        return part
 
     def fingerprint(self) -> str:
         """SHA-256 over token numbers, segment numbers, lengths, labels and order."""

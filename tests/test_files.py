@@ -8,7 +8,7 @@ import torch
 from attribution import files
 from attribution.files import (
     Refused,
-    check_positive,
+    check_numbers,
     exclusive,
     intact,
     refuse_if_stale,
@@ -78,9 +78,9 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path):
 
 
 def test_numbers_that_were_given_must_be_above_0_and_the_refusal_names_the_argument():
-    check_positive({"rows": 3, "rate": 0.5, "limit": None}, "rows", "rate", "limit")
+    check_numbers({"rows": 3, "rate": 0.5, "limit": None}, "rows", "rate", "limit")
     with pytest.raises(Refused, match="--rows must be above 0, not 0"):
-        check_positive({"rows": 0, "rate": -1.0}, "rows", "rate")
+        check_numbers({"rows": 0, "rate": -1.0}, "rows", "rate")
 
 
 def test_fingerprint_sees_names_types_shapes_and_values():

@@ -39,7 +39,12 @@ def hub(tmp_path_factory):
             data = datasets.Dataset.from_dict(table).cast_column("label", datasets.ClassLabel(names=LABEL_NAMES))
             tables[task][split] = data
     save_tables(folder / "glue", tables)
-    server = serve({"datasets/nyu-mll/glue": folder / "glue", "models/bert-base-cased": DEMO_MODEL})
+    (folder / "sst2").mkdir()
+    for split, data in tables["sst2"].items():
+        data.to_parquet(folder / "sst2" / f"{split}.parquet")
+    repositories = {"nyu-mll/glue": folder / "glue", "somebody/sst2": folder / "sst2"}
+    served = {f"datasets/{name}": path for name, path in repositories.items()}
+    server = serve(served | {"models/bert-base-cased": DEMO_MODEL})
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
@@ -77,3 +82,12 @@ def test_an_unreachable_hub_is_named_within_15_seconds(tmp_path):
 def test_a_missing_model_is_named(hub, tmp_path):
     done = run(TRAIN_SST2, hub, tmp_path, "--model_name_or_path", "nobody/no-bert")
     assert done.returncode == 2 and "nobody/no-bert" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_another_id_of_the_same_task_opens_and_one_of_other_tasks_says_what_is_wanted(hub, tmp_path):
+    """A repository of one data set has only a configuration `default`; its columns say whether it is the task's."""
+    done = run(TRAIN_SST2, hub, tmp_path, "--dataset_path", "somebody/sst2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = run(TRAIN_SST2.replace("sst2", "cola"), hub, tmp_path, "--dataset_path", "nyu-mll/glue")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "no configuration 'cola' (it has " in done.stderr and "cola/train-0.parquet" in done.stderr
