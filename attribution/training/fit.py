@@ -3,7 +3,9 @@
 Symbols: N rows, C classes.
 """
 
+import glob
 import os
+import tempfile
 import time
 
 import numpy as np
@@ -15,11 +17,30 @@ from attribution.training.metrics import GlueMetric
 from pipeline import compute_loss, compute_margin, model_inputs
 
 
+class Diverged(Exception):
+    """Training met a loss that is not finite."""
+
+    def __init__(self, step: int, rate: float) -> None:
+        super().__init__(f"the loss of step {step} is not finite, at a learning rate of {rate:.3g}")
+
+
 def choose_device() -> torch.device:
-    """This process's GPU (LOCAL_RANK of a launcher), else the CPU."""
+    """This process's GPU (LOCAL_RANK of a launcher, modulo the visible ones), made the current one; else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def name_of(device: torch.device) -> str:
+    """What the device is, for the screen; says so where torch finds no GPU on a machine that has one."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    name = f"cpu ({torch.get_num_threads()} threads)"
+    if torch.version.cuda and glob.glob("/dev/nvidia[0-9]*"):
+        return f"{name}; this machine has a GPU, but torch {torch.__version__} finds none: check its driver"
+    return name
 
 
 def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -68,38 +89,66 @@ def fit(
 ) -> torch.nn.Module:  # fmt: skip
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns it.
 
-    pad_to: pad every batch to so many tokens (None: to its longest row). on_epoch(epoch, mean loss per
-    example in nats, seconds) is called after every epoch, on_batch(rows) after every step. Leaves the process's
-    random state as it was. Same arguments, machine and threads: same weights, bit for bit on the CPU.
+    pad_to: tokens of every batch (None: of its longest row). on_epoch(epoch, mean loss per example in nats, seconds),
+    on_batch(rows): called after every epoch and step. The process's random state stays. Same arguments, machine and
+    threads: same weights, bit for bit on the CPU. Raises Diverged at the first loss that is not finite.
     """
-    device = next(model.parameters()).device
+    device, rows = next(model.parameters()).device, np.asarray(rows)
     model.base_model.embeddings.requires_grad_(not freeze_embeddings)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
     steps = num_train_epochs * -(-len(rows) // train_batch_size)
-    falling = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 1.0 if lr_schedule == "constant" else 1.0 - step / steps
-    )
-    overhead = float("inf") if pad_to else piece_overhead(model, device)
+    share = {"constant": lambda step: 1.0, "linear": lambda step: 1.0 - step / steps}[lr_schedule]
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    watch, overhead = LossWatch(device), float("inf") if pad_to else piece_overhead(model, device)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for epoch in range(num_train_epochs):
-            start, total = time.perf_counter(), torch.zeros((), dtype=torch.float64, device=device)
-            order = epoch_order(np.asarray(rows), seed, epoch)
+            start, total, order = time.perf_counter(), 0.0, epoch_order(rows, seed, epoch)
             for first in range(0, len(order), train_batch_size):
                 chosen = order[first : first + train_batch_size]
-                optimizer.zero_grad(set_to_none=True)
-                total += add_gradients(model, dataset, chosen, overhead, pad_to, use_half_precision)
-                if max_grad_norm > 0:
-                    torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+                optimizer.zero_grad()
+                loss = add_gradients(model, dataset, chosen, overhead, pad_to, use_half_precision)
+                total += loss
+                watch.see(loss, falling.get_last_lr()[0])
+                clip(trained, max_grad_norm)
                 optimizer.step()
                 falling.step()
                 if on_batch:
                     on_batch(len(chosen))
+            watch.look()
             if on_epoch:
-                on_epoch(epoch, total.item() / len(order), time.perf_counter() - start)
+                on_epoch(epoch, float(total) / len(order), time.perf_counter() - start)
     return model.eval()
+
+
+def clip(parameters: list, max_norm: float) -> None:
+    """Scales the gradient down to this norm; 0: not at all."""
+    if max_norm > 0:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+class LossWatch:
+    """Notices the first loss that is not finite: at once on a CPU, every 50 steps on a GPU, which need not wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.every = 1 if device.type == "cpu" else 50
+        self.first = torch.zeros((), dtype=torch.int64, device=device)  # its step, counted from 1; 0: none yet
+        self.rates: list[float] = []
+
+    def see(self, loss: torch.Tensor, rate: float) -> None:
+        """Takes the next step's loss, a scalar, and its learning rate."""
+        self.rates.append(rate)
+        bad = ~torch.isfinite(loss) & (self.first == 0)
+        self.first = torch.where(bad, len(self.rates), self.first)
+        if len(self.rates) % self.every == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Raises Diverged where there was such a loss."""
+        if (step := int(self.first)) > 0:
+            raise Diverged(step, self.rates[step - 1])
 
 
 def add_gradients(
@@ -124,24 +173,29 @@ def add_gradients(
 
 
 @torch.no_grad()
-def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256) -> torch.Tensor:
-    """Logits (N, C), float32, on the CPU, in the order of the data set's rows."""
-    device = next(model.parameters()).device
-    model.eval()
+def over_rows(read, dataset: GlueDataset, device: torch.device, batch_size: int = 256) -> torch.Tensor:
+    """read(inputs of a batch) -> (B, K) for all rows: (N, K), float32, on the CPU, in the order of the data set."""
     chunks, order = [], np.argsort(-dataset.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         batch = model_inputs(dataset.batch(order[first : first + batch_size]))
-        chunks.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
-    logits = torch.empty(len(order), chunks[0].shape[1])
-    logits[torch.from_numpy(order)] = torch.cat(chunks)
-    return logits
+        chunks.append(read({name: value.to(device) for name, value in batch.items()}).float().cpu())
+    values = torch.empty(len(order), chunks[0].shape[1])
+    values[torch.from_numpy(order)] = torch.cat(chunks)
+    return values
+
+
+def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256) -> torch.Tensor:
+    """Logits (N, C), float32, on the CPU, in the order of the data set's rows."""
+    model.eval()
+    return over_rows(lambda inputs: model(**inputs).logits, dataset, next(model.parameters()).device, batch_size)
 
 
 def evaluate_model(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 32) -> dict[str, float]:
     """The task's own metrics, the mean loss per example (nats or squared error) and the mean margin."""
     logits, labels = predict(model, dataset, batch_size), torch.from_numpy(dataset.labels)
     predictions = logits.squeeze(-1) if dataset.task.regression else logits.argmax(-1)
-    metric = GlueMetric(dataset.task.metrics, dataset.task.regression)
-    result = metric.compute(predictions=predictions.numpy(), references=dataset.labels)
+    with tempfile.TemporaryDirectory() as folder:  # evaluate makes a folder even where it keeps everything in memory
+        metric = GlueMetric(dataset.task.metrics, dataset.task.regression, cache_dir=folder)
+        result = metric.compute(predictions=predictions.numpy(), references=dataset.labels)
     result["loss"] = compute_loss(logits, labels).item() / len(dataset)
     return result | {"margin": compute_margin(logits, labels).mean().item()}

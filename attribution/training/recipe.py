@@ -7,7 +7,7 @@ the keyword arguments of `fit.fit` from them.
 import argparse
 from pathlib import Path
 
-from attribution.files import Refused, check_positive
+from attribution.files import Refused, check_numbers
 from pipeline import TASKS, get_task
 
 RECIPE = {
@@ -16,6 +16,18 @@ RECIPE = {
 }  # fmt: skip
 SCHEDULES = ("constant", "linear")
 MAX_QUERIES = 2000
+
+
+class Parser(argparse.ArgumentParser):
+    """A script's parser: its help begins with the script's docstring, and a wrong argument is one sentence."""
+
+    def __init__(self, description: str | None) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=layout, allow_abbrev=False)
+
+    def error(self, message: str):
+        """Raises Refused, so that a wrong argument ends like every other refusal."""
+        raise Refused(f"{message}; --help lists the arguments")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -77,7 +89,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, default: str = "") -> 
 
 def check_recipe(asked: dict) -> None:
     """Raises Refused for a recipe argument (name -> value or None) outside its range."""
-    check_positive(asked, "train_batch_size", "num_train_epochs", "learning_rate")
+    check_numbers(asked, "train_batch_size", "num_train_epochs", "learning_rate")
     for name in ("weight_decay", "max_grad_norm"):
         if (asked[name] or 0.0) < 0:
             raise Refused(f"--{name} must not be negative")

@@ -1,25 +1,47 @@
 """A run: the folder that train.py leaves and that every other script opens.
 
 It holds model and tokenizer as `save_pretrained` writes them, and run.json: task, data, start, recipe, checksums.
+While a run is being saved a marker stands in its folder; a model without run.json and marker is somebody else's.
 """
 
+import shlex
 import shutil
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from attribution.files import Refused, checksums, fingerprint_of_tensors, intact, read_json, write_json
+from attribution.files import (
+    Refused,
+    check_writable,
+    checksums,
+    fingerprint_of_tensors,
+    intact,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from attribution.rows import GlueDataset
 from pipeline import get_glue_dataset, get_task, load_tables
+
+MARKER = ".unfinished"
+MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
+
+
+# --- saving --------------------------------------------------------------------------------------------
 
 
 def save_run(folder: Path, model, tokenizer, record: dict) -> None:
     """Saves model and tokenizer beside the run, moves them in, and writes run.json last, with checksums.
 
-    Without run.json, or with files that are not those it names, a folder does not count as a checkpoint.
+    Without run.json, or with files that are not those it names, a folder does not count as a checkpoint. Raises
+    Refused, and saves nothing, where a weight is not finite.
     """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise Refused(f"training left a weight that is not finite ({name}); lower --learning_rate")
     saving = folder / ".saving"
     shutil.rmtree(saving, ignore_errors=True)
+    write_bytes(folder / MARKER, b"a run is being saved here\n")
     try:
         model.save_pretrained(saving)
         tokenizer.save_pretrained(saving)
@@ -30,15 +52,46 @@ def save_run(folder: Path, model, tokenizer, record: dict) -> None:
     finally:
         shutil.rmtree(saving, ignore_errors=True)
     write_json(folder / "run.json", record | {"files": files, "weights": fingerprint_of_tensors(model.state_dict())})
+    (folder / MARKER).unlink()
+
+
+def add_to_run(folder: Path, **parts) -> None:
+    """Adds to, or replaces, parts of the folder's run.json."""
+    write_json(folder / "run.json", (read_json(folder / "run.json") or {}) | parts)
+
+
+def check_place(folder: Path, start: str | None) -> None:
+    """Raises Refused for a folder that holds a model which is not a run, or the start, or that cannot be written to.
+
+    start: the start model as given; None for the default.
+    """
+    if start is not None and Path(start).is_dir() and Path(start).resolve() == folder.resolve():
+        raise Refused(f"--model_name_or_path {start} is where the run would be saved; name another --checkpoint_dir")
+    if is_foreign(folder):
+        raise Refused(f"{folder} holds a model that is no run of train.py, so nothing is written there; move it away")
+    check_writable(folder)
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether the folder holds a model that train.py did not save."""
+    if read_json(folder / "run.json") is not None or (folder / MARKER).exists():
+        return False
+    return any(True for pattern in MODEL_FILES for _ in folder.glob(pattern))
+
+
+# --- opening -------------------------------------------------------------------------------------------
 
 
 def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
     """The run's folder and its run.json. Raises Refused where it is missing, half-written or another task's."""
     task, folder = get_task(data_name), checkpoint_dir / data_name
     run = read_json(folder / "run.json")
-    command = f"run: python train.py --dataset_name {data_name} --checkpoint_dir {checkpoint_dir}"
+    where = shlex.quote(str(checkpoint_dir))
+    command = f"run: python train.py --dataset_name {data_name} --checkpoint_dir {where}"
     if run is None:
-        state = "is half-written" if (folder / "model.safetensors").exists() else "is missing"
+        if is_foreign(folder):
+            raise Refused(f"{folder} holds a model that is no run of train.py (there is no run.json)")
+        state = "is half-written" if (folder / MARKER).exists() else "is missing"
         raise Refused(f"the checkpoint {folder} {state}; {command}")
     if run.get("dataset_name") != data_name:
         raise Refused(f"the checkpoint {folder} was trained on {run.get('dataset_name')}, not {data_name}; {command}")
@@ -50,12 +103,16 @@ def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
 
 
 def open_data(folder: Path, run: dict, dataset_path: str | None, max_queries: int) -> tuple[GlueDataset, GlueDataset]:
-    """(training rows, query rows) of the run, tokenized as in training."""
+    """(training rows, query rows) of the run, tokenized as in training.
+
+    dataset_path: where the data are now; None for where training found them.
+    """
     name = run["dataset_name"]
     shared = {
         "tokenizer": AutoTokenizer.from_pretrained(folder),
         "max_length": run["max_length"],
-        "tables": load_tables(name, dataset_path or run["dataset_path"]),
+        "inputs": run.get("inputs"),
+        "tables": load_tables(name, dataset_path or find_again(run, "dataset_path", "the data set")),
     }
     train = get_glue_dataset(name, "train", max_samples=run["max_train_samples"], **shared)
     if train.fingerprint() != run["train_rows"]:
@@ -63,3 +120,25 @@ def open_data(folder: Path, run: dict, dataset_path: str | None, max_queries: in
             f"the training rows are not those of {folder}; give the --dataset_path of training, or train again"
         )
     return train, get_glue_dataset(name, "valid", max_samples=max_queries, **shared)
+
+
+# --- where things were ---------------------------------------------------------------------------------
+
+
+def absolute(name: str | None) -> str | None:
+    """The absolute path of a folder as given; None for a hub id or nothing."""
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else None
+
+
+def find_again(run: dict, key: str, what: str) -> str | None:
+    """The folder or hub id that training was given as `key`: where it was, else as given, from here.
+
+    Raises Refused for a folder that is not there any more.
+    """
+    name, folder = run.get(key), run.get("folders", {}).get(key)
+    if folder is None:
+        return name
+    for place in (folder, str(name)):
+        if Path(place).is_dir():
+            return place
+    raise Refused(f"{what} of the run's training is not in {folder} any more; name it with --{key}")

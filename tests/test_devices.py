@@ -1,0 +1,37 @@
+"""A process takes its own GPU, says what it runs on, and refuses what a launcher cannot do for it."""
+
+import pytest
+import torch
+from running import QUICK
+
+import analyze
+from attribution.files import run_script
+from attribution.training import fit
+
+
+@pytest.mark.parametrize(("rank", "visible", "expected"), [("0", 1, 0), ("3", 4, 3), ("5", 4, 1), ("7", 1, 0)])
+def test_the_device_is_the_local_rank_modulo_the_visible_gpus(monkeypatch, rank, visible, expected):
+    chosen = []
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert fit.choose_device() == torch.device("cuda", expected) == chosen[0]
+
+
+def test_a_gpu_that_torch_does_not_find_is_mentioned(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(fit.glob, "glob", lambda pattern: [])
+    assert fit.name_of(cpu) == f"cpu ({torch.get_num_threads()} threads)"
+    monkeypatch.setattr(fit.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(torch.version, "cuda", "12.4")
+    assert "this machine has a GPU, but torch" in fit.name_of(cpu)
+
+
+@pytest.mark.parametrize("gpus", [False, True])
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_stock_under_a_launcher_is_refused_with_or_without_gpus(trained, capsys, monkeypatch, gpus, variable):
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    assert run_script(analyze.main, [*QUICK, "--checkpoint_dir", str(trained), "--stock"]) == 2
+    assert "one process" in capsys.readouterr().err
