@@ -18,14 +18,22 @@ from pathlib import Path
 import numpy as np
 
 from attribution.evidence import baselines, lds, stats
-from attribution.evidence.ground_truth import Subsets, foreign_truth, own_truth
-from attribution.evidence.study import add_retrain_seed, add_study_arguments, open_study
-from attribution.files import Refused, check_positive, run_script
+from attribution.evidence.ground_truth import GroundTruth, Subsets, foreign_truth, own_truth
+from attribution.evidence.study import (
+    add_retrain_seed,
+    add_start_argument,
+    add_study_arguments,
+    open_study,
+    study_arguments,
+)
+from attribution.files import Refused, check_numbers, run_script
 from attribution.influence.stored import stored_scores
 from attribution.show import plotting, results, tables
 from attribution.show.reading import show_query_lds
 from attribution.training.fit import choose_device
 from attribution.training.recipe import (
+    MAX_QUERIES,
+    Parser,
     add_data_arguments,
     add_query_arguments,
     add_recipe_arguments,
@@ -38,16 +46,18 @@ from pipeline import quiet_libraries
 
 def parse_args(argv=None) -> argparse.Namespace:
     """The command line, checked. Raises Refused for values that no run could use."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_query_arguments(add_data_arguments(parser))
-    add_recipe_arguments(parser, default="that of run.json")
+    parser = Parser(__doc__)
+    group = add_data_arguments(parser)
+    add_query_arguments(group)
+    add_start_argument(group)
     add_score_arguments(parser)
     add_truth_arguments(parser)
+    add_recipe_arguments(parser, default="that of run.json")
     add = add_study_arguments(parser, "lds").add_argument
     add("--query_index", type=int, help="show this query, its top influential row and its LDS; retrains nothing")
     add("--num_bootstrap", type=int, default=2000, help="bootstrap draws behind an interval (2000)")
     args = parser.parse_args(argv)
-    check_positive(vars(args), "max_queries", "num_repeats", "num_bootstrap", "jobs_per_device")
+    check_numbers(vars(args), "max_queries", "num_repeats", "num_bootstrap", "jobs_per_device")
     check_recipe(vars(args))
     if args.num_masks < stats.MIN_MASKS:
         raise Refused(f"--num_masks must be at least {stats.MIN_MASKS}, not {args.num_masks}")
@@ -87,6 +97,13 @@ def add_truth_arguments(parser: argparse.ArgumentParser) -> None:
     add_retrain_seed(group)
     add("--masks_path", type=Path, help="foreign subsets (M, N), 1 = kept: .npy, .npz or .pt")
     add("--margins_path", type=Path, help="foreign margins (M, R, Q) or (M, Q): .npy, .npz or .pt")
+
+
+def subsets_of(args: argparse.Namespace) -> Subsets:
+    """What the ground truth needs of the command line."""
+    return Subsets(
+        args.num_masks, args.num_repeats, args.alpha, args.mask_seed, args.stratify, args.retrain_seed
+    )  # fmt: skip
 
 
 def open_scores(folder: Path, run: dict, query_rows: str) -> dict[str, np.ndarray]:
@@ -139,37 +156,40 @@ def main(argv=None) -> None:
     quiet_libraries()
     args = parse_args(argv)
     stem = args.results_dir / f"lds_{args.dataset_name}"
+    figures = results.figure_paths("lds", args.dataset_name, args.figure_path)
     if args.plot_only:
-        results.redraw(stem, args.figure_path, plotting.draw_lds)
+        results.redraw(stem, figures, plotting.draw_lds)
         return
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    train, queries = open_data(folder, run, args.dataset_path, args.max_queries)
+    rows = open_data(folder, run, args.dataset_path, max(args.max_queries, MAX_QUERIES))
+    train, queries = rows[0], rows[1].first(args.max_queries)
     recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
-    study = open_study(folder, run, train, queries, recipe, args.jobs_per_device)
-    subsets = Subsets(
-        args.num_masks, args.num_repeats, args.alpha, args.mask_seed, args.stratify, args.retrain_seed
-    )  # fmt: skip
+    study = open_study(folder, run, rows, recipe, **study_arguments(vars(args)))
+    subsets = subsets_of(args)
+    if args.query_index is None and not args.dry_run:
+        results.check_places(stem, figures)
     if args.masks_path:
-        truth: tuple | None = foreign_truth(args.masks_path, args.margins_path, study)
+        truth: GroundTruth | None = foreign_truth(args.masks_path, args.margins_path, study)
     else:
         truth = own_truth(study, subsets, wait=args.query_index is None, dry_run=args.dry_run)
     if truth is None:
         return
     if args.query_index is not None:
         stored = open_scores(folder, run, queries.fingerprint())
-        show_query_lds(queries, train, stored, args.query_index, *truth)
+        show_query_lds(queries, train, stored, args.query_index, truth.masks, truth.margins)
         return
     scores, seeds = collect_scores(args, folder, run, train, queries)
     labels = None if train.task.regression else train.labels
-    masks, margins = truth
-    result = lds.evaluate(scores, masks, margins, labels, args.num_bootstrap)
+    result = lds.evaluate(scores, truth.masks, truth.margins, labels, args.num_bootstrap)
     result |= {"dataset": args.dataset_name, "stratified": args.stratify, "foreign": args.masks_path is not None}
     result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(subsets.retrain_seeds))
-    result |= {"recipe": recipe, "evaluation": run["evaluation"], "retrained_accuracy": float((margins > 0).mean())}
+    result |= {"recipe": recipe, "evaluation": run["evaluation"]}
+    result["retrained_accuracy"] = truth.accuracy(train.task.num_labels)
     print(tables.lds_text(result))
     results.save(
-        result, stem, args.figure_path, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,
+        result, stem, figures, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,
         arguments=vars(args), device=study.retrain.device,
+        arrays={"masks": truth.masks, "margins": truth.margins},
     )  # fmt: skip
 
 

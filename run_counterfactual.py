@@ -14,7 +14,6 @@ correctly; a target counts as flipped when fewer than half of its retrains class
 
 import argparse
 import functools
-import shlex
 import sys
 from pathlib import Path
 
@@ -23,15 +22,22 @@ import numpy as np
 from attribution.evidence import baselines
 from attribution.evidence.counterfactual import Arm, Removals, base_runs, by_chance, by_score, run_study, summarize
 from attribution.evidence.retraining import launched
-from attribution.evidence.study import add_retrain_seed, add_study_arguments, open_study
-from attribution.files import Refused, check_positive, run_script
-from attribution.influence.names import flags_of
+from attribution.evidence.study import (
+    add_retrain_seed,
+    add_start_argument,
+    add_study_arguments,
+    open_study,
+    study_arguments,
+)
+from attribution.files import Refused, check_numbers, run_script
+from attribution.influence.names import analyze_command
 from attribution.influence.stored import stored_scores
 from attribution.show import plotting, results, tables
-from attribution.show.reading import check_index, show_removed
+from attribution.show.reading import show_removed
 from attribution.training.fit import choose_device
 from attribution.training.recipe import (
     MAX_QUERIES,
+    Parser,
     add_data_arguments,
     add_query_arguments,
     add_recipe_arguments,
@@ -46,17 +52,19 @@ REMOVALS = (20, 40, 60, 80, 100, 120)
 
 def parse_args(argv=None) -> argparse.Namespace:
     """The command line, checked. Raises Refused for values that no run could use."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_query_arguments(add_data_arguments(parser))
-    add_recipe_arguments(parser, default="that of run.json")
+    parser = Parser(__doc__)
+    group = add_data_arguments(parser)
+    add_query_arguments(group)
+    add_start_argument(group)
     add_removal_arguments(parser)
     add_retrain_arguments(parser)
+    add_recipe_arguments(parser, default="that of run.json")
     add = add_study_arguments(parser, "counterfactual").add_argument
     add("--query_index", type=int, help="print the rows that each arm would remove for this query; retrains nothing")
     add("--show", type=int, default=20, help="rows printed with --query_index (20)")
     args = parser.parse_args(argv)
     counts = ("max_queries", "num_targets", "num_random_draws", "num_base_seeds", "num_retrain_seeds")
-    check_positive(vars(args), *counts, "jobs_per_device", "show")
+    check_numbers(vars(args), *counts, "jobs_per_device", "show")
     check_recipe(vars(args))
     if args.removals[0] < 1 or any(a >= b for a, b in zip(args.removals, args.removals[1:], strict=False)):
         raise Refused(f"--removals must be above 0 and increasing, not {' '.join(map(str, args.removals))}")
@@ -92,10 +100,7 @@ def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
     """The group of how often is retrained."""
     group = parser.add_argument_group("retrains")
     add = group.add_argument
-    add(
-        "--num_base_seeds", type=int, default=5,
-        help="seeds that must all classify a target correctly (5, as published)",
-    )  # fmt: skip
+    add("--num_base_seeds", type=int, default=5, help="seeds that must all get a target right (5, as published)")
     add("--num_retrain_seeds", type=int, default=3, help="retrains for every removal (3, as published)")
     add("--base_seed", type=int, default=0, help="the first base seed; none may be a retrain seed (0)")
     add_retrain_seed(group)
@@ -131,22 +136,17 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
             arms[name] = by_score(scores[name])
         else:
             why = stale.get(name, "there are no such scores")
-            raise Refused(f"cannot remove by {name}: {why}; make them with: {analyze_command(args, name)}")
+            limit = None if args.max_queries == MAX_QUERIES else args.max_queries
+            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, limit)
+            raise Refused(f"cannot remove by {name}: {why}; make them with: {command}")
     return arms
-
-
-def analyze_command(args: argparse.Namespace, name: str) -> str:
-    """The command that stores scores under this name."""
-    limit = "" if args.max_queries == MAX_QUERIES else f" --max_queries {args.max_queries}"
-    where = f"--dataset_name {args.dataset_name} --checkpoint_dir {shlex.quote(str(args.checkpoint_dir))}{limit}"
-    return f"python analyze.py {where} {flags_of(name)}"
 
 
 def check_sizes(args, train, queries) -> None:
     """Raises Refused where more rows are to be removed than there are (for random: of the smallest class)."""
-    most = len(train) - 1
+    most = len(train) - 1  # on nothing there is no training
     if "random" in args.strategies:
-        most = min(int((train.labels == label).sum()) for label in np.unique(queries.labels))
+        most = min(most, *(int((train.labels == label).sum()) for label in np.unique(queries.labels)))
     if args.removals[-1] > most:
         raise Refused(
             f"--removals {args.removals[-1]} is more than the {most} training rows that can go "
@@ -159,24 +159,27 @@ def main(argv=None) -> None:
     quiet_libraries()
     args = parse_args(argv)
     stem = args.results_dir / f"counterfactual_{args.dataset_name}"
+    figures = results.figure_paths("counterfactual", args.dataset_name, args.figure_path)
     if args.plot_only:
-        results.redraw(stem, args.figure_path, plotting.draw_counterfactual)
+        results.redraw(stem, figures, plotting.draw_counterfactual)
         return
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     plan = removals_of(args)
     if run["seed"] in plan.retrain_seeds:
         raise Refused(f"the scored model was trained with seed {run['seed']}, which --retrain_seed would use again")
-    train, queries = open_data(folder, run, args.dataset_path, args.max_queries)
+    rows = open_data(folder, run, args.dataset_path, max(args.max_queries, MAX_QUERIES))
+    train, queries = rows[0], rows[1].first(args.max_queries)
     if train.task.regression:
         raise Refused(f"{args.dataset_name} is a regression task: it has margins, but no prediction that could flip")
     check_sizes(args, train, queries)
     arms = make_arms(args, folder, run, train, queries)
     if (q := args.query_index) is not None:
-        check_index(queries, q)
-        show_removed(queries, train, {name: arm(q)[0] for name, arm in arms.items()}, q, args.show)
+        show_removed(queries, train, arms, q, args.show)
         return
     recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
-    study = open_study(folder, run, train, queries, recipe, args.jobs_per_device)
+    study = open_study(folder, run, rows, recipe, **study_arguments(vars(args)))
+    if not args.dry_run:
+        results.check_places(stem, figures)
     base = base_runs(study, plan)
     outcome = run_study(study, plan, arms, base, args.dry_run)
     if outcome is None or launched()[0] > 0:
@@ -185,7 +188,7 @@ def main(argv=None) -> None:
     result = settings | {"recipe": recipe} | summarize(study, plan, base, outcome)
     print(tables.counterfactual_text(result))
     results.save(
-        result, stem, args.figure_path, markdown=tables.counterfactual_markdown(result),
+        result, stem, figures, markdown=tables.counterfactual_markdown(result),
         draw=plotting.draw_counterfactual, arguments=vars(args), device=study.retrain.device, compact=True,
     )  # fmt: skip
 

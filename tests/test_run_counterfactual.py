@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 import analyze
 import run_counterfactual
 import train
+from attribution.evidence.store import Results
 from pipeline import DEMO_MODEL, get_glue_dataset
 
 
@@ -83,7 +84,8 @@ def test_scores_of_another_checkpoint_are_refused_by_what_differs(copied, tmp_pa
 
 def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(copied, tmp_path, capsys, monkeypatch):
     margins = np.array([[1.0, -1.0, -1.0, -1.0], [-1.0, 1.0, -1.0, -1.0]])
-    monkeypatch.setattr(run_counterfactual, "base_runs", lambda *_: margins)
+    base = Results(margins, margins > 0, margins)
+    monkeypatch.setattr(run_counterfactual, "base_runs", lambda *_: base)
     assert "accuracy is 0.25" in COUNTERFACTUAL.refused(capsys, copied, tmp_path)
 
 

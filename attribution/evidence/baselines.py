@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModelForSequenceClassification
 
 from attribution.rows import GlueDataset
-from attribution.training.fit import predict
+from attribution.training.fit import over_rows
 
 NAMES = ("random", "label", "tfidf", "tfidf2", "representation")
 
@@ -24,8 +24,16 @@ def agreement(query_labels: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
 
 
 def tfidf_cosine(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
-    """Cosine of TF-IDF vectors of words (scikit-learn's defaults), weights learned from the training texts."""
-    vectorizer = TfidfVectorizer().fit(train_texts)
+    """Cosine of TF-IDF vectors of words (scikit-learn's defaults), weights learned from the training texts.
+
+    Where no text has a word of two letters, single letters count as words; where all are empty, nothing is alike.
+    """
+    if not any(text.strip(" |") for text in train_texts):
+        return np.zeros((len(query_texts), len(train_texts)), np.float32)
+    try:
+        vectorizer = TfidfVectorizer().fit(train_texts)
+    except ValueError:  # an empty vocabulary
+        vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit(train_texts)
     product = vectorizer.transform(query_texts) @ vectorizer.transform(train_texts).T
     return product.toarray().astype(np.float32)
 
@@ -70,15 +78,10 @@ def all_baselines(folder: Path, device: torch.device, queries, train) -> dict[st
 
 
 def represent(folder: Path, device: torch.device, *sets: GlueDataset) -> list[np.ndarray]:
-    """[CLS] of the last layer of the model in the folder, (rows, D) float32, for every data set."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(device)
-    model.classifier = torch.nn.Identity()
-    model.base_model.pooler = FirstToken()
-    return [predict(model, data).numpy() for data in sets]
+    """The first token of the last layer of the model in the folder, (rows, D) float32, for every data set."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
+    def read(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model.base_model(**inputs).last_hidden_state[:, 0]
 
-class FirstToken(torch.nn.Module):
-    """The last layer's [CLS] (B, D) instead of the pooler's product."""
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[:, 0]
+    return [over_rows(read, data, device).numpy() for data in sets]

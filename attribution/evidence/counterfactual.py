@@ -1,7 +1,7 @@
 """Removal of the most helpful rows: what to retrain next, and what came out.
 
-Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins of an arm are
-(S, D, L, R), NaN where nothing was retrained.
+Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins and correctness (1 or 0)
+of an arm are (S, D, L, R), NaN where nothing was retrained.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from attribution.evidence.retraining import Job, announce, launched, run_jobs
+from attribution.evidence.retraining import announce, launched, run_jobs
 from attribution.evidence.stats import interval, wilson
+from attribution.evidence.store import Job, Results
 from attribution.evidence.study import Study
 from attribution.files import Refused
 
@@ -62,7 +63,7 @@ class Removals:
 
 @dataclass
 class Plan:
-    """Which subsets are to be retrained at each removal, and their margins as they come in.
+    """Which subsets are to be retrained at each removal, and what comes in.
 
     orders: arm -> for every target, for every draw, training rows in the order of their removal.
     """
@@ -72,11 +73,13 @@ class Plan:
     everything: np.ndarray
     seeds: list[int]
     margins: dict[str, np.ndarray] = field(init=False)
+    correct: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = {name: (len(targets), len(targets[0])) for name, targets in self.orders.items()}
         tail = len(self.removals), len(self.seeds)
         self.margins = {name: np.full((*size, *tail), np.nan) for name, size in sizes.items()}
+        self.correct = {name: values.copy() for name, values in self.margins.items()}
 
     def _places(self):
         for name, targets in self.orders.items():
@@ -87,7 +90,7 @@ class Plan:
     def _jobs(self, place: tuple, level: int) -> list[Job]:
         name, t, d = place
         kept = np.delete(self.everything, self.orders[name][t][d][: self.removals[level]])
-        return [Job(kept, seed) for seed in self.seeds]
+        return [Job.of(kept, seed) for seed in self.seeds]
 
     def all_jobs(self) -> list[Job]:
         """Every job that there may be, if no target flips before the last removal."""
@@ -107,55 +110,55 @@ class Plan:
 
     def _flipped_before(self, place: tuple, level: int) -> bool:
         name, t, d = place
-        return bool(flipped(self.margins[name][t, d, :level]).any())
+        return bool(flipped(self.correct[name][t, d, :level]).any())
 
-    def record(self, place: tuple, level: int, margins: np.ndarray) -> None:
-        """Takes the margins (R,) of a target at a removal."""
+    def record(self, place: tuple, level: int, margins: np.ndarray, correct: np.ndarray) -> None:
+        """Takes margins and correctness (R,) of a target at a removal."""
         name, t, d = place
-        self.margins[name][t, d, level] = margins
+        self.margins[name][t, d, level], self.correct[name][t, d, level] = margins, correct
 
 
-def base_runs(study: Study, removals: Removals) -> np.ndarray:
-    """Margins (base seeds, queries sought for targets) of models trained on everything."""
+def base_runs(study: Study, removals: Removals) -> Results:
+    """What models trained on everything, one a base seed, say about the queries sought for targets."""
     everything = np.arange(len(study.train))
-    jobs = [Job(everything, seed) for seed in removals.base_seeds]
-    margins = run_jobs(study.store, jobs, study.retrain, study.workers, "base runs")
-    return margins[:, : removals.num_targets]
+    jobs = [Job.of(everything, seed) for seed in removals.base_seeds]
+    results = run_jobs(study.store, jobs, study.retrain, study.workers, "base runs")
+    return Results(*(values[:, : removals.num_targets] for values in vars(results).values()))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Margins of every target: `base` (S, R) with nothing removed, and arm -> (S, D, L, R); what was removed."""
+    """What retraining says about every target: `base` (S, R) with nothing removed, arms (S, D, L, R)."""
 
     targets: np.ndarray
-    base: np.ndarray
-    arms: dict[str, np.ndarray]
-    orders: dict[str, list[list[np.ndarray]]]
+    base_margins: np.ndarray
+    base_correct: np.ndarray
+    plan: Plan
 
 
 def run_study(
-    study: Study, removals: Removals, arms: dict[str, Arm], base: np.ndarray, dry_run: bool
-) -> Outcome | None:
+    study: Study, removals: Removals, arms: dict[str, Arm], base: Results, dry_run: bool
+) -> Outcome | None:  # fmt: skip
     """Retrains what is missing; None after a dry run. base: as `base_runs` returns it.
 
     Raises Refused where no query is classified correctly by all base seeds.
     """
-    targets = np.flatnonzero((base > 0).all(0))
+    targets = np.flatnonzero(base.correct.all(0))
     if len(targets) == 0:
         raise Refused(
             f"no validation row is classified correctly by all {len(removals.base_seeds)} base seeds "
-            f"(their accuracy is {(base > 0).mean():.2f})"
+            f"(their accuracy is {base.correct.mean():.2f})"
         )
     everything, seeds = np.arange(len(study.train)), list(removals.retrain_seeds)
     orders = {name: [arm(int(q)) for q in targets] for name, arm in arms.items()}
     plan = Plan(orders, removals.counts, everything, seeds)
-    jobs = [Job(everything, seed) for seed in seeds]
+    jobs = [Job.of(everything, seed) for seed in seeds]
     if not announce(study.store, jobs + plan.all_jobs(), study.retrain, study.workers, dry_run):
         return None
-    start = run_jobs(study.store, jobs, study.retrain, study.workers, "nothing removed")[:, targets].T
+    start = run_jobs(study.store, jobs, study.retrain, study.workers, "nothing removed")
     for level in range(len(removals.counts)):
         run_level(study, plan, level, targets, removals.carry_forward)
-    return Outcome(targets, start, plan.margins, orders)
+    return Outcome(targets, start.margins[:, targets].T, start.correct[:, targets].T.astype(float), plan)
 
 
 def run_level(study: Study, plan: Plan, level: int, targets: np.ndarray, carry_forward: bool) -> None:
@@ -165,66 +168,79 @@ def run_level(study: Study, plan: Plan, level: int, targets: np.ndarray, carry_f
         spared = plan.spared(level, carry_forward)
         print(f"removing {count}: {len(wanted) * len(plan.seeds):,} retrains, {spared:,} spared by carry-forward")
     jobs = [job for place in wanted.values() for job in place]
-    margins = run_jobs(study.store, jobs, study.retrain, study.workers, f"{count} removed")
-    margins = margins.reshape(len(wanted), len(plan.seeds), -1)
-    for place, values in zip(wanted, margins, strict=True):
-        plan.record(place, level, values[:, targets[place[1]]])
+    results = run_jobs(study.store, jobs, study.retrain, study.workers, f"{count} removed")
+    shape = len(wanted), len(plan.seeds), len(study.queries)
+    margins, correct = results.margins.reshape(shape), results.correct.reshape(shape)
+    for i, place in enumerate(wanted):
+        target = targets[place[1]]
+        plan.record(place, level, margins[i, :, target], correct[i, :, target])
 
 
 # --- what came out -------------------------------------------------------------------------------------
 
 
-def summarize(study: Study, removals: Removals, base: np.ndarray, outcome: Outcome) -> dict:
-    """Everything that is reported: every margin, every removed row, shares and intervals."""
-    most = removals.counts[-1]
+def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome) -> dict:
+    """Everything that is reported: every margin, whether it was right, every removed row, shares and intervals."""
+    most, plan = removals.counts[-1], outcome.plan
     return {
         "removals": [0, *removals.counts], "carry_forward": removals.carry_forward,
         "targets": outcome.targets.tolist(), "sought": min(removals.num_targets, len(study.queries)),
-        "base_accuracy": float((base > 0).mean()), "base_run_margins": base.tolist(), "rows": len(study.train),
+        "base_accuracy": float(base.correct.mean()), "base_run_margins": base.margins.tolist(),
+        "base_run_correct": base.correct.astype(int).tolist(), "rows": len(study.train),
         "base_seeds": list(removals.base_seeds), "retrain_seeds": list(removals.retrain_seeds),
-        "base_margins": outcome.base.tolist(),
-        "margins": {name: listed(values) for name, values in outcome.arms.items()},
+        "base_margins": outcome.base_margins.tolist(), "base_correct": outcome.base_correct.astype(int).tolist(),
+        "margins": {name: listed(values) for name, values in plan.margins.items()},
+        "correct": {name: listed(values) for name, values in plan.correct.items()},
         "removed": {
             name: [[order[:most].tolist() for order in draws] for draws in rows]
-            for name, rows in outcome.orders.items()
+            for name, rows in plan.orders.items()
         },
-        "curves": curves(outcome.base, outcome.arms),
+        "curves": curves(outcome),
     }  # fmt: skip
 
 
-def flipped(margins: np.ndarray) -> np.ndarray:
-    """(..., R) -> (...,): fewer than half of the retrains classify the target correctly; False where none was made."""
-    there = np.isfinite(margins).any(-1)
-    return there & ((margins > 0).mean(-1) < 0.5)
+def flipped(correct: np.ndarray) -> np.ndarray:
+    """(..., R) -> (...,): fewer than half of the retrains classify the target correctly; False where none was made.
+
+    correct: 1 or 0, NaN where nothing was retrained.
+    """
+    there = np.isfinite(correct).any(-1)
+    return there & ((correct > 0).mean(-1) < 0.5)
 
 
-def states(base: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def states(base: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(flipped, margin change) of an arm, both (S, D, 1 + L), with nothing removed in front.
 
-    A target that was carried forward counts as flipped and keeps its last margin. Changes are to the mean margin
-    (S, R) of the same seeds with nothing removed.
+    base: margins and correctness (S, R) of the same seeds with nothing removed; arm: those of the arm (S, D, L, R).
+    A target that was carried forward counts as flipped and keeps its last margin; so does one whose retrains all
+    diverged. Changes are to the mean margin of base.
     """
-    base = np.asarray(base, dtype=np.float64)
-    start = np.broadcast_to(base[:, None, None], (*margins.shape[:2], 1, margins.shape[3]))
-    whole = np.concatenate([start, margins], axis=2)
-    flips, change = flipped(whole), whole.mean(-1)
-    for level in range(1, whole.shape[2]):
-        carried = ~np.isfinite(whole[:, :, level]).any(-1)
+    draws, repeats = arm[0].shape[1], arm[0].shape[3]
+    starts = [np.broadcast_to(np.asarray(x, np.float64)[:, None, None], (len(x), draws, 1, repeats)) for x in base]
+    margins, correct = (np.concatenate(pair, axis=2) for pair in zip(starts, arm, strict=True))
+    there = np.isfinite(margins)
+    flips = flipped(correct)
+    change = np.where(there, margins, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
+    for level in range(1, flips.shape[2]):
+        carried = ~there[:, :, level].any(-1)
         flips[:, :, level] |= carried
         change[:, :, level] = np.where(carried, change[:, :, level - 1], change[:, :, level])
-    return flips, change - base.mean(-1)[:, None, None]
+    return flips, change - np.asarray(base[0], np.float64).mean(-1)[:, None, None]
 
 
-def curves(base: np.ndarray, arms: dict[str, np.ndarray]) -> dict:
+def curves(outcome: Outcome) -> dict:
     """Arm -> at every removal: share flipped (Wilson), mean margin change, and both minus the first arm's (bootstrap).
 
     Bootstrap over targets, the same draws for every arm: differences are paired. Draws of an arm are averaged first.
     """
     generator = np.random.default_rng(0)
-    count, result, reference = len(base), {}, None
+    count, result = len(outcome.targets), {}
+    reference: tuple | None = None
     picks = generator.integers(count, size=(NUM_BOOTSTRAP, count))
-    for name, margins in arms.items():
-        flips, change = (values.mean(1) for values in states(base, margins))  # (S, 1 + L)
+    for name, margins in outcome.plan.margins.items():
+        base = outcome.base_margins, outcome.base_correct
+        pair = states(base, (margins, outcome.plan.correct[name]))
+        flips, change = (values.mean(1) for values in pair)  # (S, 1 + L)
         reference = (flips, change) if reference is None else reference
         curve = {
             "flipped": flips.mean(0).tolist(),

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attribution.evidence.retraining import Job, announce, launched, run_jobs
+from attribution.evidence.retraining import announce, launched, run_jobs
 from attribution.evidence.stats import MIN_MASKS
+from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused, differing_parts, read_json, write_json, write_npz
 
@@ -63,7 +64,9 @@ def _load_pt(path: Path):
     allowed += {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     with torch.serialization.safe_globals(allowed):
         value = torch.load(path, map_location="cpu", weights_only=True)
-    return value.numpy() if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy knows no bfloat16
+    return value
 
 
 def check_masks(masks: np.ndarray, num_rows: int) -> np.ndarray:
@@ -122,36 +125,57 @@ class Subsets:
         return check_masks(masks, count)
 
 
-def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """(masks (M, N), margins (M, R, Q)) from the store; what is missing is retrained.
+@dataclass(frozen=True)
+class GroundTruth:
+    """What retraining on M subsets says about Q queries, R times."""
+
+    masks: np.ndarray  # (M, N) uint8, 1 = kept
+    margins: np.ndarray  # (M, R, Q) float32
+    correct: np.ndarray | None  # (M, R, Q) bool; None where only margins are known
+
+    def accuracy(self, num_labels: int) -> float | None:
+        """Share of correct predictions; None where margins of more than two classes do not tell, and for regression."""
+        if num_labels == 1 or (self.correct is None and num_labels > 2):
+            return None
+        return float((self.margins > 0).mean() if self.correct is None else self.correct.mean())
+
+
+def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> GroundTruth | None:
+    """The ground truth of the store; what is missing is retrained.
 
     None where nothing is to be evaluated here: after a dry run, and in all processes of a launcher but the first.
     wait: retrain what is missing; else raises Refused where something is.
     """
     masks = subsets.masks(study.train.labels, study.train.task.regression)
-    jobs = [Job(np.flatnonzero(mask), seed) for mask in masks for seed in subsets.retrain_seeds]
-    store = study.store
+    jobs = [Job.of(np.flatnonzero(mask), seed) for mask in masks for seed in subsets.retrain_seeds]
+    store, shape = study.store, (len(masks), subsets.num_repeats, len(study.queries))
     if not wait and (missing := store.missing(jobs)):
         raise Refused(f"{len(missing)} retrains are missing; run the same command without --query_index")
     if not announce(store, jobs, study.retrain, study.workers, dry_run):
         return None
-    margins = run_jobs(store, jobs, study.retrain, study.workers)
-    margins = margins.reshape(len(masks), subsets.num_repeats, len(study.queries))
+    results = run_jobs(store, jobs, study.retrain, study.workers)
     if launched()[0] > 0:
         return None
-    write_npz(store.folder / f"{subsets.name}.npz", masks=masks, margins=margins)
-    write_json(store.folder / f"{subsets.name}.json", {"fingerprint": study.retrain.fingerprint()})
-    return masks, margins
+    margins, correct = results.margins.reshape(shape), results.correct.reshape(shape)
+    write_npz(store.folder / f"{subsets.name}.npz", masks=masks, margins=margins, correct=correct)
+    write_json(store.folder / f"{subsets.name}.json", {"fingerprint": truth_fingerprint(study)})
+    return GroundTruth(masks, margins, correct)
 
 
-def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> tuple[np.ndarray, np.ndarray]:
-    """(masks (M, N), margins (M, R, Q)) from files. Raises Refused where they cannot belong to this run."""
-    fingerprint = study.retrain.fingerprint()
+def truth_fingerprint(study: Study) -> dict:
+    """Named parts of everything that changes exported ground truth: the recipe's, and the query rows."""
+    return study.retrain.fingerprint() | {"query rows": study.queries.fingerprint()}
+
+
+def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth:
+    """The ground truth in files of others. Raises Refused where they cannot belong to this run."""
+    fingerprint = truth_fingerprint(study)
     for path in (masks_path, margins_path):
         record = read_json(path.with_suffix(".json"))
-        if record is None:
+        if record is None or "fingerprint" not in record:
             print(f"{path} carries no fingerprint: only its shape is checked")
-        elif parts := differing_parts(record.get("fingerprint", {}), fingerprint):
+        elif parts := differing_parts(record["fingerprint"], fingerprint):
             raise Refused(f"{path} was made with another {' and another '.join(parts)} than this run")
     masks = check_masks(load_array(masks_path, "masks"), len(study.train))
-    return masks, check_margins(load_array(margins_path, "margins"), len(masks), len(study.queries))
+    margins = check_margins(load_array(margins_path, "margins"), len(masks), len(study.queries))
+    return GroundTruth(masks, margins, None)

@@ -1,12 +1,14 @@
-"""Trains a run's model again on some of its rows, and says what its margins then are."""
+"""Trains a run's model again on some of its rows, and says what it then says about the queries."""
 
 import numpy as np
 import torch
 
-from attribution.files import fingerprint_of_tensors
+from attribution.evidence.store import Result
+from attribution.files import Refused, fingerprint_of_tensors
 from attribution.rows import GlueDataset
-from attribution.training.fit import fit, predict
-from pipeline import compute_margin, construct_bert, quiet_libraries
+from attribution.start import fingerprint_of_start
+from attribution.training.fit import Diverged, fit, predict
+from pipeline import compute_correct, compute_margin, construct_bert, quiet_libraries
 
 
 class Retrainer:
@@ -14,11 +16,25 @@ class Retrainer:
 
     Start weights and tokens are read once, and go to other processes by pickling. The head that the start
     lacks is drawn from the job's seed, so that all rows and the run's own seed give the run's own model.
+    start: folder or hub id of the start model, None for the default. Raises Refused where the start is not the one
+    that the run was trained from.
     """
 
-    def __init__(self, run: dict, train: GlueDataset, queries: GlueDataset, recipe: dict, device: torch.device) -> None:
+    def __init__(
+        self, run: dict, start: str | None, train: GlueDataset, queries: GlueDataset, recipe: dict, device: torch.device
+    ) -> None:
         self.train, self.queries, self.recipe, self.device = train, queries, recipe, device
-        model = construct_bert(run["dataset_name"], run["model_name_or_path"], 0, run.get("num_hidden_layers"))
+        self.digests = queries.digests()
+        model = construct_bert(
+            run["dataset_name"], start, 0, run.get("num_hidden_layers"), run.get("new_head", False)
+        )  # fmt: skip
+        if "start" not in run:
+            print("the run does not say which weights it started from: the start of retrains cannot be checked")
+        elif fingerprint_of_start(model) != run["start"]:
+            raise Refused(
+                f"the start model {start or 'of the demo'} has other weights than the one that the run was trained "
+                "from; name that one with --model_name_or_path"
+            )
         self.kind, self.config = type(model), model.config
         self.start = {name: value for name, value in model.state_dict().items() if name not in model.drawn}
         self.num_parameters = model.num_parameters()
@@ -28,25 +44,27 @@ class Retrainer:
         self.__dict__.update(state)
 
     def fingerprint(self) -> dict:
-        """Named parts of everything that changes a margin, bit for bit: the device and its threads too."""
+        """Named parts of everything that changes a margin, bit for bit: the device and its threads too.
+
+        Queries are not among them: the store knows each query row by a digest of its own.
+        """
         shape = {"layers": self.config.num_hidden_layers, "labels": self.config.num_labels}
         device = "cpu, one thread" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
         return {
             "start": fingerprint_of_tensors(self.start), "shape": shape, "recipe": self.recipe,
-            "training rows": self.train.fingerprint(), "query rows": self.queries.fingerprint(),
-            "device": device,
+            "training rows": self.train.fingerprint(), "device": device, "results": "margins and correctness",
         }  # fmt: skip
 
     def model(self, seed: int) -> torch.nn.Module:
         """The start, with a head drawn from the seed as `construct_bert` draws it."""
         start = {name: value.clone() for name, value in self.start.items()}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.kind.from_pretrained(None, config=self.config, state_dict=start, dtype=torch.float32)
         return model.to(self.device)
 
-    def __call__(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        """Margins of the queries (Q,), float32, after training on these rows (ascending) with this seed.
+    def __call__(self, rows: np.ndarray, seed: int) -> Result:
+        """What the queries get after training on these rows (ascending) with this seed; NaN where it diverged.
 
         On the CPU in one thread, whatever the process has: several processes then give the same bits as one.
         """
@@ -54,7 +72,12 @@ class Retrainer:
         if self.device.type == "cpu":
             torch.set_num_threads(1)
         try:
-            model = fit(self.model(seed), self.train, rows, seed=seed, **self.recipe)
-            return compute_margin(predict(model, self.queries), torch.from_numpy(self.queries.labels)).numpy()
+            logits = predict(fit(self.model(seed), self.train, rows, seed=seed, **self.recipe), self.queries)
+        except Diverged:
+            logits = torch.full((len(self.queries), self.config.num_labels), torch.nan)
         finally:
             torch.set_num_threads(threads)
+        labels, regression = torch.from_numpy(self.queries.labels), self.queries.task.regression
+        outputs = logits.squeeze(-1) if regression else torch.full((len(labels),), torch.nan)
+        correct = compute_correct(logits, labels)
+        return Result(self.digests, compute_margin(logits, labels).numpy(), correct.numpy(), outputs.numpy())

@@ -141,8 +141,9 @@ def chance(result: Agreement, truth: Truth, count: int = 500, seed: int = 0) -> 
 def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> float | None:
     """The highest LDS that scores could reach against means of R repeats; None where there is only one repeat.
 
-    Square root of the reliability of the mean, R r / (1 + (R - 1) r) (Spearman 1910, Brown 1910), with r the
-    mean Spearman correlation, over queries and pairs of repeats, between the margins of two repeats.
+    The mean over queries of the square root of each query's reliability of the mean, R r / (1 + (R - 1) r)
+    (Spearman 1910, Brown 1910), with r the mean Spearman correlation, over pairs of repeats, between the margins of two
+    repeats; a negative r counts as 0. Its bias for few repeats: benchmarks/ceiling.py.
     """
     complete = np.isfinite(margins).all((1, 2))
     repeats = margins.shape[1]
@@ -154,9 +155,9 @@ def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> fl
     valid = np.all(there, axis=0)
     if not valid.any():
         return None
-    pairs = [(ranks[i] * ranks[j]).sum(0)[valid].mean() for i in range(repeats) for j in range(i)]
-    r = max(0.0, float(np.mean(pairs)))
-    return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)))
+    pairs = [(ranks[i] * ranks[j]).sum(0)[valid] for i in range(repeats) for j in range(i)]
+    r = np.maximum(np.mean(pairs, axis=0), 0.0)
+    return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)).mean())
 
 
 def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attribution.evidence.retrainer import Retrainer
-from attribution.evidence.retraining import RETRAIN_SEED, Store, default_workers
+from attribution.evidence.retraining import RETRAIN_SEED, default_workers
+from attribution.evidence.store import Store, earlier_retrains
 from attribution.rows import GlueDataset
-from attribution.training.fit import choose_device
+from attribution.training.fit import choose_device, name_of
+from attribution.training.run import find_again
+
+
+def add_start_argument(group: argparse._ArgumentGroup) -> None:
+    """Adds where the start model is, if it has moved."""
+    group.add_argument(
+        "--model_name_or_path",
+        help="the model that training started from, if it is not where training found it (as in run.json)",
+    )
 
 
 def add_retrain_seed(group: argparse._ArgumentGroup) -> None:
@@ -29,12 +39,15 @@ def add_study_arguments(parser: argparse.ArgumentParser, name: str) -> argparse.
     )
     add("--dry_run", action="store_true", help="say how many retrains are missing and how long they take, then stop")
     group = parser.add_argument_group("what is shown")
-    add, figure = group.add_argument, f"figure/{name}.png"
+    add = group.add_argument
     add(
         "--results_dir", type=Path, default=Path("results"),
-        help=f"{name}_DATASET_NAME.json and .md go here (results)",
+        help=f"{name}_DATASET_NAME.json, .md and .npz go here (results)",
     )  # fmt: skip
-    add("--figure_path", type=Path, default=Path(figure), help=f"where the figure goes ({figure})")
+    add(
+        "--figure_path", type=Path,
+        help=f"where the figure goes (figure/{name}_DATASET_NAME.png, and a copy as figure/{name}.png)",
+    )
     add("--plot_only", action="store_true", help="draw the figure again from the JSON")
     return group
 
@@ -45,31 +58,44 @@ class Study:
 
     folder: Path  # the run's
     retrain: Retrainer
+    queries: GlueDataset  # that the study asks about; retrains also know more validation rows
     workers: int  # processes at a time
 
     @functools.cached_property
     def store(self) -> Store:
         """The retrains of this recipe, below the run's folder; made when it is first needed."""
-        return Store(self.folder / "retraining", self.retrain.fingerprint(), len(self.queries))
+        folder, fingerprint = self.folder / "retraining", self.retrain.fingerprint()
+        if earlier := earlier_retrains(folder, fingerprint):
+            print(
+                f"{earlier:,} retrains in {folder} are of an earlier version, which did not store correctness; they "
+                "are kept but not read, and those that are needed are made again"
+            )
+        return Store(folder, fingerprint, self.queries.digests())
 
     @property
     def train(self) -> GlueDataset:
         """The training rows."""
         return self.retrain.train
 
-    @property
-    def queries(self) -> GlueDataset:
-        """The query rows."""
-        return self.retrain.queries
+
+def study_arguments(values: dict) -> dict:
+    """The keyword arguments of `open_study` among what was parsed (argument name -> value)."""
+    return {name: values[name] for name in ("max_queries", "model_name_or_path", "jobs_per_device")}
 
 
 def open_study(
-    folder: Path, run: dict, train: GlueDataset, queries: GlueDataset, recipe: dict, jobs_per_device: int | None
-) -> Study:
+    folder: Path, run: dict, rows: tuple[GlueDataset, GlueDataset], recipe: dict, *, max_queries: int,
+    model_name_or_path: str | None, jobs_per_device: int | None,
+) -> Study:  # fmt: skip
     """The run in `folder`, its start weights read.
 
-    recipe: keyword arguments of `fit`. jobs_per_device: None for the default of the machine.
+    rows: training rows, and validation rows that retrains shall know, of which the first max_queries are asked about.
+    recipe: keyword arguments of `fit`. model_name_or_path: the start model, where it is not where training found it.
+    jobs_per_device: None for the default of the machine. Raises Refused where the start is missing or another one.
     """
-    retrain = Retrainer(run, train, queries, recipe, choose_device())
-    workers = jobs_per_device or default_workers(retrain.device, retrain.num_parameters)
-    return Study(folder, retrain, workers)
+    start = model_name_or_path or find_again(run, "model_name_or_path", "the start model")
+    device = choose_device()
+    print(f"retraining on {name_of(device)}")
+    retrain = Retrainer(run, start, *rows, recipe, device)
+    workers = jobs_per_device or default_workers(device, retrain.num_parameters)
+    return Study(folder, retrain, rows[1].first(max_queries), workers)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from attribution.evidence import stats
+from attribution.evidence.counterfactual import Arm
 from attribution.evidence.lds import REFERENCE
-from attribution.files import Refused
+from attribution.files import Refused, printable
 
 
 def check_index(queries, index: int) -> None:
@@ -21,7 +22,7 @@ def check_index(queries, index: int) -> None:
 def show_query(queries, train, scores: torch.Tensor, index: int, top_k: int) -> None:
     """Prints a query and its most helpful and most harmful training rows."""
     check_index(queries, index)
-    print(f"\nquery {index} [{queries.label_name(index)}]: {queries.text(index)}")
+    print(f"\n{headline(queries, index)}")
     order = torch.argsort(scores[index], descending=True, stable=True).tolist()
     for title, rows in (("most helpful", order[:top_k]), ("most harmful", order[::-1][:top_k])):
         print(f"  {title}:")
@@ -29,11 +30,17 @@ def show_query(queries, train, scores: torch.Tensor, index: int, top_k: int) -> 
             print(describe(train, row, scores[index, row].item()))
 
 
+def headline(queries, index: int) -> str:
+    """A query as it is shown: number, label, text."""
+    return f"query {index} [{printable(queries.label_name(index))}]: {printable(queries.text(index))}"
+
+
 def describe(train, row: int, score: float | None = None) -> str:
     """One training row as it is shown: score (if any), number, label, text, and on the demo whether it was flipped."""
     flipped = "flipped" in train.table.column_names and train.table[row]["flipped"]
     shown = "" if score is None else f"{score:+12.4g}  "
-    return f"    {shown}row {row:>6} [{train.label_name(row)}{', flipped' if flipped else ''}] {train.text(row)}"
+    label = printable(train.label_name(row))
+    return f"    {shown}row {row:>6} [{label}{', flipped' if flipped else ''}] {printable(train.text(row))}"
 
 
 def show_self_influence(train, scores: torch.Tensor, top_k: int) -> None:
@@ -63,7 +70,7 @@ def show_query_lds(
         raise Refused("no stored scores; make them with analyze.py")
     agreed = stats.agreement(scores[name], masks, stats.make_truth(stats.mean_margins(margins)))
     top = int(np.argmax(scores[name][index]))
-    print(f"query {index} [{queries.label_name(index)}]: {queries.text(index)}\n  most influential by {name}:")
+    print(f"{headline(queries, index)}\n  most influential by {name}:")
     print(describe(train, top, float(scores[name][index, top])))
     print(
         f"  LDS of {name} for this query: {agreed.per_query[index]:.3f} "
@@ -71,10 +78,11 @@ def show_query_lds(
     )
 
 
-def show_removed(queries, train, orders: dict[str, np.ndarray], index: int, count: int) -> None:
-    """Prints the first `count` rows that each arm would remove for one query; orders: arm -> rows in their order."""
-    print(f"query {index} [{queries.label_name(index)}]: {queries.text(index)}")
-    for name, rows in orders.items():
+def show_removed(queries, train, arms: dict[str, Arm], index: int, count: int) -> None:
+    """Prints the first `count` rows that each arm would remove for one query."""
+    check_index(queries, index)
+    print(headline(queries, index))
+    for name, arm in arms.items():
         print(f"  {name} removes, in this order:")
-        for row in rows[:count]:
+        for row in arm(index)[0][:count]:
             print(describe(train, int(row)))

@@ -1,25 +1,54 @@
 """What a study leaves in a results folder, and its figure drawn again from there."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from attribution.files import Refused, environment, read_json, write_bytes, write_json
+import numpy as np
+
+from attribution.files import Refused, check_writable, environment, read_json, write_bytes, write_json, write_npz
+
+Draw = Callable[[dict, Path], None]
+FIGURES = Path("figure")
+
+
+def figure_paths(study: str, data_name: str, asked: Path | None) -> list[Path]:
+    """Where the figure of a study ("lds", "counterfactual") goes: as asked, else one a data set and the latest."""
+    return [asked] if asked else [FIGURES / f"{study}_{data_name}.png", FIGURES / f"{study}.png"]
+
+
+def check_places(stem: Path, figures: list[Path]) -> None:
+    """Raises Refused where results or figures could not be written, before the long work begins."""
+    check_writable(*{stem.parent, *(path.parent for path in figures)})
 
 
 def save(
-    result: dict, stem: Path, figure_path: Path, *, markdown: str, draw, arguments: dict, device, compact: bool = False
+    result: dict, stem: Path, figures: list[Path], *, markdown: str, draw: Draw, arguments: dict, device,
+    arrays: dict[str, np.ndarray] | None = None, compact: bool = False,
 ) -> None:  # fmt: skip
-    """Writes the result as JSON, its Markdown, what surrounded the run (`.run.json`), and draw(result, figure_path)."""
+    """Writes the result as JSON, its Markdown, what surrounded the run (`.run.json`), and its figures.
+
+    arrays: kept in `.npz`, so that tables can be made again without retraining.
+    """
     write_json(stem.with_suffix(".json"), result, compact=compact)
     write_bytes(stem.with_suffix(".md"), (markdown + "\n").encode())
+    if arrays:
+        write_npz(stem.with_suffix(".npz"), **arrays)
     arguments = {name: str(value) for name, value in arguments.items()}
     write_json(stem.with_suffix(".run.json"), {"arguments": arguments, **environment(device)})
-    draw(result, figure_path)
-    print(f"wrote {stem}.json, {stem}.md and {figure_path}")
+    draw_all(result, figures, draw)
+    print(f"wrote {stem}.json, {stem}.md and {figures[0]}")
 
 
-def redraw(stem: Path, figure_path: Path, draw) -> None:
-    """draw(result, figure_path) with the stored result. Raises Refused where there is none."""
+def draw_all(result: dict, figures: list[Path], draw: Draw) -> None:
+    """The figure at every path; the later ones are copies of the first."""
+    draw(result, figures[0])
+    for path in figures[1:]:
+        write_bytes(path, figures[0].read_bytes())
+
+
+def redraw(stem: Path, figures: list[Path], draw: Draw) -> None:
+    """The figures of the stored result. Raises Refused where there is none."""
     path = stem.with_suffix(".json")
     if (result := read_json(path)) is None:
         raise Refused(f"there is no {path}; run without --plot_only first")
-    draw(result, figure_path)
+    draw_all(result, figures, draw)

@@ -52,8 +52,8 @@ def lds_notes(result: dict) -> str:
         f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['rows']:,} rows of which "
         f"{result['alpha']:.0%} are kept, {drawn}; {result['queries']} queries."
     ]
-    metrics = next(iter(result["evaluation"].values()))
-    if "accuracy" in metrics:
+    metrics: dict = next(iter(result["evaluation"].values()), {})
+    if "accuracy" in metrics and result["retrained_accuracy"] is not None:
         retrained = f"of retrains, on these queries, {result['retrained_accuracy']:.3f}"
         notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; {retrained}.")
     notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}.")

@@ -12,4 +12,4 @@ def retrain(trained) -> Retrainer:
     """Retrains the small run, for 20 queries; calls leave it as it was."""
     folder, run = open_run(trained, "demo")
     train, queries = open_data(folder, run, None, 20)
-    return Retrainer(run, train, queries, run["recipe"], torch.device("cpu"))
+    return Retrainer(run, None, train, queries, run["recipe"], torch.device("cpu"))

@@ -23,20 +23,22 @@ class Orders:
 def test_a_flipped_target_is_carried_forward_and_not_retrained():
     plan = Orders().plan()
     for place in plan.jobs(0, True):
-        plan.record(place, 0, np.array([-1.0, -2.0]) if place[:2] == ("a", 0) else np.array([2.0, -1.0]))
+        margins = np.array([-1.0, -2.0]) if place[:2] == ("a", 0) else np.array([2.0, -1.0])
+        plan.record(place, 0, margins, margins > 0)
     assert ("a", 0, 0) not in plan.jobs(1, True) and len(plan.jobs(1, True)) == 5 and len(plan.jobs(1, False)) == 6
     assert plan.spared(1, True) == 2 and plan.spared(1, False) == 0
     for place in plan.jobs(1, True):
-        plan.record(place, 1, np.array([1.0, 1.0]))
-    flips, change = counterfactual.states(Orders.base, plan.margins["a"])
+        plan.record(place, 1, np.array([1.0, 1.0]), np.array([True, True]))
+    base = Orders.base, Orders.base > 0
+    flips, change = counterfactual.states(base, (plan.margins["a"], plan.correct["a"]))
     assert flips[:, 0].tolist() == [[False, True, True], [False, False, False]]
     assert change[0, 0].tolist() == [0.0, -3.0, -3.0] and change[1, 0, 2] == pytest.approx(-1.0)
     assert counterfactual.listed(plan.margins["a"])[0][0][1] == [None, None]
 
 
 def test_half_of_the_retrains_correct_is_not_flipped_and_all_jobs_are_paired_by_seed():
-    margins = np.array([[1.0, -1.0], [-1.0, -1.0], [np.nan, np.nan]])
-    assert counterfactual.flipped(margins).tolist() == [False, True, False]
+    correct = np.array([[1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
+    assert counterfactual.flipped(correct).tolist() == [False, True, False]
     jobs = Orders().plan().all_jobs()
     assert len(jobs) == 6 * 2 * 2 and {job.seed for job in jobs} == {7, 8}
     assert jobs[0].rows.tolist() == list(range(1, 9))
@@ -46,8 +48,10 @@ def test_curves_average_draws_and_pair_the_arms():
     plan = Orders().plan()
     for place in plan.jobs(0, False):
         for level in (0, 1):
-            plan.record(place, level, np.array([-1.0, -1.0]) * (1 if place[2] == 0 else -1))
-    curves = counterfactual.curves(Orders.base, plan.margins)
+            margins = np.array([-1.0, -1.0]) * (1 if place[2] == 0 else -1)
+            plan.record(place, level, margins, margins > 0)
+    outcome = counterfactual.Outcome(np.arange(2), Orders.base, (Orders.base > 0).astype(float), plan)
+    curves = counterfactual.curves(outcome)
     assert curves["a"]["flipped"] == [0, 1, 1] and curves["random"]["flipped"] == [0, 0.5, 0.5]
     assert curves["random"]["flipped_difference"] == [0, -0.5, -0.5]
     assert curves["random"]["flipped_difference_interval"][1] == (-0.5, -0.5)

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from attribution.evidence.retraining import Job, Store, run_jobs
+from attribution.evidence.retraining import run_jobs
+from attribution.evidence.store import Job, Store
 from attribution.training.fit import fit, predict
 from attribution.training.run import open_run
 from pipeline import compute_margin, construct_bert
@@ -14,11 +15,13 @@ def test_removing_nothing_is_plain_training_bit_for_bit_and_the_store_changes_no
     retrain(rows[5:], 1)  # what a process did before leaves no trace
     model = fit(construct_bert("demo", seed=3), retrain.train, rows, seed=3, **retrain.recipe)
     plain = compute_margin(predict(model, retrain.queries), torch.from_numpy(retrain.queries.labels)).numpy()
-    assert np.array_equal(retrain(rows, 3), plain)
-    assert not np.array_equal(retrain(rows, 4), plain) and not np.array_equal(retrain(rows[1:], 3), plain)
+    assert np.array_equal(retrain(rows, 3).margins, plain)
+    assert not np.array_equal(retrain(rows, 4).margins, plain)
+    assert not np.array_equal(retrain(rows[1:], 3).margins, plain)
     saved, _ = open_run(trained, "demo")
     model = type(model).from_pretrained(saved)  # of seed 0
     of_run = compute_margin(predict(model, retrain.queries), torch.from_numpy(retrain.queries.labels)).numpy()
-    assert np.array_equal(retrain(rows, 0), of_run)
-    store = Store(tmp_path, retrain.fingerprint(), 20)
-    assert np.array_equal(run_jobs(store, [Job(rows, 3)], retrain)[0], plain)
+    assert np.array_equal(retrain(rows, 0).margins, of_run)
+    store = Store(tmp_path, retrain.fingerprint(), retrain.digests)
+    results = run_jobs(store, [Job.of(rows, 3)], retrain)
+    assert np.array_equal(results.margins[0], plain) and np.array_equal(results.correct[0], plain > 0)

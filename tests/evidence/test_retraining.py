@@ -12,27 +12,38 @@ import psutil
 import pytest
 from tqdm import tqdm
 
-from attribution.evidence.retraining import Job, Store, announce, run_jobs
+from attribution.evidence.retraining import announce, run_jobs
+from attribution.evidence.store import Job, Result, Store, earlier_retrains
 
 FORK = multiprocessing.get_context("fork")  # children of a test start at once
-JOBS = [Job(np.arange(i, i + 5), seed) for i in range(6) for seed in range(4)]
+JOBS = [Job.of(np.arange(i, i + 5), seed) for i in range(6) for seed in range(4)]
+
+
+QUERIES = np.arange(3 * 16, dtype=np.uint8).reshape(3, 16)  # digests of three query rows
 
 
 class Fake:
-    """Margins that are a function of rows and seed; every call is written down in a file."""
+    """Results that are a function of rows and seed; every call is written down in a file."""
 
-    def __init__(self, log, seconds: float = 0.0) -> None:
-        self.log, self.seconds = log, seconds
+    def __init__(self, log, seconds: float = 0.0, digests=QUERIES) -> None:
+        self.log, self.seconds, self.digests = log, seconds, digests
 
     def __call__(self, rows, seed):
         time.sleep(self.seconds)
         with open(self.log, "a") as file:
             file.write(f"{rows[0]} {seed}\n")
-        return np.random.default_rng([seed, *rows]).standard_normal(3).astype(np.float32)
+        margins = [np.random.default_rng([seed, *rows, *digest]).standard_normal() for digest in self.digests]
+        margins = np.array(margins, np.float32)
+        return Result(self.digests, margins, margins > 0.5, margins * 2)
 
 
-def open_store(folder, recipe: str = "a") -> Store:
-    return Store(folder, {"recipe": recipe}, 3)
+def open_store(folder, recipe: str = "a", digests=QUERIES) -> Store:
+    return Store(folder, {"recipe": recipe}, digests)
+
+
+def same(one, other) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
 def run_fake(folder, log, seconds: float) -> None:
@@ -47,8 +58,10 @@ def calls(log) -> list[str]:
 def test_a_rerun_computes_nothing_and_repeated_jobs_are_one(tmp_path):
     log = tmp_path / "log"
     first = run_jobs(open_store(tmp_path), JOBS + JOBS[:3], Fake(log))
-    assert len(calls(log)) == len(JOBS) and np.array_equal(first[:3], first[-3:])
-    assert np.array_equal(run_jobs(open_store(tmp_path), JOBS + JOBS[:3], Fake(log)), first)
+    assert len(calls(log)) == len(JOBS)
+    for values in vars(first).values():
+        assert values.shape == (len(JOBS) + 3, 3) and np.array_equal(values[:3], values[-3:])
+    assert same(run_jobs(open_store(tmp_path), JOBS + JOBS[:3], Fake(log)), first)
     assert len(calls(log)) == len(JOBS)
 
 
@@ -67,7 +80,7 @@ def test_a_damaged_file_is_noticed_said_and_redone(tmp_path, capsys, damage):
     other = store.path(JOBS[4]).read_bytes()
     flipped = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
     path.write_bytes({"cut": content[:-4], "flipped": flipped, "swapped": other, "empty": b""}[damage])
-    assert np.array_equal(run_jobs(store, JOBS, Fake(log)), expected)
+    assert same(run_jobs(store, JOBS, Fake(log)), expected)
     assert "is damaged and is done again" in capsys.readouterr().err and len(calls(log)) == len(JOBS) + 1
     assert path.read_bytes() == content
 
@@ -92,7 +105,7 @@ def test_killed_at_ten_random_moments_the_results_are_those_of_an_undisturbed_ru
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     disturbed, calm = open_store(tmp_path / "store"), open_store(tmp_path / "calm")
-    assert np.array_equal(run_jobs(disturbed, JOBS, Fake(log)), run_jobs(calm, JOBS, Fake(tmp_path / "other")))
+    assert same(run_jobs(disturbed, JOBS, Fake(log)), run_jobs(calm, JOBS, Fake(tmp_path / "other")))
     assert all(disturbed.path(job).read_bytes() == calm.path(job).read_bytes() for job in JOBS)
 
 
@@ -128,10 +141,10 @@ def test_announce_counts_what_is_stored_and_stops_at_a_dry_run(tmp_path, capsys)
 
 
 def test_several_processes_give_the_bits_of_one(retrain, tmp_path):
-    jobs = [Job(np.arange(i, 60), 0) for i in range(3)]
-    one = run_jobs(Store(tmp_path / "one", retrain.fingerprint(), 20), jobs, retrain)
-    two = run_jobs(Store(tmp_path / "two", retrain.fingerprint(), 20), jobs, retrain, workers=2)
-    assert np.array_equal(one, two)
+    jobs = [Job.of(np.arange(i, 60), 0) for i in range(3)]
+    one = run_jobs(Store(tmp_path / "one", retrain.fingerprint(), retrain.digests), jobs, retrain)
+    two = run_jobs(Store(tmp_path / "two", retrain.fingerprint(), retrain.digests), jobs, retrain, workers=2)
+    assert same(one, two)
 
 
 def run_in_the_background(store: Store, jobs: list[Job], retrain) -> None:
@@ -141,8 +154,8 @@ def run_in_the_background(store: Store, jobs: list[Job], retrain) -> None:
 
 
 def test_workers_end_with_the_process_that_started_them_even_if_it_is_killed(retrain, tmp_path):
-    store = Store(tmp_path, retrain.fingerprint(), 20)
-    jobs = [Job(np.arange(i, 120), seed) for i in range(60) for seed in range(20)]
+    store = Store(tmp_path, retrain.fingerprint(), retrain.digests)
+    jobs = [Job.of(np.arange(i, 120), seed) for i in range(60) for seed in range(20)]
     parent = FORK.Process(target=run_in_the_background, args=(store, jobs, retrain))
     parent.start()
     while not any(store.path(job).exists() for job in jobs):
@@ -154,3 +167,50 @@ def test_workers_end_with_the_process_that_started_them_even_if_it_is_killed(ret
     parent.join()
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive and store.missing(jobs)
+
+
+# --- queries that come later, and files of before ---
+
+
+def test_more_queries_later_do_again_what_does_not_know_them_and_join_it(tmp_path, capsys):
+    log, more = tmp_path / "log", np.arange(5 * 16, dtype=np.uint8).reshape(5, 16)
+    first = run_jobs(open_store(tmp_path), JOBS[:4], Fake(log))
+    fewer = run_jobs(open_store(tmp_path, digests=QUERIES[[2, 0]]), JOBS[:4], Fake(log))
+    assert len(calls(log)) == 4 and np.array_equal(fewer.margins, first.margins[:, [2, 0]])
+    later = open_store(tmp_path, digests=more)
+    assert announce(later, JOBS[:4], Fake(log, digests=more), 1, dry_run=False)
+    assert "4 of the others do not know all of these queries" in capsys.readouterr().out
+    joined = run_jobs(later, JOBS[:4], Fake(log, digests=more[2:]))  # it knows the last three only
+    assert len(calls(log)) == 8 and np.array_equal(joined.margins[:, :3], first.margins)
+    assert same(run_jobs(open_store(tmp_path), JOBS[:4], Fake(log)), first) and len(calls(log)) == 8
+
+
+def test_each_file_records_the_rows_that_were_kept(tmp_path):
+    from safetensors.numpy import load_file
+
+    store = open_store(tmp_path)
+    run_jobs(store, JOBS[5:6], Fake(tmp_path / "log"))
+    tensors = load_file(store.path(JOBS[5]))
+    assert np.flatnonzero(np.unpackbits(tensors["kept"])).tolist() == JOBS[5].rows.tolist()
+    assert tensors["seed"].tolist() == [JOBS[5].seed]
+
+
+def test_an_error_of_the_file_system_is_raised_and_deletes_nothing(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    run_jobs(store, JOBS[:1], Fake(tmp_path / "log"))
+
+    def stale(self):
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Stale"):
+        patch.setattr("pathlib.Path.read_bytes", stale)
+        store.load(JOBS[0])
+    assert store.load(JOBS[0]) is not None
+
+
+def test_retrains_of_an_earlier_version_are_counted_and_kept(tmp_path):
+    now = {"recipe": "a", "training rows": "b", "results": "margins and correctness"}
+    old = Store(tmp_path, {"recipe": "a", "training rows": "b", "query rows": "c"}, QUERIES)
+    run_jobs(old, JOBS[:3], Fake(tmp_path / "log"))
+    assert earlier_retrains(tmp_path, now) == 3 and earlier_retrains(tmp_path, now | {"recipe": "b"}) == 0
+    assert len(list(tmp_path.glob("*/*/*.safetensors"))) == 3

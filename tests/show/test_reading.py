@@ -38,7 +38,7 @@ def test_planted_flips_among_the_top_are_counted_beside_what_chance_gives(data, 
 
 
 def test_removed_rows_are_shown_in_their_order_for_every_arm(data, capsys):
-    show_removed(*data, {"ekfac": np.array([5, 2, 9]), "random": np.array([1, 0, 3])}, 0, 2)
+    show_removed(*data, {"ekfac": lambda q: [np.array([5, 2, 9])], "random": lambda q: [np.array([1, 0, 3])]}, 0, 2)
     assert shown_rows(capsys.readouterr().out) == [5, 2, 1, 0]
 
 
