@@ -11,26 +11,29 @@ float32, shape (Q queries, N training rows), both in the order of the data set.
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
 
 import torch
 
-from attribution.files import Refused, check_positive, exclusive, run_script
+from attribution.files import Refused, check_numbers, check_writable, exclusive, run_script
 from attribution.influence import eigenbasis
-from attribution.influence.analysis import Influence, Settings
+from attribution.influence.analysis import Influence
 from attribution.influence.memory import ROTATE
 from attribution.influence.names import STRATEGIES
+from attribution.influence.settings import MAX_FACTOR_ROWS, Settings
 from attribution.show.reading import show_query, show_self_influence
-from attribution.training.recipe import add_data_arguments, add_query_arguments
+from attribution.training.fit import choose_device, name_of
+from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments
 from attribution.training.run import open_data, open_run
 from pipeline import quiet_libraries
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """The command line, checked. Raises Refused for values that no run could use."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_query_arguments(add_data_arguments(parser))
     add_score_arguments(parser)
     add_running_arguments(parser)
@@ -39,8 +42,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
     add("--self_influence", action="store_true", help="score every training row against itself; show the top rows")
     args = parser.parse_args(argv)
-    positive = ("query_batch_size", "train_batch_size", "top_k", "max_queries", "data_partitions")
-    check_positive(vars(args), *positive, "query_gradient_rank")
+    positive = ("query_batch_size", "train_batch_size", "top_k", "max_queries", "data_partitions", "max_factor_rows")
+    check_numbers(vars(args), *positive, "query_gradient_rank")
     args.damping_factor = parse_damping(args.damping_factor)
     if args.factor_strategy not in ("kfac", "ekfac"):
         args.covariance_dtype = None
@@ -82,6 +85,10 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
         "on a CPU at most 4,096 tokens (64)",
     )  # fmt: skip
     add(
+        "--max_factor_rows", type=int, default=MAX_FACTOR_ROWS,
+        help=f"fit factors on the first so many training rows ({MAX_FACTOR_ROWS:,}, as kronfluence does)",
+    )  # fmt: skip
+    add(
         "--data_partitions", type=int,
         help="points from which an interrupted run goes on, a phase (so many that each is about ten minutes)",
     )
@@ -106,11 +113,20 @@ def parse_damping(text: str) -> float | None:
     return value
 
 
-def refuse_processes(stock: bool) -> None:
-    """kronfluence shares work out on GPUs only, and only along its own path."""
+def refuse_processes() -> None:
+    """Raises Refused under a launcher: of several processes each would do everything."""
     sizes = [int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
-    if max(sizes) > 1 and not (stock and torch.cuda.is_available()):
-        raise Refused("analyze.py runs in one process (several GPUs: with --stock); start it without a launcher")
+    if max(sizes) > 1:
+        raise Refused("analyze.py runs in one process, with --stock too; start it without a launcher")
+
+
+def work_place(influence: Influence, kinds: list[str]):
+    """A context that holds the run's folder; nothing is held, and nothing written, where all is stored."""
+    if all(influence.stored(kind) is not None for kind in kinds):
+        return contextlib.nullcontext()
+    check_writable(influence.influence)
+    print(f"computing on {name_of(choose_device())}")
+    return exclusive(influence.influence)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -119,8 +135,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         strategy=args.factor_strategy, half=args.use_half_precision, stock=args.stock,
         covariance_dtype=args.covariance_dtype, rank=args.query_gradient_rank, damping=args.damping_factor,
         seed=args.seed, tf32=args.tf32, query_batch_size=args.query_batch_size,
-        train_batch_size=args.train_batch_size, data_partitions=args.data_partitions, rotate=args.rotate,
-        overwrite=args.overwrite, profile=args.profile,
+        train_batch_size=args.train_batch_size, max_factor_rows=args.max_factor_rows,
+        data_partitions=args.data_partitions, rotate=args.rotate, overwrite=args.overwrite, profile=args.profile,
     )  # fmt: skip
 
 
@@ -128,7 +144,7 @@ def main(argv=None) -> None:
     """Scores what is not stored yet, then prints; with --query_index it only prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
-    refuse_processes(args.stock)
+    refuse_processes()
     if not args.stock:
         eigenbasis.check_version()
     gc.freeze()  # kronfluence collects garbage in every phase; what was imported need not be looked at each time
@@ -143,7 +159,7 @@ def main(argv=None) -> None:
             raise Refused(f"{name} has not been scored yet; run the same command without --query_index")
         show_query(queries, train, scores, args.query_index, args.top_k)
         return
-    with exclusive(influence.influence):
+    with work_place(influence, ["pairwise"] + ["self"] * args.self_influence):
         scores = influence.compute("pairwise")
         print(f"{influence.result}: scores of {scores.shape[1]:,} training rows for {scores.shape[0]:,} queries")
         if args.self_influence:

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from attribution.files import write_json  # noqa: E402
-from attribution.influence.analysis import Influence, Settings  # noqa: E402
+from attribution.influence.analysis import Influence  # noqa: E402
+from attribution.influence.settings import Settings  # noqa: E402
 from attribution.training.fit import fit  # noqa: E402
 from attribution.training.run import open_data, open_run  # noqa: E402
 from pipeline import construct_bert, quiet_libraries  # noqa: E402

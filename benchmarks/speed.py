@@ -28,7 +28,7 @@ from safetensors.numpy import load_file  # noqa: E402
 from attribution.evidence import stats  # noqa: E402
 from attribution.files import (  # noqa: E402
     Refused,
-    check_positive,
+    check_numbers,
     environment,
     read_json,
     run_script,
@@ -79,7 +79,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )  # fmt: skip
     add("--results_dir", type=Path, default=Path("results"), help="speed.json and speed.md go here (results)")
     args = parser.parse_args(argv)
-    check_positive(vars(args), "rounds", "threads")
+    check_numbers(vars(args), "rounds", "threads")
     return args
 
 

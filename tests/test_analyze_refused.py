@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import analyze
 from attribution.files import Refused, exclusive
+from attribution.training.run import MARKER
 
 
 def damage(checkpoints: Path, how: str) -> None:
@@ -18,8 +19,10 @@ def damage(checkpoints: Path, how: str) -> None:
     run_file = folder / "run.json"
     if how == "missing":
         shutil.rmtree(folder)
-    elif how == "half-written":
+    elif how in ("half-written", "somebody's"):
         run_file.unlink()
+        if how == "half-written":
+            (folder / MARKER).touch()
     elif how == "changed":
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
     else:
@@ -32,6 +35,7 @@ def damage(checkpoints: Path, how: str) -> None:
     [
         ("missing", "is missing; run: python train.py"),
         ("half-written", "is half-written; run: python train.py"),
+        ("somebody's", "holds a model that is no run of train.py"),
         ("changed", "is damaged"),
         ('dataset_name="rte"', "was trained on rte, not demo"),
         ("num_labels=3", "has 3 labels, demo 2"),

@@ -11,12 +11,11 @@ import logging
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from kronfluence.analyzer import prepare_model as prepare_stock_model
-from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.arguments import ScoreArguments
 from kronfluence.utils.dataset import DataLoaderKwargs
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -26,6 +25,7 @@ from attribution.files import (
     environment,
     fingerprint_of_tensors,
     intact,
+    read_json,
     refuse_if_stale,
     sha256_of,
     write_json,
@@ -33,45 +33,11 @@ from attribution.files import (
 )
 from attribution.influence import eigenbasis, memory, phases
 from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
-from attribution.influence.names import DAMPING, factors_name, scores_name
+from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_factor_arguments, make_score_arguments
+from attribution.influence.support import check_attribution
 from attribution.rows import GlueDataset, collate
+from attribution.training.fit import choose_device
 from pipeline import InfluenceTask
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How scores are computed, and how the computation runs."""
-
-    strategy: str = "ekfac"
-    half: bool = False
-    stock: bool = False
-    covariance_dtype: str | None = "float64"  # None: kronfluence's own
-    rank: int | None = None  # of query gradients; None: full
-    damping: float | None = DAMPING  # None: kronfluence's heuristic
-    seed: int = 0
-    tf32: bool = False
-    query_batch_size: int = 32
-    train_batch_size: int = 64
-    data_partitions: int | None = None  # None: so many that each takes some ten minutes
-    rotate: str = "auto"  # a key of memory.ROTATE
-    overwrite: bool = False
-    profile: bool = False
-
-    @property
-    def precision(self) -> str:
-        """What distinguishes results of one precision from another's."""
-        names = ["bfloat16" if self.stock else "bfloat16 gradients"] if self.half else []
-        return " and ".join(names + ["tf32"] * self.tf32) or "float32"
-
-    @property
-    def factors(self) -> str:
-        """Name of the folder below influence/factors."""
-        return factors_name(self.strategy, self.half, self.stock)
-
-    @property
-    def scores(self) -> str:
-        """Name of the folder below influence/scores."""
-        return scores_name(self.strategy, self.half, self.stock, self.rank, self.damping)
 
 
 class Influence:
@@ -94,11 +60,15 @@ class Influence:
             "precision": settings.precision, "covariance type": settings.covariance_dtype,
             "path": "stock" if settings.stock else "eigenbasis", "seed": None if identity else settings.seed,
         }  # fmt: skip
+        if settings.max_factor_rows < len(train) and settings.max_factor_rows != MAX_FACTOR_ROWS:
+            self.factor_parts["factor rows"] = settings.max_factor_rows
         self.self_parts = self.factor_parts | {"damping": None if identity else repr(settings.damping)}
         self.score_parts = self.self_parts | {
             "query rows": queries.fingerprint(), "rank": settings.rank,
             "rank seed": settings.seed if settings.rank else None,
         }  # fmt: skip
+        if settings.rank and not settings.stock:
+            self.score_parts["rank draws"] = "by seed and module"
         self._fitted = False  # in this process: overwriting replaces factors once, not for every kind of score
 
     # --- what is stored ---
@@ -114,6 +84,7 @@ class Influence:
         """
         if self.settings.overwrite:
             return None
+        self._refuse_earlier_draws(kind)
         record = refuse_if_stale(self.result / f"{kind}_scores.json", self.parts(kind), f"{kind} scores")
         if record is None:
             return None
@@ -122,8 +93,23 @@ class Influence:
             return None
         return load_file(self.result / f"{kind}_scores.safetensors")["all_modules"]
 
+    def _refuse_earlier_draws(self, kind: str) -> None:
+        """Raises Refused for low-rank scores of an earlier version, whose draws depended on batches and partitions."""
+        record = read_json(self.result / f"{kind}_scores.json")
+        if record and "rank draws" in self.parts(kind) and "rank draws" not in record.get("fingerprint", {}):
+            raise Refused(
+                f"the low-rank scores in {self.result} are of an earlier version, whose draws depended on how the work "
+                "was cut up; they are kept until you pass --overwrite, which makes factors and scores again"
+            )
+
     def save(self, kind: str, scores: torch.Tensor, seconds: dict) -> None:
         """Stores complete scores, then the record that makes them count."""
+        if not scores.isfinite().all():
+            place = ", ".join(map(str, (~scores.isfinite()).nonzero()[0].tolist()))
+            raise Refused(
+                f"the {kind} scores are not finite (first at {place}), so nothing is stored; raise --damping_factor, "
+                "or train with a lower --learning_rate"
+            )
         path = self.result / f"{kind}_scores.safetensors"
         (self.result / f"{kind}_scores.json").unlink(missing_ok=True)
         write_tensors(path, {"all_modules": scores})
@@ -142,13 +128,16 @@ class Influence:
         model = AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32)
         if fingerprint_of_tensors(model.state_dict()) != self.run["weights"]:
             raise Refused(f"the weights in {self.folder} are not those that run.json describes; train again")
+        device = choose_device()
+        check_attribution(model, self.train)
         prepare = prepare_stock_model if settings.stock else eigenbasis.prepare_model
         model = prepare(model, task)
         kwargs = {"folder": self.influence, "model": model, "task": task, "profile": settings.profile}
         kwargs["log_level"] = logging.WARNING
         if settings.stock:
             return FolderAnalyzer(**kwargs)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for module in eigenbasis.tracked(model):
+            module.projection_seed = settings.seed
         budget = memory.affordable_tokens(model, device, settings.train_batch_size * self.run["max_length"])
         return EigenAnalyzer(**kwargs, token_budget=budget)
 
@@ -226,33 +215,3 @@ class Influence:
         )  # fmt: skip
         score_args.query_gradient_accumulation_steps = steps = -(-count // (passes * batch))
         return -(-count // (passes * steps))
-
-
-def make_factor_arguments(settings: Settings) -> FactorArguments:
-    """kronfluence's arguments. Half precision: per-example gradients and their products are bfloat16.
-
-    Model, covariances and rotations are so in stock only. They cost little, and rounding before a rotation
-    spreads noise over directions of small eigenvalue, which the inverse curvature blows up. Most of all in the
-    covariances: rounding of sums in float32 turns eigenvectors of close eigenvalues into each other, so that the
-    scores of two float32 runs with other batches differ; hence float64 there.
-    """
-    factor_args = FactorArguments(strategy=settings.strategy)
-    if settings.half:
-        factor_args.per_sample_gradient_dtype = factor_args.lambda_dtype = torch.bfloat16
-    if settings.half and settings.stock:
-        factor_args.amp_dtype = torch.bfloat16
-        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = torch.bfloat16
-    if settings.covariance_dtype:
-        dtype = getattr(torch, settings.covariance_dtype)
-        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = dtype
-    return factor_args
-
-
-def make_score_arguments(settings: Settings) -> ScoreArguments:
-    """kronfluence's arguments; half precision as in `make_factor_arguments`."""
-    score_args = ScoreArguments(damping_factor=settings.damping, query_gradient_low_rank=settings.rank)
-    if settings.half:
-        score_args.per_sample_gradient_dtype = score_args.score_dtype = torch.bfloat16
-    if settings.half and settings.stock:
-        score_args.amp_dtype = score_args.precondition_dtype = torch.bfloat16
-    return score_args

@@ -3,6 +3,7 @@
 import gc
 from pathlib import Path
 
+import scipy.linalg
 import torch
 from kronfluence.analyzer import Analyzer
 from kronfluence.factor.eigen import save_eigendecomposition
@@ -10,6 +11,7 @@ from kronfluence.utils import constants as names
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from attribution.files import Refused
 from attribution.influence.batching import WeighedLoader, batches_within, group_ends
 from attribution.influence.contractions import accumulator
 from attribution.influence.eigenbasis import EigenLinear, tracked
@@ -98,7 +100,7 @@ class EigenAnalyzer(FolderAnalyzer):
         results = []
         for matrix, count in tqdm(jobs, desc="eigendecomposition", leave=False):
             matrix = matrix.to(self.state.device, dtype) / count
-            values, vectors = torch.linalg.eigh((matrix + matrix.t()) / 2)
+            values, vectors = symmetric_eigen((matrix + matrix.t()) / 2)
             results.append((values.to("cpu", kept).contiguous(), vectors.to("cpu", kept).contiguous()))
         return results
 
@@ -114,3 +116,20 @@ class EigenAnalyzer(FolderAnalyzer):
             self._reset_memory()
             gc.collect()
             print(f"out of memory; going on with batches of {self.token_budget:,} tokens")
+
+
+def symmetric_eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(eigenvalues (D,), eigenvectors (D, D)) of a symmetric matrix, ascending.
+
+    Where the device's algorithm does not converge, the CPU's is tried in float64, then LAPACK's slowest and surest.
+    Raises Refused for a matrix that is not finite.
+    """
+    if not matrix.isfinite().all():
+        raise Refused("a covariance is not finite: the model's gradients overflow, so nothing is stored")
+    for attempt in (matrix, matrix.double().cpu()):
+        try:
+            return torch.linalg.eigh(attempt)
+        except torch.linalg.LinAlgError:
+            continue
+    values, vectors = scipy.linalg.eigh(matrix.double().cpu().numpy(), driver="ev")
+    return torch.from_numpy(values), torch.from_numpy(vectors)

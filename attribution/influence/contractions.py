@@ -7,6 +7,7 @@ Symbols: B examples, Q queries, R low rank.
 """
 
 import functools
+import hashlib
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -258,6 +259,25 @@ def token_products(queries: LowRank, g: torch.Tensor, a: torch.Tensor, elements:
         ra = torch.einsum("bti,qki->qkbt", a[b : b + rows], queries.right)
         total[:, b : b + rows] = (gl * ra).sum((1, 3), dtype=total.dtype)
     return total
+
+
+def randomized_factors(matrices: torch.Tensor, rank: int, seed: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(left (Q, M, R), right (Q, R, N)) whose product is close to the best of rank R to each of the matrices (Q, M, N).
+
+    Randomized subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithms 4.4 and 5.1). The test
+    matrix is drawn on the CPU in float32 from the seed, one for all queries: the same on every device.
+    """
+    wide = matrices.shape[1] < matrices.shape[2]
+    tall = matrices.mT if wide else matrices
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little") >> 1
+    test = torch.randn(tall.shape[2], rank, generator=torch.Generator().manual_seed(number))
+    basis = torch.linalg.qr(tall @ test.to(tall)).Q
+    for _ in range(2):  # as torch.svd_lowrank does
+        basis = torch.linalg.qr(tall.mT @ basis).Q
+        basis = torch.linalg.qr(tall @ basis).Q
+    u, s, vh = torch.linalg.svd(basis.mT @ tall, full_matrices=False)
+    left, right = (basis @ u) * s[:, None], vh
+    return (right.mT, left.mT) if wide else (left, right)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

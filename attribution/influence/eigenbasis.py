@@ -46,6 +46,7 @@ class EigenLinear(TrackedLinear):
         super().__init__(*args, **kwargs)
         self.shared = Shared()
         self.bases: tuple = (None, None)  # (input basis, output basis), or (None, None)
+        self.projection_seed = 0  # of the draws behind low-rank query gradients
         self.rotate_rows = True  # pairwise scores: training tokens are rotated, or else query gradients rotated back
         self._trackers |= {
             ModuleMode.COVARIANCE: EigenCovarianceTracker(self),

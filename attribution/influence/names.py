@@ -1,5 +1,8 @@
 """Names of what an analysis stores below influence/: one for each set of arguments that changes the numbers."""
 
+import shlex
+from pathlib import Path
+
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 DAMPING = 1e-8  # kronfluence's default
 
@@ -34,3 +37,10 @@ def flags_of(name: str) -> str:
         else:
             flags.append({"half": "--use_half_precision"}.get(part, f"--{part}"))
     return " ".join(flags)
+
+
+def analyze_command(name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None) -> str:
+    """The command that stores scores under this name. max_queries: None for analyze.py's default."""
+    limit = "" if max_queries is None else f" --max_queries {max_queries}"
+    where = f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{limit}"
+    return f"python analyze.py {where} {flags_of(name)}"

@@ -18,7 +18,7 @@ from kronfluence.utils import constants as names
 from kronfluence.utils.dataset import make_indices_partition
 from safetensors.torch import load_file
 
-from attribution.files import checksums, intact, refuse_if_stale, write_json
+from attribution.files import Refused, checksums, intact, refuse_if_stale, write_json
 from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
 from attribution.influence.batching import restore_order
 
@@ -96,12 +96,25 @@ def fit_factors(analyzer: FolderAnalyzer, phases: Phases, name: str, dataset, fa
         )  # fmt: skip
     if not config.requires_covariance_matrices and not config.requires_lambda_matrices:
         fit("identity", analyzer.fit_covariance_matrices)({})  # fits nothing, but leaves the arguments for scoring
-    target = analyzer.influence / "factors" / name
+    rows = min(len(dataset), factor_args.covariance_max_examples or len(dataset))
+    keep_factors(phases, analyzer.influence / "factors" / name, rows)
+
+
+def keep_factors(phases: Phases, target: Path, rows: int) -> None:
+    """Moves complete factors to their place, with their record. rows: how many they were fitted on.
+
+    Raises Refused where a factor is not finite.
+    """
     for path in phases.folder.glob("*_data_partition*"):
         path.unlink()
+    for path in phases.folder.glob("*.safetensors"):
+        for module, factor in load_file(path).items():
+            if not factor.isfinite().all():
+                raise Refused(f"the {path.stem} of {module} is not finite, so no factors are stored; train again")
     files = checksums(phases.folder.glob("*.safetensors"))
     write_json(phases.folder / "factors.json", {
         "fingerprint": phases.record["fingerprint"], "files": files, "seconds": phases.record["seconds"],
+        "factor_rows": rows,
     })  # fmt: skip
     target.parent.mkdir(exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)

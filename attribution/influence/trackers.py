@@ -23,6 +23,7 @@ from attribution.influence.contractions import (
     add_squares,
     gram,
     inner_products,
+    randomized_factors,
     weighted_squares,
 )
 from attribution.influence.sharing import SharedInput
@@ -162,8 +163,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
             gradients.mul_(inverse)
         rank, (a_basis, g_basis) = args.query_gradient_low_rank, module.square_bases()
         if rank is not None and rank < min(gradients.shape[1:]):
-            self._process_preconditioned_gradient(gradients)
-            left, right = module.storage[names.PRECONDITIONED_GRADIENT_NAME]
+            left, right = self._low_rank(gradients, rank)
             if a_basis is not None:  # the two factors are rotated back, not the gradient
                 left, right = g_basis.to(left.dtype) @ left, right @ a_basis.t().to(right.dtype)
             kept = module.storage[name]
@@ -178,6 +178,19 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
             self.held = torch.empty(size, dtype=args.score_dtype, device=gradients.device)
         self.held[start : start + len(gradients)] = gradients
         module.storage[name] = Gradients(self.held[: start + len(gradients)])
+
+    def _low_rank(self, gradients: torch.Tensor, rank: int) -> list[torch.Tensor]:
+        """[left (Q, D_out, R), right (Q, R, D_in)] of the gradients (Q, D_out, D_in).
+
+        By a full decomposition where kronfluence's arguments ask for it; else a randomized one, whose draws depend on
+        the seed and the module only, so that the same queries give the same factors in every pass and on every device.
+        """
+        module, args = self.module, self.module.score_args
+        gradients = gradients.to(args.query_gradient_svd_dtype).contiguous()
+        if args.use_full_svd:
+            return self._compute_low_rank_preconditioned_gradient(gradients, args.score_dtype)
+        left, right = randomized_factors(gradients, rank, f"{module.projection_seed}/{module.name}")
+        return [left.to(args.score_dtype), right.to(args.score_dtype)]
 
     def accumulate_iterations(self) -> None:
         """Nothing is left to do: update() put what is held where it stays."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from running import influence_of
 
-from attribution.influence.analysis import Settings, make_factor_arguments, make_score_arguments
+from attribution.influence.settings import Settings, make_factor_arguments, make_score_arguments
 
 
 @pytest.mark.parametrize(("passes", "batch"), [(1, 4), (1, 32), (3, 32), (3, 2)])

@@ -1,0 +1,71 @@
+"""Low-rank scores are a function of seed and queries, however the work is cut up, interrupted or repeated."""
+
+import shutil
+
+import pytest
+import torch
+from running import QUICK, scores_of
+
+import analyze
+from attribution.evidence.stats import mean_spearman
+from attribution.files import Refused
+from attribution.influence.contractions import randomized_factors
+from attribution.influence.phases import Phases
+
+NAME = "ekfac_rank4_damping0.0001"
+
+
+def run(checkpoints, *extra: str) -> torch.Tensor:
+    analyze.main([*QUICK, "--checkpoint_dir", str(checkpoints), "--query_gradient_rank", "4", *extra])
+    return scores_of(checkpoints, NAME)
+
+
+def test_partitions_interruptions_and_batches_do_not_change_low_rank_scores(run_copy, monkeypatch):
+    first = run(run_copy)
+    for count in ("3", "5"):
+        again = run(run_copy, "--data_partitions", count, "--query_batch_size", "2", "--overwrite")
+        assert mean_spearman(first.numpy(), again.numpy()) > 0.999999, count
+    assert not torch.equal(first, run(run_copy, "--overwrite", "--seed", "1"))
+    shutil.rmtree(run_copy / "demo/influence")
+    whole, done = Phases.run, []
+
+    def die(self, part, patterns, call):
+        if len(done) == 8:
+            raise KeyboardInterrupt
+        done.append(part)
+        whole(self, part, patterns, call)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Phases, "run", die)
+        run(run_copy, "--data_partitions", "3")
+    assert mean_spearman(first.numpy(), run(run_copy, "--data_partitions", "3").numpy()) > 0.999999
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 12), (3, 12, 20)])
+def test_the_factors_are_close_to_the_best_of_their_rank_and_repeat(shape):
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(full, full_matrices=False)
+    matrices = u * 0.5 ** torch.arange(12.0, dtype=torch.float64) @ vh
+    left, right = randomized_factors(matrices, 4, "0/layer")
+    best = (0.5 ** torch.arange(4.0, 12.0, dtype=torch.float64)).norm()
+    error = (matrices - left @ right).flatten(1).norm(dim=1)
+    assert left.shape == (3, shape[1], 4) and right.shape == (3, 4, shape[2])
+    assert (error < 2 * best).all() and (error > 0.99 * best).all()
+    again = randomized_factors(matrices, 4, "0/layer")
+    assert torch.equal(again[0], left) and torch.equal(again[1], right)
+    alone = randomized_factors(matrices[:1], 4, "0/layer")  # one test matrix for all queries
+    assert torch.allclose(alone[0] @ alone[1], (left @ right)[:1], atol=1e-9)
+
+
+def test_low_rank_scores_of_an_earlier_version_are_named_and_kept(run_copy):
+    import json
+
+    run(run_copy)
+    path = run_copy / "demo/influence/scores" / NAME / "pairwise_scores.json"
+    record = json.loads(path.read_text())
+    del record["fingerprint"]["rank draws"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(Refused, match="low-rank scores in .* are of an earlier version.*--overwrite"):
+        run(run_copy)
+    assert json.loads(path.read_text()) == record
