@@ -24,7 +24,7 @@ ANSWERS = {  # what a reader asks first -> where the README sends them
     "sign": ("pipeline.py", "InfluenceTask.compute_measurement"),
     "damping": ("attribution/influence/eigenbasis.py", "EigenLinear.prepare_storage"),
     "mask": ("attribution/evidence/ground_truth.py", "draw_masks"),
-    "keyed": ("attribution/evidence/retraining.py", "Job.key"),
+    "keyed": ("attribution/evidence/store.py", "Job.key"),
     "add a task": ("pipeline.py", "TASKS"),
 }
 

@@ -1,0 +1,160 @@
+"""Any table of a few rows and any combination of flags either runs or is refused in one sentence: no other end.
+
+In `make test` the search has a fixed seed and little time; `make test-search` gives it more of both.
+"""
+
+import os
+import random
+import shutil
+import time
+
+import datasets
+import pytest
+import small
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import analyze
+import evaluate_lds
+import run_counterfactual
+import train
+from attribution.files import run_script
+
+SECONDS = float(os.environ.get("SEARCH_SECONDS", "30")) / 2
+SETTINGS = settings(
+    max_examples=100_000 if "SEARCH_SECONDS" in os.environ else 40, deadline=None, database=None,
+    derandomize="SEARCH_SECONDS" not in os.environ, suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+
+
+class Clock:
+    """When a search began, and how often it ended in which way."""
+
+    def __init__(self) -> None:
+        self.start, self.ends = time.monotonic(), {0: 0, 2: 0}
+
+
+def end_of(main, arguments: list[str], capsys, clock: Clock) -> None:
+    """Runs a script; anything but a run or one sentence of refusal raises or fails."""
+    capsys.readouterr()
+    status = run_script(main, arguments)
+    error = capsys.readouterr().err
+    assert status in (0, 2), (arguments, error)
+    said = [line for line in error.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(said) == (status == 2) and "Traceback" not in error, (arguments, error)
+    clock.ends[status] += 1
+
+
+# --- rows ---
+
+ODD = ["", " ", "NA", "null", '"', "a\tb", "x,y\nz", "the soup was hot"]
+TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(ODD))
+LABELS = {
+    "classes": st.integers(0, 1),
+    "integers": st.integers(-2, 3),
+    "floats": st.sampled_from([0.0, 1.0, 0.5, float("nan"), -1.0]),
+    "words": st.sampled_from(["negative", "positive", "0", "1", "good", ""]),
+    "truths": st.booleans(),
+    "missing": st.sampled_from([0, 1, None]),
+}
+
+
+@st.composite
+def tables(draw):
+    """(texts, labels) of a few rows, labels of one sort."""
+    count, labels = draw(st.integers(1, 5)), LABELS[draw(st.sampled_from(sorted(LABELS)))]
+    texts = [draw(st.one_of(TEXTS, st.none()) if draw(st.integers(0, 9)) == 0 else TEXTS) for _ in range(count)]
+    return texts, [draw(labels) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return small.save_model(tmp_path_factory.mktemp("tiny"), "bert", num_hidden_layers=1)
+
+
+def test_any_rows_run_or_are_refused(tiny, tmp_path, capsys):
+    clock = Clock()
+
+    @SETTINGS
+    @given(st.sampled_from(["parquet", "csv", "jsonl"]), tables(), tables())
+    def search(kind, train_rows, validation_rows):
+        if time.monotonic() - clock.start > SECONDS:
+            return
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        splits = {}
+        for split, (texts, labels) in (("train", train_rows), ("validation", validation_rows)):
+            splits[split] = datasets.Dataset.from_dict({"sentence": texts, "label": labels})
+        path = small.write(tmp_path / "data", "sst2", splits, kind)
+        arguments = ["--dataset_name", "sst2", "--dataset_path", path, "--model_name_or_path", str(tiny)]
+        arguments += ["--checkpoint_dir", str(tmp_path / "runs"), "--num_train_epochs", "1"]
+        end_of(train.main, arguments, capsys, clock)
+
+    search()
+    assert min(clock.ends.values()) > 0, clock.ends
+
+
+# --- flags ---
+
+NUMBERS = ("0", "1", "2", "3", "-1", "nan", "x", "0.5", "1e-4")
+SHARED = {
+    "--max_queries": ("1", "5", "0", "3000"), "--checkpoint_dir": ("nowhere",), "--dataset_name": ("rte", "foo", ".."),
+}  # fmt: skip
+FLAGS = {
+    train.main: {
+        "--max_train_samples": NUMBERS, "--max_length": ("1", "3", "40", "4000"), "--num_hidden_layers": NUMBERS,
+        "--learning_rate": NUMBERS, "--train_batch_size": ("1", "50", "0"), "--lr_schedule": ("linear", "x"),
+        "--freeze_embeddings": None, "--new_head": None, "--max_grad_norm": NUMBERS, "--seed": NUMBERS,
+        "--model_name_or_path": ("demo", "nowhere/at all"), "--tokenizer_name_or_path": ("demo", "nowhere"),
+    },
+    analyze.main: SHARED | {
+        "--factor_strategy": ("identity", "diagonal", "kfac", "x"), "--use_half_precision": None, "--stock": None,
+        "--covariance_dtype": ("float32", "x"), "--query_gradient_rank": NUMBERS, "--seed": ("0", "1"),
+        "--damping_factor": (*NUMBERS, "heuristic"), "--query_batch_size": NUMBERS, "--train_batch_size": NUMBERS,
+        "--data_partitions": NUMBERS, "--rotate": ("rows", "queries", "x"), "--overwrite": None, "--profile": None,
+        "--query_index": NUMBERS, "--top_k": NUMBERS, "--self_influence": None, "--max_factor_rows": NUMBERS,
+    },
+    evaluate_lds.main: SHARED | {
+        "--num_masks": ("3", "2", "4", "x"), "--num_repeats": ("1", "0"), "--alpha": ("0.5", "0", "0.01", "nan"),
+        "--stratify": None, "--mask_seed": NUMBERS, "--dry_run": None, "--query_index": NUMBERS, "--plot_only": None,
+        "--combine": ("tfidf label", "ekfac", "random x"), "--masks_path": ("nowhere.npy",), "--ensemble": ("nowhere",),
+        "--num_train_epochs": ("1", "0"),
+    },
+    run_counterfactual.main: SHARED | {
+        "--strategies": ("random", "tfidf random", "ekfac", "x", "label"), "--removals": ("1 2", "2 1", "1000", "0"),
+        "--num_targets": NUMBERS, "--num_base_seeds": ("1", "0"), "--num_retrain_seeds": ("1", "0"),
+        "--retrain_seed": ("100", "0"), "--no_carry_forward": None, "--query_index": NUMBERS, "--show": NUMBERS,
+        "--dry_run": None, "--plot_only": None, "--num_random_draws": ("1", "0"), "--num_train_epochs": ("1",),
+    },
+}  # fmt: skip
+DEFAULTS = {
+    train.main: ["--max_train_samples", "20", "--num_train_epochs", "1"],
+    analyze.main: ["--max_queries", "3"],
+    evaluate_lds.main: ["--num_masks", "3", "--num_repeats", "1", "--jobs_per_device", "1", "--num_bootstrap", "5"],
+    run_counterfactual.main: [
+        "--strategies", "random", "--removals", "1", "--num_base_seeds", "1", "--num_retrain_seeds", "1",
+        "--jobs_per_device", "1", "--num_targets", "1",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("main", list(FLAGS), ids=lambda main: main.__module__)
+def test_any_flags_run_or_are_refused(main, run_copy, capsys, monkeypatch):
+    clock, flags = Clock(), FLAGS[main]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("attribution.hub.constants.HF_HUB_OFFLINE", True)
+    places = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+    if main in (evaluate_lds.main, run_counterfactual.main):
+        places += ["--results_dir", str(run_copy / "r"), "--figure_path", str(run_copy / "r" / "f.png")]
+
+    @SETTINGS
+    @given(st.lists(st.sampled_from(sorted(flags)), unique=True, max_size=4), st.integers(0, 2**31))
+    def search(chosen, number):
+        if time.monotonic() - clock.start > SECONDS / 4:
+            return
+        pick, arguments = random.Random(number), [*places, *DEFAULTS[main]]
+        for flag in chosen:
+            arguments += [flag] if flags[flag] is None else [flag, *pick.choice(flags[flag]).split(" ")]
+        end_of(main, arguments, capsys, clock)
+
+    search()
+    assert clock.ends[2] > 0, clock.ends
