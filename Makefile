@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint figures tables bench
+.PHONY: demo test test-search test-oldest lint figures tables bench
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -19,11 +19,21 @@ demo: .venv/ready
 test: .venv/ready lint
 	$(BIN)/python -m pytest
 
+# The same rows and flags are searched as in make test, with other seeds and for longer.
+test-search: .venv/ready
+	SEARCH_SECONDS=600 $(BIN)/python -m pytest tests/test_search.py
+
+# The lowest versions that requirements.txt allows, in an environment of their own.
+test-oldest: requirements.txt
+	$(PYTHON) -m venv .venv-oldest
+	sed -n 's/>=/==/;/^[a-z].*==/p' requirements.txt | grep -v -e ruff -e mypy > .venv-oldest/requirements.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
+	.venv-oldest/bin/python -m pytest
+
 figures: .venv/ready
-	$(BIN)/python evaluate_lds.py --dataset_name demo --plot_only
-	$(BIN)/python evaluate_lds.py --dataset_name sst2 --plot_only --figure_path figure/lds_sst2.png
-	$(BIN)/python run_counterfactual.py --dataset_name demo --plot_only
-	$(BIN)/python run_counterfactual.py --dataset_name sst2 --plot_only --figure_path figure/counterfactual_sst2.png
+	for task in sst2 demo; do \
+		$(BIN)/python evaluate_lds.py --dataset_name $$task --plot_only && \
+		$(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only || exit 1; done
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/speed.py $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))

@@ -119,6 +119,14 @@ def published_lds(results: Path) -> str:
     return tables.markdown(["score", "LDS", "from"], rows)
 
 
+def ceiling(results: Path) -> str:
+    """The noise ceiling beside what a perfect score reaches, in simulated studies."""
+    found = read_result(results, "ceiling")["rows"]
+    keys = ("reached", "ceiling", "old formula")
+    rows = [[row["queries"], str(row["repeats"]), *(f"{row[key]:.3f}" for key in keys)] for row in found]
+    return tables.markdown(["queries", "repeats", "a perfect score reaches", *keys[1:]], rows)
+
+
 # --- speed ---------------------------------------------------------------------------------------------
 
 
@@ -163,6 +171,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "lds_sst2": of_result("lds_sst2", tables.lds_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
+    "ceiling": ceiling,
     "counterfactual_demo": of_result("counterfactual_demo", tables.counterfactual_markdown),
     "counterfactual_sst2": of_result("counterfactual_sst2", tables.counterfactual_markdown),
     "published_flips": published_flips,

@@ -1,0 +1,75 @@
+"""How far the noise ceiling is off for few repeats: simulated studies whose true ceiling is known.
+
+    python benchmarks/ceiling.py                 # writes results/ceiling.json; takes a minute
+
+A query's margins are a signal over masks plus noise for each repeat, both normal. Its reliability, the share of the
+signal in the variance of one repeat, is the same for all queries, or differs between them. The truth is the LDS that
+the signal itself reaches against the mean of R repeats. Symbols: M masks, R repeats, Q queries.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from attribution.evidence import stats  # noqa: E402
+from attribution.files import check_numbers, environment, run_script, write_json  # noqa: E402
+
+QUERIES = {  # name -> reliability of one repeat, from the first query to the last
+    "alike, reliable": (0.6, 0.6),
+    "alike, noisy": (0.1, 0.1),
+    "from noisy to reliable": (0.02, 0.9),
+}
+REPEATS = (2, 3, 5)
+
+
+def simulate(reliability: np.ndarray, masks: int, repeats: int, generator) -> tuple[float, float, float]:
+    """(what a perfect score reaches, the ceiling, the ceiling of the old formula) of one simulated study.
+
+    reliability (Q,). The old formula took the root of the mean reliability instead of the mean of its roots.
+    """
+    signal = generator.standard_normal((masks, 1, len(reliability))) * np.sqrt(reliability)
+    noise = generator.standard_normal((masks, repeats, len(reliability))) * np.sqrt(1 - reliability)
+    margins = signal + noise
+    truth = stats.make_truth(stats.mean_margins(margins))
+    reached = stats.make_truth(signal[:, 0])
+    return float((reached.ranks * truth.ranks).sum(0).mean()), stats.noise_ceiling(margins), old_ceiling(margins)
+
+
+def old_ceiling(margins: np.ndarray) -> float:
+    """The root of the reliability of the mean whose pairwise correlation is averaged over queries first."""
+    repeats = margins.shape[1]
+    ranks = [stats.make_truth(margins[:, r]).ranks for r in range(repeats)]
+    pairs = [(ranks[i] * ranks[j]).sum(0).mean() for i in range(repeats) for j in range(i)]
+    r = max(0.0, float(np.mean(pairs)))
+    return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)))
+
+
+def main(argv=None) -> None:
+    """Simulates, writes and prints the mean of each number over the studies."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--num_masks", type=int, default=100, help="masks of a study (100)")
+    add("--num_queries", type=int, default=100, help="queries of a study (100)")
+    add("--num_studies", type=int, default=200, help="simulated studies a row (200)")
+    add("--results_dir", type=Path, default=ROOT / "results", help="ceiling.json goes here (results)")
+    args = parser.parse_args(argv)
+    check_numbers(vars(args), "num_masks", "num_queries", "num_studies")
+    rows = []
+    for name, (low, high) in QUERIES.items():
+        for repeats in REPEATS:
+            generator, reliability = np.random.default_rng(0), np.linspace(low, high, args.num_queries)
+            found = [simulate(reliability, args.num_masks, repeats, generator) for _ in range(args.num_studies)]
+            reached, new, old = np.mean(found, axis=0)
+            rows.append({"queries": name, "repeats": repeats, "reached": reached, "ceiling": new, "old formula": old})
+            print(f"{name}, {repeats} repeats: reached {reached:.3f}, ceiling {new:.3f}, old formula {old:.3f}")
+    sizes = {"masks": args.num_masks, "queries": args.num_queries, "studies": args.num_studies}
+    write_json(args.results_dir / "ceiling.json", {"rows": rows} | sizes | environment())
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
