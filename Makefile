@@ -26,7 +26,7 @@ test-search: .venv/ready
 # The lowest versions that requirements.txt allows, in an environment of their own.
 test-oldest: requirements.txt
 	$(PYTHON) -m venv .venv-oldest
-	sed -n 's/>=/==/;/^[a-z].*==/p' requirements.txt | grep -v -e ruff -e mypy > .venv-oldest/requirements.txt
+	sed -n 's/>=/==/;s/ *#.*//;/^[a-z].*==/p' requirements.txt | grep -v -e ruff -e mypy > .venv-oldest/requirements.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
 	.venv-oldest/bin/python -m pytest
 

@@ -6,6 +6,7 @@ Supported are encoders with a classification head (see README); decoders and enc
 import hashlib
 import inspect
 import json
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from attribution.rows import GlueDataset
 from attribution.task import GlueTask
 
 FLAG = "--model_name_or_path"
+VOCABULARIES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
 
 
 # --- tokenizer -----------------------------------------------------------------------------------------
@@ -25,8 +29,9 @@ FLAG = "--model_name_or_path"
 
 def open_tokenizer(name: str, flag: str = FLAG):
     """The fast tokenizer of a folder or hub id. Raises Refused where it has no tokenizer: transformers invents one."""
-    tokenizer = open_asset(name, flag, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
-    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+    bare = Path(name).is_dir() and not any((Path(name) / file).is_file() for file in VOCABULARIES)
+    tokenizer = None if bare else open_asset(name, flag, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+    if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise Refused(f"{name!r} has no tokenizer files; name a folder or hub id with them: --tokenizer_name_or_path")
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer of {name!r} has no fast version (tokenizer.json), which these scripts need")

@@ -29,12 +29,12 @@ def save(
 
     arrays: kept in `.npz`, so that tables can be made again without retraining.
     """
+    around = {"arguments": {name: str(value) for name, value in arguments.items()}, **environment(device)}
     write_json(stem.with_suffix(".json"), result, compact=compact)
     write_bytes(stem.with_suffix(".md"), (markdown + "\n").encode())
     if arrays:
         write_npz(stem.with_suffix(".npz"), **arrays)
-    arguments = {name: str(value) for name, value in arguments.items()}
-    write_json(stem.with_suffix(".run.json"), {"arguments": arguments, **environment(device)})
+    write_json(stem.with_suffix(".run.json"), around)
     draw_all(result, figures, draw)
     print(f"wrote {stem}.json, {stem}.md and {figures[0]}")
 
