@@ -18,12 +18,13 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # a file system without locks
@@ -94,14 +95,17 @@ def check_writable(*folders: Path) -> None:
             raise Refused(f"nothing can be written to {folder} ({error.strerror or error})") from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes the file under a temporary name, flushes it and renames it: complete or absent."""
+@contextlib.contextmanager
+def complete(path: Path):
+    """A temporary name to write to; what is there afterwards is flushed and renamed to `path`: complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        temporary.touch()
+        mode = temporary.stat().st_mode  # libraries may have another idea of it than the process's umask
+        yield temporary
+        temporary.chmod(mode)
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -111,6 +115,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes the file, complete or absent."""
+    with complete(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: dict, compact: bool = False) -> None:
@@ -130,7 +140,8 @@ def read_json(path: Path) -> dict | None:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes tensors as safetensors, complete or absent."""
-    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    with complete(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -192,22 +203,39 @@ def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path):
-    """Holds the folder for this process; raises Refused where another process holds it.
+def exclusive(folder: Path, name: str = ".lock", shared: bool = False, wait_for: str | None = None):
+    """Holds the folder, by its file `name`, for this process; raises Refused where another process holds it.
 
-    On a file system without locks nothing is held, and that is said.
+    shared: others that ask for it shared may hold it too. wait_for: what it is waited for, which is said once, instead
+    of refusing; the wait ends with the other process at the latest. On a file system without locks nothing is held,
+    and that is said.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with open(folder / name, "w") as file:
+        kind, said = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, False
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait_for is None:
+                    raise Refused(f"another process is working in {folder}; wait for it to end") from None
+                if not said:
+                    print(f"waiting for {wait_for}, on which another process is working", file=sys.stderr)
+                said = True
+                time.sleep(0.2)
+                continue
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                print(
+                    f"{folder} is on a file system without locks: start nothing else there meanwhile", file=sys.stderr
+                )
+            break
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"another process is working in {folder}; wait for it to end") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            print(f"{folder} is on a file system without locks: start nothing else there meanwhile", file=sys.stderr)
-        yield
+            yield
+        finally:  # a child process may have inherited the open file, and with it the lock
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def num_cores() -> int:

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 import analyze
 import train
 from attribution.evidence.stats import mean_spearman
-from attribution.influence.analyzer import EigenAnalyzer
 from attribution.training.fit import fit, predict
-from pipeline import compute_margin, construct_bert, get_glue_dataset
+from pipeline import InfluenceTask, compute_margin, construct_bert, get_glue_dataset
 
 
 def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_copy):
@@ -43,17 +42,17 @@ def test_covariance_sums_in_float64_free_the_scores_from_the_batches(run_copy):
 def test_out_of_memory_halves_the_budget_and_the_scores_stay(run_copy, monkeypatch, capsys):
     analyze_quickly(run_copy)
     expected = scores_of(run_copy)
-    whole, failed = EigenAnalyzer.fit_lambda_matrices, []
+    whole, failed = InfluenceTask.compute_train_loss, []
 
-    def fit_lambda_matrices(self, **kwargs):
-        if self.token_budget > 1024:
-            failed.append(self.token_budget)
+    def compute_train_loss(self, batch, model, sample=False):
+        if self.phase == "lambda" and (tokens := batch["input_ids"].numel()) > 1024:
+            failed.append(tokens)
             raise torch.OutOfMemoryError("no memory")
-        return whole(self, **kwargs)
+        return whole(self, batch, model, sample)
 
-    monkeypatch.setattr(EigenAnalyzer, "fit_lambda_matrices", fit_lambda_matrices)
+    monkeypatch.setattr(InfluenceTask, "compute_train_loss", compute_train_loss)
     analyze_quickly(run_copy, "--overwrite")
-    assert failed == [4096, 2048] and "batches of 1,024 tokens" in capsys.readouterr().out
+    assert len(failed) == 2 and "batches of 1,024 tokens" in capsys.readouterr().out
     assert close(scores_of(run_copy), expected)
 
 

@@ -63,13 +63,15 @@ def test_bad_arguments_are_one_sentence_and_status_2(trained, extra, message, ca
     assert message in error and error.count("\n") == 1
 
 
-def test_two_processes_are_refused(trained, capsys, monkeypatch):
+def test_a_launcher_that_does_not_say_who_is_who_is_refused(trained, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "runs in one process" in refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(trained)])
+    error = refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(trained)])
+    assert "this launcher does not say what torch needs to know" in error
 
 
-def test_a_launcher_of_two_processes_ends_with_the_refusal_and_writes_nothing(run_copy):
-    done = launched("torchrun", "--nproc_per_node", "2", "analyze.py", *QUICK, "--checkpoint_dir", str(run_copy))
+def test_stock_under_a_launcher_of_two_ends_with_the_refusal_and_writes_nothing(run_copy):
+    arguments = [*QUICK, "--stock", "--checkpoint_dir", str(run_copy)]
+    done = launched("torchrun", "--nproc_per_node", "2", "analyze.py", *arguments)
     assert done.returncode != 0 and "runs in one process" in done.stderr
     assert not (run_copy / "demo/influence").exists()
 

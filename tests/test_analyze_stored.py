@@ -33,10 +33,11 @@ def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(run_copy
     assert torch.equal(scores_of(run_copy), first)
 
 
-def test_an_interrupted_run_goes_on_after_its_last_finished_part(run_copy, monkeypatch):
-    arguments = ("--data_partitions", "3")
+def test_an_interrupted_stock_run_goes_on_after_its_last_finished_part(run_copy, monkeypatch):
+    """kronfluence's own path, in its partitions; ours goes on within a phase, see tests/influence/test_parts.py."""
+    arguments, name = ("--data_partitions", "3", "--stock"), "ekfac_stock_damping0.0001"
     analyze_quickly(run_copy, *arguments)
-    reference = scores_of(run_copy)
+    reference = scores_of(run_copy, name)
     shutil.rmtree(run_copy / "demo/influence")
     done, real = [], Phases.run
 
@@ -54,13 +55,13 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_part(run_copy, monke
             analyze_quickly(run_copy, *arguments)
     first = list(done)
     # What was being written when the process died: a truncated file under the final name.
-    unfinished = run_copy / "demo/influence/kronfluence/factors_ekfac"
+    unfinished = run_copy / "demo/influence/kronfluence/factors_ekfac_stock"
     (unfinished / "lambda_matrix_data_partition0_module_partition0.safetensors").write_bytes(b"half")
     with monkeypatch.context() as patch:
         patch.setattr(Phases, "run", counted)
         analyze_quickly(run_copy, *arguments)
     assert len(done) == len(set(done)) and first == done[:5]
-    assert torch.equal(scores_of(run_copy), reference)
+    assert torch.equal(scores_of(run_copy, name), reference)
 
 
 def test_a_killed_process_leaves_nothing_that_counts_and_the_rerun_is_right(run_copy):
@@ -110,9 +111,9 @@ def test_results_are_shown_without_computing(run_copy, capsys):
 
 
 def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("attribution.files.save", full)
+    monkeypatch.setattr("attribution.files.save_file", full)
     assert "disk is full" in refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(run_copy)])
     assert not list((run_copy / "demo/influence/scores").rglob("*scores*"))

@@ -6,6 +6,7 @@
 Symbols: Q queries, N training rows.
 """
 
+import contextlib
 import functools
 import logging
 import shutil
@@ -23,6 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from attribution.files import (
     Refused,
     environment,
+    exclusive,
     fingerprint_of_tensors,
     intact,
     read_json,
@@ -31,12 +33,14 @@ from attribution.files import (
     write_json,
     write_tensors,
 )
-from attribution.influence import eigenbasis, memory, phases
+from attribution.influence import eigenbasis, fitting, memory, phases, result, scoring
 from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
+from attribution.influence.phases import Phases
 from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_factor_arguments, make_score_arguments
 from attribution.influence.support import check_attribution
 from attribution.rows import GlueDataset, collate
 from attribution.training.fit import choose_device
+from attribution.training.processes import ALONE, Processes
 from pipeline import InfluenceTask
 
 
@@ -44,16 +48,19 @@ class Influence:
     """One run under one set of settings: fingerprints, and the work itself.
 
     folder and run: as `open_run` returns them. arguments: what is recorded beside scores as their command line.
+    suffix: of the name of the scores, where they are not those of the validation rows.
+    processes: of this launch; they all do the same, and the main process writes.
     """
 
     def __init__(
         self, folder: Path, run: dict, train: GlueDataset, queries: GlueDataset, settings: Settings,
-        arguments: dict | None = None,
+        arguments: dict | None = None, suffix: str = "", processes: Processes = ALONE,
     ) -> None:  # fmt: skip
+        self.processes = processes
         self.folder, self.run, self.train, self.queries = folder, run, train, queries
         self.settings, self.arguments = settings, arguments or {}
         self.influence = folder / "influence"
-        self.result = self.influence / "scores" / settings.scores
+        self.result = self.influence / "scores" / (settings.scores + suffix)
         identity = settings.strategy == "identity"
         self.factor_parts = {
             "weights": run["weights"], "training rows": run["train_rows"], "strategy": settings.strategy,
@@ -62,6 +69,8 @@ class Influence:
         }  # fmt: skip
         if settings.max_factor_rows < len(train) and settings.max_factor_rows != MAX_FACTOR_ROWS:
             self.factor_parts["factor rows"] = settings.max_factor_rows
+        if settings.covariance_products == "float32" and settings.covariance_dtype == "float64":
+            self.factor_parts["covariance products"] = "float32"
         self.self_parts = self.factor_parts | {"damping": None if identity else repr(settings.damping)}
         self.score_parts = self.self_parts | {
             "query rows": queries.fingerprint(), "rank": settings.rank,
@@ -93,6 +102,19 @@ class Influence:
             return None
         return load_file(self.result / f"{kind}_scores.safetensors")["all_modules"]
 
+    def stored_row(self, query: int) -> torch.Tensor | None:
+        """One query's stored pairwise scores (N,), read without the others; None where there are none, or damaged ones.
+
+        Raises Refused as `stored` does.
+        """
+        self._refuse_earlier_draws("pairwise")
+        path = self.result / "pairwise_scores.json"
+        record = refuse_if_stale(path, self.parts("pairwise"), "pairwise scores")
+        if record is None or "rows" not in record:  # an earlier version's
+            scores = self.stored("pairwise")
+            return None if scores is None else scores[query]
+        return result.read_row(path.with_suffix(".safetensors"), record["rows"], query)
+
     def _refuse_earlier_draws(self, kind: str) -> None:
         """Raises Refused for low-rank scores of an earlier version, whose draws depended on batches and partitions."""
         record = read_json(self.result / f"{kind}_scores.json")
@@ -116,7 +138,8 @@ class Influence:
         arguments = {name: str(value) for name, value in self.arguments.items()}
         write_json(self.result / f"{kind}_scores.json", {
             "fingerprint": self.parts(kind), "files": {path.name: sha256_of(path)}, "shape": list(scores.shape),
-            "seconds": seconds, "arguments": arguments, **environment(self.analyzer.state.device),
+            "rows": result.row_checksums(scores) if scores.dim() == 2 else None,
+            "seconds": seconds, "arguments": arguments, **environment(choose_device()),
         })  # fmt: skip
 
     # --- what is computed ---
@@ -138,8 +161,9 @@ class Influence:
             return FolderAnalyzer(**kwargs)
         for module in eigenbasis.tracked(model):
             module.projection_seed = settings.seed
+            module.covariance_products = torch.float32 if "covariance products" in self.factor_parts else None
         budget = memory.affordable_tokens(model, device, settings.train_batch_size * self.run["max_length"])
-        return EigenAnalyzer(**kwargs, token_budget=budget)
+        return EigenAnalyzer(**kwargs, token_budget=budget, processes=self.processes)
 
     def profile(self) -> str | None:
         """The table of actions and their seconds; None where nothing was computed."""
@@ -151,67 +175,111 @@ class Influence:
         collation = functools.partial(collate, pad_to=width if self.settings.stock else None)
         return sizes | {"dataloader_kwargs": DataLoaderKwargs(collate_fn=collation)}
 
-    def plan(self) -> dict[str, int]:
-        """Phase -> number of data partitions."""
-        if self.settings.data_partitions:
-            count = min(self.settings.data_partitions, len(self.train))
-            return {"factors": count, "pairwise": count, "self": count}
-        tokens, device = int(self.train.lengths.sum()), self.analyzer.state.device
-        return memory.plan_partitions(self.analyzer.model, device, len(self.train), tokens, len(self.queries))
+    def plan(self, kind: str, score_args: ScoreArguments | None = None) -> dict:
+        """How the work on "factors", "pairwise" or "self" is divided: what is stored, and kept on resuming."""
+        settings, train, asked = self.settings, self.train, self.settings.data_partitions
+        if settings.stock:
+            device, tokens = self.analyzer.state.device, int(train.lengths.sum())
+            found = memory.plan_partitions(self.analyzer.model, device, len(train), tokens, len(self.queries))
+            return {kind: min(asked, len(train)) if asked else found[kind]}
+        lengths = train.lengths[: settings.max_factor_rows] if kind == "factors" else train.lengths
+        queries = len(self.queries) if kind == "pairwise" else 0
+        plan = {"parts": memory.plan_parts(self.analyzer, kind, lengths, queries, asked)}
+        if kind == "pairwise":
+            self.analyzer.token_budget = plan["parts"]["budget"]
+            sizes = self.analyzer, train, self.queries, settings.query_batch_size, score_args, settings.rotate
+            plan |= memory.plan_passes(*sizes)
+        return plan
 
-    def phases(self, kind: str, name: str, parts: dict) -> phases.Phases:
+    def phases(self, kind: str, name: str, parts: dict, make_plan) -> Phases:
         """The work on "factors" or "scores" of this name, as far as an earlier run got."""
         folder = self.influence / "kronfluence" / f"{kind}_{name}"
-        return phases.Phases(folder, parts, f"unfinished {kind}", self.plan(), self.settings.overwrite)
+        overwrite = self.settings.overwrite
+        work = Phases(folder, parts, f"unfinished {kind}", make_plan, overwrite, self.processes)
+        if not self.settings.stock:
+            if "parts" not in work.plan:
+                raise Refused(f"the unfinished {kind} in {folder} are of an earlier version; delete them")
+            self.analyzer.token_budget = work.plan["parts"]["budget"]
+        return work
 
     def fit_factors(self) -> dict[str, float]:
         """Fits factors unless they are stored and intact; returns phase -> seconds."""
-        name = self.settings.factors
-        target = self.influence / "factors" / name
+        if self.processes.from_main(self._factors_are_stored):
+            return {}
+        name, settings = self.settings.factors, self.settings
+        work = self.phases("factors", name, self.factor_parts, lambda: self.plan("factors"))
+        factor_args = make_factor_arguments(settings)
+        if settings.stock:
+            factor_args.covariance_data_partitions = factor_args.lambda_data_partitions = work.plan["factors"]
+            loading = self.loading(per_device_batch_size=settings.train_batch_size)
+            phases.fit_factors(self.analyzer, work, name, self.train, factor_args, loading)
+        else:
+            fitting.fit_in_parts(self.analyzer, work, name, self.train, factor_args)
+        return work.record["seconds"]
+
+    def _factors_are_stored(self) -> bool:
+        """Whether factors are there; what is there and does not count is deleted. Raises Refused for others."""
+        target = self.influence / "factors" / self.settings.factors
         replace = self.settings.overwrite and not self._fitted
         record = None if replace else refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
         self._fitted = True
         if record and intact(target, record["files"]):
-            return {}
+            return True
         if record:
             print(f"{target}: factors are damaged and are fitted again", file=sys.stderr)
         shutil.rmtree(target, ignore_errors=True)
-        work = self.phases("factors", name, self.factor_parts)
-        factor_args = make_factor_arguments(self.settings)
-        factor_args.covariance_data_partitions = factor_args.lambda_data_partitions = work.plan["factors"]
-        loading = self.loading(per_device_batch_size=self.settings.train_batch_size)
-        phases.fit_factors(self.analyzer, work, name, self.train, factor_args, loading)
-        return work.record["seconds"]
+        return False
 
-    def compute(self, kind: str) -> torch.Tensor:
-        """Stored scores of this kind, or new ones: pairwise (Q, N), self (N,), float32."""
-        if (scores := self.stored(kind)) is not None:
+    def compute(self, kind: str) -> torch.Tensor | None:
+        """Stored scores of this kind, or new ones: pairwise (Q, N), self (N,), float32; only on the main process.
+
+        Factors that another process is fitting are waited for; scores that it is computing are refused.
+        """
+        scores = self.stored(kind) if self.processes.main else None
+        if self.processes.from_main(lambda: scores is not None):
             return scores
-        start, settings = time.perf_counter(), self.settings
-        seconds = self.fit_factors()
-        name = f"{settings.scores}_{kind}"
-        work = self.phases("scores", name, self.parts(kind))
-        score_args = make_score_arguments(settings)
-        score_args.data_partitions = work.plan[kind]
-        loading = self.loading(per_device_train_batch_size=settings.train_batch_size)
-        if kind == "pairwise":
-            loading["per_device_query_batch_size"] = self.hold_queries(score_args)
-        torch.manual_seed(settings.seed)  # low-rank projections
-        scores = phases.compute_scores(
-            self.analyzer, work, kind, name, settings.factors, self.queries, self.train, score_args, loading
-        )
-        seconds |= work.record["seconds"] | {"all": time.perf_counter() - start}
-        self.save(kind, scores, seconds)
-        shutil.rmtree(work.folder)
+        start = time.perf_counter()
+        with self._held(f"scores_{self.result.name}_{kind}"):
+            scores, seconds, work = self._new_scores(kind)
+            if self.processes.main:
+                self.save(kind, scores, seconds | {"all": time.perf_counter() - start})
+                shutil.rmtree(work.folder)
+            self.processes.meet()
         return scores
 
-    def hold_queries(self, score_args: ScoreArguments) -> int:
-        """Chooses query batch and passes so that what is held of the queries fits into memory; returns the batch."""
-        batch, count = self.settings.query_batch_size, len(self.queries)
-        if self.settings.stock:
-            return batch
-        passes = memory.plan_queries(
-            self.analyzer, self.train, self.queries, batch, score_args, self.settings.rotate
-        )  # fmt: skip
-        score_args.query_gradient_accumulation_steps = steps = -(-count // (passes * batch))
-        return -(-count // (passes * steps))
+    def _held(self, name: str, wait_for: str | None = None):
+        """A context that holds what is stored under this name; the main process does for all."""
+        if not self.processes.main:
+            return contextlib.nullcontext()
+        return exclusive(self.influence / "kronfluence", f".lock_{name}", wait_for=wait_for)
+
+    def _new_scores(self, kind: str) -> tuple:
+        """(scores, seconds of phases, the work that they came from)."""
+        settings = self.settings
+        name, score_args = f"{self.result.name}_{kind}", make_score_arguments(settings)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._held(f"factors_{settings.factors}", f"the {settings.factors} factors"))
+            seconds = self.fit_factors()
+            if not settings.stock:
+                with self.analyzer.profiler.profile("Load All Factors"):
+                    factors = self.analyzer.load_all_factors(settings.factors)
+                self.processes.meet()
+                stack.close()
+            work = self.phases("scores", name, self.parts(kind), lambda: self.plan(kind, score_args))
+            if settings.stock:
+                scores = self._stock_scores(kind, name, work, score_args)
+            else:
+                queries, factor_args = self.queries if kind == "pairwise" else None, make_factor_arguments(settings)
+                sizes = self.analyzer, factors, factor_args, score_args, self.train, queries, work
+                scores = scoring.Scorer(*sizes).compute()
+        return scores, seconds | work.record["seconds"], work
+
+    def _stock_scores(self, kind: str, name: str, work: Phases, score_args: ScoreArguments) -> torch.Tensor:
+        settings, score_args.data_partitions = self.settings, work.plan[kind]
+        loading = self.loading(per_device_train_batch_size=settings.train_batch_size)
+        if kind == "pairwise":
+            loading["per_device_query_batch_size"] = settings.query_batch_size
+        torch.manual_seed(settings.seed)  # low-rank projections
+        return phases.compute_scores(
+            self.analyzer, work, kind, name, settings.factors, self.queries, self.train, score_args, loading
+        )

@@ -8,6 +8,7 @@ import torch
 from kronfluence.analyzer import Analyzer
 from kronfluence.factor.eigen import save_eigendecomposition
 from kronfluence.utils import constants as names
+from kronfluence.utils.state import State
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -15,6 +16,9 @@ from attribution.files import Refused
 from attribution.influence.batching import WeighedLoader, batches_within, group_ends
 from attribution.influence.contractions import accumulator
 from attribution.influence.eigenbasis import EigenLinear, tracked
+from attribution.rows import collate
+from attribution.training.fit import choose_device
+from attribution.training.processes import ALONE, Processes, share_out
 
 EIGEN_PAIRS = (
     (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED,
@@ -29,23 +33,35 @@ class FolderAnalyzer(Analyzer):
 
     def __init__(self, folder: Path, model, task, **kwargs) -> None:
         self.influence = folder
+        stand_alone(choose_device())
         super().__init__(analysis_name="kronfluence", model=model, task=task, output_dir=str(folder), **kwargs)
 
     def factors_output_dir(self, factors_name: str) -> Path:
         complete = self.influence / "factors" / factors_name
         return complete if (complete / "factors.json").exists() else super().factors_output_dir(factors_name)
 
-    def with_budget(self, call):
-        """call(); kronfluence's own batches are of fixed size."""
-        return call()
+
+def stand_alone(device: torch.device) -> None:
+    """Makes kronfluence's State, of which there is one, know this process and its device only.
+
+    Under a launcher with GPUs it would connect to the other processes, and then save on one of them only.
+    """
+    State._reset_state()
+    alone = {"num_processes": 1, "process_index": 0, "local_process_index": 0}
+    State._shared_state.update(alone, cpu=device.type == "cpu", n_gpus=torch.cuda.device_count(), device=device)
 
 
 class EigenAnalyzer(FolderAnalyzer):
-    """Batches of like length within a token budget, and one eigendecomposition for equal matrices."""
+    """Batches of like length within a token budget, and one eigendecomposition for equal matrices.
 
-    def __init__(self, folder: Path, model, task, token_budget: int, **kwargs) -> None:
+    token_budget: tokens of a batch with padding. processes: those of this launch; each runs an analyzer of its own.
+    """
+
+    def __init__(
+        self, folder: Path, model, task, token_budget: int, processes: Processes = ALONE, **kwargs
+    ) -> None:  # fmt: skip
         super().__init__(folder, model, task, disable_tqdm=True, **kwargs)
-        self.token_budget = token_budget
+        self.token_budget, self.processes = token_budget, processes
         self.queries = None  # the query data set: its batches are counted in rows
         self.description = ""
         modules = tracked(model)
@@ -72,8 +88,27 @@ class EigenAnalyzer(FolderAnalyzer):
             Subset(dataset, indices), batches, dataloader_params["collate_fn"], description, weights, before
         )
 
+    def loader(self, dataset, batches: list, ends: list[bool] | None, weights: list[float], description: str,
+               before=None, after=None) -> WeighedLoader:  # fmt: skip
+        """Batches of row numbers. ends: whether a batch is its group's last; None where there are no groups.
+
+        before(i), after(): called before batch i, and after the last.
+        """
+
+        def begin(i: int) -> None:
+            if before:
+                before(i)
+            if self.shared is not None and ends is not None:
+                self.shared.complete = ends[i]
+
+        shown = self.processes.main
+        return WeighedLoader(dataset, batches, collate, description, weights, begin, after, shown)
+
     def perform_eigendecomposition(self, factors_name, factor_args=None, **_) -> None:
-        """Eigenvectors and eigenvalues of every covariance, in float64; equal ones (query, key, value) once."""
+        """Eigenvectors and eigenvalues of every covariance, in float64; equal ones (query, key, value) once.
+
+        The processes share the matrices out; the main process saves.
+        """
         covariances = self.load_covariance_matrices(factors_name)
         jobs: list[tuple[torch.Tensor, int]] = []
         sharers = []
@@ -93,29 +128,49 @@ class EigenAnalyzer(FolderAnalyzer):
         for job, module, (vectors_name, values_name) in sharers:
             values, vectors = results[job]
             factors[vectors_name][module], factors[values_name][module] = vectors.clone(), values.clone()
-        save_eigendecomposition(self.factors_output_dir(factors_name), factors, factor_args.to_str_dict())
+        if self.processes.main:
+            save_eigendecomposition(self.factors_output_dir(factors_name), factors, factor_args.to_str_dict())
 
     def _decompose(self, jobs, dtype, kept) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(eigenvalues, eigenvectors) of matrix / count for every job, computed in one type, kept in another."""
-        results = []
-        for matrix, count in tqdm(jobs, desc="eigendecomposition", leave=False):
-            matrix = matrix.to(self.state.device, dtype) / count
-            values, vectors = symmetric_eigen((matrix + matrix.t()) / 2)
-            results.append((values.to("cpu", kept).contiguous(), vectors.to("cpu", kept).contiguous()))
+        shares = share_out([float(len(matrix)) ** 3 for matrix, _ in jobs], self.processes.count)
+        own, results = set(shares[self.processes.rank]), []
+        bar = tqdm(jobs, desc="eigendecomposition", leave=False, disable=not self.processes.main)
+        for job, (matrix, count) in enumerate(bar):
+            values, vectors = matrix.new_empty(len(matrix), dtype=kept), torch.empty_like(matrix, dtype=kept)
+            if job in own:
+                matrix = matrix.to(self.state.device, dtype) / count
+                values, vectors = symmetric_eigen((matrix + matrix.t()) / 2)
+                values, vectors = values.to("cpu", kept).contiguous(), vectors.to("cpu", kept).contiguous()
+            results.append((values, vectors))
+        for rank, share in enumerate(shares):
+            for job in share:
+                for tensor in results[job]:
+                    self.processes.spread(tensor, rank)
         return results
 
-    def with_budget(self, call):
-        """call(); where the GPU runs out of memory, halves the token budget and calls again."""
-        while True:
-            try:
-                return call()
-            except torch.OutOfMemoryError:
-                if self.token_budget <= 128:
-                    raise
-                self.token_budget //= 2
-            self._reset_memory()
-            gc.collect()
-            print(f"out of memory; going on with batches of {self.token_budget:,} tokens")
+    def release(self) -> None:
+        """Lets go of everything that a phase holds: hooks, waiting batches, inputs, rotations, bases, factors."""
+        self._reset_memory()
+        for module in tracked(self.model):
+            for tracker in module._trackers.values():
+                tracker.release_hooks()
+                tracker.release_memory()
+            module._initialize_storage()
+            if isinstance(module, EigenLinear):
+                module.drop_bases()
+                module.shared.clear()
+        gc.collect()
+        if self.state.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that a GPU's memory is full; cuBLAS and cuSOLVER have errors of their own for that."""
+    signs = ("STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def symmetric_eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

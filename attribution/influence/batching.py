@@ -46,6 +46,19 @@ def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None
     return batches
 
 
+def runs_within(lengths: np.ndarray, budget: int, max_rows: int) -> list[list[int]]:
+    """Positions in their order, cut into batches of at most max_rows rows, and of `budget` tokens with padding."""
+    batches: list[list[int]] = [[]]
+    longest = 0
+    for i, length in enumerate(lengths):
+        batch, longest = batches[-1], max(longest, int(length))
+        if batch and (len(batch) == max_rows or (len(batch) + 1) * longest > budget):
+            batches.append([])
+            longest = int(length)
+        batches[-1].append(i)
+    return batches
+
+
 def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> list[bool]:
     """Whether a batch is the last of its group.
 
@@ -64,18 +77,26 @@ def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> li
 class WeighedLoader(DataLoader):
     """A DataLoader over given batches whose progress bar weighs them by their work, so that the time left is true.
 
-    before(i) is called before batch i is handed out.
+    before(i) is called before batch i is handed out, after() once the last one has been used. Only the main process of
+    a launch shows the bar.
     """
 
-    def __init__(self, dataset, batches: list, collate, description: str, weights: list[float], before=None) -> None:
+    def __init__(
+        self, dataset, batches: list, collate, description: str, weights: list[float], before=None, after=None,
+        shown: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate)
-        self.description, self.weights, self.before = description, weights, before
+        self.description, self.weights, self.before, self.after = description, weights, before, after
+        self.shown = shown
 
     def __iter__(self):
         layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-        with tqdm(total=sum(self.weights), desc=self.description, bar_format=layout, leave=False) as bar:
+        total = sum(self.weights)
+        with tqdm(total=total, desc=self.description, bar_format=layout, leave=False, disable=not self.shown) as bar:
             for i, batch in enumerate(super().__iter__()):
                 if self.before:
                     self.before(i)
                 yield batch
                 bar.update(self.weights[i])
+        if self.after:
+            self.after()

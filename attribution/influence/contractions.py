@@ -197,15 +197,19 @@ def gradient_blocks(pieces: list, elements: int, queries: int = 1):
 
 
 def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements: int) -> None:
-    """total (D_out, D_in) += sum over examples of (sum_t g_t a_t^T)^2, the square entry by entry."""
+    """total (D_out, D_in) += sum over examples of (sum_t g_t a_t^T)^2, the square entry by entry.
+
+    Blocks are summed in float32 or above and added in the type of the total.
+    """
     if g.shape[1] == 1:
         total += (g[:, 0].square().t() @ a[:, 0].square()).to(total.dtype)
         return
+    dtype = accumulator(g.dtype)
 
     def work(share: slice) -> None:
         part = total[share]
         for _, outputs, block in gradient_blocks([(g[:, :, share], a)], elements):
-            part[outputs] += block.square_().sum(0, dtype=total.dtype)
+            part[outputs] += block.square_().sum(0, dtype=dtype)
 
     over_outputs(work, g)
 

@@ -47,6 +47,8 @@ class EigenLinear(TrackedLinear):
         self.shared = Shared()
         self.bases: tuple = (None, None)  # (input basis, output basis), or (None, None)
         self.projection_seed = 0  # of the draws behind low-rank query gradients
+        self.covariance_products: torch.dtype | None = None  # None: the type of the sums; else these are in float64
+        self.pass_queries = 0  # queries of a pass; 0: as many as kronfluence's arguments say
         self.rotate_rows = True  # pairwise scores: training tokens are rotated, or else query gradients rotated back
         self._trackers |= {
             ModuleMode.COVARIANCE: EigenCovarianceTracker(self),

@@ -1,5 +1,6 @@
 """What fits into memory: tokens of a batch, queries of a pass, and how many partitions a phase is cut into."""
 
+import math
 import time
 
 import numpy as np
@@ -8,9 +9,17 @@ import torch
 
 from attribution.influence.analyzer import EigenAnalyzer
 from attribution.influence.batching import batches_within, group_ends
-from attribution.influence.eigenbasis import EigenLinear, tracked
+from attribution.influence.eigenbasis import CACHE_ELEMENTS, EigenLinear, tracked
+from attribution.influence.parts import SMALLEST_BUDGET
+from attribution.training.processes import here
 
-PATIENCE = 600.0  # seconds of work between two points from which an interrupted run goes on
+PATIENCE = 600.0  # seconds of work between two points from which an interrupted run of stock kronfluence goes on
+PART_MADDS = {"cpu": 1.2e12, "cuda": 3e14}  # multiply-adds of a part: some minutes at most, whatever the machine
+SAFETY = 0.9  # share of the free memory that is planned with; the rest is for what allocators round and scatter
+# Bytes a token, and an input or output feature of a tracked module, of a training pass: what autograd keeps, gradients,
+# temporaries; on a CPU as in `affordable_tokens`, on a GPU as measured (tests/test_pretended_gpu.py).
+PASS_BYTES = {"cpu": 32, "cuda": 4}
+GROUPS_A_PROCESS = 4  # at least, so that processes get about the same
 CPU_TOKENS = 4096  # of a batch, at most
 ROTATE = {"auto": None, "rows": True, "queries": False}  # which side of a pairwise score is rotated
 
@@ -21,8 +30,9 @@ def parameters_of(model) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Bytes that this process can still take on the device, which it may share with others of its launch."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return free // here().sharers(device)
 
 
 def affordable_tokens(model, device: torch.device, wanted: int) -> int:
@@ -37,7 +47,41 @@ def affordable_tokens(model, device: torch.device, wanted: int) -> int:
     if device.type == "cuda":
         return wanted
     features = sum(sum(module.weight.shape) for module in tracked(model))
-    return max(128, min(wanted, CPU_TOKENS, free_memory(device) // 2 // (32 * features)))
+    return max(SMALLEST_BUDGET, min(wanted, CPU_TOKENS, free_memory(device) // 2 // (32 * features)))
+
+
+def shapes_of(model) -> list[tuple[int, int]]:
+    """(D_out, D_in) of every tracked module; D_in counts the bias."""
+    return [(m.weight.shape[0], m.weight[0].numel() + (m.bias is not None)) for m in tracked(model)]
+
+
+def held_anyway(model, kind: str, queries: int, device: torch.device) -> int:
+    """Bytes that a phase of this kind ("factors", "pairwise", "self") holds whatever the size of its batches.
+
+    Covariance sums in float64, or lambda's with bases in float32; for scores bases, the inverse curvature, and blocks
+    of gradients of queries and rows, one of each a thread.
+    """
+    shapes, threads = shapes_of(model), torch.get_num_threads() if device.type == "cpu" else 1
+    squares = sum(d_out**2 + d_in**2 for d_out, d_in in shapes)
+    products = [d_out * d_in for d_out, d_in in shapes]
+    block = min(CACHE_ELEMENTS[device.type], max(queries, 16) * max(products))
+    if kind == "factors":
+        return max(8 * squares, 8 * sum(products) + 4 * squares) + 2 * 4 * threads * block
+    return 4 * (squares + sum(products)) + 4 * 4 * threads * block
+
+
+def held_a_token(model, device: torch.device, itemsize: int = 4) -> int:
+    """Bytes a token of a batch: of the pass itself, and of a waiting group, which has as many tokens as a batch."""
+    return sum(map(sum, shapes_of(model))) * (PASS_BYTES[device.type] + itemsize)
+
+
+def fitting_budget(analyzer: EigenAnalyzer, kind: str, queries: int) -> int:
+    """The token budget, halved until batches and groups take at most half of what nothing else holds."""
+    device, model, budget = analyzer.state.device, analyzer.model, analyzer.token_budget
+    room = SAFETY * free_memory(device) - held_anyway(model, kind, queries, device)
+    while budget > SMALLEST_BUDGET and budget * held_a_token(model, device) > room / 2:
+        budget = max(SMALLEST_BUDGET, budget // 2)
+    return budget
 
 
 def plan_queries(analyzer: EigenAnalyzer, train, queries, batch: int, score_args, force: str = "auto") -> int:
@@ -45,15 +89,16 @@ def plan_queries(analyzer: EigenAnalyzer, train, queries, batch: int, score_args
 
     Training tokens are rotated, N T (D_in^2 + D_out^2) in every pass, and tokens of queries held, whose gradients are
     formed again for every group of training batches, Q T_q D_in D_out. Or query gradients are rotated back once,
-    Q D_in D_out (D_in + D_out), and held. Whatever is held may take half of the free memory; a pass more runs the
-    model on all N T training tokens again. The cheaper of the two is taken, unless force (a key of ROTATE) names one;
-    low rank always rotates back. batch: query rows a batch.
+    Q D_in D_out (D_in + D_out), and held. What is held may take what bases, batches, waiting groups and blocks leave; a
+    pass more runs the model on all N T training tokens again. The cheaper of the two is taken, unless force (a key of
+    ROTATE) names one; low rank always rotates back. batch: query rows a batch.
     """
     model, rank, lengths = analyzer.model, score_args.query_gradient_low_rank, np.sort(queries.lengths)[::-1]
-    shapes = [(m.weight.shape[0], m.weight[0].numel() + (m.bias is not None)) for m in tracked(model)]
+    shapes, device = shapes_of(model), analyzer.state.device
     size = sum(d_out * d_in for d_out, d_in in shapes)
     kept = sum(rank * sum(shape) if rank and rank < min(shape) else shape[0] * shape[1] for shape in shapes)
-    room = free_memory(analyzer.state.device) // 2 / score_args.score_dtype.itemsize
+    room = SAFETY * free_memory(device) - held_anyway(model, "pairwise", len(lengths), device)
+    room = max(0.0, room - analyzer.token_budget * held_a_token(model, device)) / score_args.score_dtype.itemsize
     padded = np.repeat(lengths[::batch], batch)[: len(lengths)]
     holds = {True: int((np.cumsum(padded) * sum(map(sum, shapes)) <= room).sum()), False: int(room // kept)}
     passes = {side: -(-len(lengths) // min(max(held, 1), len(lengths))) for side, held in holds.items()}
@@ -74,8 +119,41 @@ def plan_queries(analyzer: EigenAnalyzer, train, queries, batch: int, score_args
     return passes[rows]
 
 
+def plan_parts(
+    analyzer: EigenAnalyzer, kind: str, lengths: np.ndarray, queries: int, asked: int | None = None
+) -> dict[str, int]:
+    """How the rows with these lengths (N,) are divided: "budget" tokens of a batch, "count" of parts at most.
+
+    A function of rows, queries, processes and the smallest budget that a process can afford; never of a timing. kind:
+    "factors", "pairwise" or "self". asked: count of parts that was asked for.
+    """
+    processes, tokens = analyzer.processes, int(lengths.sum())
+    budget = min(processes.all_of(fitting_budget(analyzer, kind, queries)))
+    work = parameters_of(analyzer.model) * (6 * tokens + len(lengths) * queries)
+    count = math.ceil(work / PART_MADDS[analyzer.state.device.type])
+    if processes.count > 1:
+        few = tokens // (GROUPS_A_PROCESS * processes.count)
+        budget = min(budget, max(SMALLEST_BUDGET, int(lengths.max()), few))
+        count = max(count, GROUPS_A_PROCESS * processes.count)
+    return {"budget": budget, "count": asked or count}
+
+
+def plan_passes(analyzer: EigenAnalyzer, train, queries, batch: int, score_args, force: str = "auto") -> dict:
+    """"pass_queries" of a pass, "query_batch" of them a batch, and "rotate_rows", see `plan_queries`.
+
+    Of the process that has least memory. batch: query rows a batch that were asked for.
+    """
+    mine = plan_queries(analyzer, train, queries, batch, score_args, force), tracked(analyzer.model)[0].rotate_rows
+    passes, rotate_rows = max(analyzer.processes.all_of(mine))
+    steps = -(-len(queries) // (passes * batch))
+    return {
+        "pass_queries": -(-len(queries) // passes), "query_batch": -(-len(queries) // (passes * steps)),
+        "rotate_rows": rotate_rows,
+    }  # fmt: skip
+
+
 def plan_partitions(model, device: torch.device, rows: int, tokens: int, queries: int) -> dict[str, int]:
-    """Phase -> number of data partitions, so that a killed run loses some PATIENCE seconds.
+    """Phase -> number of stock kronfluence's data partitions, so that a killed run loses some PATIENCE seconds.
 
     Multiply-adds: 6 P a token for a factor phase, and P a row and query for pairwise scores; at a tenth of
     the rate that a matrix product reaches here, because an estimate must not be too bright.

@@ -25,6 +25,17 @@ def scores_name(
     return name + f"_damping{'heuristic' if damping is None else f'{damping:g}'}"
 
 
+def is_own(name: str) -> bool:
+    """Whether scores of this name are those of somebody's own queries."""
+    return "_queries-" in name
+
+
+def members_in(name: str) -> int:
+    """Number of members behind scores of this name."""
+    parts = [part.removeprefix("members") for part in name.split("_") if part.startswith("members")]
+    return int(parts[0]) if parts and parts[0].isdigit() else 1
+
+
 def flags_of(name: str) -> str:
     """The arguments of analyze.py that store scores under this name."""
     strategy, *parts = name.split("_")
@@ -32,6 +43,8 @@ def flags_of(name: str) -> str:
     for part in parts:
         if part.startswith("rank"):
             flags += ["--query_gradient_rank", part.removeprefix("rank")]
+        elif part.startswith("members"):
+            flags += ["--num_members", part.removeprefix("members")]
         elif part.startswith("damping"):
             flags += ["--damping_factor", part.removeprefix("damping")]
         else:

@@ -1,10 +1,10 @@
-"""Runs kronfluence phase by phase: resumable, results only where complete.
+"""Runs an analysis phase by phase: resumable, results only where complete.
 
-A phase is one kronfluence call: covariance, eigendecomposition, lambda, pairwise or self scores, the
-long ones cut into data partitions. kronfluence writes in place and takes existence for completeness,
-so it works in a folder of its own (`influence/kronfluence/`), every finished piece is recorded with
-checksums in `finished.json` there, and what is not recorded is deleted and done again. Only complete
-results are moved to `influence/factors/` and `influence/scores/`.
+A phase is covariance, eigendecomposition, lambda, pairwise or self scores. Ours go through the data set in parts
+(`fitting.py`, `scoring.py`); stock kronfluence's (here) are one kronfluence call each, the long ones cut into data
+partitions. It writes in place and takes existence for completeness, so it works in a folder of its own
+(`influence/kronfluence/`), every finished piece is recorded with checksums in `finished.json` there, and what is not
+recorded is deleted and done again. Only complete results are moved to `influence/factors/` and `influence/scores/`.
 """
 
 import os
@@ -15,43 +15,63 @@ from pathlib import Path
 import torch
 from kronfluence.factor.config import FactorConfig
 from kronfluence.utils import constants as names
-from kronfluence.utils.dataset import make_indices_partition
 from safetensors.torch import load_file
 
 from attribution.files import Refused, checksums, intact, refuse_if_stale, write_json
-from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
-from attribution.influence.batching import restore_order
+from attribution.influence.analyzer import FolderAnalyzer
+from attribution.training.processes import ALONE, Processes
 
 
 class Phases:
-    """One piece of work in kronfluence's folder: which parts of it are finished, and recorded as such."""
+    """One piece of work in kronfluence's folder: which parts of it are finished, and recorded as such.
 
-    def __init__(self, folder: Path, fingerprint: dict, what: str, plan: dict, overwrite: bool) -> None:
-        self.folder, self.path = folder, folder / "finished.json"
-        if overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
-        record = refuse_if_stale(self.path, fingerprint, what)
+    make_plan() is called where nothing is there to go on from; else the plan is the one that it was begun with. All
+    processes of a launch know the same; the main process writes.
+    """
+
+    def __init__(
+        self, folder: Path, fingerprint: dict, what: str, make_plan, overwrite: bool, processes: Processes = ALONE
+    ) -> None:  # fmt: skip
+        self.folder, self.path, self.processes = folder, folder / "finished.json", processes
+        self.earlier = 0.0  # seconds that earlier processes have spent on the part that is being run
+
+        def known() -> dict | None:
+            if overwrite:
+                shutil.rmtree(folder, ignore_errors=True)
+            return refuse_if_stale(self.path, fingerprint, what)
+
+        record = processes.from_main(known)
         if record is None:  # nothing there, or nothing that says what it is
-            shutil.rmtree(folder, ignore_errors=True)
-            record = {"fingerprint": fingerprint, "plan": plan, "parts": {}, "seconds": {}}
-            write_json(self.path, record)
+            record = {"fingerprint": fingerprint, "plan": make_plan(), "parts": {}, "seconds": {}}
+            if processes.main:
+                shutil.rmtree(folder, ignore_errors=True)
+                write_json(self.path, record)
+            processes.meet()
         self.record, self.plan = record, record["plan"]
 
     def run(self, part: str, patterns: tuple[str, ...], call) -> None:
         """call(), unless the part is recorded and its files are what was recorded; leftovers are deleted."""
-        files = [path for pattern in patterns for path in self.folder.glob(pattern)]
+        if self.processes.from_main(lambda: self._finished(part, patterns)):
+            return
+        start, self.earlier = time.perf_counter(), 0.0
+        call()
+        if self.processes.main:
+            files = (path for pattern in patterns for path in self.folder.glob(pattern))
+            self.record["parts"][part] = checksums(files)
+            phase, seconds = part.partition(",")[0], self.record["seconds"]  # of all its partitions
+            seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start + self.earlier
+            write_json(self.path, self.record)
+        self.processes.meet()
+
+    def _finished(self, part: str, patterns: tuple[str, ...]) -> bool:
         recorded = self.record["parts"].get(part)
         if recorded is not None and intact(self.folder, recorded):
-            return
+            return True
         if recorded is not None:
             print(f"{self.folder.name}: {part} is damaged and is done again")
-        for path in files:
+        for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
             path.unlink()
-        start = time.perf_counter()
-        call()
-        self.record["parts"][part] = checksums(path for pattern in patterns for path in self.folder.glob(pattern))
-        self.record["seconds"][part] = time.perf_counter() - start
-        write_json(self.path, self.record)
+        return False
 
     def run_partitioned(self, part: str, count: int, prefixes: tuple[str, ...], call, aggregate=None) -> None:
         """The part in `count` partitions, call(targets) for each; then aggregate(), which joins their files."""
@@ -67,7 +87,7 @@ class Phases:
 
 
 def fit_factors(analyzer: FolderAnalyzer, phases: Phases, name: str, dataset, factor_args, loading: dict) -> None:
-    """Fits what the strategy needs and moves the complete folder to `influence/factors/<name>`."""
+    """Fits with stock kronfluence what the strategy needs, and moves the folder to `influence/factors/<name>`."""
     config = FactorConfig.CONFIGS[factor_args.strategy]
     # What is recorded as finished is not computed again; what is not is leftovers, to be overwritten.
     kwargs = {"factors_name": name, "factor_args": factor_args, "overwrite_output_dir": True}
@@ -75,8 +95,8 @@ def fit_factors(analyzer: FolderAnalyzer, phases: Phases, name: str, dataset, fa
 
     def fit(phase: str, method):
         def call(targets: dict) -> None:
-            analyzer.task.phase = analyzer.description = phase
-            analyzer.with_budget(lambda: method(dataset=dataset, **kwargs, **loading, **targets))
+            analyzer.task.phase = phase
+            method(dataset=dataset, **kwargs, **loading, **targets)
 
         return call
 
@@ -107,6 +127,7 @@ def keep_factors(phases: Phases, target: Path, rows: int) -> None:
     """
     for path in phases.folder.glob("*_data_partition*"):
         path.unlink()
+    shutil.rmtree(phases.folder / "progress", ignore_errors=True)
     for path in phases.folder.glob("*.safetensors"):
         for module, factor in load_file(path).items():
             if not factor.isfinite().all():
@@ -125,9 +146,8 @@ def compute_scores(
     analyzer: FolderAnalyzer, phases: Phases, kind: str, name: str, factors_name: str, queries, train, score_args,
     loading: dict,
 ) -> torch.Tensor:  # fmt: skip
-    """Pairwise scores (Q, N) (kind "pairwise") or self scores (N,) (kind "self"), float32, in data set order."""
-    fast, count = isinstance(analyzer, EigenAnalyzer), score_args.data_partitions
-    prefix = f"{kind}_scores"
+    """Stock kronfluence's pairwise scores (Q, N) (kind "pairwise") or self scores (N,) (kind "self"), float32."""
+    count, prefix = score_args.data_partitions, f"{kind}_scores"
 
     def call(targets: dict) -> None:
         kwargs = {"scores_name": name, "factors_name": factors_name, "train_dataset": train, "score_args": score_args}
@@ -135,16 +155,9 @@ def compute_scores(
         if kind == "pairwise":
             kwargs["query_dataset"] = queries
         score = analyzer.compute_pairwise_scores if kind == "pairwise" else analyzer.compute_self_scores
-        analyzer.with_budget(lambda: score(**kwargs, **loading, **targets))
+        score(**kwargs, **loading, **targets)
 
-    if fast:
-        analyzer.queries, analyzer.description = (queries if kind == "pairwise" else None), f"{kind} scores"
     phases.run_partitioned(kind, count, (prefix,), call)
     suffixes = [f"_data_partition{i}_module_partition0" for i in range(count)] if count > 1 else [""]
     files = [phases.folder / f"{prefix}{suffix}.safetensors" for suffix in suffixes]
-    columns = []
-    for path, (start, end) in zip(files, make_indices_partition(len(train), count), strict=True):
-        part = load_file(path)[names.ALL_MODULE_NAME].float()
-        columns.append(restore_order(part, train.lengths[start:end], part.dim() - 1) if fast else part)
-    scores = torch.cat(columns, dim=-1)
-    return restore_order(scores, queries.lengths, 0) if fast and kind == "pairwise" else scores
+    return torch.cat([load_file(path)[names.ALL_MODULE_NAME].float() for path in files], dim=-1)

@@ -18,6 +18,7 @@ class Settings:
     half: bool = False
     stock: bool = False
     covariance_dtype: str | None = "float64"  # None: kronfluence's own
+    covariance_products: str = "float64"  # type of what is added up
     rank: int | None = None  # of query gradients; None: full
     damping: float | None = DAMPING  # None: kronfluence's heuristic
     seed: int = 0

@@ -6,6 +6,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from attribution.files import differing_parts, intact, read_json
+from attribution.influence.names import is_own, members_in
+from attribution.training.members import member_folder
 
 
 def stored_scores(folder: Path, run: dict, query_rows: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -17,11 +19,39 @@ def stored_scores(folder: Path, run: dict, query_rows: str) -> tuple[dict[str, n
     scores, stale = {}, {}
     for path in sorted((folder / "influence" / "scores").glob("*/pairwise_scores.json")):
         record, name = read_json(path) or {}, path.parent.name
+        if is_own(name):
+            continue  # queries of one's own
         made_from = {part: record.get("fingerprint", {}).get(part) for part in wanted}
         if parts := differing_parts(made_from, wanted):
             stale[name] = f"its scores were made from other {' and other '.join(parts)}"
+        elif (found := record["fingerprint"].get("members")) and found != weights_of_members(folder, run, len(found)):
+            stale[name] = "its scores were made from other members"
         elif not intact(path.parent, record.get("files")):
             stale[name] = "its file is damaged; run analyze.py again"
         else:
             scores[name] = load_file(path.with_suffix(".safetensors"))["all_modules"]
     return scores, stale
+
+
+def own_scores(folder: Path, run: dict, name: str, query_rows: str) -> np.ndarray | None:
+    """Stored scores (Q, N) of queries of one's own; None where there are none that fit the run and these queries."""
+    path = folder / "influence" / "scores" / name / "pairwise_scores.json"
+    record = read_json(path)
+    wanted = {"weights": run["weights"], "training rows": run["train_rows"], "query rows": query_rows}
+    if record is None or any(record["fingerprint"].get(part) != value for part, value in wanted.items()):
+        return None
+    if not intact(path.parent, record.get("files")):
+        return None
+    return load_file(path.with_suffix(".safetensors"))["all_modules"]
+
+
+def weights_of_members(folder: Path, run: dict, count: int) -> list[str | None]:
+    """Fingerprints of the weights of the run and its next members, None where one is missing."""
+    runs = [read_json(member_folder(folder, run["seed"], run["seed"] + k) / "run.json") for k in range(1, count)]
+    return [run["weights"], *((other or {}).get("weights") for other in runs)]
+
+
+def seeds_behind(run: dict, names) -> list[int]:
+    """The seeds of the models behind scores of these names: of the run, and of as many members as a name says."""
+    count = max((members_in(name) for name in names), default=1)
+    return [] if run["seed"] is None else list(range(run["seed"], run["seed"] + count))

@@ -5,6 +5,8 @@ batch, `release_memory` at the end. Each tracker here says in `update` what to d
 gradient of its output. Symbols as in `eigenbasis.py`.
 """
 
+import contextlib
+
 import torch
 from kronfluence.factor.config import FactorConfig
 from kronfluence.module.tracker.base import BaseTracker
@@ -29,6 +31,19 @@ from attribution.influence.contractions import (
 from attribution.influence.sharing import SharedInput
 
 
+@contextlib.contextmanager
+def full_precision():
+    """Inside, products of float32 are not in TF32, whatever --tf32 says: what a covariance loses in its small
+    eigenvalues, its inverse blows up.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class HookTracker(BaseTracker):
     """Calls update(input, g) in the backward pass, with the module's input and its output's gradient."""
 
@@ -51,7 +66,15 @@ class HookTracker(BaseTracker):
 
         self.started = False
         self.module.shared.clear()
+        self.forget()
         self.registered_hooks.append(self.module.register_forward_hook(forward_hook))
+
+    def release_memory(self) -> None:
+        super().release_memory()
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of what waits for more batches."""
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         raise NotImplementedError
@@ -66,8 +89,7 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
 
     leader: nn.Module  # whose input covariance this module takes
 
-    def register_hooks(self) -> None:
-        super().register_hooks()
+    def forget(self) -> None:
         self.inputs: list[torch.Tensor] = []
         self.gradients: list[torch.Tensor] = []
 
@@ -87,7 +109,9 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         self.gradients.append(flat[(flat != 0).any(1)])
         if module.shared.complete:
             flat, self.gradients = torch.cat(self.gradients), []
-            self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, gram(flat.to(args.gradient_covariance_dtype)))
+            dtype = module.covariance_products or args.gradient_covariance_dtype
+            with full_precision():
+                self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, self._summand(gram(flat.to(dtype))))
 
     def _add_inputs(self, inputs: torch.Tensor) -> None:
         module, flat = self.module, inputs.reshape(-1, inputs.shape[-1])
@@ -98,14 +122,20 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         self.inputs.append(flat)
         if not module.shared.complete:
             return
-        flat, self.inputs = torch.cat(self.inputs).to(module.factor_args.activation_covariance_dtype), []
-        matrix = gram(flat)
+        dtype = module.covariance_products or module.factor_args.activation_covariance_dtype
+        flat, self.inputs = torch.cat(self.inputs).to(dtype), []
+        with full_precision():
+            matrix = gram(flat)
         if module.bias is not None:
             sums = flat.sum(0, dtype=accumulator(flat.dtype))
             bordered = sums.new_empty(len(sums) + 1, len(sums) + 1)
             bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = matrix, sums, sums, len(flat)
             matrix = bordered
-        self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, matrix)
+        self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, self._summand(matrix))
+
+    def _summand(self, product: torch.Tensor) -> torch.Tensor:
+        """The product of a group in the type of the sum: float64 where only products are in float32."""
+        return product.double() if self.module.covariance_products else product
 
     def _add(self, name: str, term: torch.Tensor) -> None:
         """Adds the term to a running sum in float32 or above; the first term of a phase starts it."""
@@ -115,7 +145,10 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
 
 
 class EigenLambdaTracker(HookTracker, LambdaTracker):
-    """Mean squared gradient in the eigenbasis, EKFAC's corrected eigenvalues; without a basis, the diagonal."""
+    """Mean squared gradient in the eigenbasis, EKFAC's corrected eigenvalues; without a basis, the diagonal.
+
+    The sum over the data set is in float64, squares of one block are summed in float32.
+    """
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         module, args = self.module, self.module.factor_args
@@ -125,10 +158,11 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
                 module.set_bases(args.lambda_dtype, gradient.device)
             else:
                 module.drop_bases()
-            size = module.weight.shape[0], module.weight.shape[1] + (module.bias is not None)
-            dtype = accumulator(args.lambda_dtype)
-            module.storage[names.LAMBDA_MATRIX_NAME] = torch.zeros(size, dtype=dtype, device=gradient.device)
-            module.storage[names.NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
+            if module.storage[names.LAMBDA_MATRIX_NAME] is None:  # else it is what an earlier process had summed
+                size = module.weight.shape[0], module.weight.shape[1] + (module.bias is not None)
+                zeros = torch.zeros(size, dtype=torch.float64, device=gradient.device)
+                module.storage[names.LAMBDA_MATRIX_NAME] = zeros
+                module.storage[names.NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
         total = module.storage[names.LAMBDA_MATRIX_NAME]
         module.storage[names.NUM_LAMBDA_PROCESSED] += len(gradient)
         g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
@@ -136,7 +170,7 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
             add_squares(total, g, a, module.block_elements(g))
             return
         for gradients in module.full_gradients(g, a):
-            total += gradients.square_().sum(0, dtype=total.dtype)
+            total += gradients.square_().sum(0, dtype=accumulator(gradients.dtype))
 
 
 class EigenPreconditionTracker(HookTracker, PreconditionTracker):
@@ -174,7 +208,8 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
             gradients = g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())
         start = len(module.storage[name] or ())
         if self.held is None:
-            size = len(gradients) * args.query_gradient_accumulation_steps, *gradients.shape[1:]
+            count = module.pass_queries or len(gradients) * args.query_gradient_accumulation_steps
+            size = count, *gradients.shape[1:]
             self.held = torch.empty(size, dtype=args.score_dtype, device=gradients.device)
         self.held[start : start + len(gradients)] = gradients
         module.storage[name] = Gradients(self.held[: start + len(gradients)])
@@ -209,8 +244,7 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
     scores of a batch have no columns.
     """
 
-    def register_hooks(self) -> None:
-        super().register_hooks()
+    def forget(self) -> None:
         self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
@@ -223,6 +257,10 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
         else:
             scores = torch.empty(len(queries), 0, device=gradient.device)
         module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = scores
+
+    def accumulate_iterations(self) -> None:
+        """Lets go of a batch's scores; what waits for the group goes on waiting."""
+        self.module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = None
 
 
 class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):

@@ -11,10 +11,9 @@ from attribution.influence.settings import Settings, make_factor_arguments, make
 def test_query_batches_fill_as_few_passes_as_memory_allows(run_copy, monkeypatch, passes, batch):
     monkeypatch.setattr("attribution.influence.memory.plan_queries", lambda *_: passes)
     influence = influence_of(run_copy, "--query_batch_size", str(batch))  # 9 queries
-    score_args = make_score_arguments(influence.settings)
-    rows = influence.hold_queries(score_args)
-    assert 1 <= rows <= batch
-    assert -(-9 // (rows * score_args.query_gradient_accumulation_steps)) == passes
+    plan = influence.plan("pairwise", make_score_arguments(influence.settings))
+    assert 1 <= plan["query_batch"] <= batch
+    assert -(-9 // plan["pass_queries"]) == passes
 
 
 def test_half_precision_rounds_gradients_and_leaves_model_rotations_and_covariances():

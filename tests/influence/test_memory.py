@@ -24,13 +24,16 @@ def test_short_memory_takes_more_passes_and_the_cheaper_side_is_rotated(run_copy
     sizes = [(m.weight.shape[0], m.weight.shape[1] + 1) for m in tracked(analyzer.model)]
 
     def plan(free: int, force: str = "auto", rank: int | None = None) -> tuple[int, bool]:
-        monkeypatch.setattr(memory, "free_memory", lambda device: free)
+        device = analyzer.state.device
+        taken = memory.held_anyway(analyzer.model, "pairwise", len(influence.queries), device)
+        taken += analyzer.token_budget * memory.held_a_token(analyzer.model, device)
+        monkeypatch.setattr(memory, "free_memory", lambda device: (free + taken) / memory.SAFETY + 1)
         score_args.query_gradient_low_rank = rank
         passes = memory.plan_queries(analyzer, influence.train, influence.queries, 32, score_args, force)
         return passes, tracked(analyzer.model)[0].rotate_rows
 
-    one_gradient = 2 * 4 * sum(d_out * d_in for d_out, d_in in sizes)
-    one_query = 2 * 4 * sum(map(sum, sizes)) * int(influence.queries.lengths.max())
+    one_gradient = 4 * sum(d_out * d_in for d_out, d_in in sizes)
+    one_query = 4 * sum(map(sum, sizes)) * int(influence.queries.lengths.max())
     assert plan(2**40) == (1, False)  # 120 rows have more tokens than 9 queries have directions
     everything, influence.train.lengths = influence.train.lengths, influence.train.lengths[:8]
     assert plan(2**40) == (1, True)

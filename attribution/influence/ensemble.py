@@ -1,0 +1,70 @@
+"""Scores of several members (checkpoints of other seeds), and their mean.
+
+Symbols: K members, Q queries, N training rows.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attribution.influence.analysis import Influence
+from attribution.influence.settings import Settings
+from attribution.rows import GlueDataset
+from attribution.training.processes import ALONE, Processes
+
+
+class Ensemble(Influence):
+    """The mean of what Influence makes of each member; stored in the run's folder as <name>_members<K>."""
+
+    def __init__(
+        self, members: list[tuple[Path, dict]], train: GlueDataset, queries: GlueDataset, settings: Settings,
+        arguments: dict | None = None, suffix: str = "", processes: Processes = ALONE,
+    ) -> None:  # fmt: skip
+        name = f"_members{len(members)}{suffix}"
+        super().__init__(*members[0], train, queries, settings, arguments, name, processes)
+        self.each = [Influence(*one, train, queries, settings, arguments, suffix, processes) for one in members]
+        weights = {"members": [run["weights"] for _, run in members]}
+        self.self_parts, self.score_parts = self.self_parts | weights, self.score_parts | weights
+
+    def compute(self, kind: str) -> torch.Tensor | None:
+        """Stored scores of this kind, or new ones: the mean over members of pairwise (Q, N) or self (N,) scores.
+
+        Only on the main process, as of a single member.
+        """
+        scores = self.stored(kind) if self.processes.main else None
+        if self.processes.from_main(lambda: scores is not None):
+            return scores
+        total: torch.Tensor | None = None
+        for i, influence in enumerate(self.each):
+            print(f"member {i + 1} of {len(self.each)}: {influence.folder}")
+            if (part := influence.compute(kind)) is not None:
+                total = part.double() if total is None else total + part.double()
+        if total is None:  # not the main process
+            return None
+        scores = (total / len(self.each)).float()
+        self.save(kind, scores, {})
+        return scores
+
+    def profile(self) -> str | None:
+        """The tables of the members that computed something; None where none did."""
+        tables = [table for influence in self.each if (table := influence.profile())]
+        return "\n".join(tables) or None
+
+
+def open_influence(
+    members: list[tuple[Path, dict]], train: GlueDataset, queries: GlueDataset, settings: Settings,
+    arguments: dict | None = None, suffix: str = "", processes: Processes = ALONE,
+) -> Influence:  # fmt: skip
+    """One run's Influence, or the Ensemble of several. suffix: of the name under which scores are stored."""
+    if len(members) == 1:
+        return Influence(*members[0], train, queries, settings, arguments, suffix, processes)
+    return Ensemble(members, train, queries, settings, arguments, suffix, processes)
+
+
+def scores_of_members(influence: Influence, kind: str = "pairwise") -> list[np.ndarray] | None:
+    """The stored scores (Q, N) of each member; None for a single run, and where one has none."""
+    if not isinstance(influence, Ensemble):
+        return None
+    found = [scores.numpy() for one in influence.each if (scores := one.stored(kind)) is not None]
+    return found if len(found) == len(influence.each) else None

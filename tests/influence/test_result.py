@@ -1,0 +1,105 @@
+"""What is stored is read no further than it is asked for; analyses at the same time share what both need."""
+
+import json
+import threading
+
+import pytest
+from processes import together
+from running import QUICK, analyze_quickly, influence_of, scores_of
+
+import analyze
+from attribution.files import Refused, exclusive
+from attribution.influence import fitting
+from attribution.influence.analysis import Influence
+
+
+def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(run_copy, monkeypatch, capsys):
+    analyze_quickly(run_copy)
+    scores = scores_of(run_copy)
+    path = run_copy / "demo/influence/scores/ekfac_damping0.0001/pairwise_scores.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1  # of the last query
+    path.write_bytes(content)
+    monkeypatch.setattr("attribution.influence.analysis.load_file", None)
+    influence = influence_of(run_copy)
+    assert (influence.stored_row(3) == scores[3]).all() and influence.stored_row(8) is None
+    analyze_quickly(run_copy, "--query_index", "3")
+    assert f"{scores[3].max():+.4g}" in capsys.readouterr().out
+    with pytest.raises(Refused, match="has not been scored yet"):
+        analyze_quickly(run_copy, "--query_index", "8")
+
+
+def test_scores_of_an_earlier_version_have_no_checksums_of_rows_and_are_read(run_copy):
+    analyze_quickly(run_copy)
+    record = run_copy / "demo/influence/scores/ekfac_damping0.0001/pairwise_scores.json"
+    value = json.loads(record.read_text())
+    del value["rows"]
+    record.write_text(json.dumps(value))
+    assert (influence_of(run_copy).stored_row(3) == scores_of(run_copy)[3]).all()
+
+
+def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(run_copy, monkeypatch, tmp_path):
+    """Each is a process of its own, not of one launch."""
+    fitted, real = tmp_path / "fitted", fitting.fit_in_parts
+
+    def counted(*args) -> None:
+        with open(fitted, "a") as file:
+            file.write("once ")
+        real(*args)
+
+    monkeypatch.setattr(fitting, "fit_in_parts", counted)
+    dampings, output = ["1e-4", "1e-2"], tmp_path / "output.txt"
+
+    def start(damping: str):
+        command = [*QUICK, "--checkpoint_dir", str(run_copy), "--damping_factor", damping]
+        return together(1, lambda: analyze.main(command), output)
+
+    with exclusive(run_copy / "demo/influence/kronfluence", ".lock_factors_ekfac"):
+        results: dict = {}
+        threads = [threading.Thread(target=lambda d=d: results.update({d: start(d)})) for d in dampings]
+        for thread in threads:
+            thread.start()
+        for _ in range(200):
+            if output.exists() and output.read_text().count("waiting for the ekfac factors") == 2:
+                break
+            threads[0].join(0.1)
+    for thread in threads:
+        thread.join()
+    assert results == {damping: [0] for damping in dampings} and fitted.read_text() == "once "
+    names = {path.name for path in (run_copy / "demo/influence/scores").iterdir()}
+    assert names == {"ekfac_damping0.0001", "ekfac_damping0.01"}
+
+
+def test_the_same_scores_are_not_computed_twice_at_once(run_copy):
+    place = run_copy / "demo/influence/kronfluence"
+    with exclusive(place, ".lock_scores_ekfac_damping0.0001_pairwise"), pytest.raises(Refused, match="another process"):
+        analyze_quickly(run_copy)
+
+
+def test_a_wait_ends_with_the_other_process(tmp_path):
+    held, done = threading.Event(), []
+
+    def hold() -> None:
+        with exclusive(tmp_path):
+            held.set()
+            done.append("other")
+            threading.Event().wait(0.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with exclusive(tmp_path, wait_for="something"):
+        done.append("own")
+    thread.join()
+    assert done == ["other", "own"]
+    shared = exclusive(tmp_path, shared=True)
+    with shared, exclusive(tmp_path, shared=True), pytest.raises(Refused, match="another"), exclusive(tmp_path):
+        pass
+
+
+def test_a_query_that_there_is_not_is_refused_before_anything_is_read(run_copy, monkeypatch):
+    analyze_quickly(run_copy)
+    monkeypatch.setattr(Influence, "stored_row", None)
+    for index in ("9", "-1"):
+        with pytest.raises(Refused, match="--query_index must be from 0 to 8"):
+            analyze_quickly(run_copy, "--query_index", index)
