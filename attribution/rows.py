@@ -20,17 +20,13 @@ class GlueDataset(torch.utils.data.Dataset):
     An item is (this data set, row number): what `collate` needs, whatever order batches are formed in.
     """
 
-    def __init__(self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, list]) -> None:
+    def __init__(self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]) -> None:
         self.table = table  # datasets.Dataset: text columns, `label`, and on the demo the recorded truth
         self.task = task
         self.labels = labels  # (N,), as `raw.labels_of` returns them
-        self.lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-        self.inputs = {}  # name -> int32 tensor (N, longest row), padded with 0, which the mask hides
-        for name, values in encoded.items():
-            padded = torch.zeros(len(values), int(self.lengths.max()), dtype=torch.int32)
-            for i, value in enumerate(values):
-                padded[i, : len(value)] = torch.tensor(value, dtype=torch.int32)
-            self.inputs[name] = padded
+        self.lengths = encoded["input_ids"][1]
+        # name -> int32 tensor (N, longest row), padded with 0, which the mask hides; encoded: as `tokenize` returns it
+        self.inputs = {name: pad(*values) for name, values in encoded.items()}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -65,6 +61,8 @@ class GlueDataset(torch.utils.data.Dataset):
 
     def label_name(self, index: int) -> str:
         """The class name as the data set declares it, or the similarity for regression."""
+        if self.task.regression and np.isnan(self.labels[index]):
+            return "output"
         if self.task.regression:
             return f"{self.labels[index]:.2f}"
         label, feature = self.table[int(index)]["label"], self.table.features["label"]
@@ -84,13 +82,14 @@ class GlueDataset(torch.utils.data.Dataset):
 
     def first(self, count: int) -> "GlueDataset":
         """The first so many rows."""
-        if count >= len(self):
-            return self
+        return self if count >= len(self) else self.subset(list(range(count)))
+
+    def subset(self, rows: list[int]) -> "GlueDataset":
+        """These rows, in this order."""
         part = copy.copy(self)
-        part.table, part.labels = self.table.select(range(count)), self.labels[:count]
-        part.lengths = self.lengths[:count]
+        part.table, part.labels, part.lengths = self.table.select(rows), self.labels[rows], self.lengths[rows]
         longest = int(part.lengths.max())
-        part.inputs = {name: values[:count, :longest].contiguous() for name, values in self.inputs.items()}
+        part.inputs = {name: values[rows, :longest].contiguous() for name, values in self.inputs.items()}
         return part
 
     def fingerprint(self) -> str:
@@ -102,3 +101,10 @@ class GlueDataset(torch.utils.data.Dataset):
 def collate(items: list[tuple[GlueDataset, int]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
     """Items of one data set -> `GlueDataset.batch` of their rows."""
     return items[0][0].batch([row for _, row in items], pad_to)
+
+
+def pad(flat: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    """int32 (N, longest row), filled with 0 behind the end of each row."""
+    padded = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.int32)
+    padded.numpy()[np.arange(padded.shape[1]) < lengths[:, None]] = flat
+    return padded

@@ -1,12 +1,16 @@
 """A process takes its own GPU, says what it runs on, and refuses what a launcher cannot do for it."""
 
+import contextlib
+
 import pytest
 import torch
 from running import QUICK
 
 import analyze
+import train
 from attribution.files import run_script
 from attribution.training import fit
+from attribution.training.processes import Processes
 
 
 @pytest.mark.parametrize(("rank", "visible", "expected"), [("0", 1, 0), ("3", 4, 3), ("5", 4, 1), ("7", 1, 0)])
@@ -29,9 +33,16 @@ def test_a_gpu_that_torch_does_not_find_is_mentioned(monkeypatch):
 
 
 @pytest.mark.parametrize("gpus", [False, True])
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_stock_under_a_launcher_is_refused_with_or_without_gpus(trained, capsys, monkeypatch, gpus, variable):
-    monkeypatch.setenv(variable, "2")
+def test_stock_in_one_of_two_processes_is_refused_with_or_without_gpus(trained, capsys, monkeypatch, gpus):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(analyze, "launched", lambda: contextlib.nullcontext(Processes(0, 2, 0, 2)))
     assert run_script(analyze.main, [*QUICK, "--checkpoint_dir", str(trained), "--stock"]) == 2
-    assert "one process" in capsys.readouterr().err
+    assert "runs in one process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize("script", [train, analyze])
+def test_launchers_that_do_not_say_what_torch_needs_are_refused(trained, capsys, monkeypatch, variable, script):
+    monkeypatch.setenv(variable, "2")
+    assert run_script(script.main, ["--dataset_name", "demo", "--checkpoint_dir", str(trained)]) == 2
+    assert "start it with torchrun" in capsys.readouterr().err

@@ -14,6 +14,8 @@ import torch
 from attribution.draws import uniform_hash
 from attribution.rows import GlueDataset
 from attribution.training.metrics import GlueMetric
+from attribution.training.processes import ALONE, Processes
+from attribution.training.progress import SEEDS_APART, Progress, add_up, share_of
 from pipeline import compute_loss, compute_margin, model_inputs
 
 
@@ -84,43 +86,66 @@ def piece_overhead(model: torch.nn.Module, device: torch.device) -> float:
 def fit(
     model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, *, seed: int, learning_rate: float,
     weight_decay: float, num_train_epochs: int, train_batch_size: int, lr_schedule: str = "constant",
-    max_grad_norm: float = 0.0, freeze_embeddings: bool = False, use_half_precision: bool = False,
-    pad_to: int | None = None, on_epoch=None, on_batch=None,
+    max_grad_norm: float = 0.0, freeze_embeddings: bool = False, use_half_precision: bool = False, on_epoch=None,
+    on_batch=None, pad_to: int | None = None, progress: Progress | None = None, processes: Processes = ALONE,
 ) -> torch.nn.Module:  # fmt: skip
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns it.
 
     pad_to: tokens of every batch (None: of its longest row). on_epoch(epoch, mean loss per example in nats, seconds),
-    on_batch(rows): called after every epoch and step. The process's random state stays. Same arguments, machine and
-    threads: same weights, bit for bit on the CPU. Raises Diverged at the first loss that is not finite.
+    on_batch(rows): called after every epoch and step. progress: where it goes on. processes: each takes its share of a
+    batch. The process's random state stays. Same arguments, machine, threads, processes: same bits on the CPU.
+    Raises Diverged at the first loss that is not finite.
     """
-    device, rows = next(model.parameters()).device, np.asarray(rows)
-    model.base_model.embeddings.requires_grad_(not freeze_embeddings)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device, trained = next(model.parameters()).device, trainable(model, freeze_embeddings)
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    steps = num_train_epochs * -(-len(rows) // train_batch_size)
-    share = {"constant": lambda step: 1.0, "linear": lambda step: 1.0 - step / steps}[lr_schedule]
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    falling = schedule(optimizer, lr_schedule, num_train_epochs * -(-len(rows) // train_batch_size))
     watch, overhead = LossWatch(device), float("inf") if pad_to else piece_overhead(model, device)
+
+    def step(chosen: np.ndarray) -> torch.Tensor:
+        optimizer.zero_grad()
+        own, how = share_of(chosen, dataset.lengths, processes), (overhead, pad_to, use_half_precision)
+        loss = add_up(trained, add_gradients(model, dataset, own, *how, len(chosen)), processes)
+        watch.see(loss, falling.get_last_lr()[0])
+        clip(trained, max_grad_norm)
+        optimizer.step()
+        falling.step()
+        return loss
+
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for epoch in range(num_train_epochs):
-            start, total, order = time.perf_counter(), 0.0, epoch_order(rows, seed, epoch)
-            for first in range(0, len(order), train_batch_size):
-                chosen = order[first : first + train_batch_size]
-                optimizer.zero_grad()
-                loss = add_gradients(model, dataset, chosen, overhead, pad_to, use_half_precision)
-                total += loss
-                watch.see(loss, falling.get_last_lr()[0])
-                clip(trained, max_grad_norm)
-                optimizer.step()
-                falling.step()
-                if on_batch:
-                    on_batch(len(chosen))
+        torch.manual_seed(seed + processes.rank * SEEDS_APART)
+        for epoch in range(progress.restore(model, optimizer, falling) if progress else 0, num_train_epochs):
+            start = time.perf_counter()
+            loss = one_epoch(step, epoch_order(np.asarray(rows), seed, epoch), train_batch_size, on_batch)
             watch.look()
             if on_epoch:
-                on_epoch(epoch, float(total) / len(order), time.perf_counter() - start)
+                on_epoch(epoch, float(loss) / len(rows), time.perf_counter() - start)
+            if progress and epoch + 1 < num_train_epochs:
+                progress.save(epoch + 1, model, optimizer, falling)
     return model.eval()
+
+
+def trainable(model: torch.nn.Module, freeze_embeddings: bool) -> list[torch.nn.Parameter]:
+    """The parameters that are trained."""
+    model.base_model.embeddings.requires_grad_(not freeze_embeddings)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def one_epoch(step, order: np.ndarray, batch_size: int, on_batch) -> torch.Tensor:
+    """step(rows) -> summed loss for every batch of the rows in this order; returns the sum of all, float64."""
+    total = 0.0
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        total += step(chosen)
+        if on_batch:
+            on_batch(len(chosen))
+    return total
+
+
+def schedule(optimizer, kind: str, steps: int):
+    """The learning rate's share of its start, step by step: "constant", or "linear" down to 0."""
+    share = {"constant": lambda step: 1.0, "linear": lambda step: 1.0 - step / steps}[kind]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def clip(parameters: list, max_norm: float) -> None:
@@ -152,22 +177,25 @@ class LossWatch:
 
 
 def add_gradients(
-    model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, overhead: float, pad_to: int | None, half: bool
-) -> torch.Tensor:
-    """Adds the gradient of the mean loss of these rows to the parameters'; returns the summed loss, float64.
+    model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, overhead: float, pad_to: int | None, half: bool,
+    whole: int,
+) -> torch.Tensor:  # fmt: skip
+    """Adds the gradient of the summed loss of these rows, divided by `whole`, to the parameters'; returns that sum.
 
     overhead: cost of a piece of the batch, see `split_batch`. pad_to: tokens of every piece (None: its longest row).
-    half: bfloat16 autocast.
+    half: bfloat16 autocast. whole: rows of the batch, of which these are one process's share. The sum is float64.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for piece in split_batch(dataset.lengths[rows], overhead):
+    lengths = dataset.lengths[rows]
+    one = [np.argsort(-lengths, kind="stable")] if len(rows) else []
+    for piece in split_batch(lengths, overhead) if np.isfinite(overhead) else one:
         batch = dataset.batch(rows[piece], pad_to)
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits = model(**model_inputs(batch)).logits
         loss = compute_loss(logits, batch["labels"])
-        (loss / len(rows)).backward()
+        (loss / whole).backward()
         total += loss.detach()
     return total
 

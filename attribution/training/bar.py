@@ -1,0 +1,35 @@
+"""A training run as it is watched: a progress bar, a line an epoch, and a sentence where it diverges."""
+
+import numpy as np
+from tqdm import tqdm
+
+from attribution.files import Refused
+from attribution.rows import GlueDataset
+from attribution.training.fit import Diverged, fit
+from attribution.training.processes import Processes
+from attribution.training.progress import Progress
+
+
+def train(
+    model, dataset: GlueDataset, recipe: dict, seed: int, progress: Progress, processes: Processes
+) -> list[dict]:  # fmt: skip
+    """Trains the model in place on all rows; returns loss and seconds of every epoch.
+
+    recipe: keyword arguments of `fit`. Raises Refused where training diverges.
+    """
+    total, rows = recipe["num_train_epochs"] * len(dataset), np.arange(len(dataset))
+    with tqdm(total=total, unit=" examples", leave=False, disable=not processes.main) as bar:
+
+        def report(epoch: int, loss: float, seconds: float) -> None:
+            progress.epochs.append({"loss": loss, "seconds": seconds})
+            rate = len(dataset) / seconds
+            bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {rate:,.0f} examples/s")
+
+        try:
+            fit(
+                model, dataset, rows, seed=seed, on_epoch=report, on_batch=bar.update, progress=progress,
+                processes=processes, **recipe,
+            )  # fmt: skip
+        except Diverged as error:
+            raise Refused(f"training diverged: {error}; lower --learning_rate") from error
+    return progress.epochs
