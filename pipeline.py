@@ -25,6 +25,7 @@ from attribution.files import Refused
 from attribution.raw import check_splits, check_texts, labels_of, open_tables
 from attribution.rows import GlueDataset, collate
 from attribution.task import GlueTask
+from attribution.tokens import tokenize
 
 DEFAULT_MODEL = "bert-base-cased"
 DEFAULT_DATASET = "nyu-mll/glue"
@@ -112,16 +113,17 @@ def get_tokenizer(model_name_or_path: str | None, data_name: str, flag: str = st
 def get_glue_dataset(
     data_name: str, split: str, indices: list[int] | None = None, *, tokenizer=None, dataset_path: str | None = None,
     max_length: int = MAX_LENGTH, max_samples: int | None = None, tables: datasets.DatasetDict | None = None,
-    inputs: list[str] | None = None,
+    inputs: list[str] | None = None, task: GlueTask | None = None,
 ) -> GlueDataset:  # fmt: skip
     """One split of a task, tokenized and cut to max_length tokens, unpadded.
 
     split: train, eval_train, valid, or the name of one of several validation splits. indices: rows to
     keep, in that order. max_samples: keep the first so many rows. tables: from `load_tables`, to read
-    them once. inputs: what the model reads of the tokenizer's output (all of it). Raises Refused for an unknown
-    split, for one without rows, and for rows that cannot give a right answer (see `raw`).
+    them once. inputs: what the model reads of the tokenizer's output (all of it). task: of a data set that is not in
+    TASKS. Raises Refused for an unknown split, for one without rows, and for rows that cannot give a right answer
+    (see `raw`).
     """
-    task = get_task(data_name)
+    task = task or get_task(data_name)
     names = {"train": "train", "eval_train": "train", "valid": task.validation[0]}
     names |= {name: name for name in task.validation}
     if split not in names:
@@ -140,8 +142,7 @@ def get_glue_dataset(
     fewest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < fewest:
         raise Refused(f"--max_length {max_length} leaves no room for text; it takes at least {fewest}")
-    texts = [list(table[column]) for column in task.columns]
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+    encoded = tokenize(table, task.columns, tokenizer, max_length)
     return GlueDataset(table, task, labels, {name: encoded[name] for name in inputs or encoded})
 
 
@@ -158,18 +159,19 @@ def get_dataloader(
 
 def construct_bert(
     data_name: str, model_name_or_path: str | None = None, seed: int = 0, num_hidden_layers: int | None = None,
-    new_head: bool = False,
+    new_head: bool = False, task: GlueTask | None = None,
 ) -> torch.nn.Module:  # fmt: skip
     """An encoder with a head for the task, in float32; a head that the folder lacks is drawn from `seed`.
 
     model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`). num_hidden_layers: keep
     only the first so many layers. new_head: draw the head even where there is one. The process's random state is
-    left as it was. `model.drawn` names the parameters that were drawn. Raises Refused as `start.open_model` does.
+    left as it was. `model.drawn` names the parameters that were drawn. task: of a data set that is not in TASKS.
+    Raises Refused as `start.open_model` does.
     """
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         torch.manual_seed(seed)
         name = resolve_model(model_name_or_path, data_name)
-        return start.open_model(name, get_task(data_name), num_hidden_layers, new_head)
+        return start.open_model(name, task or get_task(data_name), num_hidden_layers, new_head)
 
 
 def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -189,11 +191,13 @@ def compute_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Margin (B,) of logits (B, C): correct logit minus log-sum-exp of the others, in natural units.
 
     The output function of TRAK (arXiv:2303.14186, section 2, for classification: log p / (1 - p)); for
-    regression (C = 1) minus the squared error. Higher is better in both.
+    regression (C = 1) minus the squared error. Higher is better in both. A regression's label that is NaN asks about
+    the output itself, which is then what is measured.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[-1] == 1:
-        return -(logits.squeeze(-1) - labels.to(logits.dtype)).square()
+        output, labels = logits.squeeze(-1), labels.to(logits.dtype)
+        return torch.where(labels.isnan(), output, -(output - labels.nan_to_num()).square())
     correct = logits.gather(-1, labels[:, None]).squeeze(-1)
     others = logits.scatter(-1, labels[:, None], -torch.inf)
     return correct - others.logsumexp(dim=-1)

@@ -1,36 +1,43 @@
-"""Fine-tunes BERT on a GLUE task (or the embedded demo) and saves what analyze.py reads.
+"""Fine-tunes BERT on a GLUE task, the embedded demo or rows of your own, and saves what analyze.py reads.
 
     python train.py --dataset_name demo
     python train.py --dataset_name sst2 --checkpoint_dir ./checkpoints --train_batch_size 32 \\
         --eval_batch_size 32 --learning_rate 3e-05 --weight_decay 0.01 --num_train_epochs 3 --seed 1004
     python train.py --dataset_name rte --dataset_path DIR --model_name_or_path DIR   # nothing from a hub
+    python train.py --dataset_name reviews --dataset_path reviews.csv --text_columns text --label_column stars
+    python train.py --dataset_name rte --adopt DIR        # no training: the fine-tuned model in DIR becomes the run
+    python train.py --dataset_name demo --num_members 5   # checkpoints of five seeds
 
 The run is the folder CHECKPOINT_DIR/DATASET_NAME: weights, configuration and tokenizer as
 `save_pretrained` writes them, and run.json.
 """
 
 import argparse
+import contextlib
 import sys
+from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from attribution.files import Refused, check_numbers, environment, exclusive, run_script
+from attribution.files import Refused, check_numbers, environment, exclusive, read_json, run_script
 from attribution.influence.support import check_attribution
-from attribution.rows import GlueDataset
-from attribution.start import check_tokens, fingerprint_of_start, fingerprint_of_tokenizer, inputs_of, usable_positions
-from attribution.training.fit import Diverged, choose_device, evaluate_model, fit, name_of
-from attribution.training.recipe import Parser, add_data_arguments, add_recipe_arguments, check_recipe, recipe_of
-from attribution.training.run import absolute, add_to_run, check_place, save_run
-from pipeline import (
-    MAX_LENGTH,
-    construct_bert,
-    get_glue_dataset,
-    get_task,
-    get_tokenizer,
-    load_tables,
-    quiet_libraries,
+from attribution.start import fingerprint_of_start, name_classes
+from attribution.training.adopt import FLAG as ADOPT
+from attribution.training.adopt import judge, open_adopted
+from attribution.training.bar import train
+from attribution.training.fit import choose_device, evaluate_model, name_of
+from attribution.training.material import Material, Tables, add_own_arguments, open_tables_of_task, read_rows
+from attribution.training.members import fits, member_folder, share_of_process
+from attribution.training.processes import ALONE, Processes, check_launcher, launched
+from attribution.training.progress import Progress
+from attribution.training.recipe import (
+    RECIPE,
+    Parser,
+    add_data_arguments,
+    add_recipe_arguments,
+    check_recipe,
+    recipe_of,
 )
+from attribution.training.run import absolute, add_to_run, check_place, refuse_replacing, save_run
+from pipeline import MAX_LENGTH, construct_bert, get_tokenizer, quiet_libraries
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -41,94 +48,146 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--max_length", type=int, help=f"tokens after which a row is cut ({MAX_LENGTH})")
     add = parser.add_argument_group("model").add_argument
     add("--model_name_or_path", help="folder or hub id of an encoder (bert-base-cased; demo: the small BERT in demo/)")
+    add("--adopt", metavar="DIR", help="take the fine-tuned model in this folder, head and tokenizer, as it is")
+    add("--label_order", nargs="+", metavar="CLASS", help="the task's classes in the order of its outputs")
     add("--tokenizer_name_or_path", help="folder or hub id of the tokenizer (that of the model)")
     add("--new_head", action="store_true", help="draw the classification head even where the model has one")
     add("--num_hidden_layers", type=int, help="keep the first so many layers of the model (all)")
+    add_own_arguments(parser)
     add_recipe_arguments(parser)
     add = parser.add_argument_group("how it runs").add_argument
     add("--eval_batch_size", type=int, default=32, help="rows a batch in evaluation (32)")
-    add("--seed", type=int, default=0, help="start of the head, order of rows, dropout (0)")
+    add("--seed", type=int, help="start of the head, order of rows, dropout (0; of an adopted model: not known)")
+    add(
+        "--num_members", type=int, default=1,
+        help="checkpoints of so many seeds, from --seed up; those that are there and fit are kept (1: train anew)",
+    )  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an adopted run, or with --adopt whatever run is there")
     args = parser.parse_args(argv)
-    check_numbers(vars(args), "eval_batch_size", "max_train_samples", "max_length", "num_hidden_layers")
+    check_numbers(vars(args), "eval_batch_size", "max_train_samples", "max_length", "num_hidden_layers", "num_members")
     check_recipe(vars(args))
+    if args.adopt and (args.num_members > 1 or args.new_head or args.num_hidden_layers):
+        raise Refused("--adopt takes one model as it is: without --num_members, --new_head and --num_hidden_layers")
+    if args.label_order and not args.adopt:
+        raise Refused("--label_order says how an adopted model orders its classes; it goes with --adopt")
     return args
-
-
-def train(model, dataset: GlueDataset, recipe: dict, seed: int) -> list[dict]:
-    """Trains the model in place on all rows with a progress bar; returns loss and seconds of every epoch."""
-    epochs = []
-    with tqdm(total=recipe["num_train_epochs"] * len(dataset), unit=" examples", leave=False) as bar:
-
-        def report(epoch: int, loss: float, seconds: float) -> None:
-            epochs.append({"loss": loss, "seconds": seconds})
-            rate = len(dataset) / seconds
-            bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {rate:,.0f} examples/s")
-
-        try:
-            fit(model, dataset, np.arange(len(dataset)), seed=seed, on_epoch=report, on_batch=bar.update, **recipe)
-        except Diverged as error:
-            raise Refused(f"training diverged: {error}; lower --learning_rate") from error
-    return epochs
 
 
 def open_tokenizer(args: argparse.Namespace):
     """The tokenizer that was asked for, else that of the model."""
     if args.tokenizer_name_or_path:
         return get_tokenizer(args.tokenizer_name_or_path, args.dataset_name, "--tokenizer_name_or_path")
-    return get_tokenizer(args.model_name_or_path, args.dataset_name)
+    return get_tokenizer(args.adopt or args.model_name_or_path, args.dataset_name, *[ADOPT] * bool(args.adopt))
 
 
-def open_model(args: argparse.Namespace):
+def open_model(args: argparse.Namespace, tables: Tables, seed: int, quiet: bool = False):
     """The start model that was asked for; names the weights that are drawn, and those that are not used."""
     name, layers = args.model_name_or_path, args.num_hidden_layers
-    model = construct_bert(args.dataset_name, name, args.seed, layers, args.new_head)
+    model = construct_bert(args.dataset_name, name, seed, layers, args.new_head, task=tables.task)
     for what, keys in (("drawn at random", sorted(model.drawn)), ("stored, but not used", model.unused)):
-        if keys:
+        if keys and not quiet:
             more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
             print(f"{what}: {', '.join(keys[:6])}{more}")
     return model
 
 
-def main(argv=None) -> None:
-    """Fine-tunes and evaluates one model and stores it. Raises Refused on bad input."""
-    quiet_libraries()
-    args = parse_args(argv)
-    task, recipe = get_task(args.dataset_name), recipe_of(vars(args), args.dataset_name)
-    folder, device = args.checkpoint_dir / args.dataset_name, choose_device()
-    check_place(folder, args.model_name_or_path)
-    tables = load_tables(args.dataset_name, args.dataset_path)
-    tokenizer = open_tokenizer(args)
-    model = open_model(args)
-    positions = usable_positions(model)
-    max_length = args.max_length or min(MAX_LENGTH, tokenizer.model_max_length, positions)
-    if max_length > positions:
-        raise Refused(f"--max_length {max_length} is more than the {positions} positions of this model")
-    inputs = inputs_of(model, tokenizer)
-    shared = {"tokenizer": tokenizer, "max_length": max_length, "tables": tables, "inputs": inputs}
-    max_samples = args.max_train_samples or task.max_train_samples
-    rows = get_glue_dataset(args.dataset_name, "train", max_samples=max_samples, **shared)
-    validation = {name: get_glue_dataset(args.dataset_name, name, **shared) for name in task.validation}
-    check_tokens(model, rows, *validation.values())
-    check_attribution(model, rows)
-    size = f"{len(rows):,} training rows, {model.num_parameters():,} parameters"
-    print(f"{args.dataset_name}: {size}, on {name_of(device)}")
-    record = {
-        "dataset_name": args.dataset_name, "dataset_path": args.dataset_path, "max_train_samples": max_samples,
-        "model_name_or_path": args.model_name_or_path, "num_hidden_layers": args.num_hidden_layers,
-        "tokenizer_name_or_path": args.tokenizer_name_or_path, "new_head": args.new_head, "inputs": inputs,
-        "folders": {name: absolute(getattr(args, name)) for name in ("dataset_path", "model_name_or_path")},
-        "start": fingerprint_of_start(model), "tokenizer": fingerprint_of_tokenizer(tokenizer),
-        "max_length": max_length, "seed": args.seed, "recipe": recipe, "num_labels": task.num_labels,
-        "train_rows": rows.fingerprint(), **environment(device),
-    }  # fmt: skip
-    with exclusive(folder):
-        record["epochs"] = train(model.to(device), rows, recipe, args.seed)
-        save_run(folder, model, tokenizer, record | {"evaluation": {}})  # first: an evaluation that fails loses nothing
+def describe_start(args: argparse.Namespace, start: str | None, record: dict) -> dict:
+    """What run.json says of the start, beside what it says of the rows."""
+    names = ("model_name_or_path", "num_hidden_layers", "tokenizer_name_or_path", "new_head")
+    folders = record["folders"] | {"model_name_or_path": absolute(args.model_name_or_path)}
+    return {name: getattr(args, name) for name in names} | {"folders": folders, "start": start}
+
+
+def train_member(
+    args, tables: Tables, material: Material, recipe: dict, start: str, seed: int, folder: Path, processes: Processes
+) -> None:
+    """Trains, stores and evaluates one checkpoint, unless it is one of several and already there."""
+    device = choose_device()
+    record = material.record | describe_start(args, start, material.record)
+    record |= {"seed": seed, "recipe": recipe, "processes": processes.count, **environment(device)}
+    if args.num_members > 1 and fits(folder, record):
+        print(f"{folder} is there and is kept")
+        return
+    made_from = {name: record[name] for name in ("start", "train_rows", "recipe", "seed", "processes", "device")}
+    progress = Progress(folder / ".training", made_from, processes)
+    with exclusive(folder) if processes.main else contextlib.nullcontext():
+        model = name_classes(open_model(args, tables, seed, quiet=True), material.task).to(device)
+        record["epochs"] = train(model, material.train, recipe, seed, progress, processes)
+        if not processes.main:
+            return
+        record["evaluation"] = {}
+        save_run(folder, model, material.tokenizer, record)  # first: an evaluation that fails loses nothing
+        progress.remove()
+        validation = material.validation
         results = {name: evaluate_model(model, data, args.eval_batch_size) for name, data in validation.items()}
         add_to_run(folder, evaluation=results)
+    show_metrics(results)
+    print(f"saved {folder}")
+
+
+def show_metrics(results: dict[str, dict]) -> None:
+    """Prints the metrics of every split."""
     for name, result in results.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()))
-    print(f"saved {folder}")
+
+
+def adopt(args: argparse.Namespace, folder: Path, tables: Tables) -> None:
+    """Evaluates and stores a model that was fine-tuned elsewhere; nothing is trained."""
+    device, tokenizer = choose_device(), open_tokenizer(args)
+    model, order = open_adopted(args.adopt, tables.task, args.label_order)
+    material = read_rows(tables, model, tokenizer, args.max_length, args.max_train_samples)
+    check_attribution(model, material.train)
+    known = args.model_name_or_path is not None or any(getattr(args, name) is not None for name in RECIPE)
+    start = fingerprint_of_start(open_model(args, tables, 0)) if known else None
+    recipe = recipe_of(vars(args), args.dataset_name) if known else None
+    record = material.record | describe_start(args, start, material.record)
+    record |= {"seed": args.seed, "recipe": recipe, "evaluation": {}, **environment(device)}
+    model = name_classes(model, tables.task).to(device)
+    refuse_replacing(folder, model, args.overwrite)
+    results = {name: evaluate_model(model, data, args.eval_batch_size) for name, data in material.validation.items()}
+    seen = evaluate_model(model, material.train, args.eval_batch_size)
+    came = {"from": absolute(args.adopt) or args.adopt, "outputs": order, "training": seen}
+    with exclusive(folder):
+        save_run(folder, model, tokenizer, record | {"evaluation": results, "adopted": came})
+    show_metrics(results)
+    first = next(iter(material.validation))
+    lines = judge({"training": seen, "validation": results[first]}, material.train, material.validation[first])
+    print("\n".join([*lines, f"saved {folder}"]))
+
+
+def main(argv=None) -> None:
+    """Fine-tunes and evaluates what is asked, or adopts it, and stores it. Raises Refused on bad input."""
+    quiet_libraries()
+    args = parse_args(argv)
+    with launched() as processes:
+        check_launcher(choose_device(), processes)
+        folder = args.checkpoint_dir / args.dataset_name
+        tables = open_tables_of_task(args.dataset_name, args.dataset_path, vars(args))
+        check_place(folder, *((args.adopt, ADOPT) if args.adopt else (args.model_name_or_path,)))
+        if not args.adopt:
+            fine_tune(args, folder, tables, processes)
+        elif processes.main:
+            adopt(args, folder, tables)
+
+
+def fine_tune(args: argparse.Namespace, folder: Path, tables: Tables, processes: Processes) -> None:
+    """Trains what is missing: one checkpoint in all processes of the launch, or of several a share in each."""
+    if "adopted" in (read_json(folder / "run.json") or {}) and not args.overwrite:
+        raise Refused(f"{folder} holds an adopted model; pass --overwrite to replace it, or name another folder")
+    recipe, tokenizer = recipe_of(vars(args), args.dataset_name), open_tokenizer(args)
+    first = args.seed or 0
+    model = open_model(args, tables, first)
+    max_samples = args.max_train_samples or tables.task.max_train_samples
+    material = read_rows(tables, model, tokenizer, args.max_length, max_samples)
+    check_attribution(model, material.train)
+    size = f"{len(material.train):,} training rows, {model.num_parameters():,} parameters"
+    print(f"{args.dataset_name}: {size}, on {name_of(choose_device())}")
+    start, seeds = fingerprint_of_start(model), range(first, first + args.num_members)
+    if args.num_members == 1:
+        train_member(args, tables, material, recipe, start, first, folder, processes)
+        return
+    for seed in share_of_process(seeds):
+        train_member(args, tables, material, recipe, start, seed, member_folder(folder, first, seed), ALONE)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def open_asset(name: str, flag: str, what: str, load):
 
     Where the hub is silent, only what was downloaded before is used, for the rest of the process.
     """
-    local = Path(name).is_dir()
-    if local:
+    local = Path(name).exists()
+    if Path(name).is_dir():
         refuse_pointers(Path(name))
     if not local and not hub_answers():
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True

@@ -97,6 +97,14 @@ def open_config(name: str, task: GlueTask, num_hidden_layers: int | None):
     return config
 
 
+def name_classes(model: nn.Module, task: GlueTask) -> nn.Module:
+    """Writes the task's class names into the model's configuration, and returns it."""
+    if task.class_names:
+        model.config.id2label = dict(enumerate(task.class_names))
+        model.config.label2id = {name: i for i, name in enumerate(task.class_names)}
+    return model
+
+
 def is_head(model: nn.Module, key: str) -> bool:
     """Whether the parameter belongs to what follows the encoder."""
     return not key.startswith(f"{model.base_model_prefix}.")

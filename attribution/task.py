@@ -1,6 +1,12 @@
 """What one data set asks of the scripts."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from attribution.files import Refused
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -20,3 +26,22 @@ class GlueTask:
     def regression(self) -> bool:
         """Whether labels are numbers instead of classes."""
         return self.num_labels == 1
+
+    def record(self) -> dict:
+        """The task as run.json holds it."""
+        return asdict(self)
+
+
+def task_from(record: dict) -> GlueTask:
+    """The task that `GlueTask.record` wrote: JSON knows lists only."""
+    known = {entry.name for entry in fields(GlueTask)} & set(record)
+    values: dict[str, Any] = {}
+    for name in known:
+        values[name] = tuple(record[name]) if isinstance(record[name], list) else record[name]
+    return GlueTask(**values)
+
+
+def check_name(name: str) -> None:
+    """Raises Refused for a data set's name that is not letters, digits, - _ . without a leading dot: a folder's."""
+    if not NAME.fullmatch(name):
+        raise Refused(f"--dataset_name {name!r} must be letters, digits, '-', '_' and '.', without a leading dot")

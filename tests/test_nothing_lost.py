@@ -48,7 +48,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path,
     def spoil(model, *_, **__):
         model.classifier.bias.data[0] = math.nan
 
-    monkeypatch.setattr(train, "fit", spoil)
+    monkeypatch.setattr("attribution.training.bar.fit", spoil)
     assert run_script(train.main, [*SMALL, "--checkpoint_dir", str(tmp_path)]) == 2
     assert "left a weight that is not finite (classifier.bias)" in capsys.readouterr().err
     assert not (tmp_path / "demo/run.json").exists()

@@ -21,6 +21,7 @@ def _correlation(function):
 METRICS = {
     "accuracy": accuracy_score,
     "f1": f1_score,
+    "macro_f1": lambda references, predictions: f1_score(references, predictions, average="macro", zero_division=0),
     "matthews_correlation": matthews_corrcoef,
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),

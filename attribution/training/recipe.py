@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from attribution.files import Refused, check_numbers
-from pipeline import TASKS, get_task
+from pipeline import TASKS
 
 RECIPE = {
     "learning_rate": 3e-5, "weight_decay": 0.01, "num_train_epochs": 3, "train_batch_size": 32,
@@ -21,9 +21,9 @@ MAX_QUERIES = 2000
 class Parser(argparse.ArgumentParser):
     """A script's parser: its help begins with the script's docstring, and a wrong argument is one sentence."""
 
-    def __init__(self, description: str | None) -> None:
+    def __init__(self, description: str | None, epilog: str | None = None) -> None:
         layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=layout, allow_abbrev=False)
+        super().__init__(description=description, epilog=epilog, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str):
         """Raises Refused, so that a wrong argument ends like every other refusal."""
@@ -34,11 +34,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     """Adds the group "data", which says where data and runs are, and returns it for more."""
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--dataset_name", required=True, help=f"one of {', '.join(TASKS)}")
+    add("--dataset_name", required=True, help=f"one of {', '.join(TASKS)}, or a name of your own")
     add(
         "--dataset_path",
         help="folder or hub id that datasets.load_dataset(path, task) opens (nyu-mll/glue; demo: embedded; after "
-        "train.py: as in training)",
+        "train.py: as in training); for a name of your own also a CSV, JSONL or Parquet file",
     )
     add(
         "--checkpoint_dir", type=Path, default=Path("checkpoints"),
@@ -100,5 +100,5 @@ def recipe_of(asked: dict, data_name: str, base: dict | None = None) -> dict:
 
     base: the recipe of a run.
     """
-    recipe = base or RECIPE | get_task(data_name).recipe
+    recipe = base or RECIPE | (TASKS[data_name].recipe if data_name in TASKS else {})
     return recipe | {name: asked[name] for name in RECIPE if asked[name] is not None}

@@ -6,8 +6,10 @@ While a run is being saved a marker stands in its folder; a model without run.js
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 from transformers import AutoTokenizer
 
 from attribution.files import (
@@ -20,8 +22,10 @@ from attribution.files import (
     write_bytes,
     write_json,
 )
+from attribution.own import OwnData, encode, open_own
 from attribution.rows import GlueDataset
-from pipeline import get_glue_dataset, get_task, load_tables
+from attribution.task import GlueTask, check_name, task_from
+from pipeline import TASKS, get_glue_dataset, get_task, load_tables
 
 MARKER = ".unfinished"
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
@@ -60,13 +64,20 @@ def add_to_run(folder: Path, **parts) -> None:
     write_json(folder / "run.json", (read_json(folder / "run.json") or {}) | parts)
 
 
-def check_place(folder: Path, start: str | None) -> None:
+def refuse_replacing(folder: Path, model, overwrite: bool) -> None:
+    """Raises Refused where the folder holds a run with other weights than the model's, unless it may be replaced."""
+    run = read_json(folder / "run.json")
+    if run is not None and not overwrite and run.get("weights") != fingerprint_of_tensors(model.state_dict()):
+        raise Refused(f"{folder} holds another run; pass --overwrite to replace it, or use another --checkpoint_dir")
+
+
+def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_path") -> None:
     """Raises Refused for a folder that holds a model which is not a run, or the start, or that cannot be written to.
 
-    start: the start model as given; None for the default.
+    start: the start model as given with the flag; None for the default.
     """
     if start is not None and Path(start).is_dir() and Path(start).resolve() == folder.resolve():
-        raise Refused(f"--model_name_or_path {start} is where the run would be saved; name another --checkpoint_dir")
+        raise Refused(f"{flag} {start} is where the run would be saved; name another --checkpoint_dir")
     if is_foreign(folder):
         raise Refused(f"{folder} holds a model that is no run of train.py, so nothing is written there; move it away")
     check_writable(folder)
@@ -84,8 +95,15 @@ def is_foreign(folder: Path) -> bool:
 
 def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
     """The run's folder and its run.json. Raises Refused where it is missing, half-written or another task's."""
-    task, folder = get_task(data_name), checkpoint_dir / data_name
+    folder = checkpoint_dir / data_name
+    if data_name not in TASKS:
+        check_name(data_name)
     run = read_json(folder / "run.json")
+    if run is None and data_name not in TASKS:
+        raise Refused(
+            f"unknown task {data_name!r}; known are {', '.join(TASKS)}, and in {checkpoint_dir} there is no run of "
+            "this name (train.py makes one from rows of your own: --dataset_path, --text_columns, --label_column)"
+        )
     where = shlex.quote(str(checkpoint_dir))
     command = f"run: python train.py --dataset_name {data_name} --checkpoint_dir {where}"
     if run is None:
@@ -95,8 +113,8 @@ def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
         raise Refused(f"the checkpoint {folder} {state}; {command}")
     if run.get("dataset_name") != data_name:
         raise Refused(f"the checkpoint {folder} was trained on {run.get('dataset_name')}, not {data_name}; {command}")
-    if (labels := run.get("num_labels")) != task.num_labels:
-        raise Refused(f"the checkpoint {folder} has {labels} labels, {data_name} {task.num_labels}; {command}")
+    if (labels := run.get("num_labels")) != (count := task_of(run).num_labels):
+        raise Refused(f"the checkpoint {folder} has {labels} labels, {data_name} {count}; {command}")
     if not intact(folder, run.get("files")):
         raise Refused(f"the checkpoint {folder} is damaged (a file is missing or changed since training); {command}")
     return folder, run
@@ -108,12 +126,7 @@ def open_data(folder: Path, run: dict, dataset_path: str | None, max_queries: in
     dataset_path: where the data are now; None for where training found them.
     """
     name = run["dataset_name"]
-    shared = {
-        "tokenizer": AutoTokenizer.from_pretrained(folder),
-        "max_length": run["max_length"],
-        "inputs": run.get("inputs"),
-        "tables": load_tables(name, dataset_path or find_again(run, "dataset_path", "the data set")),
-    }
+    shared = reading(folder, run) | {"tables": open_tables_of(run, dataset_path)}
     train = get_glue_dataset(name, "train", max_samples=run["max_train_samples"], **shared)
     if train.fingerprint() != run["train_rows"]:
         raise Refused(
@@ -122,23 +135,46 @@ def open_data(folder: Path, run: dict, dataset_path: str | None, max_queries: in
     return train, get_glue_dataset(name, "valid", max_samples=max_queries, **shared)
 
 
+def task_of(run: dict) -> GlueTask:
+    """The run's task: its own for rows of one's own, else that of TASKS."""
+    return task_from(run["task"]) if run.get("task") else get_task(run["dataset_name"])
+
+
+def reading(folder: Path, run: dict) -> dict:
+    """How the run reads texts: the keyword arguments of `get_glue_dataset` beside the tables."""
+    tokenizer, inputs = AutoTokenizer.from_pretrained(folder), run.get("inputs")
+    return {"tokenizer": tokenizer, "max_length": run["max_length"], "inputs": inputs, "task": task_of(run)}
+
+
+def open_tables_of(run: dict, dataset_path: str | None) -> datasets.DatasetDict:
+    """The run's tables, split name -> table. dataset_path: where the data are now; None for where they were."""
+    path = dataset_path or find_again(run, "dataset_path", "the data set")
+    if (stored := run.get("data")) is None:
+        return load_tables(run["dataset_name"], path)
+    data = OwnData(**stored["asked"] | {"path": path, "text_columns": tuple(stored["asked"]["text_columns"])})
+    if "validation_split" in run["folders"] and run["folders"]["validation_split"] is not None:
+        data = replace(data, validation_split=find_again(run, "validation_split", "the file of validation rows"))
+    tables, _ = open_own(data, run["dataset_name"], stored["validation_rows"])
+    return encode(tables, task_of(run))
+
+
 # --- where things were ---------------------------------------------------------------------------------
 
 
 def absolute(name: str | None) -> str | None:
-    """The absolute path of a folder as given; None for a hub id or nothing."""
-    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else None
+    """The absolute path of a folder or file as given; None for a hub id or nothing."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else None
 
 
 def find_again(run: dict, key: str, what: str) -> str | None:
-    """The folder or hub id that training was given as `key`: where it was, else as given, from here.
+    """The folder, file or hub id that training was given as `key`: where it was, else as given, from here.
 
-    Raises Refused for a folder that is not there any more.
+    Raises Refused for one that is not there any more.
     """
     name, folder = run.get(key), run.get("folders", {}).get(key)
     if folder is None:
         return name
     for place in (folder, str(name)):
-        if Path(place).is_dir():
+        if Path(place).exists():
             return place
     raise Refused(f"{what} of the run's training is not in {folder} any more; name it with --{key}")

@@ -1,0 +1,160 @@
+"""Queries of one's own: texts, labels that were given or that the model predicts, and where they are kept.
+
+Their texts lie only below the run's folder: they are read without the caches of the datasets library.
+Symbols: Q queries, C classes.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from attribution.files import Refused, printable, write_json
+from attribution.own import name_of_label
+from attribution.raw import number_of
+from attribution.rows import GlueDataset
+from attribution.task import GlueTask
+from attribution.training.fit import choose_device, predict
+from attribution.training.run import reading, task_of
+from pipeline import get_glue_dataset
+
+TARGETS = ("label", "predicted", "output")  # what a query asks about; "output": of a regression
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Own queries, with the labels that they ask about."""
+
+    data: GlueDataset  # a regression's label is NaN where the output itself is asked about
+    targets: list[str]  # (Q,) of TARGETS
+    logits: np.ndarray  # (Q, C) of the run's model
+
+    @property
+    def suffix(self) -> str:
+        """What the names of their scores end with: the first 12 digits of a SHA-256 over texts and labels."""
+        rows = [[*self.texts(i), self.data.label_name(i)] for i in range(len(self.data))]
+        return f"_queries-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
+
+    def texts(self, index: int) -> list[str]:
+        """The text columns of one query."""
+        return [self.data.table[index][column] for column in self.data.task.columns]
+
+    def keep(self, folder: Path) -> None:
+        """Writes texts, labels and targets beside their scores, as queries.json."""
+        rows = [
+            {"texts": self.texts(i), "label": self.data.label_name(i), "target": self.targets[i]}
+            for i in range(len(self.data))
+        ]
+        write_json(folder / "queries.json", {"queries": rows})
+
+
+def ask(folder: Path, run: dict, texts: list[list[str]], labels: list) -> Questions:
+    """The queries as the run's model reads them. texts: columns of each query; labels: class name, number or None.
+
+    None asks about the class that the model predicts, and of a regression about its output. Raises Refused for empty
+    texts, for another number of texts than the task has columns, and for labels that the task does not know.
+    """
+    task = task_of(run)
+    for i, parts in enumerate(texts):
+        if len(parts) != len(task.columns):
+            wanted = f"{len(task.columns)} text{'s' * (len(task.columns) > 1)} ({', '.join(task.columns)})"
+            raise Refused(f"a query of {run['dataset_name']} takes {wanted}, not {len(parts)}")
+        if not all(isinstance(part, str) and part.strip() for part in parts):
+            raise Refused(f"query {i} has an empty text")
+    numbers = [None if label is None else read_label(label, task) for label in labels]
+    data = tokenized(folder, run, task, texts, [number or 0 for number in numbers])
+    logits = predict_run(folder, data).numpy()
+    if task.regression:
+        data.labels[[i for i, number in enumerate(numbers) if number is None]] = np.nan
+        return Questions(data, ["output" if number is None else "label" for number in numbers], logits)
+    chosen = [int(logits[i].argmax()) if number is None else number for i, number in enumerate(numbers)]
+    data = tokenized(folder, run, task, texts, chosen)
+    return Questions(data, ["predicted" if number is None else "label" for number in numbers], logits)
+
+
+def tokenized(folder: Path, run: dict, task: GlueTask, texts: list[list[str]], labels: list) -> GlueDataset:
+    """Texts and numeric labels as the run's model reads them."""
+    columns: dict[str, list] = {name: [parts[i] for parts in texts] for i, name in enumerate(task.columns)}
+    named = datasets.ClassLabel(names=list(task.class_names))
+    features = {name: datasets.Value("string") for name in columns}
+    features["label"] = datasets.Value("float64") if task.regression else named
+    table = datasets.Dataset.from_dict(columns | {"label": labels}, features=datasets.Features(features))
+    tables = datasets.DatasetDict({task.validation[0]: table})
+    return get_glue_dataset(run["dataset_name"], "valid", tables=tables, **reading(folder, run))
+
+
+def predict_run(folder: Path, data: GlueDataset) -> torch.Tensor:
+    """Logits (Q, C) of the run's model, float32."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    return predict(model.to(choose_device()), data)
+
+
+def read_label(value, task: GlueTask) -> float | int:
+    """A class name or number as a class, or a regression's number. Raises Refused for a label outside the task."""
+    shown = printable(str(value))[:80]
+    if task.regression:
+        number, (low, high) = number_of(value, ()), task.bounds or (-math.inf, math.inf)
+        if not (math.isfinite(number) and low <= number <= high):
+            raise Refused(f"the query label {shown!r} is not a number that the task knows")
+        return number
+    if (name := name_of_label(value)) in task.class_names:
+        return task.class_names.index(name)
+    number = number_of(value, ())
+    if number not in range(task.num_labels):
+        raise Refused(
+            f"the task does not know the query label {shown!r}; it knows {', '.join(task.class_names)}, or 0 to "
+            f"{task.num_labels - 1}"
+        )
+    return int(number)
+
+
+# --- files ---------------------------------------------------------------------------------------------
+
+
+def read_queries(path: str, run: dict) -> tuple[list[list[str]], list]:
+    """(texts, labels or None) of the rows in a CSV, TSV, JSONL or Parquet file, or on standard input ('-').
+
+    Columns are called as in the task; a label column is read where there is one. Raises Refused where a text column
+    is missing, or there are no rows.
+    """
+    task, where = task_of(run), "standard input" if path == "-" else path
+    rows = read_rows(path, where)
+    if not rows:
+        raise Refused(f"{where} holds no queries")
+    for name in task.columns:
+        if missing := [i for i, row in enumerate(rows) if name not in row]:
+            known = ", ".join(map(str, rows[missing[0]]))
+            raise Refused(f"the queries in {where} have no column {name!r} (they have {printable(known)[:120]})")
+    label = (run.get("data") or {}).get("asked", {}).get("label_column", "label")
+    texts = [["" if row[name] is None else row[name] for name in task.columns] for row in rows]
+    return texts, [None if row.get(label) in (None, "") else row[label] for row in rows]
+
+
+def read_rows(path: str, where: str) -> list[dict]:
+    """The rows of a file as dictionaries; standard input is JSONL where it begins with a brace, else CSV."""
+    try:
+        if Path(path).suffix == ".parquet":
+            return pa.parquet.read_table(path).to_pylist()
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("{"):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no JSON object")
+            return rows
+        delimiter = "\t" if Path(path).suffix == ".tsv" else ","
+        return list(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
+    except FileNotFoundError:
+        raise Refused(f"there is no file {path}") from None
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise Refused(f"the queries in {where} cannot be read ({str(error).splitlines()[0][:120]})") from error
