@@ -27,7 +27,7 @@ from attribution.evidence.study import (
     study_arguments,
 )
 from attribution.files import Refused, check_numbers, run_script
-from attribution.influence.stored import stored_scores
+from attribution.influence.stored import seeds_behind, stored_scores
 from attribution.show import plotting, results, tables
 from attribution.show.reading import show_query_lds
 from attribution.training.fit import choose_device
@@ -142,7 +142,7 @@ def collect_scores(args, folder: Path, run: dict, train, queries) -> tuple[dict[
     if not scores:
         where = f"--dataset_name {args.dataset_name} --checkpoint_dir {args.checkpoint_dir}"
         print(f"no stored scores; make them with: python analyze.py {where}")
-    seeds = [run["seed"], *add_ensembles(args, run, scores, queries.fingerprint())]
+    seeds = [*seeds_behind(run, scores), *add_ensembles(args, run, scores, queries.fingerprint())]
     scores |= baselines.all_baselines(folder, choose_device(), queries, train)
     for names in args.combine:
         if unknown := [name for name in names if name not in scores]:
@@ -180,11 +180,10 @@ def main(argv=None) -> None:
         return
     scores, seeds = collect_scores(args, folder, run, train, queries)
     labels = None if train.task.regression else train.labels
-    result = lds.evaluate(scores, truth.masks, truth.margins, labels, args.num_bootstrap)
+    result = lds.evaluate(scores, truth.masks, truth.margins, labels, args.num_bootstrap) | {"recipe": recipe}
     result |= {"dataset": args.dataset_name, "stratified": args.stratify, "foreign": args.masks_path is not None}
     result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(subsets.retrain_seeds))
-    result |= {"recipe": recipe, "evaluation": run["evaluation"]}
-    result["retrained_accuracy"] = truth.accuracy(train.task.num_labels)
+    result |= {"evaluation": run["evaluation"], "retrained_accuracy": truth.accuracy(train.task.num_labels)}
     print(tables.lds_text(result))
     results.save(
         result, stem, figures, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,

@@ -3,6 +3,7 @@
     python run_counterfactual.py --dataset_name demo
     python run_counterfactual.py --dataset_name rte --checkpoint_dir ./checkpoints --strategies ekfac diagonal random \\
         --num_targets 100 --removals 20 40 60 80 100 120 --num_base_seeds 5 --num_retrain_seeds 3
+    python run_counterfactual.py --dataset_name demo --targets 3 79 --removals 20 60    # a verdict on each of these
     python run_counterfactual.py --dataset_name demo --query_index 3 --show 20     # the rows that would be removed
     accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte   # retrains are shared out
 
@@ -20,20 +21,23 @@ from pathlib import Path
 import numpy as np
 
 from attribution.evidence import baselines
+from attribution.evidence.arguments import add_removal_arguments, add_retrain_arguments, check_verdict_arguments
 from attribution.evidence.counterfactual import Arm, Removals, base_runs, by_chance, by_score, run_study, summarize
 from attribution.evidence.retraining import launched
 from attribution.evidence.study import (
-    add_retrain_seed,
     add_start_argument,
     add_study_arguments,
+    check_recipe_known,
     open_study,
     study_arguments,
 )
+from attribution.evidence.verdict import Check, run_check
 from attribution.files import Refused, check_numbers, run_script
 from attribution.influence.names import analyze_command
-from attribution.influence.stored import stored_scores
-from attribution.show import plotting, results, tables
+from attribution.influence.stored import seeds_behind, stored_scores
+from attribution.show import plotting, results, tables, verdicts
 from attribution.show.reading import show_removed
+from attribution.show.verdicts import known_slope, own_target, validation_targets
 from attribution.training.fit import choose_device
 from attribution.training.recipe import (
     MAX_QUERIES,
@@ -46,8 +50,6 @@ from attribution.training.recipe import (
 )
 from attribution.training.run import open_data, open_run
 from pipeline import quiet_libraries
-
-REMOVALS = (20, 40, 60, 80, 100, 120)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -70,45 +72,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         raise Refused(f"--removals must be above 0 and increasing, not {' '.join(map(str, args.removals))}")
     if len(set(args.strategies)) < len(args.strategies):
         raise Refused("--strategies names an arm twice")
+    args.single = check_verdict_arguments(vars(args))
     plan = removals_of(args)
     if set(plan.base_seeds) & set(plan.retrain_seeds):
         raise Refused("retrain seeds must be others than base seeds; change --retrain_seed")
     return args
-
-
-def add_removal_arguments(parser: argparse.ArgumentParser) -> None:
-    """The group of what is removed, and from what."""
-    add = parser.add_argument_group("what is removed").add_argument
-    add(
-        "--strategies", nargs="+", default=["ekfac", "identity", "tfidf", "random"], metavar="ARM",
-        help="stored scores, random, tfidf, tfidf2 or representation; others are compared with the first "
-        "(ekfac identity tfidf random)",
-    )  # fmt: skip
-    add(
-        "--num_targets", type=int, default=100,
-        help="targets are sought among the first so many validation rows (100, as published)",
-    )  # fmt: skip
-    add(
-        "--removals", type=int, nargs="+", default=list(REMOVALS),
-        help="numbers of removed rows, increasing (20 to 120, as published)",
-    )  # fmt: skip
-    add("--num_random_draws", type=int, default=1, help="draws that the random arm averages (1)")
-    add("--random_seed", type=int, default=0, help="of the random arm (0)")
-
-
-def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
-    """The group of how often is retrained."""
-    group = parser.add_argument_group("retrains")
-    add = group.add_argument
-    add("--num_base_seeds", type=int, default=5, help="seeds that must all get a target right (5, as published)")
-    add("--num_retrain_seeds", type=int, default=3, help="retrains for every removal (3, as published)")
-    add("--base_seed", type=int, default=0, help="the first base seed; none may be a retrain seed (0)")
-    add_retrain_seed(group)
-    add(
-        "--no_carry_forward", dest="carry_forward", action="store_false",
-        help="retrain every target at every removal (published: a flipped target stays flipped and is not "
-        "retrained again)",
-    )  # fmt: skip
 
 
 def removals_of(args: argparse.Namespace) -> Removals:
@@ -143,7 +111,9 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
 
 
 def check_sizes(args, train, queries) -> None:
-    """Raises Refused where more rows are to be removed than there are (for random: of the smallest class)."""
+    """Raises Refused for a regression, and where more rows go than there are (for random: of the smallest class)."""
+    if train.task.regression:
+        raise Refused(f"{args.dataset_name} is a regression task: it has margins, but no prediction that could flip")
     most = len(train) - 1  # on nothing there is no training
     if "random" in args.strategies:
         most = min(most, *(int((train.labels == label).sum()) for label in np.unique(queries.labels)))
@@ -152,6 +122,26 @@ def check_sizes(args, train, queries) -> None:
             f"--removals {args.removals[-1]} is more than the {most} training rows that can go "
             "(random removes rows of the target's class)"
         )
+
+
+def check_predictions(args, folder: Path, run: dict, rows: tuple) -> None:
+    """Checks the asked predictions by retraining; stores and prints a verdict on each."""
+    name, plan, valid = args.strategies[0], removals_of(args), rows[1].first(args.max_queries)
+    check = Check(
+        name, args.direction, args.removals, list(plan.retrain_seeds), list(plan.base_seeds), args.num_random_draws,
+        args.random_seed,
+    )  # fmt: skip
+    if args.query_text is not None:
+        asked = own_target(folder, run, name, args.query_text, args.query_label, args.checkpoint_dir)
+    else:
+        asked = validation_targets(folder, run, name, valid, args.targets, args.checkpoint_dir)
+    recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
+    known = (rows[0], rows[1] if asked.queries is valid else asked.queries)
+    study = open_study(folder, run, known, recipe, **study_arguments(vars(args)))
+    found = run_check(study, asked.targets, check, known_slope(folder, run, name, valid), args.dry_run)
+    for verdict in (found or []) if launched()[0] == 0 else []:
+        path = verdicts.keep(folder, run, verdict, asked.suffix)
+        print(f"\n{verdicts.text(verdict)}\n  stored in {path}")
 
 
 def main(argv=None) -> None:
@@ -164,13 +154,15 @@ def main(argv=None) -> None:
         results.redraw(stem, figures, plotting.draw_counterfactual)
         return
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
+    check_recipe_known(run)
     plan = removals_of(args)
-    if run["seed"] in plan.retrain_seeds:
-        raise Refused(f"the scored model was trained with seed {run['seed']}, which --retrain_seed would use again")
+    if shared := sorted({*seeds_behind(run, args.strategies)} & {*plan.retrain_seeds}):
+        raise Refused(f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use again")
     rows = open_data(folder, run, args.dataset_path, max(args.max_queries, MAX_QUERIES))
+    if args.single:
+        check_predictions(args, folder, run, rows)
+        return
     train, queries = rows[0], rows[1].first(args.max_queries)
-    if train.task.regression:
-        raise Refused(f"{args.dataset_name} is a regression task: it has margins, but no prediction that could flip")
     check_sizes(args, train, queries)
     arms = make_arms(args, folder, run, train, queries)
     if (q := args.query_index) is not None:

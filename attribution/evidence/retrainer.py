@@ -26,7 +26,7 @@ class Retrainer:
         self.train, self.queries, self.recipe, self.device = train, queries, recipe, device
         self.digests = queries.digests()
         model = construct_bert(
-            run["dataset_name"], start, 0, run.get("num_hidden_layers"), run.get("new_head", False)
+            run["dataset_name"], start, 0, run.get("num_hidden_layers"), run.get("new_head", False), task=train.task
         )  # fmt: skip
         if "start" not in run:
             print("the run does not say which weights it started from: the start of retrains cannot be checked")

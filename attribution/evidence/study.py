@@ -5,11 +5,16 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
 from attribution.evidence.retrainer import Retrainer
-from attribution.evidence.retraining import RETRAIN_SEED, default_workers
+from attribution.evidence.retraining import RETRAIN_SEED, default_workers, launched
 from attribution.evidence.store import Store, earlier_retrains
+from attribution.files import Refused, read_json, write_json
 from attribution.rows import GlueDataset
-from attribution.training.fit import choose_device, name_of
+from attribution.training.fit import choose_device, fit, name_of, predict
 from attribution.training.run import find_again
 
 
@@ -80,22 +85,81 @@ class Study:
 
 def study_arguments(values: dict) -> dict:
     """The keyword arguments of `open_study` among what was parsed (argument name -> value)."""
-    return {name: values[name] for name in ("max_queries", "model_name_or_path", "jobs_per_device")}
+    chosen = {name: values[name] for name in ("max_queries", "model_name_or_path", "jobs_per_device")}
+    return chosen | {"retrains": not values["dry_run"] and values["query_index"] is None}
 
 
 def open_study(
     folder: Path, run: dict, rows: tuple[GlueDataset, GlueDataset], recipe: dict, *, max_queries: int,
-    model_name_or_path: str | None, jobs_per_device: int | None,
+    model_name_or_path: str | None, jobs_per_device: int | None, retrains: bool = True,
 ) -> Study:  # fmt: skip
     """The run in `folder`, its start weights read.
 
     rows: training rows, and validation rows that retrains shall know, of which the first max_queries are asked about.
     recipe: keyword arguments of `fit`. model_name_or_path: the start model, where it is not where training found it.
-    jobs_per_device: None for the default of the machine. Raises Refused where the start is missing or another one.
+    jobs_per_device: None for the default of the machine. retrains: whether more is to come than a count.
+    Raises Refused where the start is missing or another one, or where nobody knows the run's recipe.
     """
+    check_recipe_known(run)
     start = model_name_or_path or find_again(run, "model_name_or_path", "the start model")
     device = choose_device()
     print(f"retraining on {name_of(device)}")
     retrain = Retrainer(run, start, *rows, recipe, device)
     workers = jobs_per_device or default_workers(device, retrain.num_parameters)
-    return Study(folder, retrain, rows[1].first(max_queries), workers)
+    study = Study(folder, retrain, rows[1].first(max_queries), workers)
+    if retrains:
+        rehearse(study, run)
+    return study
+
+
+# --- adopted models ---------------------------------------------------------------------------------
+
+
+def check_recipe_known(run: dict) -> None:
+    """Raises Refused for an adopted run of which nobody said how it was trained."""
+    if run.get("recipe") is None:
+        name = run["dataset_name"]
+        raise Refused(
+            "nobody said how the adopted model was trained, so nothing can be retrained; adopt it again with its start "
+            f"and recipe: python train.py --dataset_name {name} --adopt DIR --overwrite --model_name_or_path START "
+            "--learning_rate ..."
+        )
+
+
+def rehearse(study: Study, run: dict) -> None:
+    """Of an adopted run: retrains once on all rows and prints how much the result is like the adopted model.
+
+    What retraining measures is the recipe, which is the adopted model's only as far as somebody said so. Done once a
+    recipe; kept beside the retrains.
+    """
+    if "adopted" not in run or launched()[0] > 0:
+        return
+    path = study.store.folder / "adopted.json"
+    found = read_json(path)
+    if found is None or found["weights"] != run["weights"]:
+        found = compare(study, run["seed"] if run["seed"] is not None else RETRAIN_SEED) | {"weights": run["weights"]}
+        write_json(path, found)
+    what = "Pearson with labels" if study.train.task.regression else "accuracy"
+    print(
+        f"the stated recipe, once on all rows: {what} {found['retrained']:.3f}, the adopted model's "
+        f"{found['adopted']:.3f}; they agree on {found['agreement']:.3f} of {len(study.queries):,} queries; what "
+        "follows measures the recipe"
+    )
+
+
+def compare(study: Study, seed: int) -> dict:
+    """What a retrained and the adopted model get right, and how much they agree (for a regression: correlations)."""
+    retrain, queries = study.retrain, study.queries
+    rows, model = np.arange(len(study.train)), retrain.model(seed)
+    logits = [predict(fit(model, study.train, rows, seed=seed, **retrain.recipe), queries)]
+    adopted = AutoModelForSequenceClassification.from_pretrained(study.folder, dtype=torch.float32)
+    logits.append(predict(adopted.to(retrain.device), queries))
+    if queries.task.regression:
+        outputs = [values.squeeze(-1).numpy() for values in logits]
+        pairs = ((outputs[0], queries.labels), (outputs[1], queries.labels), (outputs[0], outputs[1]))
+        scores = [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
+    else:
+        classes = [values.argmax(-1).numpy() for values in logits]
+        pairs = ((classes[0], queries.labels), (classes[1], queries.labels), (classes[0], classes[1]))
+        scores = [float((a == b).mean()) for a, b in pairs]
+    return dict(zip(("retrained", "adopted", "agreement"), scores, strict=True))

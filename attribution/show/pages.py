@@ -183,6 +183,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed_rate": of_result("speed", timings.speed_rate),
     "speed_operators": of_result("speed", timings.speed_operators),
     "gpu": gpu,
+    "glue_tasks": of_result("glue_tasks", lambda found: tables.markdown(found["header"], found["rows"])),
 }
 
 

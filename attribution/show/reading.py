@@ -1,8 +1,14 @@
 """Prints what scores say: the training rows that shaped a prediction, with their text.
 
 `queries` and `train` are data sets that offer `text(row)`, `label_name(row)`, a length, and the `table` of
-their columns.
+their columns. One query is also shown as `explain` returns it: plain lines for pipes, aligned and wrapped columns for
+people, JSON. Texts go through `printable`: nothing in them steers the terminal.
 """
+
+import json
+import shutil
+import sys
+import textwrap
 
 import numpy as np
 import torch
@@ -11,12 +17,17 @@ from attribution.evidence import stats
 from attribution.evidence.counterfactual import Arm
 from attribution.evidence.lds import REFERENCE
 from attribution.files import Refused, printable
+from attribution.show.explain import MARK
+
+FORMATS = ("plain", "table", "json")
+COLUMNS = ("score", "share", "margin [95 %]", "members", "row", "label")
+NARROWEST = 20  # columns of text
 
 
-def check_index(queries, index: int) -> None:
-    """Raises Refused for a query number that there is not."""
+def check_index(queries, index: int, flag: str = "--query_index") -> None:
+    """Raises Refused for a query number that there is not. flag: the argument that named it."""
     if not 0 <= index < len(queries):
-        raise Refused(f"--query_index must be from 0 to {len(queries) - 1}, not {index}")
+        raise Refused(f"{flag} must be from 0 to {len(queries) - 1}, not {index}")
 
 
 def show_query(queries, train, scores: torch.Tensor, index: int, top_k: int) -> None:
@@ -86,3 +97,119 @@ def show_removed(queries, train, arms: dict[str, Arm], index: int, count: int) -
         print(f"  {name} removes, in this order:")
         for row in arm(index)[0][:count]:
             print(describe(train, int(row)))
+
+
+# --- one query, as `explain` returns it --------------------------------------------------------------
+
+
+def default_format() -> str:
+    """Columns on a terminal; plain lines, of the same form always, where the output is piped."""
+    return "table" if sys.stdout.isatty() else "plain"
+
+
+def show(explained: dict, form: str, width: int | None = None) -> None:
+    """Prints what `explain` returned. form: one of FORMATS. width: of the terminal (its own)."""
+    if form == "json":
+        print(json.dumps(explained))
+    elif form == "plain":
+        print("\n".join(plain(explained)))
+    else:
+        print("\n".join(table(explained, width or shutil.get_terminal_size().columns)))
+
+
+def text_of(texts: list[str]) -> str:
+    """Text columns on one line, joined by ' | '."""
+    return printable(" | ".join(texts))
+
+
+def heading(explained: dict) -> str:
+    """A query as it is shown: number, label, text; of a predicted label also its probability."""
+    number, label = explained["query"], printable(explained["label"])
+    if explained["target"] == "predicted" and explained["probability"] is not None:
+        label += f", predicted with probability {explained['probability']:.2f}"
+    elif explained["target"] == "output":
+        label = f"output {explained['prediction']}" if explained["prediction"] else "output"
+    return f"query{'' if number is None else f' {number}'} [{label}]: {text_of(explained['texts'])}"
+
+
+def titles(explained: dict) -> dict[str, str]:
+    """What the two sides are called: of a regression's output rows raise it or lower it."""
+    if explained["target"] == "output":
+        return {"helpful": "raise the output most", "harmful": "lower the output most"}
+    return {"helpful": "most helpful", "harmful": "most harmful"}
+
+
+def label_of(row: dict) -> str:
+    """A row's label, and on the demo whether it was flipped."""
+    return printable(row["label"]) + (", flipped" if row["flipped"] else "")
+
+
+def plain(explained: dict) -> list[str]:
+    """One line a row, as in the README."""
+    lines = ["", heading(explained)]
+    for side, title in titles(explained).items():
+        lines.append(f"  {title}:")
+        for row in explained[side]:
+            agreed = "" if row["agreement"] is None else f"{row['agreement']}/{explained['members']} "
+            score, number = f"{row['score']:+12.4g}", f"row {row['row']:>6}"
+            lines.append(f"    {score}  {agreed}{number} [{label_of(row)}] {text_of(row['texts'])}")
+    return lines
+
+
+def table(explained: dict, width: int) -> list[str]:
+    """Columns of equal width, texts wrapped to the terminal's; where it is narrow, the less important columns go."""
+    lines = ["", *textwrap.wrap(heading(explained), max(width, 40))]
+    sides = {side: [cells_of(row, explained) for row in explained[side]] for side in titles(explained)}
+    columns, widths = fitting([line for cells in sides.values() for line in cells], width)
+    for side, title in titles(explained).items():
+        lines.append(f"  {title}:")
+        lines += join(columns, widths, "text", width)
+        for line, row in zip(sides[side], explained[side], strict=True):
+            lines += join([line[name] for name in columns], widths, mark(row) + text_of(row["texts"]), width)
+    return lines
+
+
+def fitting(cells: list[dict[str, str]], width: int) -> tuple[list[str], list[int]]:
+    """(columns, their widths) that leave room for the text, as far as dropping columns can make it."""
+    columns = [name for name in COLUMNS if any(line[name] != "-" for line in cells)]
+    for dropped in ("share", "members", "margin [95 %]", ""):
+        widths = [max(len(line[name]) for line in [{name: name}, *cells]) for name in columns]
+        if width - sum(widths) - 2 * len(widths) - 4 >= NARROWEST:
+            break
+        columns = [name for name in columns if name != dropped]
+    return columns, widths
+
+
+def cells_of(row: dict, explained: dict) -> dict[str, str]:
+    """The columns of one row, its text left out; "-" where there is nothing to say."""
+    margin, agreed = row["margin"], row["agreement"]
+    return {
+        "score": f"{row['score']:+.3g}", "share": f"{row['share']:.1%}",
+        "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
+        "members": "-" if agreed is None else f"{agreed} of {explained['members']}",
+        "row": str(row["row"]), "label": label_of(row),
+    }  # fmt: skip
+
+
+def mark(row: dict) -> str:
+    """What is said in front of a row that ranks high whatever is asked."""
+    share = row["everywhere"]
+    return "" if share is None or share < MARK else f"(in the top ten of {share:.0%} of all queries) "
+
+
+def join(cells: list[str], widths: list[int], text: str, width: int) -> list[str]:
+    """One row's lines: cells to the right, the label to the left, the text wrapped in what is left of the width."""
+    padded = [cell.rjust(size) for cell, size in zip(cells[:-1], widths[:-1], strict=True)]
+    start = "    " + "  ".join([*padded, cells[-1].ljust(widths[-1])]) + "  "
+    left = width - len(start)
+    if left < NARROWEST:  # the text below the numbers
+        return [start.rstrip(), *textwrap.wrap(text, max(width - 8, NARROWEST), initial_indent=" " * 8,
+                                               subsequent_indent=" " * 8)]  # fmt: skip
+    wrapped = textwrap.wrap(text, left) or [""]
+    return [(start + wrapped[0]).rstrip(), *(" " * len(start) + line for line in wrapped[1:])]
+
+
+def wrapped(sentences: list[str], width: int | None = None) -> list[str]:
+    """Sentences cut to the width of the terminal."""
+    size = max(width or shutil.get_terminal_size().columns, 40)
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, size)]

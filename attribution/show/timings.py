@@ -20,7 +20,7 @@ def speed_case(name: str, found: dict) -> str:
     stock, ours = found["seconds"]["stock"], found["seconds"]["ours"]
     rows = [
         [phase, f"{stock[phase]:.1f} s", f"{ours[phase]:.1f} s", f"{found['times faster'][phase]:.1f}"]
-        for phase in (*PHASES, "covariance + lambda") if phase in ours
+        for phase in (*PHASES, "whole process", "covariance + lambda") if phase in ours
     ]  # fmt: skip
     rows.append(["peak memory", *memory(found["peak"])])
     for reference, others in found["spearman"].items():

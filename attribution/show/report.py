@@ -1,0 +1,266 @@
+"""One self-contained page about a run: queries, their rows, what retraining said, and rows to look at first.
+
+Everything is read from what is stored; nothing is scored or retrained here. The page needs no network and runs no
+script; texts are data, escaped by Jinja2 and by `printable`.
+
+Symbols: Q queries, N training rows.
+"""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import torch
+
+from attribution.evidence import baselines, stats
+from attribution.evidence.calibration import random_subsets
+from attribution.files import Refused, printable, read_json, write_bytes
+from attribution.influence.names import analyze_command, flags_of
+from attribution.influence.stored import own_scores
+from attribution.show import verdicts
+from attribution.show.asking import Session, stored_questions
+from attribution.show.explain import MARK, Context, Query, describe_row, explain, trust
+from attribution.training.questions import ask
+from pipeline import compute_correct, compute_margin
+
+TEMPLATES = Path(__file__).parent / "templates"
+WRONG, RIGHT, SUSPECTS = 5, 5, 12  # queries of each kind, and rows to look at first
+SAMPLE, COMMON = 20_000, 0.2  # training rows that are looked at for words that stand everywhere, and their share
+LONGEST = 1500  # characters of a text that are shown
+BASELINE = "tfidf2"  # the strongest score that sees no model, on the data where it was measured
+WORD = re.compile(r"\w+")
+
+
+def write_report(session: Session, path: Path | None, indices: list[int] | None, top_k: int) -> Path:
+    """Writes the page and returns its place. indices: validation rows; None: see `choose`.
+
+    Raises Refused where nothing was scored yet.
+    """
+    scores = session.influence.stored("pairwise")
+    if scores is None:
+        name, run = session.influence.result.name, session.run
+        command = analyze_command(name, run["dataset_name"], session.folder.parent)
+        raise Refused(f"{name} has not been scored yet, so there is nothing to report; run first: {command}")
+    path = path or session.influence.result / "report.html"
+    write_bytes(path, render(build(session, scores.numpy(), indices, top_k)).encode())
+    return path
+
+
+def render(page: dict) -> str:
+    """The page as HTML."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"text": shown, "signed": signed, "percent": lambda x: f"{100 * x:.1f} %"}
+    return environment.get_template("report.html").render(page)
+
+
+def build(session: Session, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
+    """Everything that the page says, as plain values."""
+    context, found = session.context(scores, rich=True), verdicts.stored(session.folder, session.run)
+    common = common_words(session.train.texts()[:SAMPLE])
+    logits = session.predict(list(range(len(session.queries))))
+    chosen = {"The queries that were asked for": indices} if indices is not None else choose(session, logits)
+    groups = [
+        (title, [card(context, query, top_k, found, common) for query in session.rows(rows, scores, True)])
+        for title, rows in chosen.items() if rows
+    ]  # fmt: skip
+    if indices is None and (own := own_queries(session)):
+        groups.append(("Queries of your own", [card(context, query, top_k, found, common) for query in own]))
+    for number, one in enumerate((one for _, cards in groups for one in cards), 1):
+        one["anchor"] = f"q{number}"
+    return {
+        "name": session.run["dataset_name"], "groups": groups, "run": about(session), "context": context,
+        "words": [*lds_words(session, scores), *trust(context, session.calibrate(bare=True))],
+        "lds": lds_table(session, scores), "flips": counterfactual_table(session), **suspects(session, context),
+        "mark": MARK, "calibrated": context.slope is not None and context.slope.usable,
+    }  # fmt: skip
+
+
+# --- queries -------------------------------------------------------------------------------------------
+
+
+def choose(session: Session, logits: np.ndarray) -> dict[str, list[int]]:
+    """Title -> validation rows: the most confidently wrong ones, and right ones drawn by the seed of the settings.
+
+    Of a regression those with the largest errors, and others drawn.
+    """
+    labels, outputs = torch.from_numpy(session.queries.labels), torch.from_numpy(logits)
+    order = np.argsort(compute_margin(outputs, labels).numpy(), kind="stable")
+    draw = np.random.default_rng(session.settings.seed)
+    if session.queries.task.regression:
+        others = order[WRONG:]
+        picked = sorted(draw.choice(others, min(RIGHT, len(others)), replace=False).tolist())
+        return {"The largest errors": order[:WRONG].tolist(), "Others, drawn at random": picked}
+    right = compute_correct(outputs, labels).numpy()
+    picked = sorted(draw.choice(np.flatnonzero(right), min(RIGHT, int(right.sum())), replace=False).tolist())
+    return {"Most confidently wrong": order[~right[order]][:WRONG].tolist(), "Right, drawn at random": picked}
+
+
+def own_queries(session: Session) -> list[Query]:
+    """All queries of one's own that were scored under the session's settings."""
+    found = []
+    for place, record in stored_questions(session.folder, session.influence.result.name):
+        rows = record["queries"]
+        labels = [row["label"] if row["target"] == "label" else None for row in rows]
+        questions = ask(session.folder, session.run, [row["texts"] for row in rows], labels)
+        if own_scores(session.folder, session.run, place.name, questions.data.fingerprint()) is not None:
+            found += session.queries_of(questions)
+    return found
+
+
+def common_words(texts: list[str]) -> set[str]:
+    """Words in more than the share COMMON of the texts, in lower case: to share them says little."""
+    counts = Counter(word for text in texts for word in {word.casefold() for word in WORD.findall(text)})
+    return {word for word, count in counts.items() if count > COMMON * len(texts)}
+
+
+def card(context: Context, query: Query, top_k: int, found: list[dict], common: set[str]) -> dict:
+    """One query as the page shows it: `explain`, with lengths of bars, words in common and verdicts.
+
+    common: words that are not marked.
+    """
+    made = explain(context, query, top_k)
+    rows = [*made["helpful"], *made["harmful"]]
+    longest = max((abs(row["score"]) for row in rows), default=0.0) or 1.0
+    words = {word.casefold() for text in query.texts for word in WORD.findall(text)} - common
+    for row in rows:
+        row["bar"] = round(100 * abs(row["score"]) / longest, 1)
+        row["parts"] = marked(" | ".join(row["texts"]), words)
+    same = [one for one in found if one["texts"] == query.texts and one["label"] == query.label]
+    tables = [{"rows": verdicts.lines_of(one), "sentence": verdicts.sentence(one), **one} for one in same]
+    wrong = query.number is not None and made["prediction"] not in (None, query.label)
+    return made | {"verdicts": tables, "wrong": wrong}
+
+
+def marked(text: str, words: set[str]) -> list[tuple[str, bool]]:
+    """The text cut into (piece, whether it is a word that the query has too)."""
+    text, pieces, end = clipped(text), [], 0
+    for match in WORD.finditer(text):
+        if match.group().casefold() in words:
+            pieces += [(text[end : match.start()], False), (match.group(), True)]
+            end = match.end()
+    return [(printable(piece), mark) for piece, mark in [*pieces, (text[end:], False)] if piece]
+
+
+def clipped(text: str) -> str:
+    """The text, cut where it is so long that the page would be too."""
+    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+
+
+def shown(texts: list[str] | str) -> str:
+    """Texts as one line without anything that steers how it is shown; Jinja2 escapes markup afterwards."""
+    return printable(clipped(texts if isinstance(texts, str) else " | ".join(texts)))
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, a true minus in front of negative ones."""
+    return f"{value:+.{digits}g}".replace("-", "\N{MINUS SIGN}")
+
+
+# --- the rest ------------------------------------------------------------------------------------------
+
+
+def suspects(session: Session, context: Context) -> dict:
+    """Rows to look at first: the highest self-influence, and rows that rank high whatever is asked."""
+    scores = None
+    try:
+        scores = session.influence.stored("self")
+    except Refused as refusal:
+        print(f"self-influence is left out: {refusal}")
+    top, bare = [], replace(context, slope=None)
+    if scores is not None:
+        order = torch.argsort(scores, descending=True, stable=True)[:SUSPECTS].tolist()
+        top = [describe_row(bare, row, float(scores[row])) for row in order]
+    shares = context.everywhere
+    common = [] if shares is None else np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
+    high = [describe_row(bare, row, 0.0) for row in common if shares is not None and shares[row] >= MARK]
+    flags = f"--dataset_name {session.run['dataset_name']} {flags_of(session.influence.result.name)}"
+    return {"self_rows": top, "high_rows": high, "self_command": f"python analyze.py {flags} --self_influence"}
+
+
+def about(session: Session) -> list[tuple[str, str]]:
+    """What the page says of the run: name and value; no absolute path."""
+    run, task = session.run, session.train.task
+    record = read_json(session.influence.result / "pairwise_scores.json") or {}
+    name = session.influence.result.name
+    metrics = [
+        f"{split}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+        for split, found in run["evaluation"].items()
+    ]  # fmt: skip
+    start = Path(run["model_name_or_path"]).name if run.get("model_name_or_path") else "the default of the task"
+    kind = "regression" if task.regression else f"{task.num_labels} classes: {', '.join(task.class_names)}"
+    versions = ", ".join(f"{library} {version}" for library, version in record.get("versions", {}).items())
+    took = record.get("seconds", {}).get("all")
+    return [
+        ("Data", f"{run['dataset_name']} ({kind})"),
+        ("Rows", f"{len(session.train):,} for training, {len(session.queries):,} queries"),
+        ("Model", ("adopted" if "adopted" in run else f"fine-tuned from {start}") + f", seed {run.get('seed')}"),
+        ("Metrics", "; ".join(metrics) or "none"),
+        ("Scores", f"{name}, damping {session.settings.damping}, {session.settings.precision}"),
+        ("Members", str(len(session.members))),
+        ("Time", "not recorded" if took is None else f"{took:.0f} s for factors and scores"),
+        ("Made with", f"{versions}; {record.get('device', '')}"),
+        ("Command", f"python analyze.py --dataset_name {run['dataset_name']} {flags_of(name)} --report"),
+    ]
+
+
+# --- how far the scores may be trusted here ----------------------------------------------------------
+
+
+def measured(session: Session, scores: np.ndarray) -> dict[str, float | None] | None:
+    """LDS of the scores and of a baseline, and the noise ceiling, from stored retrains; None without any."""
+    truth = random_subsets(session.folder, session.run, session.queries.fingerprint())
+    if truth is None:
+        return None
+    masks, margins = truth
+    ranks = stats.make_truth(stats.mean_margins(margins))
+    plain = baselines.baseline_scores(BASELINE, session.queries, session.train)
+    assert plain is not None  # it exists for all tasks
+    return {
+        "masks": len(masks), "repeats": margins.shape[1], "ceiling": stats.noise_ceiling(margins),
+        "scores": stats.agreement(scores, masks, ranks).mean, "baseline": stats.agreement(plain, masks, ranks).mean,
+    }  # fmt: skip
+
+
+def lds_words(session: Session, scores: np.ndarray) -> list[str]:
+    """One sentence on how far the scores may be trusted here, or how to find out."""
+    found = measured(session, scores)
+    if found is None:
+        command = session.calibrate(bare=True)
+        return [f"Nobody has retrained yet, so nobody knows how true these scores are here; find out with: {command}"]
+    own, baseline, ceiling = found["scores"], found["baseline"], found["ceiling"]
+    assert own is not None and baseline is not None  # they are there
+    most = f"{own / ceiling:.0%} of what a perfect score could reach ({ceiling:.2f})" if ceiling else "ceiling unknown"
+    better = "more than" if own > baseline else "no more than"
+    return [
+        f"On {found['masks']} random subsets these scores predict retrained margins with a rank correlation (LDS) of "
+        f"{own:.2f}, {most}; that is {better} the {baseline:.2f} of word overlap, which sees no model."
+    ]
+
+
+def lds_table(session: Session, scores: np.ndarray) -> list[tuple[str, str]]:
+    """Name -> LDS as shown; empty without retrains."""
+    found = measured(session, scores)
+    if found is None:
+        return []
+    ceiling = found["ceiling"]
+    return [
+        ("these scores", f"{found['scores']:.2f}"),
+        ("squared TF-IDF cosine, signed by class", f"{found['baseline']:.2f}"),
+        ("noise ceiling", "needs repeats" if ceiling is None else f"{ceiling:.2f}"),
+    ]  # fmt: skip
+
+
+def counterfactual_table(session: Session, results: Path = Path("results")) -> dict | None:
+    """The study of removals of this run's recipe and rows as header and rows; None where there is none."""
+    found = read_json(results / f"counterfactual_{session.run['dataset_name']}.json")
+    if found is None or found.get("recipe") != session.run["recipe"] or found.get("rows") != len(session.train):
+        return None
+    header = ["rows removed", *map(str, found["removals"][1:])]
+    rows = [[name, *(f"{share:.0%}" for share in curve["flipped"][1:])] for name, curve in found["curves"].items()]
+    return {"header": header, "rows": rows, "targets": len(found["targets"])}

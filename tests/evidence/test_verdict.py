@@ -1,0 +1,59 @@
+"""A verdict compares like with like: paired by seed, with as many random rows of the same classes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from attribution.evidence.verdict import CONTROL, Check, Target, groups_of, like, outcome, paired, removed_rows
+
+LABELS = np.repeat([0, 1, 2], [50, 30, 20])
+
+
+def data(labels, regression=False):
+    return SimpleNamespace(labels=np.asarray(labels), task=SimpleNamespace(regression=regression))
+
+
+def check(direction: str) -> Check:
+    return Check("ekfac", direction, [5, 12], list(range(100, 105)), [0], 2, 0)
+
+
+@pytest.mark.parametrize("direction", ["helpful", "harmful"])
+def test_the_top_goes_and_random_rows_have_the_same_classes(direction):
+    scores = np.random.default_rng(0).standard_normal(100)
+    arms = removed_rows(data(LABELS), Target(3, scores, {}), check(direction))
+    order = np.argsort(-scores if direction == "helpful" else scores)
+    for level, count in enumerate((5, 12)):
+        (top,) = arms["ekfac"][level]
+        assert top.tolist() == order[:count].tolist()
+        drawn = arms[CONTROL[False]][level]
+        assert len(drawn) == 2 and not np.array_equal(*drawn)
+        for rows in drawn:
+            assert len(set(rows)) == count
+            assert np.array_equal(np.bincount(LABELS[rows], minlength=3), np.bincount(LABELS[top], minlength=3))
+
+
+def test_of_a_regression_the_same_tenths_of_the_label_go():
+    train = data(np.random.default_rng(1).normal(size=200), regression=True)
+    groups, removed = groups_of(train), np.arange(17)
+    assert np.bincount(groups).tolist() == [20] * 10
+    rows = like(groups, removed, 0, 1, 0)
+    assert np.array_equal(np.bincount(groups[rows], minlength=10), np.bincount(groups[removed], minlength=10))
+
+
+def test_the_interval_is_students_of_differences_paired_by_seed():
+    generator = np.random.default_rng(2)
+    before = generator.normal(size=6)
+    after = before + generator.normal(-1, 0.1, size=6)
+    mean, interval = paired(after - before)
+    expected = ttest_rel(after, before).confidence_interval(0.95)
+    assert interval == pytest.approx([expected.low, expected.high]) and interval[0] < mean < interval[1]
+    assert paired(np.array([1.0, np.nan])) == (1.0, None)  # one retrain diverged
+
+
+def test_flipped_and_mended_are_about_half_of_the_retrains():
+    right, wrong, half = np.array([1, 1, 1, 0.0]), np.array([0, 0, 1, 0.0]), np.array([1, 0, 1, 0.0])
+    assert outcome(right, wrong) == "flipped" and outcome(wrong, right) == "mended"
+    assert outcome(right, half) == "stays right" and outcome(half, wrong) == "flipped"
+    assert outcome(wrong, wrong) == "stays wrong"

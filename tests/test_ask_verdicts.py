@@ -1,0 +1,94 @@
+"""Single predictions are checked by retraining, right or wrong ones; the verdict stays below the run's folder."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import analyze
+import run_counterfactual
+from attribution.files import run_script
+
+QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
+PLAN = ["--dataset_name", "demo", "--max_queries", "12", "--strategies", "identity", "--removals", "10",
+        "--num_base_seeds", "1", "--jobs_per_device", "1"]  # fmt: skip
+TEXT = ["--query_text", "A fine soup."]
+
+
+@pytest.fixture(scope="module")
+def scored(trained, tmp_path_factory):
+    """A run with stored scores and two verdicts; tests copy it (see `copied`)."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("verdicts") / "checkpoints")
+    analyze.main([*QUICK, "--checkpoint_dir", str(folder)])
+    run_counterfactual.main([*PLAN, "--checkpoint_dir", str(folder), "--targets", "3", "5"])
+    return folder
+
+
+def verdict(folder, name: str) -> dict:
+    return json.loads((folder / f"demo/retraining/verdicts/{name}.json").read_text())
+
+
+def refused(capsys, *argv: str) -> str:
+    capsys.readouterr()
+    assert run_script(run_counterfactual.main, list(argv)) == 2
+    return capsys.readouterr().err
+
+
+def test_a_verdict_holds_predicted_and_measured_and_both_arms(copied):
+    for query in (3, 5):
+        found = verdict(copied, f"identity_helpful_query{query}")
+        assert found["query"] == query and len(found["seeds"]) == 5 and found["base_right"][1] == 1
+        assert set(found["arms"]) == {"identity", "random, same classes"}
+        for (level,) in found["arms"].values():
+            low, high = level["interval"]
+            assert low <= level["change"] <= high and level["removed"] == 10
+            assert level["outcome"] in ("flipped", "mended", "stays right", "stays wrong")
+
+
+def test_a_rerun_retrains_nothing_and_more_removals_reuse_what_is_there(copied, capsys):
+    before = verdict(copied, "identity_helpful_query3")
+    stored = set((copied / "demo/retraining").rglob("*.safetensors"))
+    run_counterfactual.main([*PLAN, "--checkpoint_dir", str(copied), "--targets", "3"])
+    assert verdict(copied, "identity_helpful_query3") == before
+    assert set((copied / "demo/retraining").rglob("*.safetensors")) == stored
+
+
+def test_a_dry_run_counts_and_retrains_nothing(copied, capsys):
+    stored = set((copied / "demo/retraining").rglob("*"))
+    dry = ["--targets", "7", "--direction", "harmful", "--dry_run"]
+    run_counterfactual.main([*PLAN, "--checkpoint_dir", str(copied), *dry, "--removals", "2"])
+    assert "16 retrains, 6 of them stored" in capsys.readouterr().out
+    assert not (copied / "demo/retraining/verdicts/identity_harmful_query7.json").exists() and stored
+
+
+def test_own_queries_have_verdicts_and_are_forgotten_with_them(copied, capsys):
+    where = ["--checkpoint_dir", str(copied)]
+    assert "--query_text 'A fine soup.'" in refused(capsys, *PLAN, *where, *TEXT)
+    analyze.main([*QUICK, *where, *TEXT])
+    run_counterfactual.main([*PLAN, *where, *TEXT, "--direction", "harmful", "--removals", "5"])
+    out = capsys.readouterr().out
+    assert "5 of the others do not know all of these queries" in out or "6 of the others" in out
+    (path,) = (copied / "demo/retraining/verdicts").glob("identity_harmful_queries-*.json")
+    assert json.loads(path.read_text())["texts"] == ["A fine soup."]
+    analyze.main([*QUICK, *where, "--forget_queries"])
+    left = [path.name for path in (copied / "demo").rglob("*") if "queries-" in path.name]
+    assert not left and len(list((copied / "demo/retraining/verdicts").iterdir())) == 2
+
+
+def test_removing_what_a_prediction_rests_on_lowers_its_margin_more_than_random_rows(copied):
+    changes = {"identity": [], "random, same classes": []}
+    for query in (3, 5):
+        for name, (level,) in verdict(copied, f"identity_helpful_query{query}")["arms"].items():
+            changes[name].append(level["change"])
+    assert np.mean(changes["identity"]) < np.mean(changes["random, same classes"])
+
+
+def test_verdicts_that_cannot_be_are_refused(copied, capsys):
+    base = [*PLAN, "--checkpoint_dir", str(copied)]
+    assert "at least 5" in refused(capsys, *base, "--targets", "1", "--num_retrain_seeds", "3")
+    assert "exclude" in refused(capsys, *base, "--targets", "1", *TEXT)
+    assert "go with --targets" in refused(capsys, *base, "--direction", "harmful")
+    assert "--targets must be from 0 to 11" in refused(capsys, *base, "--targets", "12")
+    assert "not less than" in refused(capsys, *base, "--targets", "1", "--removals", "120")
+    assert "python analyze.py" in refused(capsys, *base, "--targets", "1", "--strategies", "ekfac")
