@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-search test-oldest lint figures tables bench
+.PHONY: demo test test-search test-processes test-oldest lint figures tables bench
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,10 @@ test: .venv/ready lint
 # The same rows and flags are searched as in make test, with other seeds and for longer.
 test-search: .venv/ready
 	SEARCH_SECONDS=600 $(BIN)/python -m pytest tests/test_search.py
+
+# Two, three and five processes, ten kills, and strategies x flags on a pretended GPU: some minutes.
+test-processes: .venv/ready
+	LONG_TESTS=1 $(BIN)/python -m pytest tests/test_processes.py tests/test_train_processes.py tests/test_pretended_gpu.py
 
 # The lowest versions that requirements.txt allows, in an environment of their own.
 test-oldest: requirements.txt

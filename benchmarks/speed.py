@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,16 +101,16 @@ class Bench:
             write_json(path, known := call())
         return known
 
-    def child(self, *command: object) -> float:
-        """Runs python with these arguments; returns the peak of its resident memory in bytes."""
-        arguments = [sys.executable, *map(str, command)]
+    def child(self, *command: object) -> tuple[float, float]:
+        """Runs python with these arguments; returns its peak of resident memory in bytes, and its seconds, in all."""
+        arguments, start = [sys.executable, *map(str, command)], time.perf_counter()
         log = self.work / "log.txt"
         with open(log, "wb") as output:
             process = subprocess.Popen(arguments, cwd=ROOT, env=self.variables, stdout=output, stderr=output)
             _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise Refused(f"this failed: {' '.join(arguments)}; see {log}")
-        return usage.ru_maxrss * 1024.0
+        return usage.ru_maxrss * 1024.0, time.perf_counter() - start
 
     # --- single measurements ---
 
@@ -134,11 +135,12 @@ class Bench:
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("influence"))
             command = ["analyze.py", "--dataset_name", case.dataset, "--checkpoint_dir", self.work / label]
-            peak = self.child(*command, "--max_queries", case.queries, *flags)
+            peak, whole = self.child(*command, "--max_queries", case.queries, *flags)
             scores = next((target / "influence/scores").iterdir())
             seconds = json.loads((scores / "pairwise_scores.json").read_text())["seconds"]
             shutil.rmtree(target / "influence/factors")
             path = scores / "pairwise_scores.safetensors"
+            seconds["whole process"] = whole  # imports, tokens and the model included
             return {"seconds": seconds, "peak": peak, "scores": str(path.relative_to(self.work))}
 
         return self.measure(label, run)
@@ -186,8 +188,9 @@ def compare(bench: Bench, case: Case) -> dict:
 
 
 def middle(runs: list[dict]) -> dict[str, float]:
-    """Median seconds of each phase over runs."""
-    return {phase: float(np.median([run["seconds"][phase] for run in runs])) for phase in (*PHASES, "all")}
+    """Median seconds of each phase over runs, and of what all of them have of "all" and "whole process"."""
+    known = [name for name in (*PHASES, "all", "whole process") if all(name in run["seconds"] for run in runs)]
+    return {name: float(np.median([run["seconds"][name] for run in runs])) for name in known}
 
 
 def precision(bench: Bench, case: Case) -> dict:

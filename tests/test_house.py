@@ -184,9 +184,14 @@ def test_every_argument_has_a_help_text_and_stands_in_a_named_group(name, monkey
 
 
 def readme_tree() -> dict[str, str]:
-    """File -> what the README's tree says of it."""
-    lines = (ROOT / "README.md").read_text().splitlines()
-    return dict(found.groups() for line in lines if (found := re.fullmatch(r"([\w/]+\.py)  +(\S.*)", line)))
+    """File -> what the README's tree says of it. A line names one or two files, of the folder last named above it."""
+    (tree,) = re.findall(r"```\n(pipeline\.py .*?)```", (ROOT / "README.md").read_text(), re.S)
+    said, folder = {}, ""
+    for line in tree.splitlines():
+        folder = line if re.fullmatch(r"[\w/]+/", line) else folder
+        for name, text in re.findall(r"(\w+\.py)  +(.+?)(?=  +\w+\.py  |$)", line):
+            said[folder + name] = text.strip()
+    return said
 
 
 def test_the_readmes_tree_names_every_file_of_the_house_and_no_other():

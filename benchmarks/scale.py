@@ -1,0 +1,119 @@
+"""How seconds and memory grow with the training rows: generated rows in mnli's columns, the demo's BERT, one epoch.
+
+    python benchmarks/scale.py                               # 25,000 to 400,000 rows; hours on two cores
+    python benchmarks/scale.py --sizes 1000 2000             # a trial
+
+Rows have about 24 tokens, there are 32 queries, and factors are fitted on all rows. Every step is a process with the
+commands that a user gives: opening the rows, training, the phases of the analysis, showing one query. One JSON a size
+lies below --work_dir, and what is there is not measured again. Exponents are fitted over sizes that take above 10 s.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from attribution.files import Refused, environment, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.show.tables import markdown  # noqa: E402
+
+SIZES, QUERIES, LONG = (25_000, 50_000, 100_000, 200_000, 400_000), 32, 10.0
+WORDS = (
+    "the", "a", "cat", "dog", "film", "plot", "actor", "very", "quite", "old", "new", "city", "house", "river", "say",
+    "think", "time", "day", "book", "music",
+)  # fmt: skip
+STEPS = ("opening", "training", "covariance", "eigendecomposition", "lambda", "pairwise", "showing")
+OPEN = (
+    "from pipeline import *; "
+    "get_glue_dataset('mnli', 'train', tokenizer=get_tokenizer(str(DEMO_MODEL), 'mnli'), dataset_path={!r})"
+)
+
+
+def generate(folder: Path, count: int) -> None:
+    """Writes `count` training rows and QUERIES validation rows of random words, the same for the same count."""
+    draws = np.random.default_rng(0)
+
+    def rows(number: int) -> datasets.Dataset:
+        texts = [[" ".join(WORDS[i] for i in draws.integers(len(WORDS), size=9)) for _ in range(number)] for _ in "ab"]
+        labels = draws.integers(0, 3, number)
+        return datasets.Dataset.from_dict({"premise": texts[0], "hypothesis": texts[1], "label": labels})
+
+    (folder / "mnli").mkdir(parents=True, exist_ok=True)
+    text = "---\nconfigs:\n- config_name: mnli\n  data_files:\n"
+    for split, number in (("train", count), ("validation_matched", QUERIES), ("validation_mismatched", QUERIES)):
+        rows(number).to_parquet(folder / "mnli" / f"{split}-0.parquet")
+        text += f"  - split: {split}\n    path: mnli/{split}-0.parquet\n"
+    write_bytes(folder / "README.md", f"{text}---\n".encode())
+
+
+def child(*command: object) -> dict[str, float]:
+    """Runs python with these arguments: its seconds, and its peak of resident memory in bytes."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise Refused(f"this failed: {' '.join(map(str, command))}")
+    return {"seconds": time.perf_counter() - start, "peak": usage.ru_maxrss * 1024.0}
+
+
+def measure(work: Path, count: int) -> dict:
+    """Step -> seconds and peak memory for so many training rows; phases share the peak of their process."""
+    data, runs = work / f"data_{count}", work / f"runs_{count}"
+    generate(data, count)
+    common = ["--dataset_name", "mnli", "--checkpoint_dir", runs]
+    start = ["--dataset_path", data, "--model_name_or_path", ROOT / "demo", "--num_train_epochs", 1]
+    found = {"opening": child("-c", OPEN.format(str(data)))}
+    found["training"] = child("train.py", *common, *start)
+    asked = [*common, "--max_queries", QUERIES, "--max_factor_rows", count]
+    whole = child("analyze.py", *asked, "--overwrite")
+    record = runs / "mnli/influence/scores/ekfac/pairwise_scores.json"
+    for phase, seconds in json.loads(record.read_text())["seconds"].items():
+        found[phase] = {"seconds": seconds, "peak": whole["peak"]}
+    found["showing"] = child("analyze.py", *asked, "--query_index", 0)
+    return {"steps": found, **environment("cpu")}
+
+
+def exponent(sizes: list[int], values: list[float]) -> str:
+    """The exponent of a power law through the values; "-" for fewer than two."""
+    return f"{np.polyfit(np.log(sizes), np.log(values), 1)[0]:.2f}" if len(sizes) > 1 else "-"
+
+
+def report(measured: dict[int, dict]) -> str:
+    """Seconds and peaks of every step against rows, and the exponents of those that take above LONG seconds."""
+    rows, sizes = [], sorted(measured)
+    for step in STEPS:
+        found = [measured[size]["steps"][step] for size in sizes]
+        long = [(size, one["seconds"]) for size, one in zip(sizes, found, strict=True) if one["seconds"] > LONG]
+        cells = [f"{one['seconds']:.1f} s, {one['peak'] / 2**30:.2f} GiB" for one in found]
+        powers = exponent([size for size, _ in long], [seconds for _, seconds in long])
+        rows.append([step, *cells, powers, exponent(sizes, [one["peak"] for one in found])])
+    return markdown(["step", *(f"{size:,} rows" for size in sizes), "exponent", "of memory"], rows)
+
+
+def main(argv=None) -> None:
+    """Measures what is missing, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sizes", type=int, nargs="+", default=list(SIZES), help="training rows (25,000 to 400,000)")
+    add("--work_dir", type=Path, default=Path("checkpoints/scale"), help="data, runs, JSON (checkpoints/scale)")
+    args = parser.parse_args(argv)
+    measured = {}
+    for size in args.sizes:
+        path = args.work_dir.resolve() / f"{size}.json"
+        if (known := read_json(path)) is None:
+            print(f"measuring {size:,} rows", flush=True)
+            write_json(path, known := measure(path.parent, size))
+        measured[size] = known
+    print(report(measured))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
