@@ -1,0 +1,76 @@
+"""Odd machines and libraries end in a result or in one sentence."""
+
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from running import ROOT
+
+from attribution.evidence.baselines import tfidf_cosine
+from attribution.evidence.ground_truth import load_array
+from attribution.files import Refused, run_script
+from attribution.hub import reason_of
+from attribution.influence.analyzer import symmetric_eigen
+
+
+def test_windows_is_refused_before_anything_else_is_imported():
+    code = "import sys; sys.platform = 'win32'; sys.modules['fcntl'] = None; import train"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Windows" in done.stderr
+
+
+def test_a_terminal_that_knows_ascii_only_shows_the_rest_as_escapes(monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+
+    def main(argv):
+        print("caf\xe9 \u597d")
+        raise Refused("no file \xfc")
+
+    assert run_script(main) == 2
+    for stream in (out, err):
+        stream.flush()
+    assert out.buffer.getvalue() == b"caf\\xe9 \\u597d\n" and err.buffer.getvalue() == b"error: no file \\xfc\n"
+
+
+def test_bfloat16_ground_truth_is_read(tmp_path):
+    torch.save(torch.arange(6).view(2, 3).to(torch.bfloat16), tmp_path / "margins.pt")
+    assert np.array_equal(load_array(tmp_path / "margins.pt", "margins"), np.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_eigenvectors_are_found_where_an_algorithm_does_not_converge(monkeypatch, failures):
+    """The second try is in float64 on the CPU, the third by another algorithm."""
+    x = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    matrix, real, calls = x.T @ x, torch.linalg.eigh, []
+
+    def eigh(a):
+        calls.append(a.dtype)
+        if len(calls) <= failures:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return real(a)
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    values, vectors = symmetric_eigen(matrix)
+    assert calls == [torch.float32, torch.float64][: failures + 1]
+    assert torch.allclose(vectors.double() * values.double() @ vectors.double().T, matrix.double(), atol=1e-3)
+    with pytest.raises(Refused, match="covariance is not finite"):
+        symmetric_eigen(matrix * torch.nan)
+
+
+def test_texts_of_single_characters_or_none_have_similarities():
+    assert tfidf_cosine(["\u597d !"], ["\u597d ?", "\u574f ?"])[0].argmax() == 0
+    assert not tfidf_cosine(["a"], ["", " "]).any() and tfidf_cosine(["a"], [" | "]).shape == (1, 1)
+
+
+def test_a_cache_that_may_not_be_written_is_named():
+    inner = PermissionError(13, os.strerror(13), "/cache/lock")
+    try:
+        raise RuntimeError("An error occurred while generating the dataset") from inner
+    except RuntimeError as error:
+        assert "/cache/lock may not be read or written" in reason_of(error) and "HF_HOME" in reason_of(error)
