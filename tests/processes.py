@@ -45,10 +45,20 @@ def together(count: int, call: Callable, output: Path | None = None, seconds: fl
 
     output: file that takes what they print.
     """
+    return statuses(begin(count, call, output), seconds)
+
+
+def begin(count: int, call: Callable, output: Path | None = None) -> list:
+    """The processes of a launch as in `together`, started."""
     fork, port = multiprocessing.get_context("fork"), free_port()
     children = [fork.Process(target=in_process, args=(rank, count, port, call, output)) for rank in range(count)]
     for child in children:
         child.start()
+    return children
+
+
+def statuses(children: list, seconds: float = 100) -> list[int]:
+    """The exit statuses of the processes of a launch, once they have ended."""
     end = time.monotonic() + seconds
     while any(child.is_alive() for child in children):
         if time.monotonic() > end or any(child.exitcode not in (0, None) for child in children):

@@ -9,6 +9,7 @@ Rows and parts are shared out by the callers. Every wait ends after `WAIT`, or a
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,7 @@ def launched(wait: datetime.timedelta | None = None):
             yield processes
             processes.meet()
     finally:
+        time.sleep(0.1)  # torch 2.6's gloo may lock up if its thread is still letting go of the last message
         dist.destroy_process_group()
 
 

@@ -2,9 +2,10 @@
 
 import json
 import threading
+import time
 
 import pytest
-from processes import together
+from processes import begin, statuses
 from running import QUICK, analyze_quickly, influence_of, scores_of
 
 import analyze
@@ -50,22 +51,17 @@ def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(
     monkeypatch.setattr(fitting, "fit_in_parts", counted)
     dampings, output = ["1e-4", "1e-2"], tmp_path / "output.txt"
 
-    def start(damping: str):
+    def start(damping: str) -> list:
         command = [*QUICK, "--checkpoint_dir", str(run_copy), "--damping_factor", damping]
-        return together(1, lambda: analyze.main(command), output)
+        return begin(1, lambda: analyze.main(command), output)
 
     with exclusive(run_copy / "demo/influence/kronfluence", ".lock_factors_ekfac"):
-        results: dict = {}
-        threads = [threading.Thread(target=lambda d=d: results.update({d: start(d)})) for d in dampings]
-        for thread in threads:
-            thread.start()
-        for _ in range(200):
+        launches = [start(damping) for damping in dampings]
+        for _ in range(300):
             if output.exists() and output.read_text().count("waiting for the ekfac factors") == 2:
                 break
-            threads[0].join(0.1)
-    for thread in threads:
-        thread.join()
-    assert results == {damping: [0] for damping in dampings} and fitted.read_text() == "once "
+            time.sleep(0.1)
+    assert [statuses(children) for children in launches] == [[0], [0]] and fitted.read_text() == "once "
     names = {path.name for path in (run_copy / "demo/influence/scores").iterdir()}
     assert names == {"ekfac_damping0.0001", "ekfac_damping0.01"}
 
