@@ -87,6 +87,11 @@ def removals_of(args: argparse.Namespace) -> Removals:
     )  # fmt: skip
 
 
+def queries_asked(args) -> int | None:
+    """--max_queries, None where it is at its default: what a suggested command has to repeat."""
+    return None if args.max_queries == MAX_QUERIES else args.max_queries
+
+
 def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
     """Arm -> function of a query that returns its removal orders, a list of training rows for every draw."""
     scores, stale = stored_scores(folder, run, queries.fingerprint())
@@ -104,8 +109,7 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
             arms[name] = by_score(scores[name])
         else:
             why = stale.get(name, "there are no such scores")
-            limit = None if args.max_queries == MAX_QUERIES else args.max_queries
-            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, limit)
+            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, queries_asked(args))
             raise Refused(f"cannot remove by {name}: {why}; make them with: {command}")
     return arms
 
@@ -134,7 +138,7 @@ def check_predictions(args, folder: Path, run: dict, rows: tuple) -> None:
     if args.query_text is not None:
         asked = own_target(folder, run, name, args.query_text, args.query_label, args.checkpoint_dir)
     else:
-        asked = validation_targets(folder, run, name, valid, args.targets, args.checkpoint_dir)
+        asked = validation_targets(folder, run, name, valid, args.targets, args.checkpoint_dir, queries_asked(args))
     recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
     known = (rows[0], rows[1] if asked.queries is valid else asked.queries)
     study = open_study(folder, run, known, recipe, **study_arguments(vars(args)))

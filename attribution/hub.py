@@ -40,6 +40,8 @@ def open_asset(name: str, flag: str, what: str, load):
     Where the hub is silent, only what was downloaded before is used, for the rest of the process.
     """
     local = Path(name).exists()
+    if not local and is_place(name):
+        raise Refused(f"there is no {name!r}; check {flag}")
     if Path(name).is_dir():
         refuse_pointers(Path(name))
     if not local and not hub_answers():
@@ -50,11 +52,18 @@ def open_asset(name: str, flag: str, what: str, load):
         raise
     except Exception as error:
         if not local and constants.HF_HUB_OFFLINE:
+            models = "--model_name_or_path" if flag == "--dataset_path" else flag
             raise Refused(
                 f"the model hub is out of reach and the {what} {name!r} is not on this machine; name local folders "
-                "with --model_name_or_path and --dataset_path"
+                f"with {models} and --dataset_path"
             ) from error
         raise Refused(f"cannot open the {what} {name!r} ({reason_of(error)}); check {flag}") from error
+
+
+def is_place(name: str) -> bool:
+    """Whether the name can only mean a folder or file: a hub id is `name` or `owner/name`, without dots before it."""
+    path = Path(name)
+    return path.is_absolute() or len(path.parts) > 2 or name.startswith((".", "~"))
 
 
 def refuse_pointers(folder: Path) -> None:

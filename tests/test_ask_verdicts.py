@@ -91,4 +91,5 @@ def test_verdicts_that_cannot_be_are_refused(copied, capsys):
     assert "go with --targets" in refused(capsys, *base, "--direction", "harmful")
     assert "--targets must be from 0 to 11" in refused(capsys, *base, "--targets", "12")
     assert "not less than" in refused(capsys, *base, "--targets", "1", "--removals", "120")
-    assert "python analyze.py" in refused(capsys, *base, "--targets", "1", "--strategies", "ekfac")
+    assert "python analyze.py" in (err := refused(capsys, *base, "--targets", "1", "--strategies", "ekfac"))
+    assert "--max_queries 12" in err, "the command that makes the scores knows as many queries"

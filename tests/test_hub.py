@@ -12,7 +12,9 @@ import pytest
 from hub_standin import serve
 from running import ROOT, save_tables
 
+from attribution import hub as hub_module
 from attribution.demo import LABEL_NAMES, make_rows
+from attribution.files import Refused
 from pipeline import DEMO_MODEL
 
 # The commands of the README, with their own arguments; the data behind the names are the demo's.
@@ -91,3 +93,17 @@ def test_another_id_of_the_same_task_opens_and_one_of_other_tasks_says_what_is_w
     done = run(TRAIN_SST2.replace("sst2", "cola"), hub, tmp_path, "--dataset_path", "nyu-mll/glue")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "no configuration 'cola' (it has " in done.stderr and "cola/train-0.parquet" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["/nowhere/bert", "./nowhere", "../a/b", "~/bert", "a/b/c"])
+def test_a_folder_that_is_not_there_is_named_with_its_flag_and_no_hub_is_asked(name, monkeypatch):
+    monkeypatch.setattr(hub_module, "hub_answers", lambda: pytest.fail("a folder's name was sent to the hub"))
+    with pytest.raises(Refused, match=f"no {name!r}; check --adopt"):
+        hub_module.open_asset(name, "--adopt", "model", lambda: None)
+
+
+def test_a_silent_hub_names_the_flag_that_the_name_came_from(monkeypatch):
+    monkeypatch.setattr(hub_module, "hub_answers", lambda: False)
+    monkeypatch.setattr(hub_module.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(Refused, match="with --adopt and --dataset_path"):
+        hub_module.open_asset("owner/bert", "--adopt", "model", lambda: Path("nowhere").read_text())

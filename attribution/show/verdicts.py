@@ -28,12 +28,16 @@ class Asked:
 
 
 def validation_targets(
-    folder: Path, run: dict, name: str, queries: GlueDataset, wanted: list[int], checkpoint_dir: Path
-) -> Asked:
-    """Validation rows with their stored scores. Raises Refused where there are none, or no such row."""
+    folder: Path, run: dict, name: str, queries: GlueDataset, wanted: list[int], checkpoint_dir: Path,
+    max_queries: int | None = None,
+) -> Asked:  # fmt: skip
+    """Validation rows with their stored scores. Raises Refused where there are none, or no such row.
+
+    max_queries: how many rows were asked for, None for the default; the command that the refusal names repeats it.
+    """
     scores = stored_scores(folder, run, queries.fingerprint())[0].get(name)
     if scores is None:
-        command = analyze_command(name, run["dataset_name"], checkpoint_dir)
+        command = analyze_command(name, run["dataset_name"], checkpoint_dir, max_queries)
         raise Refused(f"there are no scores {name} of the validation rows; make them with: {command}")
     targets = []
     for i in wanted:
