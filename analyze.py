@@ -55,6 +55,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     check_asking(vars(args))
     if args.stock and args.covariance_products != "float64":
         raise Refused("--covariance_products is ours; --stock has --covariance_dtype")
+    if args.stock and args.fisher != "sampled":
+        raise Refused("--fisher exact is ours; kronfluence samples labels, so leave out one of --stock and --fisher")
     args.damping_factor = parse_damping(args.damping_factor)
     if args.factor_strategy not in ("kfac", "ekfac"):
         args.covariance_dtype = None
@@ -77,7 +79,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(
         strategy=args.factor_strategy, half=args.use_half_precision, stock=args.stock,
         covariance_dtype=args.covariance_dtype, covariance_products=args.covariance_products,
-        rank=args.query_gradient_rank, damping=args.damping_factor, seed=args.seed, tf32=args.tf32,
+        fisher=args.fisher, rank=args.query_gradient_rank, damping=args.damping_factor, seed=args.seed, tf32=args.tf32,
         query_batch_size=args.query_batch_size,
         train_batch_size=args.train_batch_size, max_factor_rows=args.max_factor_rows,
         data_partitions=args.data_partitions, rotate=args.rotate, overwrite=args.overwrite, profile=args.profile,

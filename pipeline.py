@@ -20,7 +20,7 @@ from kronfluence.task import Task
 from torch.utils.data import DataLoader
 
 from attribution import demo, start
-from attribution.draws import sample_labels, uniform_hash
+from attribution.draws import fisher_column, fisher_columns, sample_labels, uniform_hash
 from attribution.files import Refused
 from attribution.raw import check_splits, check_texts, labels_of, open_tables
 from attribution.rows import GlueDataset, collate
@@ -220,13 +220,19 @@ class InfluenceTask(Task):
     the gradient of the loss is positive for training rows that help.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, exact_labels: int | None = None) -> None:
+        """exact_labels: the model's outputs C, for the mean over all labels in place of sampled ones."""
         self.seed = seed
         self.phase = "factors"  # sampled labels are a function of seed, phase and row
+        self.exact = exact_labels is not None
+        self.columns = fisher_columns(exact_labels) if exact_labels else 1  # passes over a batch for the factors
+        self.column = 0  # of this pass
 
     def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:
-        """Summed loss of the batch; sample: with labels drawn from the model, for the Fisher matrix."""
+        """Summed loss of the batch. sample: for the Fisher matrix, with labels drawn from the model or their mean."""
         logits = model(**model_inputs(batch)).logits
+        if sample and self.exact:
+            return fisher_column(logits, self.column).sum()
         labels = self.sample_labels(batch["row"], logits) if sample else batch["labels"]
         return compute_loss(logits, labels)
 

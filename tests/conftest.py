@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from running import ROOT, SMALL
 
 import train
@@ -14,6 +15,8 @@ from pipeline import quiet_libraries
 
 quiet_libraries()
 torch.set_num_threads(1)
+settings.register_profile("no deadline", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)

@@ -65,8 +65,11 @@ class Influence:
         self.factor_parts = {
             "weights": run["weights"], "training rows": run["train_rows"], "strategy": settings.strategy,
             "precision": settings.precision, "covariance type": settings.covariance_dtype,
-            "path": "stock" if settings.stock else "eigenbasis", "seed": None if identity else settings.seed,
+            "path": "stock" if settings.stock else "eigenbasis",
+            "seed": None if identity or settings.exact else settings.seed,
         }  # fmt: skip
+        if settings.exact:
+            self.factor_parts["fisher"] = "exact"
         if settings.max_factor_rows < len(train) and settings.max_factor_rows != MAX_FACTOR_ROWS:
             self.factor_parts["factor rows"] = settings.max_factor_rows
         if settings.covariance_products == "float32" and settings.covariance_dtype == "float64":
@@ -147,7 +150,8 @@ class Influence:
     @functools.cached_property
     def analyzer(self) -> FolderAnalyzer:
         """kronfluence's Analyzer around the trained model, made when something must be computed."""
-        settings, task = self.settings, InfluenceTask(self.settings.seed)
+        settings, outputs = self.settings, self.train.task.num_labels
+        task = InfluenceTask(settings.seed, outputs if settings.exact else None)
         model = AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32)
         if fingerprint_of_tensors(model.state_dict()) != self.run["weights"]:
             raise Refused(f"the weights in {self.folder} are not those that run.json describes; train again")
@@ -163,7 +167,10 @@ class Influence:
             module.projection_seed = settings.seed
             module.covariance_products = torch.float32 if "covariance products" in self.factor_parts else None
         budget = memory.affordable_tokens(model, device, settings.train_batch_size * self.run["max_length"])
-        return EigenAnalyzer(**kwargs, token_budget=budget, processes=self.processes)
+        analyzer = EigenAnalyzer(**kwargs, token_budget=budget, processes=self.processes)
+        if analyzer.shared is None and task.columns > 1:
+            raise Refused("--fisher exact with more than two classes needs a model of linear layers only")
+        return analyzer
 
     def profile(self) -> str | None:
         """The table of actions and their seconds; None where nothing was computed."""

@@ -5,13 +5,18 @@ import argparse
 from attribution.files import Refused
 from attribution.influence.memory import ROTATE
 from attribution.influence.names import STRATEGIES
-from attribution.influence.settings import MAX_FACTOR_ROWS
+from attribution.influence.settings import FISHER, MAX_FACTOR_ROWS
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     """The group of everything that changes the scores."""
     add = parser.add_argument_group("how scores are computed").add_argument
     add("--factor_strategy", choices=STRATEGIES, default="ekfac", help="curvature approximation (ekfac)")
+    add(
+        "--fisher", choices=FISHER, default="sampled",
+        help="labels of the factors: sampled from the model with --seed, as kronfluence does, or exact, the mean over "
+        "all labels, in which no chance is left (sampled)",
+    )  # fmt: skip
     add(
         "--use_half_precision", action="store_true",
         help="bfloat16 per-example gradients and products; the model, rotations and sums stay float32 or above",

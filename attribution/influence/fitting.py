@@ -102,10 +102,14 @@ def run_parts(
     kept.loaded = []
     if not parts:
         return start
-    batches = [(i, batch, end) for i, part in parts.items() for batch, end in zip(part.batches, part.ends, strict=True)]
+    columns = analyzer.task.columns
+    batches = [(i, *one) for i, part in parts.items() for one in part.passes(columns)]
     sums: dict[str, torch.Tensor] = {}
 
     def before(number: int) -> None:
+        analyzer.task.column = batches[number][1]
+        if analyzer.shared is not None:
+            analyzer.shared.first = analyzer.task.column == 0
         if number == 0:
             put(analyzer, start)
             start.clear()
@@ -120,9 +124,9 @@ def run_parts(
             for factor in factors:
                 module.storage[factor] = torch.zeros(())  # instead of what kronfluence would copy to the CPU again
 
-    chosen = [batch for _, batch, _ in batches]
+    chosen = [batch for _, _, batch, _ in batches]
     weights = [float(dataset.lengths[batch].sum()) for batch in chosen]
-    ends = [end for _, _, end in batches]
+    ends = [end for *_, end in batches]
     fit(analyzer.loader(dataset, chosen, ends, weights, analyzer.task.phase, before, after))
     return sums
 

@@ -7,19 +7,20 @@ STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 DAMPING = 1e-8  # kronfluence's default
 
 
-def factors_name(strategy: str, half: bool = False, stock: bool = False) -> str:
-    """Name of the folder below influence/factors."""
-    return strategy + "_half" * half + "_stock" * stock
+def factors_name(strategy: str, half: bool = False, stock: bool = False, exact: bool = False) -> str:
+    """Name of the folder below influence/factors. Identity has no curvature, hence no Fisher matrix."""
+    return strategy + "_exact" * (exact and strategy != "identity") + "_half" * half + "_stock" * stock
 
 
 def scores_name(
-    strategy: str, half: bool = False, stock: bool = False, rank: int | None = None, damping: float | None = DAMPING
-) -> str:
+    strategy: str, half: bool = False, stock: bool = False, rank: int | None = None, damping: float | None = DAMPING,
+    exact: bool = False,
+) -> str:  # fmt: skip
     """Name of the folder below influence/scores; what is at its default is left out.
 
     damping: None means kronfluence's heuristic. Identity has no curvature, so that nothing is damped.
     """
-    name = factors_name(strategy, half, stock) + (f"_rank{rank}" if rank else "")
+    name = factors_name(strategy, half, stock, exact) + (f"_rank{rank}" if rank else "")
     if damping == DAMPING or strategy == "identity":
         return name
     return name + f"_damping{'heuristic' if damping is None else f'{damping:g}'}"
@@ -48,7 +49,7 @@ def flags_of(name: str) -> str:
         elif part.startswith("damping"):
             flags += ["--damping_factor", part.removeprefix("damping")]
         else:
-            flags.append({"half": "--use_half_precision"}.get(part, f"--{part}"))
+            flags.append({"half": "--use_half_precision", "exact": "--fisher exact"}.get(part, f"--{part}"))
     return " ".join(flags)
 
 

@@ -39,6 +39,15 @@ class Part:
         """Row numbers in the order of the batches."""
         return [row for batch in self.batches for row in batch]
 
+    def passes(self, columns: int):
+        """Yields (column, batch, whether it ends its group), group by group, each group once for every column."""
+        start = 0
+        for i in (i for i, end in enumerate(self.ends) if end):
+            for column in range(columns):
+                for k in range(start, i + 1):
+                    yield column, self.batches[k], self.ends[k]
+            start = i + 1
+
     def within(self, lengths: np.ndarray, budget: int) -> "Part":
         """The same rows in the same order, in smaller batches: for a process that has run out of memory.
 

@@ -8,6 +8,7 @@ from kronfluence.arguments import FactorArguments, ScoreArguments
 from attribution.influence.names import DAMPING, factors_name, scores_name
 
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
+FISHER = ("sampled", "exact")
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Settings:
     strategy: str = "ekfac"
     half: bool = False
     stock: bool = False
+    fisher: str = "sampled"  # a member of FISHER
     covariance_dtype: str | None = "float64"  # None: kronfluence's own
     covariance_products: str = "float64"  # type of what is added up
     rank: int | None = None  # of query gradients; None: full
@@ -38,14 +40,19 @@ class Settings:
         return " and ".join(names + ["tf32"] * self.tf32) or "float32"
 
     @property
+    def exact(self) -> bool:
+        """Whether factors are the mean over all labels; without curvature there are no labels."""
+        return self.fisher == "exact" and self.strategy != "identity"
+
+    @property
     def factors(self) -> str:
         """Name of the folder below influence/factors."""
-        return factors_name(self.strategy, self.half, self.stock)
+        return factors_name(self.strategy, self.half, self.stock, self.exact)
 
     @property
     def scores(self) -> str:
         """Name of the folder below influence/scores."""
-        return scores_name(self.strategy, self.half, self.stock, self.rank, self.damping)
+        return scores_name(self.strategy, self.half, self.stock, self.rank, self.damping, self.exact)
 
 
 def make_factor_arguments(settings: Settings) -> FactorArguments:

@@ -22,6 +22,7 @@ class Shared:
         self.inputs: dict[int, SharedInput] = {}
         self.bases: list[torch.Tensor] = []
         self.complete = True  # whether the current batch ends a group of batches; see EigenPairwiseTracker
+        self.first = True  # whether the batch passes for the first time; see `draws.fisher_column`
 
     def enter(self, tensor: torch.Tensor) -> SharedInput:
         """The entry of this input tensor; one more module will use it."""

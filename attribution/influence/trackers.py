@@ -84,7 +84,8 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
     """Input and output-gradient covariances; modules that read one tensor share one input covariance.
 
     Positions of padding, and others whose gradient is zero, are left out of the products, and small batches wait for
-    each other as in `EigenPairwiseTracker`.
+    each other as in `EigenPairwiseTracker`. A batch that passes several times is counted, and its inputs are added,
+    the first time.
     """
 
     leader: nn.Module  # whose input covariance this module takes
@@ -96,7 +97,8 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         module, args = self.module, self.module.factor_args
         leader = entry.leaders.setdefault(module.bias is None, module)  # the first to come: the last in the model
-        if leader is module:
+        first = module.shared.first
+        if leader is module and first:
             self._add_inputs(entry.tensor.detach())
         if not self.started:
             self.started, self.leader = True, leader
@@ -104,8 +106,9 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
             raise RuntimeError(f"the input of {module.name} is shared in some batches only; pass --stock")
         for name in (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED):
             module.storage[name] = leader.storage[name]
-        flat, count = module.get_flattened_gradient(gradient)  # as in kronfluence, all positions count
-        self._add(names.NUM_GRADIENT_COVARIANCE_PROCESSED, torch.as_tensor([int(count)]))
+        flat, count = module.get_flattened_gradient(gradient)  # counted as in kronfluence
+        if first:
+            self._add(names.NUM_GRADIENT_COVARIANCE_PROCESSED, torch.as_tensor([int(count)]))
         self.gradients.append(flat[(flat != 0).any(1)])
         if module.shared.complete:
             flat, self.gradients = torch.cat(self.gradients), []
@@ -164,7 +167,7 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
                 module.storage[names.LAMBDA_MATRIX_NAME] = zeros
                 module.storage[names.NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
         total = module.storage[names.LAMBDA_MATRIX_NAME]
-        module.storage[names.NUM_LAMBDA_PROCESSED] += len(gradient)
+        module.storage[names.NUM_LAMBDA_PROCESSED] += len(gradient) if module.shared.first else 0
         g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
         if rotated:
             add_squares(total, g, a, module.block_elements(g))
