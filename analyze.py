@@ -34,7 +34,7 @@ from attribution.training.fit import choose_device, name_of
 from attribution.training.members import open_members
 from attribution.training.processes import launched
 from attribution.training.questions import Questions
-from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments
+from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments, check_window, members_of
 from attribution.training.run import open_data, open_run
 from pipeline import quiet_libraries
 
@@ -51,7 +51,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--self_influence", action="store_true", help="score every training row against itself; show the top rows")
     args = parser.parse_args(argv)
     positive = ("query_batch_size", "train_batch_size", "top_k", "max_queries", "data_partitions", "max_factor_rows")
-    check_numbers(vars(args), *positive, "query_gradient_rank", "num_members")
+    check_numbers(vars(args), *positive, "query_gradient_rank")
+    check_window(vars(args))
     check_asking(vars(args))
     if args.stock and args.covariance_products != "float64":
         raise Refused("--covariance_products is ours; --stock has --covariance_dtype")
@@ -117,8 +118,8 @@ def main(argv=None) -> None:
         if args.forget_queries:
             forget_queries(folder)
             return
-        members = open_members(folder, run, args.num_members)
-        train, queries = open_data(folder, run, args.dataset_path, args.max_queries)
+        members = open_members(folder, run, members_of(vars(args)))
+        train, queries = open_data(folder, run, args.dataset_path, args.max_queries, args.first_query)
         session = Session(members, train, queries, settings_of(args), vars(args), work_place, processes)
         answer(session, read_questions(folder, run, vars(args)), args)
 

@@ -28,16 +28,17 @@ from attribution.evidence.study import (
 )
 from attribution.files import Refused, check_numbers, run_script
 from attribution.influence.stored import seeds_behind, stored_scores
+from attribution.rows import GlueDataset
 from attribution.show import plotting, results, tables
 from attribution.show.reading import show_query_lds
 from attribution.training.fit import choose_device
 from attribution.training.recipe import (
-    MAX_QUERIES,
     Parser,
     add_data_arguments,
     add_query_arguments,
     add_recipe_arguments,
     check_recipe,
+    check_window,
     recipe_of,
 )
 from attribution.training.run import open_data, open_run
@@ -57,7 +58,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--query_index", type=int, help="show this query, its top influential row and its LDS; retrains nothing")
     add("--num_bootstrap", type=int, default=2000, help="bootstrap draws behind an interval (2000)")
     args = parser.parse_args(argv)
-    check_numbers(vars(args), "max_queries", "num_repeats", "num_bootstrap", "jobs_per_device")
+    check_numbers(vars(args), "max_queries", "num_repeats", "num_bootstrap", "jobs_per_device", "retrain_queries")
+    check_window(vars(args))
     check_recipe(vars(args))
     if args.num_masks < stats.MIN_MASKS:
         raise Refused(f"--num_masks must be at least {stats.MIN_MASKS}, not {args.num_masks}")
@@ -106,15 +108,15 @@ def subsets_of(args: argparse.Namespace) -> Subsets:
     )  # fmt: skip
 
 
-def open_scores(folder: Path, run: dict, query_rows: str) -> dict[str, np.ndarray]:
+def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int) -> dict[str, np.ndarray]:
     """Name -> scores (Q, N) of everything that fits this run; what does not is left out, and that is said."""
-    scores, stale = stored_scores(folder, run, query_rows)
+    scores, stale = stored_scores(folder, run, queries.fingerprint(), first_query)
     for name, reason in stale.items():
         print(f"{name}: left out, {reason}", file=sys.stderr)
     return scores
 
 
-def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], query_rows: str) -> list[int]:
+def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], queries: GlueDataset) -> list[int]:
     """Adds the mean over checkpoints of every score that all of them have; returns the seeds of the others."""
     others, seeds = [], []
     for directory in args.ensemble:
@@ -126,7 +128,7 @@ def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], query_rows: st
             raise Refused(
                 f"--ensemble {directory} has the same weights as another member; train it with another --seed"
             )
-        others.append(open_scores(folder, other, query_rows))
+        others.append(open_scores(folder, other, queries, args.first_query))
         seeds.append(other["seed"])
     shared = [name for name in scores if others and all(name in other for other in others)]
     if others and not shared:
@@ -138,11 +140,11 @@ def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], query_rows: st
 
 def collect_scores(args, folder: Path, run: dict, train, queries) -> tuple[dict[str, np.ndarray], list[int]]:
     """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations; seeds of the models behind them."""
-    scores = open_scores(folder, run, queries.fingerprint())
+    scores = open_scores(folder, run, queries, args.first_query)
     if not scores:
         where = f"--dataset_name {args.dataset_name} --checkpoint_dir {args.checkpoint_dir}"
         print(f"no stored scores; make them with: python analyze.py {where}")
-    seeds = [*seeds_behind(run, scores), *add_ensembles(args, run, scores, queries.fingerprint())]
+    seeds = [*seeds_behind(run, scores), *add_ensembles(args, run, scores, queries)]
     scores |= baselines.all_baselines(folder, choose_device(), queries, train)
     for names in args.combine:
         if unknown := [name for name in names if name not in scores]:
@@ -161,8 +163,8 @@ def main(argv=None) -> None:
         results.redraw(stem, figures, plotting.draw_lds)
         return
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    rows = open_data(folder, run, args.dataset_path, max(args.max_queries, MAX_QUERIES))
-    train, queries = rows[0], rows[1].first(args.max_queries)
+    rows = open_data(folder, run, args.dataset_path, max(args.first_query + args.max_queries, args.retrain_queries))
+    train, queries = rows[0], rows[1].window(args.first_query, args.max_queries)
     recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
     study = open_study(folder, run, rows, recipe, **study_arguments(vars(args)))
     subsets = subsets_of(args)
@@ -175,7 +177,7 @@ def main(argv=None) -> None:
     if truth is None:
         return
     if args.query_index is not None:
-        stored = open_scores(folder, run, queries.fingerprint())
+        stored = open_scores(folder, run, queries, args.first_query)
         show_query_lds(queries, train, stored, args.query_index, truth.masks, truth.margins)
         return
     scores, seeds = collect_scores(args, folder, run, train, queries)

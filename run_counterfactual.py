@@ -56,7 +56,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     """The command line, checked. Raises Refused for values that no run could use."""
     parser = Parser(__doc__)
     group = add_data_arguments(parser)
-    add_query_arguments(group)
+    add_query_arguments(group, windows=False)
     add_start_argument(group)
     add_removal_arguments(parser)
     add_retrain_arguments(parser)
@@ -66,7 +66,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--show", type=int, default=20, help="rows printed with --query_index (20)")
     args = parser.parse_args(argv)
     counts = ("max_queries", "num_targets", "num_random_draws", "num_base_seeds", "num_retrain_seeds")
-    check_numbers(vars(args), *counts, "jobs_per_device", "show")
+    check_numbers(vars(args), *counts, "jobs_per_device", "show", "retrain_queries")
     check_recipe(vars(args))
     if args.removals[0] < 1 or any(a >= b for a, b in zip(args.removals, args.removals[1:], strict=False)):
         raise Refused(f"--removals must be above 0 and increasing, not {' '.join(map(str, args.removals))}")
@@ -162,7 +162,7 @@ def main(argv=None) -> None:
     plan = removals_of(args)
     if shared := sorted({*seeds_behind(run, args.strategies)} & {*plan.retrain_seeds}):
         raise Refused(f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use again")
-    rows = open_data(folder, run, args.dataset_path, max(args.max_queries, MAX_QUERIES))
+    rows = open_data(folder, run, args.dataset_path, max(args.max_queries, args.retrain_queries))
     if args.single:
         check_predictions(args, folder, run, rows)
         return

@@ -7,13 +7,13 @@
     python train.py --dataset_name reviews --dataset_path reviews.csv --text_columns text --label_column stars
     python train.py --dataset_name rte --adopt DIR        # no training: the fine-tuned model in DIR becomes the run
     python train.py --dataset_name demo --num_members 5   # checkpoints of five seeds
+    python train.py --dataset_name demo --member_steps 4  # and of one training at a quarter, half, three quarters
 
 The run is the folder CHECKPOINT_DIR/DATASET_NAME: weights, configuration and tokenizer as
 `save_pretrained` writes them, and run.json.
 """
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
@@ -22,21 +22,21 @@ from attribution.influence.support import check_attribution
 from attribution.start import fingerprint_of_start, name_classes
 from attribution.training.adopt import FLAG as ADOPT
 from attribution.training.adopt import judge, open_adopted
-from attribution.training.bar import train
 from attribution.training.fit import choose_device, evaluate_model, name_of
-from attribution.training.material import Material, Tables, add_own_arguments, open_tables_of_task, read_rows
-from attribution.training.members import fits, member_folder, share_of_process
-from attribution.training.processes import ALONE, Processes, check_launcher, launched
-from attribution.training.progress import Progress
+from attribution.training.making import Making, evaluate_all, show_metrics
+from attribution.training.material import Tables, add_own_arguments, open_tables_of_task, read_rows
+from attribution.training.processes import Processes, check_launcher, launched
 from attribution.training.recipe import (
     RECIPE,
     Parser,
     add_data_arguments,
+    add_member_arguments,
     add_recipe_arguments,
     check_recipe,
+    members_of,
     recipe_of,
 )
-from attribution.training.run import absolute, add_to_run, check_place, refuse_replacing, save_run
+from attribution.training.run import absolute, check_place, refuse_replacing, save_run
 from pipeline import MAX_LENGTH, construct_bert, get_tokenizer, quiet_libraries
 
 
@@ -58,16 +58,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = parser.add_argument_group("how it runs").add_argument
     add("--eval_batch_size", type=int, default=32, help="rows a batch in evaluation (32)")
     add("--seed", type=int, help="start of the head, order of rows, dropout (0; of an adopted model: not known)")
-    add(
-        "--num_members", type=int, default=1,
-        help="checkpoints of so many seeds, from --seed up; those that are there and fit are kept (1: train anew)",
-    )  # fmt: skip
+    add_member_arguments(
+        add, "checkpoints of so many seeds, from --seed up; those that are there and fit are kept (1: train anew)"
+    )
     add("--overwrite", action="store_true", help="replace an adopted run, or with --adopt whatever run is there")
     args = parser.parse_args(argv)
-    check_numbers(vars(args), "eval_batch_size", "max_train_samples", "max_length", "num_hidden_layers", "num_members")
+    check_numbers(vars(args), "eval_batch_size", "max_train_samples", "max_length", "num_hidden_layers")
     check_recipe(vars(args))
-    if args.adopt and (args.num_members > 1 or args.new_head or args.num_hidden_layers):
-        raise Refused("--adopt takes one model as it is: without --num_members, --new_head and --num_hidden_layers")
+    if args.adopt and (not members_of(vars(args)).single or args.new_head or args.num_hidden_layers):
+        raise Refused("--adopt takes one model as it is: without members, --new_head and --num_hidden_layers")
     if args.label_order and not args.adopt:
         raise Refused("--label_order says how an adopted model orders its classes; it goes with --adopt")
     return args
@@ -98,39 +97,6 @@ def describe_start(args: argparse.Namespace, start: str | None, record: dict) ->
     return {name: getattr(args, name) for name in names} | {"folders": folders, "start": start}
 
 
-def train_member(
-    args, tables: Tables, material: Material, recipe: dict, start: str, seed: int, folder: Path, processes: Processes
-) -> None:
-    """Trains, stores and evaluates one checkpoint, unless it is one of several and already there."""
-    device = choose_device()
-    record = material.record | describe_start(args, start, material.record)
-    record |= {"seed": seed, "recipe": recipe, "processes": processes.count, **environment(device)}
-    if args.num_members > 1 and fits(folder, record):
-        print(f"{folder} is there and is kept")
-        return
-    made_from = {name: record[name] for name in ("start", "train_rows", "recipe", "seed", "processes", "device")}
-    progress = Progress(folder / ".training", made_from, processes)
-    with exclusive(folder) if processes.main else contextlib.nullcontext():
-        model = name_classes(open_model(args, tables, seed, quiet=True), material.task).to(device)
-        record["epochs"] = train(model, material.train, recipe, seed, progress, processes)
-        if not processes.main:
-            return
-        record["evaluation"] = {}
-        save_run(folder, model, material.tokenizer, record)  # first: an evaluation that fails loses nothing
-        progress.remove()
-        validation = material.validation
-        results = {name: evaluate_model(model, data, args.eval_batch_size) for name, data in validation.items()}
-        add_to_run(folder, evaluation=results)
-    show_metrics(results)
-    print(f"saved {folder}")
-
-
-def show_metrics(results: dict[str, dict]) -> None:
-    """Prints the metrics of every split."""
-    for name, result in results.items():
-        print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()))
-
-
 def adopt(args: argparse.Namespace, folder: Path, tables: Tables) -> None:
     """Evaluates and stores a model that was fine-tuned elsewhere; nothing is trained."""
     device, tokenizer = choose_device(), open_tokenizer(args)
@@ -144,7 +110,7 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables) -> None:
     record |= {"seed": args.seed, "recipe": recipe, "evaluation": {}, **environment(device)}
     model = name_classes(model, tables.task).to(device)
     refuse_replacing(folder, model, args.overwrite)
-    results = {name: evaluate_model(model, data, args.eval_batch_size) for name, data in material.validation.items()}
+    results = evaluate_all(model, material, args.eval_batch_size)
     seen = evaluate_model(model, material.train, args.eval_batch_size)
     came = {"from": absolute(args.adopt) or args.adopt, "outputs": order, "training": seen}
     with exclusive(folder):
@@ -182,12 +148,11 @@ def fine_tune(args: argparse.Namespace, folder: Path, tables: Tables, processes:
     check_attribution(model, material.train)
     size = f"{len(material.train):,} training rows, {model.num_parameters():,} parameters"
     print(f"{args.dataset_name}: {size}, on {name_of(choose_device())}")
-    start, seeds = fingerprint_of_start(model), range(first, first + args.num_members)
-    if args.num_members == 1:
-        train_member(args, tables, material, recipe, start, first, folder, processes)
-        return
-    for seed in share_of_process(seeds):
-        train_member(args, tables, material, recipe, start, seed, member_folder(folder, first, seed), ALONE)
+    record = material.record | describe_start(args, fingerprint_of_start(model), material.record)
+    record |= {"recipe": recipe, "processes": processes.count, **environment(choose_device())}
+    start = lambda seed: open_model(args, tables, seed, quiet=True)  # noqa: E731
+    making = Making(material, recipe, record, members_of(vars(args)), args.eval_batch_size, start)
+    making.checkpoints(folder, first, processes)
 
 
 if __name__ == "__main__":

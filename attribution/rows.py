@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 
-from attribution.files import fingerprint_of_tensors
+from attribution.files import Refused, fingerprint_of_tensors
 from attribution.task import GlueTask
 
 
@@ -83,6 +83,12 @@ class GlueDataset(torch.utils.data.Dataset):
     def first(self, count: int) -> "GlueDataset":
         """The first so many rows."""
         return self if count >= len(self) else self.subset(list(range(count)))
+
+    def window(self, start: int, count: int) -> "GlueDataset":
+        """So many rows from this one on. Raises Refused where there are none."""
+        if start >= len(self):
+            raise Refused(f"--first_query {start} is not among the {len(self):,} validation rows")
+        return self.subset(list(range(start, min(start + count, len(self))))) if start else self.first(count)
 
     def subset(self, rows: list[int]) -> "GlueDataset":
         """These rows, in this order."""

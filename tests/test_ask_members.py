@@ -1,4 +1,4 @@
-"""Members differ in the seed only; their mean is stored as a score of its own, and the studies read it as any other."""
+"""Members differ in seed, step or rows; their mean is stored as a score of its own, which the studies read like others."""
 
 import json
 import shutil
@@ -12,9 +12,10 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
+from attribution.evidence.ground_truth import draw_masks
 from attribution.files import run_script
-from attribution.influence.names import flags_of, members_in
-from attribution.training.members import share_of_process
+from attribution.influence.names import flags_of
+from attribution.training.members import Members, kept_rows, share_of_process
 
 SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
@@ -91,6 +92,89 @@ def test_the_studies_read_members_and_name_or_refuse_their_seeds(copied, tmp_pat
     assert "seed 2" in refused(capsys, run_counterfactual.main, *where, *output, *study)
 
 
+MIXED = ["--num_members", "2", "--member_steps", "3", "--member_share", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def mixed(trained, tmp_path_factory):
+    """A run with two trainings on halves of its rows, three checkpoints of each, scored together."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("mixed") / "checkpoints")
+    train.main([*SMALL, "--checkpoint_dir", str(folder), *MIXED])
+    analyze.main([*QUICK, "--checkpoint_dir", str(folder), *MIXED])
+    return folder
+
+
+def test_members_differ_in_seed_step_and_rows_and_the_mean_is_over_all_of_them(mixed):
+    run = mixed / "demo"
+    places = [run / f"members/share0.5_seed{seed}{step}" for seed in (0, 1) for step in ("/steps/1", "/steps/3", "")]
+    each = torch.stack([scores_of(place, "identity") for place in places])
+    assert len({tuple(scores[0, :3].tolist()) for scores in each}) == 6
+    stored = scores_of(run, "identity_members2_steps3_share0.5")
+    assert torch.allclose(stored, each.double().mean(0).float())
+    records = [json.loads((place / "run.json").read_text()) for place in places]
+    assert [one.get("step") for one in records] == [1, 3, None] * 2 and {one["steps"] for one in records} == {4}
+    assert {one["share"] for one in records} == {0.5} and json.loads((run / "run.json").read_text())["steps"] == 8
+
+
+def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_is_the_run(copied, trained):
+    """Steps 4 and 8 of two epochs of 4 steps: the end of the first epoch, and the run, bit for bit."""
+    shutil.rmtree(copied / "demo/members")
+    before = (copied / "demo/model.safetensors").read_bytes()
+    train.main([*SMALL, "--checkpoint_dir", str(copied), "--member_steps", "2"])
+    assert (copied / "demo/model.safetensors").read_bytes() == before
+    once = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "1"]
+    train.main([*once, "--checkpoint_dir", str(copied / "once")])
+    kept = load_file(copied / "demo/steps/4/model.safetensors")
+    for name, value in load_file(copied / "once/demo/model.safetensors").items():
+        assert torch.equal(value, kept[name]), name
+
+
+def test_what_is_there_is_kept_and_what_is_damaged_made_again(mixed, tmp_path, capsys):
+    copied = shutil.copytree(mixed, tmp_path / "checkpoints")
+    (copied / "demo/members/share0.5_seed1/steps/3/model.safetensors").write_bytes(b"cut")
+    asked = [*QUICK, "--checkpoint_dir", str(copied), *MIXED, "--overwrite"]
+    assert "--num_members 2 --member_steps 3 --member_share 0.5" in refused(capsys, analyze.main, *asked)
+    train.main([*SMALL, "--checkpoint_dir", str(copied), *MIXED])
+    assert capsys.readouterr().out.count("is there and is kept") == 2  # the run, and the other half
+    analyze.main(asked)
+    name = "identity_members2_steps3_share0.5"
+    assert torch.equal(scores_of(copied / "demo", name), scores_of(mixed / "demo", name))
+
+
+def test_shares_and_steps_that_cannot_be_are_refused(copied, capsys):
+    asked = [*QUICK, "--checkpoint_dir", str(copied)]
+    assert "share of the rows" in refused(capsys, analyze.main, *asked, "--member_share", "1.5")
+    assert "above 0" in refused(capsys, train.main, *SMALL, "--checkpoint_dir", str(copied), "--member_share", "0")
+    assert "--member_steps 4" in refused(capsys, analyze.main, *asked, "--member_steps", "4")
+
+
+def test_halves_differ_by_seed_and_are_no_mask_of_a_study():
+    halves = [kept_rows(100, 0.5, seed) for seed in range(5)]
+    masks = {tuple(np.flatnonzero(mask)) for seed in range(5) for mask in draw_masks(100, 20, 0.5, seed, None)}
+    assert all(len(rows) == 50 for rows in halves) and len({tuple(rows) for rows in halves} | masks) == 105
+    assert kept_rows(7, 1.0, 3).tolist() == list(range(7))
+
+
+def test_queries_may_begin_at_another_validation_row(copied, tmp_path, capsys):
+    """Scores of another window have a name of their own; the studies read those of the window that is asked about."""
+    where = ["--dataset_name", "demo", "--checkpoint_dir", str(copied)]
+    window = ["--first_query", "12", "--max_queries", "5"]
+    analyze.main([*where, *window, "--factor_strategy", "identity"])
+    whole = [*where, "--max_queries", "17", "--factor_strategy", "identity", "--overwrite"]
+    analyze.main(whole)
+    assert torch.equal(scores_of(copied / "demo", "identity_from12"), scores_of(copied / "demo", "identity")[12:])
+    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
+    small = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9", "--retrain_queries", "20"]
+    evaluate_lds.main([*where, *window, *output, *small])
+    result = json.loads((tmp_path / "lds_demo.json").read_text())
+    assert result["queries"] == 5 and "identity" in result["scores"]
+    stored = next((copied / "demo/retraining").rglob("*.safetensors"))
+    assert len(load_file(stored)["margins"]) == 20
+    assert "not among the 100" in refused(capsys, analyze.main, *where, "--first_query", "100")
+    assert "from 0 up" in refused(capsys, analyze.main, *where, "--first_query", "-1")
+    assert flags_of("identity_from12") == "--factor_strategy identity --first_query 12"
+
+
 def test_members_of_another_recipe_or_none_are_refused(copied, capsys):
     three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "3"]
     path = copied / "demo/members/seed2/run.json"
@@ -105,7 +189,7 @@ def test_members_of_another_recipe_or_none_are_refused(copied, capsys):
 
 def test_names_say_how_many_members_and_a_launcher_shares_them_out(monkeypatch):
     assert flags_of("ekfac_members5_damping0.1") == "--factor_strategy ekfac --num_members 5 --damping_factor 0.1"
-    assert members_in("ekfac_damping0.1_members5") == 5 and members_in("ekfac") == 1
+    assert Members.of("ekfac_damping0.1_members5") == Members(5) and Members.of("ekfac_exact").single
     shares = []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank)), monkeypatch.setenv("WORLD_SIZE", "2")

@@ -15,6 +15,7 @@ from attribution.evidence.store import Store, earlier_retrains
 from attribution.files import Refused, read_json, write_json
 from attribution.rows import GlueDataset
 from attribution.training.fit import choose_device, fit, name_of, predict
+from attribution.training.recipe import MAX_QUERIES
 from attribution.training.run import find_again
 
 
@@ -42,6 +43,11 @@ def add_study_arguments(parser: argparse.ArgumentParser, name: str) -> argparse.
         "--jobs_per_device", type=int,
         help="retrains at the same time: a GPU's processes (1), or on a CPU processes of one thread each (one a core)",
     )
+    add(
+        "--retrain_queries", type=int, default=MAX_QUERIES,
+        help="validation rows, from the first on, that every retrain predicts and stores, so that later questions "
+        f"retrain nothing ({MAX_QUERIES}, and never fewer than are asked about)",
+    )  # fmt: skip
     add("--dry_run", action="store_true", help="say how many retrains are missing and how long they take, then stop")
     group = parser.add_argument_group("what is shown")
     add = group.add_argument
@@ -85,17 +91,19 @@ class Study:
 
 def study_arguments(values: dict) -> dict:
     """The keyword arguments of `open_study` among what was parsed (argument name -> value)."""
-    chosen = {name: values[name] for name in ("max_queries", "model_name_or_path", "jobs_per_device")}
+    names = ("first_query", "max_queries", "model_name_or_path", "jobs_per_device")
+    chosen = {name: values[name] for name in names if name in values}
     return chosen | {"retrains": not values["dry_run"] and values["query_index"] is None}
 
 
 def open_study(
     folder: Path, run: dict, rows: tuple[GlueDataset, GlueDataset], recipe: dict, *, max_queries: int,
-    model_name_or_path: str | None, jobs_per_device: int | None, retrains: bool = True,
+    model_name_or_path: str | None, jobs_per_device: int | None, retrains: bool = True, first_query: int = 0,
 ) -> Study:  # fmt: skip
     """The run in `folder`, its start weights read.
 
-    rows: training rows, and validation rows that retrains shall know, of which the first max_queries are asked about.
+    rows: training rows, and validation rows that retrains shall know, of which max_queries are asked about, from
+    first_query on.
     recipe: keyword arguments of `fit`. model_name_or_path: the start model, where it is not where training found it.
     jobs_per_device: None for the default of the machine. retrains: whether more is to come than a count.
     Raises Refused where the start is missing or another one, or where nobody knows the run's recipe.
@@ -106,7 +114,7 @@ def open_study(
     print(f"retraining on {name_of(device)}")
     retrain = Retrainer(run, start, *rows, recipe, device)
     workers = jobs_per_device or default_workers(device, retrain.num_parameters)
-    study = Study(folder, retrain, rows[1].first(max_queries), workers)
+    study = Study(folder, retrain, rows[1].window(first_query, max_queries), workers)
     if retrains:
         rehearse(study, run)
     return study

@@ -6,6 +6,7 @@ from attribution.files import Refused
 from attribution.influence.memory import ROTATE
 from attribution.influence.names import STRATEGIES
 from attribution.influence.settings import FISHER, MAX_FACTOR_ROWS
+from attribution.training.recipe import add_member_arguments
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         "--damping_factor", default="1e-8",
         help="number added to eigenvalues (1e-8, kronfluence's default), or 'heuristic' for a tenth of their mean",
     )  # fmt: skip
-    add("--num_members", type=int, default=1, help="mean of the scores of so many members (train.py --num_members; 1)")
+    add_member_arguments(add, "mean of the scores of so many trainings of other seeds, which train.py makes (1)")
     add("--seed", type=int, default=0, help="of labels sampled for the factors, and of low-rank projections (0)")
     add("--tf32", action="store_true", help="TF32 matrix products on Ampere GPUs and later")
     add("--stock", action="store_true", help="run kronfluence as it comes, padded to the maximum length")

@@ -1,9 +1,7 @@
-"""Scores of several members (checkpoints of other seeds), and their mean.
+"""Scores of several members (checkpoints of other seeds, steps or rows), and their mean.
 
 Symbols: K members, Q queries, N training rows.
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,20 +9,23 @@ import torch
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.rows import GlueDataset
+from attribution.training.members import Opened
 from attribution.training.processes import ALONE, Processes
 
 
 class Ensemble(Influence):
-    """The mean of what Influence makes of each member; stored in the run's folder as <name>_members<K>."""
+    """The mean of what Influence makes of each member; stored in the run's folder under a name that counts them."""
 
     def __init__(
-        self, members: list[tuple[Path, dict]], train: GlueDataset, queries: GlueDataset, settings: Settings,
+        self, opened: Opened, train: GlueDataset, queries: GlueDataset, settings: Settings,
         arguments: dict | None = None, suffix: str = "", processes: Processes = ALONE,
     ) -> None:  # fmt: skip
-        name = f"_members{len(members)}{suffix}"
-        super().__init__(*members[0], train, queries, settings, arguments, name, processes)
-        self.each = [Influence(*one, train, queries, settings, arguments, suffix, processes) for one in members]
-        weights = {"members": [run["weights"] for _, run in members]}
+        name = opened.members.name + suffix
+        super().__init__(opened.folder, opened.run, train, queries, settings, arguments, name, processes)
+        self.each = [
+            Influence(*one, train, queries, settings, arguments, suffix, processes) for one in opened.checkpoints
+        ]
+        weights = {"members": [run["weights"] for _, run in opened.checkpoints]}
         self.self_parts, self.score_parts = self.self_parts | weights, self.score_parts | weights
 
     def compute(self, kind: str) -> torch.Tensor | None:
@@ -39,6 +40,7 @@ class Ensemble(Influence):
         for i, influence in enumerate(self.each):
             print(f"member {i + 1} of {len(self.each)}: {influence.folder}")
             if (part := influence.compute(kind)) is not None:
+                print(f"  standard deviation of its {kind} scores: {part.std():.4g}")
                 total = part.double() if total is None else total + part.double()
         if total is None:  # not the main process
             return None
@@ -53,13 +55,13 @@ class Ensemble(Influence):
 
 
 def open_influence(
-    members: list[tuple[Path, dict]], train: GlueDataset, queries: GlueDataset, settings: Settings,
+    opened: Opened, train: GlueDataset, queries: GlueDataset, settings: Settings,
     arguments: dict | None = None, suffix: str = "", processes: Processes = ALONE,
 ) -> Influence:  # fmt: skip
-    """One run's Influence, or the Ensemble of several. suffix: of the name under which scores are stored."""
-    if len(members) == 1:
-        return Influence(*members[0], train, queries, settings, arguments, suffix, processes)
-    return Ensemble(members, train, queries, settings, arguments, suffix, processes)
+    """One run's Influence, or the Ensemble of its members. suffix: of the name under which scores are stored."""
+    if opened.members.single:
+        return Influence(opened.folder, opened.run, train, queries, settings, arguments, suffix, processes)
+    return Ensemble(opened, train, queries, settings, arguments, suffix, processes)
 
 
 def scores_of_members(influence: Influence, kind: str = "pairwise") -> list[np.ndarray] | None:

@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from attribution.training.members import Members
+
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 DAMPING = 1e-8  # kronfluence's default
 
@@ -31,10 +33,11 @@ def is_own(name: str) -> bool:
     return "_queries-" in name
 
 
-def members_in(name: str) -> int:
-    """Number of members behind scores of this name."""
-    parts = [part.removeprefix("members") for part in name.split("_") if part.startswith("members")]
-    return int(parts[0]) if parts and parts[0].isdigit() else 1
+def without_window(name: str) -> tuple[str, int]:
+    """(name without what says where the queries begin, the first query's validation row)."""
+    parts = name.split("_")
+    found = [part for part in parts if part.startswith("from") and part[4:].isdigit()]
+    return "_".join(part for part in parts if part not in found), int(found[0][4:]) if found else 0
 
 
 def flags_of(name: str) -> str:
@@ -44,8 +47,10 @@ def flags_of(name: str) -> str:
     for part in parts:
         if part.startswith("rank"):
             flags += ["--query_gradient_rank", part.removeprefix("rank")]
-        elif part.startswith("members"):
-            flags += ["--num_members", part.removeprefix("members")]
+        elif part.startswith(("members", "steps", "share")):
+            flags.append(Members.of(part).flags)
+        elif part.startswith("from"):
+            flags += ["--first_query", part.removeprefix("from")]
         elif part.startswith("damping"):
             flags += ["--damping_factor", part.removeprefix("damping")]
         else:

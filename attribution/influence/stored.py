@@ -6,25 +6,30 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from attribution.files import differing_parts, intact, read_json
-from attribution.influence.names import is_own, members_in
-from attribution.training.members import member_folder
+from attribution.influence.names import is_own, without_window
+from attribution.training.members import Members, weights_of_members
 
 
-def stored_scores(folder: Path, run: dict, query_rows: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def stored_scores(
+    folder: Path, run: dict, query_rows: str, first_query: int = 0
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(name -> scores (Q, N), name -> why they do not count) of everything that analyze.py stored in the run's folder.
 
-    Scores count where they were made from the run's weights and rows, and from the queries with this fingerprint.
+    Scores count where they were made from the run's weights and rows, and from the queries with this fingerprint, of
+    which the first is this validation row. Names say nothing of where queries begin.
     """
     wanted = {"weights": run["weights"], "training rows": run["train_rows"], "query rows": query_rows}
     scores, stale = {}, {}
     for path in sorted((folder / "influence" / "scores").glob("*/pairwise_scores.json")):
-        record, name = read_json(path) or {}, path.parent.name
-        if is_own(name):
-            continue  # queries of one's own
+        record, (name, begin) = read_json(path) or {}, without_window(path.parent.name)
+        if is_own(name) or begin != first_query:
+            continue  # queries of one's own, or other validation rows
         made_from = {part: record.get("fingerprint", {}).get(part) for part in wanted}
         if parts := differing_parts(made_from, wanted):
             stale[name] = f"its scores were made from other {' and other '.join(parts)}"
-        elif (found := record["fingerprint"].get("members")) and found != weights_of_members(folder, run, len(found)):
+        elif (found := record["fingerprint"].get("members")) and found != weights_of_members(
+            folder, run, Members.of(name)
+        ):
             stale[name] = "its scores were made from other members"
         elif not intact(path.parent, record.get("files")):
             stale[name] = "its file is damaged; run analyze.py again"
@@ -45,13 +50,7 @@ def own_scores(folder: Path, run: dict, name: str, query_rows: str) -> np.ndarra
     return load_file(path.with_suffix(".safetensors"))["all_modules"]
 
 
-def weights_of_members(folder: Path, run: dict, count: int) -> list[str | None]:
-    """Fingerprints of the weights of the run and its next members, None where one is missing."""
-    runs = [read_json(member_folder(folder, run["seed"], run["seed"] + k) / "run.json") for k in range(1, count)]
-    return [run["weights"], *((other or {}).get("weights") for other in runs)]
-
-
 def seeds_behind(run: dict, names) -> list[int]:
     """The seeds of the models behind scores of these names: of the run, and of as many members as a name says."""
-    count = max((members_in(name) for name in names), default=1)
+    count = max((Members.of(name).count for name in names), default=1)
     return [] if run["seed"] is None else list(range(run["seed"], run["seed"] + count))

@@ -23,6 +23,7 @@ from attribution.rows import GlueDataset
 from attribution.show import reading
 from attribution.show.explain import Context, Query, everywhere, explain, trust
 from attribution.show.reading import check_index
+from attribution.training.members import Opened
 from attribution.training.processes import ALONE, Processes
 from attribution.training.questions import Questions, ask, predict_run, read_queries
 
@@ -99,13 +100,14 @@ class Session:
     """
 
     def __init__(
-        self, members: list[tuple[Path, dict]], train: GlueDataset, queries: GlueDataset, settings: Settings,
+        self, members: Opened, train: GlueDataset, queries: GlueDataset, settings: Settings,
         arguments: dict, hold: Callable, processes: Processes = ALONE,
     ) -> None:  # fmt: skip
         self.members, self.train, self.queries = members, train, queries
         self.settings, self.arguments, self.hold, self.processes = settings, arguments, hold, processes
-        self.folder, self.run = members[0]
-        self.influence = open_influence(members, train, queries, settings, arguments, "", processes)
+        self.folder, self.run = members.folder, members.run
+        window = f"_from{first}" if (first := arguments.get("first_query")) else ""
+        self.influence = open_influence(members, train, queries, settings, arguments, window, processes)
 
     def of(self, questions: Questions) -> Influence:
         """The analysis of queries of one's own."""
@@ -200,7 +202,7 @@ class Session:
 
     def show_rows(self, indices: list[int], target: str, view: View) -> None:
         """Prints validation rows from stored scores. Raises Refused where there are none."""
-        if view.form == "plain" and target == "label" and len(self.members) == 1:
+        if view.form == "plain" and target == "label" and self.members.members.single:
             self.show(self.rows(indices, self.single_rows(indices), rich=False), None, view)
             return
         with view.progress():

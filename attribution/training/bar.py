@@ -11,24 +11,26 @@ from attribution.training.progress import Progress
 
 
 def train(
-    model, dataset: GlueDataset, recipe: dict, seed: int, progress: Progress, processes: Processes
+    model, dataset: GlueDataset, rows: np.ndarray, recipe: dict, seed: int, progress: Progress, processes: Processes,
+    on_step=None,
 ) -> list[dict]:  # fmt: skip
-    """Trains the model in place on all rows; returns loss and seconds of every epoch.
+    """Trains the model in place on these rows; returns loss and seconds of every epoch.
 
-    recipe: keyword arguments of `fit`. Raises Refused where training diverges.
+    recipe: keyword arguments of `fit`. on_step(number): called after every step. Raises Refused where training
+    diverges.
     """
-    total, rows = recipe["num_train_epochs"] * len(dataset), np.arange(len(dataset))
+    total = recipe["num_train_epochs"] * len(rows)
     with tqdm(total=total, unit=" examples", leave=False, disable=not processes.main) as bar:
 
         def report(epoch: int, loss: float, seconds: float) -> None:
             progress.epochs.append({"loss": loss, "seconds": seconds})
-            rate = len(dataset) / seconds
+            rate = len(rows) / seconds
             bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {rate:,.0f} examples/s")
 
         try:
             fit(
-                model, dataset, rows, seed=seed, on_epoch=report, on_batch=bar.update, progress=progress,
-                processes=processes, **recipe,
+                model, dataset, rows, seed=seed, on_epoch=report, on_batch=bar.update, on_step=on_step,
+                progress=progress, processes=processes, **recipe,
             )  # fmt: skip
         except Diverged as error:
             raise Refused(f"training diverged: {error}; lower --learning_rate") from error

@@ -87,18 +87,19 @@ def fit(
     model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, *, seed: int, learning_rate: float,
     weight_decay: float, num_train_epochs: int, train_batch_size: int, lr_schedule: str = "constant",
     max_grad_norm: float = 0.0, freeze_embeddings: bool = False, use_half_precision: bool = False, on_epoch=None,
-    on_batch=None, pad_to: int | None = None, progress: Progress | None = None, processes: Processes = ALONE,
+    on_batch=None, on_step=None, pad_to: int | None = None, progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> torch.nn.Module:  # fmt: skip
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns it.
 
     pad_to: tokens of every batch (None: of its longest row). on_epoch(epoch, mean loss per example in nats, seconds),
-    on_batch(rows): called after every epoch and step. progress: where it goes on. processes: each takes its share of a
-    batch. The process's random state stays. Same arguments, machine, threads, processes: same bits on the CPU.
-    Raises Diverged at the first loss that is not finite.
+    on_batch(rows), on_step(number of steps so far): called after every epoch and step. progress: where it goes on.
+    processes: each takes its share of a batch. The process's random state stays. Same arguments, machine, threads,
+    processes: same bits on the CPU. Raises Diverged at the first loss that is not finite.
     """
     device, trained = next(model.parameters()).device, trainable(model, freeze_embeddings)
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    falling = schedule(optimizer, lr_schedule, num_train_epochs * -(-len(rows) // train_batch_size))
+    falling = schedule(optimizer, lr_schedule, num_train_epochs * steps_of(len(rows), train_batch_size))
     watch, overhead = LossWatch(device), float("inf") if pad_to else piece_overhead(model, device)
 
     def step(chosen: np.ndarray) -> torch.Tensor:
@@ -109,6 +110,8 @@ def fit(
         clip(trained, max_grad_norm)
         optimizer.step()
         falling.step()
+        if on_step:
+            on_step(falling.last_epoch)
         return loss
 
     model.train()
@@ -123,6 +126,11 @@ def fit(
             if progress and epoch + 1 < num_train_epochs:
                 progress.save(epoch + 1, model, optimizer, falling)
     return model.eval()
+
+
+def steps_of(num_rows: int, batch_size: int) -> int:
+    """Steps of an epoch over so many rows."""
+    return -(-num_rows // batch_size)
 
 
 def trainable(model: torch.nn.Module, freeze_embeddings: bool) -> list[torch.nn.Parameter]:

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from attribution.files import Refused, check_numbers
+from attribution.training.members import Members
 from pipeline import TASKS
 
 RECIPE = {
@@ -47,12 +48,47 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     return group
 
 
-def add_query_arguments(group: argparse._ArgumentGroup) -> None:
-    """Adds what says which validation rows are queries; the same in all scripts that read scores."""
+def add_query_arguments(group: argparse._ArgumentGroup, windows: bool = True) -> None:
+    """Adds what says which validation rows are queries; the same in all scripts that read scores.
+
+    windows: whether they may begin at another row than the first.
+    """
     group.add_argument(
         "--max_queries", type=int, default=MAX_QUERIES,
         help=f"use the first so many validation rows; the same in all scripts ({MAX_QUERIES})",
     )  # fmt: skip
+    if windows:
+        group.add_argument(
+            "--first_query", type=int, default=0,
+            help="begin with this validation row, as 0: to choose settings on other queries than those of a result (0)",
+        )  # fmt: skip
+
+
+def check_window(values: dict) -> None:
+    """Raises Refused for queries (argument name -> value) that begin before the first validation row."""
+    if values["first_query"] < 0:
+        raise Refused(f"--first_query must be a validation row from 0 up, not {values['first_query']}")
+
+
+def add_member_arguments(add, count: str) -> None:
+    """Adds which checkpoints are scored together. add: a group's add_argument; count: the help of --num_members."""
+    add("--num_members", type=int, default=1, help=count)
+    add(
+        "--member_steps", type=int, default=1,
+        help="so many checkpoints of each training, at evenly spaced steps, the last one its end (1)",
+    )  # fmt: skip
+    add(
+        "--member_share", type=float, default=1.0,
+        help="members that were each trained on a random share of the rows, of their own (1: all see all rows)",
+    )  # fmt: skip
+
+
+def members_of(asked: dict) -> Members:
+    """The members that were asked for (argument name -> value). Raises Refused for numbers that cannot be."""
+    check_numbers(asked, "num_members", "member_steps", "member_share")
+    if asked["member_share"] > 1:
+        raise Refused(f"--member_share is a share of the rows, at most 1, not {asked['member_share']:g}")
+    return Members(asked["num_members"], asked["member_steps"], asked["member_share"])
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:

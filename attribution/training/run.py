@@ -120,10 +120,13 @@ def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
     return folder, run
 
 
-def open_data(folder: Path, run: dict, dataset_path: str | None, max_queries: int) -> tuple[GlueDataset, GlueDataset]:
+def open_data(
+    folder: Path, run: dict, dataset_path: str | None, max_queries: int, first_query: int = 0
+) -> tuple[GlueDataset, GlueDataset]:
     """(training rows, query rows) of the run, tokenized as in training.
 
-    dataset_path: where the data are now; None for where training found them.
+    dataset_path: where the data are now; None for where training found them. Queries are so many validation rows, from
+    the first one on.
     """
     name = run["dataset_name"]
     shared = reading(folder, run) | {"tables": open_tables_of(run, dataset_path)}
@@ -132,7 +135,8 @@ def open_data(folder: Path, run: dict, dataset_path: str | None, max_queries: in
         raise Refused(
             f"the training rows are not those of {folder}; give the --dataset_path of training, or train again"
         )
-    return train, get_glue_dataset(name, "valid", max_samples=max_queries, **shared)
+    known = get_glue_dataset(name, "valid", max_samples=first_query + max_queries, **shared)
+    return train, known.window(first_query, max_queries)
 
 
 def task_of(run: dict) -> GlueTask:
