@@ -1,4 +1,4 @@
-"""Members differ in seed, step or rows; their mean is stored as a score of its own, which the studies read like others."""
+"""Members differ in seed, step or rows; their mean is stored as a score of its own, read by the studies like others."""
 
 import json
 import shutil
