@@ -15,9 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from attribution.evidence import baselines, lds, stats
+from attribution.evidence import stats
 from attribution.evidence.ground_truth import GroundTruth, Subsets, foreign_truth, own_truth
 from attribution.evidence.study import (
     add_retrain_seed,
@@ -27,11 +25,8 @@ from attribution.evidence.study import (
     study_arguments,
 )
 from attribution.files import Refused, check_numbers, run_script
-from attribution.influence.stored import seeds_behind, stored_scores
-from attribution.rows import GlueDataset
-from attribution.show import plotting, results, tables
+from attribution.show import evaluated, plotting, results, tables
 from attribution.show.reading import show_query_lds
-from attribution.training.fit import choose_device
 from attribution.training.recipe import (
     Parser,
     add_data_arguments,
@@ -108,51 +103,6 @@ def subsets_of(args: argparse.Namespace) -> Subsets:
     )  # fmt: skip
 
 
-def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int) -> dict[str, np.ndarray]:
-    """Name -> scores (Q, N) of everything that fits this run; what does not is left out, and that is said."""
-    scores, stale = stored_scores(folder, run, queries.fingerprint(), first_query)
-    for name, reason in stale.items():
-        print(f"{name}: left out, {reason}", file=sys.stderr)
-    return scores
-
-
-def add_ensembles(args, run: dict, scores: dict[str, np.ndarray], queries: GlueDataset) -> list[int]:
-    """Adds the mean over checkpoints of every score that all of them have; returns the seeds of the others."""
-    others, seeds = [], []
-    for directory in args.ensemble:
-        folder, other = open_run(directory, args.dataset_name)
-        for part in ("train_rows", "recipe"):
-            if other[part] != run[part]:
-                raise Refused(f"--ensemble {directory} has another {part.replace('_', ' ')} than {args.checkpoint_dir}")
-        if other["weights"] == run["weights"]:
-            raise Refused(
-                f"--ensemble {directory} has the same weights as another member; train it with another --seed"
-            )
-        others.append(open_scores(folder, other, queries, args.first_query))
-        seeds.append(other["seed"])
-    shared = [name for name in scores if others and all(name in other for other in others)]
-    if others and not shared:
-        raise Refused("the checkpoints of --ensemble share no stored score; run analyze.py on each of them")
-    for name in shared:
-        scores[f"{name}, {len(others) + 1} seeds"] = np.mean([scores[name], *(other[name] for other in others)], axis=0)
-    return seeds
-
-
-def collect_scores(args, folder: Path, run: dict, train, queries) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations; seeds of the models behind them."""
-    scores = open_scores(folder, run, queries, args.first_query)
-    if not scores:
-        where = f"--dataset_name {args.dataset_name} --checkpoint_dir {args.checkpoint_dir}"
-        print(f"no stored scores; make them with: python analyze.py {where}")
-    seeds = [*seeds_behind(run, scores), *add_ensembles(args, run, scores, queries)]
-    scores |= baselines.all_baselines(folder, choose_device(), queries, train)
-    for names in args.combine:
-        if unknown := [name for name in names if name not in scores]:
-            raise Refused(f"--combine: there is no score {unknown[0]!r}; there are {', '.join(scores)}")
-        scores[" + ".join(names)] = stats.combine([scores[name] for name in names], args.combine_by)
-    return scores, seeds
-
-
 def main(argv=None) -> None:
     """Retrains what is missing, evaluates, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
@@ -177,12 +127,11 @@ def main(argv=None) -> None:
     if truth is None:
         return
     if args.query_index is not None:
-        stored = open_scores(folder, run, queries, args.first_query)
+        stored = evaluated.open_scores(folder, run, queries, args.first_query)
         show_query_lds(queries, train, stored, args.query_index, truth.masks, truth.margins)
         return
-    scores, seeds = collect_scores(args, folder, run, train, queries)
-    labels = None if train.task.regression else train.labels
-    result = lds.evaluate(scores, truth.masks, truth.margins, labels, args.num_bootstrap) | {"recipe": recipe}
+    found, seeds = evaluated.evaluate(vars(args), folder, run, (train, queries), truth)
+    result = found | {"recipe": recipe}
     result |= {"dataset": args.dataset_name, "stratified": args.stratify, "foreign": args.masks_path is not None}
     result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(subsets.retrain_seeds))
     result |= {"evaluation": run["evaluation"], "retrained_accuracy": truth.accuracy(train.task.num_labels)}

@@ -14,7 +14,6 @@ correctly; a target counts as flipped when fewer than half of its retrains class
 """
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from attribution.evidence.study import (
     add_start_argument,
     add_study_arguments,
     check_recipe_known,
+    models_of,
     open_study,
     study_arguments,
 )
@@ -38,7 +38,6 @@ from attribution.influence.stored import seeds_behind, stored_scores
 from attribution.show import plotting, results, tables, verdicts
 from attribution.show.reading import show_removed
 from attribution.show.verdicts import known_slope, own_target, validation_targets
-from attribution.training.fit import choose_device
 from attribution.training.recipe import (
     MAX_QUERIES,
     Parser,
@@ -95,16 +94,13 @@ def queries_asked(args) -> int | None:
 def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
     """Arm -> function of a query that returns its removal orders, a list of training rows for every draw."""
     scores, stale = stored_scores(folder, run, queries.fingerprint())
-    device = choose_device()
+    models = models_of(folder, run, train.task, args.model_name_or_path)
     arms: dict[str, Arm] = {}
     for name in args.strategies:
         if name == "random":
             arms[name] = by_chance(train, queries, args.random_seed, args.num_random_draws)
         elif name in baselines.NAMES:
-            represent = functools.partial(baselines.represent, folder, device, queries, train)
-            values = baselines.baseline_scores(name, queries, train, represent)
-            assert values is not None  # they exist for classes
-            arms[name] = by_score(values)
+            arms[name] = by_score(baselines.baseline_scores(name, queries, train, models))
         elif name in scores:
             arms[name] = by_score(scores[name])
         else:

@@ -16,6 +16,7 @@ from attribution.evidence.ground_truth import draw_masks
 from attribution.files import run_script
 from attribution.influence.names import flags_of
 from attribution.training.members import Members, kept_rows, share_of_process
+from pipeline import DEMO_MODEL
 
 SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
@@ -127,6 +128,33 @@ def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_
     kept = load_file(copied / "demo/steps/4/model.safetensors")
     for name, value in load_file(copied / "once/demo/model.safetensors").items():
         assert torch.equal(value, kept[name]), name
+
+
+def test_the_model_before_training_is_scored_too_and_stands_beside_the_trained_ones_scores(copied, tmp_path, capsys):
+    train.main([*SMALL, "--checkpoint_dir", str(copied), "--member_start"])
+    begin = load_file(copied / "demo/steps/0/model.safetensors")
+    encoder = load_file(DEMO_MODEL / "model.safetensors")
+    assert all(torch.equal(value, begin[name]) for name, value in encoder.items() if name in begin)
+    where = [*QUICK, "--checkpoint_dir", str(copied)]
+    analyze.main(where)
+    analyze.main([*where, "--member_start"])
+    assert scores_of(copied / "demo", "identity_start").equal(scores_of(copied / "demo/steps/0", "identity"))
+    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
+    small = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9"]
+    evaluate_lds.main([*where[:-4], *where[-2:], *output, *small])
+    found = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]
+    assert abs(found["identity"]["spearman_with_start"]) < 1 and found["identity_start"]["spearman_with_start"] is None
+    assert "is one model" in refused(capsys, analyze.main, *where, "--member_start", "--num_members", "2")
+
+
+def test_single_members_stand_beside_their_mean(copied, tmp_path, capsys):
+    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
+    small = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9", "--max_queries", "12"]
+    evaluate_lds.main(["--dataset_name", "demo", "--checkpoint_dir", str(copied), *output, *small])
+    found = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]
+    each = found["identity_members3"]["plain"]["single"]
+    assert len(each) == 3 and each[0] == found["identity"]["plain"]["lds"]
+    assert "Single members of identity_members3: " in capsys.readouterr().out
 
 
 def test_what_is_there_is_kept_and_what_is_damaged_made_again(mixed, tmp_path, capsys):

@@ -1,21 +1,32 @@
 """Scores that need no factors: what a method must beat to be worth them.
 
 Every function returns scores (Q queries, N training rows), float32. Similarities of texts or representations are
-signed by label agreement: a similar row of the same class helps, one of another class harms. For regression there
-is no agreement and no sign.
+signed: a similar row of the same class helps, one of another class harms. For regression the sign, and a weight, is
+(label of the row - mean label) x (label of the query - the model's output for it): a row above the mean pulls outputs
+up, which helps a query that the model puts too low.
 """
 
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from transformers import AutoModelForSequenceClassification
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from attribution.rows import GlueDataset
-from attribution.training.fit import over_rows
+from attribution.training.fit import over_rows, predict
 
-NAMES = ("random", "label", "tfidf", "tfidf2", "representation")
+NAMES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
+K1, B = 1.2, 0.75  # of BM25: how fast a word's count saturates, and how much the length of a text counts
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that some baselines ask; each is opened only where it is needed."""
+
+    trained: Callable[[], torch.nn.Module]  # the run's, on its device
+    start: Callable[[], torch.nn.Module]  # the model before fine-tuning
 
 
 def agreement(query_labels: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
@@ -23,19 +34,57 @@ def agreement(query_labels: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
     return np.where(query_labels[:, None] == train_labels[None, :], 1.0, -1.0).astype(np.float32)
 
 
-def tfidf_cosine(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
-    """Cosine of TF-IDF vectors of words (scikit-learn's defaults), weights learned from the training texts.
+def signs(queries: GlueDataset, train: GlueDataset, models: Models | None) -> np.ndarray:
+    """(Q, N): label agreement, or the product of a regression (see above), for which the model's outputs are needed."""
+    if not train.task.regression:
+        return agreement(queries.labels, train.labels)
+    assert models is not None
+    outputs = predict(models.trained(), queries).squeeze(-1).numpy()
+    return np.outer(queries.labels - outputs, train.labels - train.labels.mean()).astype(np.float32)
 
-    Where no text has a word of two letters, single letters count as words; where all are empty, nothing is alike.
+
+# --- texts ---------------------------------------------------------------------------------------------
+
+
+def words(kind: type, train_texts: list[str]):
+    """A scikit-learn vectorizer of this kind, fitted on the training texts; None where all of them are empty.
+
+    Where no text has a word of two letters, single letters count as words.
     """
     if not any(text.strip(" |") for text in train_texts):
-        return np.zeros((len(query_texts), len(train_texts)), np.float32)
+        return None
     try:
-        vectorizer = TfidfVectorizer().fit(train_texts)
+        return kind().fit(train_texts)
     except ValueError:  # an empty vocabulary
-        vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit(train_texts)
+        return kind(token_pattern=r"\S+").fit(train_texts)
+
+
+def tfidf_cosine(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
+    """Cosine of TF-IDF vectors of words (scikit-learn's defaults), weights learned from the training texts."""
+    if (vectorizer := words(TfidfVectorizer, train_texts)) is None:
+        return np.zeros((len(query_texts), len(train_texts)), np.float32)
     product = vectorizer.transform(query_texts) @ vectorizer.transform(train_texts).T
     return product.toarray().astype(np.float32)
+
+
+def bm25(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
+    """BM25 of every training text for every query (Robertson and Zaragoza 2009, doi:10.1561/1500000019, equation 3.15).
+
+    The sum over the query's words of w c (K1 + 1) / (c + K1 (1 - B + B l / mean l)), for a text of l words that has the
+    word c times; w = ln(1 + (N - n + 0.5) / (n + 0.5)) for a word in n of N texts, which is never below zero.
+    """
+    if (vectorizer := words(CountVectorizer, train_texts)) is None:
+        return np.zeros((len(query_texts), len(train_texts)), np.float32)
+    counts, asked = csr_matrix(vectorizer.transform(train_texts), dtype=np.float64), vectorizer.transform(query_texts)
+    lengths, found = np.asarray(counts.sum(1)).ravel(), counts.getnnz(0)
+    weights = np.log(1 + (counts.shape[0] - found + 0.5) / (found + 0.5))
+    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    room = K1 * (1 - B + B * lengths / lengths.mean())
+    counts.data = weights[counts.indices] * counts.data * (K1 + 1) / (counts.data + room[rows])
+    return (asked @ counts.T).toarray().astype(np.float32)
+
+
+# --- representations -----------------------------------------------------------------------------------
 
 
 def cosine(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -44,44 +93,42 @@ def cosine(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
     return (unit[0] @ unit[1].T).astype(np.float32)
 
 
+def represent(model: torch.nn.Module, *sets: GlueDataset, mean: bool = False) -> list[np.ndarray]:
+    """The last layer's first token, or its mean over the tokens, (rows, D) float32, for every data set."""
+    model = model.eval()
+
+    def read(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        hidden = model.base_model(**inputs).last_hidden_state
+        if not mean:
+            return hidden[:, 0]
+        mask = inputs["attention_mask"][..., None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    return [over_rows(read, data, next(model.parameters()).device).numpy() for data in sets]
+
+
+# --- all of them ---------------------------------------------------------------------------------------
+
+
 def random_scores(num_queries: int, num_train: int, seed: int) -> np.ndarray:
     """Standard normal numbers."""
     return np.random.default_rng(seed).standard_normal((num_queries, num_train), dtype=np.float32)
 
 
-def baseline_scores(name: str, queries, train, representations=None, seed: int = 0) -> np.ndarray | None:
-    """The named baseline for two data sets (`labels`, `texts()`, `task.regression`); None where it does not exist.
+def baseline_scores(name: str, queries, train, models: Models | None = None, seed: int = 0) -> np.ndarray:
+    """The named baseline for two data sets (`labels`, `texts()`, `task.regression`).
 
-    representations: () -> ((Q, D), (N, D)), asked for only where it is needed.
+    models: for `representation` and `start`, and for everything of a regression but `random`.
     """
     if name == "random":
         return random_scores(len(queries), len(train), seed)
-    if name == "label" and train.task.regression:
-        return None
-    regression = train.task.regression
-    sign = np.ones((1, 1), np.float32) if regression else agreement(queries.labels, train.labels)
     if name == "label":
-        return sign
-    if name == "representation":
-        return cosine(*representations()) * sign
-    if name in ("tfidf", "tfidf2"):
-        return tfidf_cosine(queries.texts(), train.texts()) ** (2 if name == "tfidf2" else 1) * sign
-    raise ValueError(f"unknown baseline: {name}")
-
-
-def all_baselines(folder: Path, device: torch.device, queries, train) -> dict[str, np.ndarray]:
-    """Name -> scores (Q, N) of every baseline that exists for these data sets; folder: the run's."""
-    pairs = {
-        name: baseline_scores(name, queries, train, lambda: represent(folder, device, queries, train)) for name in NAMES
-    }
-    return {name: scores for name, scores in pairs.items() if scores is not None}
-
-
-def represent(folder: Path, device: torch.device, *sets: GlueDataset) -> list[np.ndarray]:
-    """The first token of the last layer of the model in the folder, (rows, D) float32, for every data set."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-
-    def read(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return model.base_model(**inputs).last_hidden_state[:, 0]
-
-    return [over_rows(read, data, device).numpy() for data in sets]
+        return signs(queries, train, models)
+    if name in ("tfidf", "tfidf2", "bm25"):
+        similar = (bm25 if name == "bm25" else tfidf_cosine)(queries.texts(), train.texts())
+        return similar ** (2 if name == "tfidf2" else 1) * signs(queries, train, models)
+    if name not in NAMES:
+        raise ValueError(f"unknown baseline: {name}")
+    assert models is not None
+    model = models.start() if name == "start" else models.trained()
+    return cosine(*represent(model, queries, train, mean=name == "start")) * signs(queries, train, models)

@@ -132,6 +132,7 @@ class GroundTruth:
     masks: np.ndarray  # (M, N) uint8, 1 = kept
     margins: np.ndarray  # (M, R, Q) float32
     correct: np.ndarray | None  # (M, R, Q) bool; None where only margins are known
+    outputs: np.ndarray | None = None  # (M, R, Q) of a regression
 
     def accuracy(self, num_labels: int) -> float | None:
         """Share of correct predictions; None where margins of more than two classes do not tell, and for regression."""
@@ -159,7 +160,8 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
     margins, correct = results.margins.reshape(shape), results.correct.reshape(shape)
     write_npz(store.folder / f"{subsets.name}.npz", masks=masks, margins=margins, correct=correct)
     write_json(store.folder / f"{subsets.name}.json", {"fingerprint": truth_fingerprint(study)})
-    return GroundTruth(masks, margins, correct)
+    outputs = results.predictions.reshape(shape) if study.train.task.regression else None
+    return GroundTruth(masks, margins, correct, outputs)
 
 
 def truth_fingerprint(study: Study) -> dict:

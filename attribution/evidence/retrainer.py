@@ -7,8 +7,27 @@ from attribution.evidence.store import Result
 from attribution.files import Refused, fingerprint_of_tensors
 from attribution.rows import GlueDataset
 from attribution.start import fingerprint_of_start
+from attribution.task import GlueTask
 from attribution.training.fit import Diverged, fit, predict
 from pipeline import compute_correct, compute_margin, construct_bert, quiet_libraries
+
+
+def open_start(run: dict, start: str | None, task: GlueTask) -> torch.nn.Module:
+    """The model that the run was trained from, with some head where it has none; `drawn` names that head's weights.
+
+    start: its folder or hub id, None for the default. Raises Refused where it has other weights than it had then.
+    """
+    model = construct_bert(
+        run["dataset_name"], start, 0, run.get("num_hidden_layers"), run.get("new_head", False), task=task
+    )  # fmt: skip
+    if "start" not in run:
+        print("the run does not say which weights it started from: the start of retrains cannot be checked")
+    elif fingerprint_of_start(model) != run["start"]:
+        raise Refused(
+            f"the start model {start or 'of the demo'} has other weights than the one that the run was trained "
+            "from; name that one with --model_name_or_path"
+        )
+    return model
 
 
 class Retrainer:
@@ -25,16 +44,7 @@ class Retrainer:
     ) -> None:
         self.train, self.queries, self.recipe, self.device = train, queries, recipe, device
         self.digests = queries.digests()
-        model = construct_bert(
-            run["dataset_name"], start, 0, run.get("num_hidden_layers"), run.get("new_head", False), task=train.task
-        )  # fmt: skip
-        if "start" not in run:
-            print("the run does not say which weights it started from: the start of retrains cannot be checked")
-        elif fingerprint_of_start(model) != run["start"]:
-            raise Refused(
-                f"the start model {start or 'of the demo'} has other weights than the one that the run was trained "
-                "from; name that one with --model_name_or_path"
-            )
+        model = open_start(run, start, train.task)
         self.kind, self.config = type(model), model.config
         self.start = {name: value for name, value in model.state_dict().items() if name not in model.drawn}
         self.num_parameters = model.num_parameters()

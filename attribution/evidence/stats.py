@@ -113,14 +113,22 @@ def draw(num_masks: int, num_queries: int, count: int = 2000, seed: int = 0) -> 
 
 
 def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
-    """(B,): the mean agreement in every draw. Ranks stay those of all masks; means and norms are the draw's own."""
-    x, y, w = result.predicted, truth.ranks, draws.masks / draws.masks.sum(1, keepdims=True)
+    """(B,): the mean agreement in every draw."""
+    weights = draws.queries * truth.valid
+    per_query = weighted_correlations(result.predicted, truth.ranks, draws)
+    return (per_query * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
+
+
+def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    """(B, Q): correlation of the columns of x with those of y (M, Q) in every draw of masks.
+
+    Of ranks, which stay those of all masks; means and norms are the draw's own.
+    """
+    w = draws.masks / np.maximum(draws.masks.sum(1, keepdims=True), 1.0)
     mean_x, mean_y = w @ x, w @ y
     covariance = w @ (x * y) - mean_x * mean_y
     variance = (w @ (x * x) - mean_x**2) * (w @ (y * y) - mean_y**2)
-    per_query = covariance / np.sqrt(np.maximum(variance, 1e-12 / len(x) ** 2))
-    weights = draws.queries * truth.valid
-    return (per_query * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
+    return covariance / np.sqrt(np.maximum(variance, 1e-12 / len(x) ** 2))
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -158,6 +166,25 @@ def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> fl
     pairs = [(ranks[i] * ranks[j]).sum(0)[valid] for i in range(repeats) for j in range(i)]
     r = np.maximum(np.mean(pairs, axis=0), 0.0)
     return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)).mean())
+
+
+def bootstrap_ceiling(margins: np.ndarray, draws: Draws, controls: np.ndarray | None = None) -> np.ndarray | None:
+    """(B,): the noise ceiling in every draw, as `noise_ceiling` has it on all masks; None where that is None."""
+    complete = np.isfinite(margins).all((1, 2))
+    repeats = margins.shape[1]
+    if repeats < 2 or complete.sum() < MIN_MASKS:
+        return None
+    basis = _basis(int(complete.sum()), None if controls is None else controls[complete])
+    ranks, there = zip(*(_standardize(margins[complete, r], basis) for r in range(repeats)), strict=True)
+    valid, total = np.all(there, axis=0), np.zeros((len(draws.masks), margins.shape[2]))
+    drawn = Draws(draws.masks[:, complete], draws.queries)
+    pairs = [(i, j) for i in range(repeats) for j in range(i)]
+    for i, j in pairs:
+        total += weighted_correlations(ranks[i], ranks[j], drawn)
+    r = np.maximum(total / len(pairs), 0.0)
+    weights = draws.queries * valid
+    ceilings = np.sqrt(repeats * r / (1 + (repeats - 1) * r))
+    return (ceilings * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
 
 
 def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from attribution.evidence.retrainer import Retrainer
+from attribution.evidence.baselines import Models
+from attribution.evidence.retrainer import Retrainer, open_start
 from attribution.evidence.retraining import RETRAIN_SEED, default_workers, launched
 from attribution.evidence.store import Store, earlier_retrains
 from attribution.files import Refused, read_json, write_json
 from attribution.rows import GlueDataset
+from attribution.task import GlueTask
 from attribution.training.fit import choose_device, fit, name_of, predict
 from attribution.training.recipe import MAX_QUERIES
 from attribution.training.run import find_again
@@ -118,6 +120,22 @@ def open_study(
     if retrains:
         rehearse(study, run)
     return study
+
+
+def models_of(folder: Path, run: dict, task: GlueTask, model_name_or_path: str | None) -> Models:
+    """The run's models for baselines. model_name_or_path: the start, where it is not where training found it."""
+
+    @functools.cache
+    def trained() -> torch.nn.Module:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        return model.to(choose_device())
+
+    @functools.cache
+    def start() -> torch.nn.Module:
+        name = model_name_or_path or find_again(run, "model_name_or_path", "the start model")
+        return open_start(run, name, task).to(choose_device())
+
+    return Models(trained, start)
 
 
 # --- adopted models ---------------------------------------------------------------------------------

@@ -40,6 +40,12 @@ def without_window(name: str) -> tuple[str, int]:
     return "_".join(part for part in parts if part not in found), int(found[0][4:]) if found else 0
 
 
+def with_members(name: str, members: Members) -> str:
+    """The name of the same scores of other members."""
+    before = Members.of(name).name
+    return (name.replace(before, "") if before else name) + members.name
+
+
 def flags_of(name: str) -> str:
     """The arguments of analyze.py that store scores under this name."""
     strategy, *parts = name.split("_")
@@ -47,7 +53,7 @@ def flags_of(name: str) -> str:
     for part in parts:
         if part.startswith("rank"):
             flags += ["--query_gradient_rank", part.removeprefix("rank")]
-        elif part.startswith(("members", "steps", "share")):
+        elif part.startswith(("members", "steps", "share", "start")):
             flags.append(Members.of(part).flags)
         elif part.startswith("from"):
             flags += ["--first_query", part.removeprefix("from")]

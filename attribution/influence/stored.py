@@ -38,6 +38,13 @@ def stored_scores(
     return scores, stale
 
 
+def open_scores_of(place: Path, name: str, queries, first_query: int) -> np.ndarray | None:
+    """The scores (Q, N) of this name in a member's folder; None where there are none that fit its weights."""
+    if (run := read_json(place / "run.json")) is None:
+        return None
+    return stored_scores(place, run, queries.fingerprint(), first_query)[0].get(name)
+
+
 def own_scores(folder: Path, run: dict, name: str, query_rows: str) -> np.ndarray | None:
     """Stored scores (Q, N) of queries of one's own; None where there are none that fit the run and these queries."""
     path = folder / "influence" / "scores" / name / "pairwise_scores.json"

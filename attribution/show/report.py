@@ -17,6 +17,7 @@ import torch
 
 from attribution.evidence import baselines, stats
 from attribution.evidence.calibration import random_subsets
+from attribution.evidence.study import models_of
 from attribution.files import Refused, printable, read_json, write_bytes
 from attribution.influence.names import analyze_command, flags_of
 from attribution.influence.stored import own_scores
@@ -219,8 +220,8 @@ def measured(session: Session, scores: np.ndarray) -> dict[str, float | None] | 
         return None
     masks, margins = truth
     ranks = stats.make_truth(stats.mean_margins(margins))
-    plain = baselines.baseline_scores(BASELINE, session.queries, session.train)
-    assert plain is not None  # it exists for all tasks
+    models = models_of(session.folder, session.run, session.train.task, None)
+    plain = baselines.baseline_scores(BASELINE, session.queries, session.train, models)
     return {
         "masks": len(masks), "repeats": margins.shape[1], "ceiling": stats.noise_ceiling(margins),
         "scores": stats.agreement(scores, masks, ranks).mean, "baseline": stats.agreement(plain, masks, ranks).mean,

@@ -1,5 +1,7 @@
 """Results as tables: aligned text for the screen, Markdown for a page. Nothing is computed here."""
 
+import numpy as np
+
 
 def aligned(header: list[str], rows: list[list[str]]) -> str:
     """Columns padded to their widest cell: the first to the left, the others to the right."""
@@ -24,25 +26,51 @@ def with_interval(value: float | None, interval: list[float] | None, sign: bool 
     return f"{value:{style}} [{interval[0]:{style}}, {interval[1]:{style}}]"
 
 
+KINDS = {"plain": "LDS [95 %]", "balanced": "class balance controlled", "output": "LDS of the output"}
+
+
 def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of an LDS result, best first."""
-    kinds = [kind for kind in ("plain", "balanced") if kind in result["ceiling"]]  # JSON sorts its keys
-    header = ["score", "LDS [95 %]", "minus ekfac [95 %]"]
-    header += ["class balance controlled", "minus ekfac [95 %]"] if "balanced" in kinds else []
+    """(header, rows) of an LDS result, best first. What an older result does not hold has no column."""
+    kinds = [kind for kind in KINDS if kind in result["ceiling"]]  # JSON sorts its keys
+    titles = KINDS | ({"balanced": "label sum controlled"} if "output" in kinds else {})
+    entries = result["scores"]
+    shares = any("share" in entry["plain"] for entry in entries.values())
+    header = ["score"]
+    for kind in kinds:
+        header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
+    asides = {"rows_at_top": "rows in all top 10s", "spearman_with_ekfac": "Spearman with ekfac"}
+    asides["spearman_with_start"] = "with its own start"
+    asides = {key: title for key, title in asides.items() if any(entry.get(key) for entry in entries.values())}
     rows = []
-    for name, entry in sorted(result["scores"].items(), key=lambda item: -item[1]["plain"]["lds"]):
+    for name, entry in sorted(entries.items(), key=lambda item: -item[1]["plain"]["lds"]):
         row = [name]
         for kind in kinds:
             part = entry[kind]
             row.append(with_interval(part["lds"], part["interval"]))
             row.append(with_interval(part.get("difference"), part.get("difference_interval"), sign=True))
-        agrees = entry["spearman_with_ekfac"]
-        rows.append([*row, "-" if agrees is None else f"{agrees:.3f}"])
+            row += [share_of(part)] * shares
+        rows.append([*row, *(aside(entry.get(key)) for key in asides)])
     ceiling = ["noise ceiling"]
     for kind in kinds:
-        value = result["ceiling"][kind]
-        ceiling += ["needs repeats" if value is None else f"{value:.3f}", "-"]
-    return [*header, "Spearman with ekfac"], [*rows, [*ceiling, "-"]]
+        value, interval = result["ceiling"][kind], result.get("ceiling_interval", {}).get(kind)
+        shown = "needs repeats" if value is None else f"{value:.3f}"
+        ceiling += [with_interval(value, interval) if interval else shown, "-"] + ["-"] * shares
+    return [*header, *asides.values()], [*rows, [*ceiling, *["-"] * len(asides)]]
+
+
+def share_of(part: dict) -> str:
+    """`58 % [52, 63]`, what a score reaches of the noise ceiling; `-` where that is not known."""
+    if "share" not in part:
+        return "-"
+    low, high = part["share_interval"]
+    return f"{100 * part['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def aside(value: float | int | None) -> str:
+    """A count as it is, a correlation with three digits, `-` for nothing."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def lds_notes(result: dict) -> str:
@@ -75,7 +103,22 @@ def lds_notes(result: dict) -> str:
     if any(constant.values()):
         counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items() if count)
         notes.append(f"The same prediction for every mask, counted as 0: {counts}.")
-    return " ".join(notes)
+    return " ".join([*notes, *member_notes(result)])
+
+
+def member_notes(result: dict) -> list[str]:
+    """What single members reach, and where those of a regression disagree."""
+    notes = [
+        f"Single members of {name}: {np.mean(each):.3f}, {min(each):.3f} to {max(each):.3f}."
+        for name, entry in result["scores"].items()
+        if (each := entry["plain"].get("single"))
+    ]
+    if (apart := result.get("residuals")) is not None:
+        notes.append(
+            f"Members disagree about the sign of the residual (label minus output) for {apart['apart']} of "
+            f"{apart['queries']} queries."
+        )
+    return notes
 
 
 def lds_text(result: dict) -> str:

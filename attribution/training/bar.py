@@ -5,14 +5,14 @@ from tqdm import tqdm
 
 from attribution.files import Refused
 from attribution.rows import GlueDataset
-from attribution.training.fit import Diverged, fit
+from attribution.training.fit import Diverged, fit, unwatched
 from attribution.training.processes import Processes
 from attribution.training.progress import Progress
 
 
 def train(
     model, dataset: GlueDataset, rows: np.ndarray, recipe: dict, seed: int, progress: Progress, processes: Processes,
-    on_step=None,
+    on_step=unwatched,
 ) -> list[dict]:  # fmt: skip
     """Trains the model in place on these rows; returns loss and seconds of every epoch.
 

@@ -83,11 +83,15 @@ def piece_overhead(model: torch.nn.Module, device: torch.device) -> float:
     return 12 + 4e8 / (6 * weights)
 
 
+def unwatched(*_) -> None:
+    """Told of an epoch, a batch or a step, does nothing."""
+
+
 def fit(
     model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, *, seed: int, learning_rate: float,
     weight_decay: float, num_train_epochs: int, train_batch_size: int, lr_schedule: str = "constant",
-    max_grad_norm: float = 0.0, freeze_embeddings: bool = False, use_half_precision: bool = False, on_epoch=None,
-    on_batch=None, on_step=None, pad_to: int | None = None, progress: Progress | None = None,
+    max_grad_norm: float = 0.0, freeze_embeddings: bool = False, use_half_precision: bool = False, on_epoch=unwatched,
+    on_batch=unwatched, on_step=unwatched, pad_to: int | None = None, progress: Progress | None = None,
     processes: Processes = ALONE,
 ) -> torch.nn.Module:  # fmt: skip
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns it.
@@ -97,7 +101,7 @@ def fit(
     processes: each takes its share of a batch. The process's random state stays. Same arguments, machine, threads,
     processes: same bits on the CPU. Raises Diverged at the first loss that is not finite.
     """
-    device, trained = next(model.parameters()).device, trainable(model, freeze_embeddings)
+    device, trained = next(model.parameters()).device, trainable(model.train(), freeze_embeddings)
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
     falling = schedule(optimizer, lr_schedule, num_train_epochs * steps_of(len(rows), train_batch_size))
     watch, overhead = LossWatch(device), float("inf") if pad_to else piece_overhead(model, device)
@@ -110,19 +114,16 @@ def fit(
         clip(trained, max_grad_norm)
         optimizer.step()
         falling.step()
-        if on_step:
-            on_step(falling.last_epoch)
+        on_step(falling.last_epoch)
         return loss
 
-    model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed + processes.rank * SEEDS_APART)
         for epoch in range(progress.restore(model, optimizer, falling) if progress else 0, num_train_epochs):
             start = time.perf_counter()
             loss = one_epoch(step, epoch_order(np.asarray(rows), seed, epoch), train_batch_size, on_batch)
             watch.look()
-            if on_epoch:
-                on_epoch(epoch, float(loss) / len(rows), time.perf_counter() - start)
+            on_epoch(epoch, float(loss) / len(rows), time.perf_counter() - start)
             if progress and epoch + 1 < num_train_epochs:
                 progress.save(epoch + 1, model, optimizer, falling)
     return model.eval()
@@ -145,8 +146,7 @@ def one_epoch(step, order: np.ndarray, batch_size: int, on_batch) -> torch.Tenso
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         total += step(chosen)
-        if on_batch:
-            on_batch(len(chosen))
+        on_batch(len(chosen))
     return total
 
 

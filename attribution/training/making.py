@@ -64,6 +64,7 @@ class Making:
                     place = folder / "steps" / str(step)
                     save_run(place, model, self.material.tokenizer, record | {"step": step, "evaluation": {}})
 
+            keep(0)
             epochs = train(model, self.material.train, rows, recipe, seed, progress, processes, keep)
             if not processes.main:
                 return

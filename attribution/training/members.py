@@ -1,6 +1,7 @@
 """Members: the checkpoints whose scores are averaged, each a run of its own below the run's folder.
 
-They differ in the seed, in the step of one training, or in the rows that they were trained on; the three combine. The
+They differ in the seed, in the step of one training, or in the rows that they were trained on; the three combine. Step
+0 is the model before training, which is scored alone: scores that do not differ from its saw nothing of it. The
 training with seed s lies in the run's folder itself (its own seed) or in <run>/members/seed<s>; one on a random share
 of the rows in <run>/members/share<A>_seed<s>; and a training's checkpoint after step t in <training>/steps/<t>.
 """
@@ -25,6 +26,7 @@ class Members:
     count: int = 1  # trainings K, of as many seeds
     steps: int = 1  # checkpoints S of each training: at evenly spaced steps, the last one its end
     share: float = 1.0  # of the rows that each training sees
+    start: bool = False  # the model before training instead: start weights and the drawn head
 
     @classmethod
     def of(cls, name: str) -> "Members":
@@ -34,7 +36,8 @@ class Members:
             for word in found:
                 if part.startswith(word) and part.removeprefix(word).replace(".", "", 1).isdigit():
                     found[word] = part.removeprefix(word)
-        return cls(int(found["members"]), int(found["steps"]), float(found["share"]))
+        start = "start" in name.split("_")
+        return cls(int(found["members"]), int(found["steps"]), float(found["share"]), start)
 
     @property
     def single(self) -> bool:
@@ -45,14 +48,15 @@ class Members:
     def name(self) -> str:
         """What a name of scores says of them; empty for the run alone."""
         count = f"_members{self.count}" * (self.count > 1)
-        return count + f"_steps{self.steps}" * (self.steps > 1) + f"_share{self.share:g}" * (self.share < 1)
+        steps, share = f"_steps{self.steps}" * (self.steps > 1), f"_share{self.share:g}" * (self.share < 1)
+        return count + steps + share + "_start" * self.start
 
     @property
     def flags(self) -> str:
         """The arguments that ask for them."""
         count = f" --num_members {self.count}" * (self.count > 1)
         steps, share = f" --member_steps {self.steps}" * (self.steps > 1), f" --member_share {self.share:g}"
-        return (count + steps + share * (self.share < 1)).strip()
+        return (count + steps + share * (self.share < 1) + " --member_start" * self.start).strip()
 
     def trainings(self, folder: Path, first: int) -> list[tuple[Path, int]]:
         """(place, seed) of each training. folder: the run's; first: its seed."""
@@ -63,14 +67,18 @@ class Members:
 
     def kept_steps(self, total: int) -> list[int]:
         """Steps of a training of so many after which a checkpoint is kept, without its end."""
+        if self.start:
+            return [0]
         return [step for j in range(1, self.steps) if 0 < (step := round(j * total / self.steps)) < total]
 
     def places(self, folder: Path, run: dict) -> list[Path]:
         """The folder of each checkpoint, seed by seed and step by step; what is missing may stand there as well."""
+        if self.start:
+            return [folder / "steps" / "0"]
         found = []
         for place, _ in self.trainings(folder, run["seed"]):
             total = (read_json(place / "run.json") or {}).get("steps", 0)
-            kept = self.kept_steps(total) if total else [0] * (self.steps - 1)
+            kept = self.kept_steps(total) if total else [-1] * (self.steps - 1)
             found += [*(place / "steps" / str(step) for step in kept), place]
         return found
 
@@ -133,7 +141,7 @@ def open_members(folder: Path, run: dict, members: Members) -> Opened:
     for place in members.places(folder, run):
         member = read_json(place / "run.json")
         if member is None or not intact(place, member.get("files")):
-            what = f"a checkpoint of {place.parent.parent}" if place.name == "0" else f"the member {place}"
+            what = f"a checkpoint of {place.parent.parent}" if place.name == "-1" else f"the member {place}"
             raise Refused(
                 f"{what} is missing or damaged; make it with: python train.py --dataset_name {name} {members.flags} "
                 "and the arguments of the run's training"

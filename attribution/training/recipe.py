@@ -5,6 +5,7 @@ the keyword arguments of `fit.fit` from them.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from attribution.files import Refused, check_numbers
@@ -81,6 +82,11 @@ def add_member_arguments(add, count: str) -> None:
         "--member_share", type=float, default=1.0,
         help="members that were each trained on a random share of the rows, of their own (1: all see all rows)",
     )  # fmt: skip
+    add(
+        "--member_start", action="store_true",
+        help="the model before training in place of the trained one: a score that it has as well does not look at what "
+        "was learned",
+    )  # fmt: skip
 
 
 def members_of(asked: dict) -> Members:
@@ -88,7 +94,10 @@ def members_of(asked: dict) -> Members:
     check_numbers(asked, "num_members", "member_steps", "member_share")
     if asked["member_share"] > 1:
         raise Refused(f"--member_share is a share of the rows, at most 1, not {asked['member_share']:g}")
-    return Members(asked["num_members"], asked["member_steps"], asked["member_share"])
+    several = Members(asked["num_members"], asked["member_steps"], asked["member_share"])
+    if asked["member_start"] and not several.single:
+        raise Refused("--member_start is one model; leave out the other arguments of members")
+    return replace(several, start=asked["member_start"])
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:

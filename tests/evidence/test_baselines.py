@@ -1,10 +1,14 @@
 """A baseline is its formula, and does not exist where its ingredients do not."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from attribution.evidence import baselines
-from pipeline import get_glue_dataset, get_tokenizer
+from pipeline import construct_bert, get_glue_dataset, model_inputs
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +36,38 @@ def test_tfidf_equals_the_formula_written_out():
     assert baselines.tfidf_cosine([query], train)[0] == pytest.approx(vectors[:3] @ vectors[3], abs=1e-6)
 
 
+def test_bm25_equals_the_formula_written_out():
+    train, query = ["red red house", "blue house", "green tree and grass"], "red house house unknown"
+    expected, mean = [], 9 / 3
+    for text in train:
+        total, tokens = 0.0, text.split()
+        for word in query.split():
+            n, c = sum(word in other.split() for other in train), tokens.count(word)
+            weight = np.log(1 + (3 - n + 0.5) / (n + 0.5))
+            total += weight * c * 2.2 / (c + 1.2 * (0.25 + 0.75 * len(tokens) / mean))
+        expected.append(total)
+    assert baselines.bm25([query], train)[0] == pytest.approx(expected, abs=1e-6)
+    assert not baselines.bm25([query], ["", " "]).any()
+
+
+def models_that(trained=None, start=None) -> baselines.Models:
+    unused = lambda: pytest.fail("not needed")  # noqa: E731
+    return baselines.Models(trained or unused, start or unused)
+
+
 def test_representations_are_compared_by_cosine_and_asked_for_only_when_needed(data):
-    generator = np.random.default_rng(0)
-    pair = generator.standard_normal((7, 4)), generator.standard_normal((30, 4))
-    scores = baselines.baseline_scores("representation", *data, lambda: pair)
-    expected = pair[0][1] @ pair[1][2] / np.linalg.norm(pair[0][1]) / np.linalg.norm(pair[1][2])
-    assert abs(scores[1, 2]) == pytest.approx(abs(expected), rel=1e-5)
-    baselines.baseline_scores("tfidf", *data, lambda: pytest.fail("not needed"))
+    queries, train = data
+    model = construct_bert("demo").eval()
+    one = lambda rows, i: model.base_model(**model_inputs(rows.batch([i]))).last_hidden_state[0].detach()  # noqa: E731
+    for name, models, read in (
+        ("representation", models_that(trained=lambda: model), lambda hidden: hidden[0]),
+        ("start", models_that(start=lambda: model), lambda hidden: hidden.mean(0)),
+    ):
+        scores = baselines.baseline_scores(name, *data, models)
+        expected = torch.cosine_similarity(read(one(queries, 1)), read(one(train, 2)), dim=0).item()
+        sign = 1 if queries.labels[1] == train.labels[2] else -1
+        assert scores[1, 2] == pytest.approx(sign * expected, rel=1e-4)
+    baselines.baseline_scores("tfidf", *data, models_that())
 
 
 def test_random_scores_are_a_function_of_the_seed():
@@ -47,8 +76,16 @@ def test_random_scores_are_a_function_of_the_seed():
     assert not np.array_equal(first, baselines.random_scores(3, 50, 2))
 
 
-def test_regression_has_no_label_agreement(glue_dir):
-    shared = {"dataset_path": str(glue_dir), "tokenizer": get_tokenizer(None, "demo"), "max_samples": 5}
-    data = [get_glue_dataset("stsb", split, **shared) for split in ("valid", "train")]
-    assert baselines.baseline_scores("label", *data) is None
-    assert (baselines.baseline_scores("tfidf", *data) >= 0).all()
+def test_a_regressions_sign_says_whether_a_row_pulls_towards_the_label(data, monkeypatch):
+    """A row above the mean helps a query that the model puts too low, and harms one that it puts too high."""
+    queries, train = (copy.copy(part) for part in data)
+    for part in (queries, train):
+        part.task = replace(part.task, num_labels=1)
+    train.labels = np.arange(30.0)
+    queries.labels = np.array([5.0, 0, 5, 0, 5, 0, 5])
+    monkeypatch.setattr(baselines, "predict", lambda model, rows: torch.full((len(rows), 1), 2.0))
+    models = models_that(trained=lambda: None)
+    label = baselines.baseline_scores("label", queries, train, models)
+    assert np.allclose(label, np.outer(queries.labels - 2, train.labels - 14.5))
+    tfidf = baselines.baseline_scores("tfidf", queries, train, models)
+    assert (np.sign(tfidf)[tfidf != 0] == np.sign(label)[tfidf != 0]).all() and (tfidf != 0).any()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attribution.evidence.lds import evaluate
+from attribution.evidence.lds import Beside, Evidence, evaluate
 
 
 def test_diverged_retrains_are_left_out_and_that_is_said():
@@ -11,6 +11,52 @@ def test_diverged_retrains_are_left_out_and_that_is_said():
     margins = generator.standard_normal((6, 2, 3)).astype(np.float32)
     margins[2] = np.nan
     margins[4, 1] = np.nan
-    result = evaluate({"random": generator.standard_normal((3, 20))}, masks, margins, None, 20)
+    result = evaluate({"random": generator.standard_normal((3, 20))}, Evidence(masks, margins), 20)
     assert (result["masks"], result["incomplete_masks"], result["missing_repeats"]) == (5, 1, 3)
     assert np.isfinite(result["scores"]["random"]["plain"]["lds"])
+
+
+def linear_study(noise: float = 0.3):
+    """Scores of 5 queries and 30 rows, masks, and margins of three repeats that these scores predict."""
+    generator = np.random.default_rng(1)
+    masks = (generator.random((60, 30)) < 0.5).astype(np.uint8)
+    scores = generator.standard_normal((5, 30))
+    margins = (masks @ scores.T)[:, None] + noise * generator.standard_normal((60, 3, 5))
+    return scores, masks, margins
+
+
+def test_the_share_of_the_ceiling_is_their_ratio_and_its_interval_covers_it():
+    scores, masks, margins = linear_study()
+    named = {"ekfac": scores, "random": np.random.default_rng(2).standard_normal((5, 30))}
+    result = evaluate(named, Evidence(masks, margins), 300)
+    entry = result["scores"]["ekfac"]["plain"]
+    assert entry["share"] == entry["lds"] / result["ceiling"]["plain"]
+    low, high = entry["share_interval"]
+    assert low < entry["share"] < high and 0.95 < entry["share"] < 1.02 and high - low < 0.1
+    low, high = result["ceiling_interval"]["plain"]
+    assert low < result["ceiling"]["plain"] < high
+
+
+def test_a_regressions_output_is_predicted_up_to_the_sign_of_the_residual():
+    """Margins -(z - y)^2 fall where outputs rise above the label; the scores of the margin then have the other sign."""
+    scores, masks, outputs = linear_study(0.0)
+    labels = np.array([99.0, -99.0, 99.0, -99.0, 99.0])  # far away: the margin is monotonous in the output
+    margins = -np.square(outputs - labels)
+    of_margin = scores * np.sign(labels)[:, None]
+    random = np.random.default_rng(2).standard_normal((5, 30))
+    evidence = Evidence(masks, margins, masks.sum(1, keepdims=True), outputs, residuals=labels)
+    result = evaluate({"ekfac": of_margin, "random": random}, evidence, 20)
+    found = result["scores"]["ekfac"]
+    assert found["plain"]["lds"] > 0.99 and found["output"]["lds"] > 0.999 and "balanced" in found
+
+
+def test_beside_a_score_stand_its_top_rows_its_start_and_its_members():
+    scores, masks, margins = linear_study()
+    everywhere = np.tile(np.arange(30.0), (5, 1))  # the same ten rows for every query
+    named = {"ekfac": scores, "all": everywhere, "random": np.random.default_rng(2).standard_normal((5, 30))}
+    beside = Beside({"ekfac": -scores}, {"ekfac": [scores, -scores]})
+    found = evaluate(named, Evidence(masks, margins), 20, beside)["scores"]
+    assert found["all"]["rows_at_top"] == 10 and 10 < found["ekfac"]["rows_at_top"] <= 30
+    assert found["ekfac"]["spearman_with_start"] == -1.0 and found["all"]["spearman_with_start"] is None
+    each = found["ekfac"]["plain"]["single"]
+    assert each[0] == found["ekfac"]["plain"]["lds"] and np.isclose(each[0], -each[1])

@@ -1,0 +1,122 @@
+"""Everything that evaluate_lds.py evaluates: stored scores, baselines, means of several, and what stands beside them.
+
+`asked` are the arguments of evaluate_lds.py, name -> value. Symbols: Q queries, N training rows.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from attribution.evidence import baselines, lds, stats
+from attribution.evidence.ground_truth import GroundTruth
+from attribution.evidence.study import models_of
+from attribution.files import Refused
+from attribution.influence.names import with_members
+from attribution.influence.stored import open_scores_of, seeds_behind, stored_scores
+from attribution.rows import GlueDataset
+from attribution.training.fit import predict
+from attribution.training.members import Members
+from attribution.training.questions import predict_run
+from attribution.training.run import open_run
+
+
+def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int) -> dict[str, np.ndarray]:
+    """Name -> scores (Q, N) of everything that fits this run; what does not is left out, and that is said."""
+    scores, stale = stored_scores(folder, run, queries.fingerprint(), first_query)
+    for name, reason in stale.items():
+        print(f"{name}: left out, {reason}", file=sys.stderr)
+    return scores
+
+
+def add_ensembles(asked: dict, run: dict, scores: dict[str, np.ndarray], queries: GlueDataset) -> list[int]:
+    """Adds the mean over checkpoints of every score that all of them have; returns the seeds of the others."""
+    others, seeds = [], []
+    for directory in asked["ensemble"]:
+        folder, other = open_run(directory, asked["dataset_name"])
+        for part in ("train_rows", "recipe"):
+            if other[part] != run[part]:
+                raise Refused(f"--ensemble {directory} has another {part.replace('_', ' ')} than this run")
+        if other["weights"] == run["weights"]:
+            raise Refused(
+                f"--ensemble {directory} has the same weights as another member; train it with another --seed"
+            )
+        others.append(open_scores(folder, other, queries, asked["first_query"]))
+        seeds.append(other["seed"])
+    shared = [name for name in scores if others and all(name in other for other in others)]
+    if others and not shared:
+        raise Refused("the checkpoints of --ensemble share no stored score; run analyze.py on each of them")
+    for name in shared:
+        scores[f"{name}, {len(others) + 1} seeds"] = np.mean([scores[name], *(other[name] for other in others)], axis=0)
+    return seeds
+
+
+def collect_scores(asked: dict, folder: Path, run: dict, train, queries) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations; seeds of the models behind them."""
+    scores = open_scores(folder, run, queries, asked["first_query"])
+    if not scores:
+        where = f"--dataset_name {run['dataset_name']} --checkpoint_dir {folder.parent}"
+        print(f"no stored scores; make them with: python analyze.py {where}")
+    seeds = [*seeds_behind(run, scores), *add_ensembles(asked, run, scores, queries)]
+    models = models_of(folder, run, train.task, asked["model_name_or_path"])
+    scores |= {name: baselines.baseline_scores(name, queries, train, models) for name in baselines.NAMES}
+    for names in asked["combine"]:
+        if unknown := [name for name in names if name not in scores]:
+            raise Refused(f"--combine: there is no score {unknown[0]!r}; there are {', '.join(scores)}")
+        scores[" + ".join(names)] = stats.combine([scores[name] for name in names], asked["combine_by"])
+    return scores, seeds
+
+
+def beside_scores(
+    asked: dict, folder: Path, run: dict, queries: GlueDataset, scores: dict[str, np.ndarray]
+) -> lds.Beside:
+    """What stands beside the scores: those of the model before fine-tuning, and those of single members."""
+    starts, singles = {}, {}
+    for name in scores:
+        start = scores.get(with_members(name, Members(start=True)))
+        if start is not None and start is not scores[name]:
+            starts[name] = start
+        members = Members.of(name)
+        if members.count * members.steps > 1 and "," not in name:
+            single = with_members(name, Members())
+            places = members.places(folder, run)
+            parts = [open_scores_of(place, single, queries, asked["first_query"]) for place in places]
+            if found := [part for part in parts if part is not None]:
+                singles[name] = found
+    return lds.Beside(starts, singles)
+
+
+def residual_signs(folder: Path, run: dict, queries: GlueDataset, names) -> dict | None:
+    """For how many queries of a regression the members behind scores of these names disagree about the residual's sign.
+
+    None for classes, and where there is one member.
+    """
+    several = [Members.of(name) for name in names]
+    places = sorted({place for members in several for place in members.places(folder, run)})
+    places = [place for place in places if (place / "run.json").exists() and place.name != "0"]
+    if not queries.task.regression or len(places) < 2:
+        return None
+    signs = [np.sign(queries.labels - predict_run(place, queries).squeeze(-1).numpy()) for place in places]
+    return {"apart": int((np.stack(signs) != signs[0]).any(0).sum()), "queries": len(queries), "models": len(places)}
+
+
+def evidence_of(asked: dict, truth: GroundTruth, train, queries, folder: Path, run: dict) -> lds.Evidence:
+    """The ground truth, and what it is controlled for."""
+    if not train.task.regression:
+        return lds.Evidence(truth.masks, truth.margins, stats.kept_counts(truth.masks, train.labels))
+    model = models_of(folder, run, train.task, asked["model_name_or_path"]).trained()
+    residuals = queries.labels - predict(model, queries).squeeze(-1).numpy()
+    sums = truth.masks.astype(np.float64) @ train.labels[:, None]
+    return lds.Evidence(truth.masks, truth.margins, sums, truth.outputs, residuals)
+
+
+def evaluate(
+    asked: dict, folder: Path, run: dict, rows: tuple[GlueDataset, GlueDataset], truth: GroundTruth
+) -> tuple[dict, list[int]]:
+    """(what `lds.evaluate` says of every score, seeds of the scored models). rows: training rows and queries."""
+    train, queries = rows
+    scores, seeds = collect_scores(asked, folder, run, train, queries)
+    evidence = evidence_of(asked, truth, train, queries, folder, run)
+    beside = beside_scores(asked, folder, run, queries, scores)
+    result = lds.evaluate(scores, evidence, asked["num_bootstrap"], beside)
+    return result | {"residuals": residual_signs(folder, run, queries, scores)}, seeds
