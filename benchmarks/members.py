@@ -1,0 +1,181 @@
+"""Which checkpoints should be scored together? Compares members that differ in seed, step or rows, on tuning masks.
+
+    python train.py --dataset_name sst2 ... --num_members 8 ; python train.py ... --member_steps 8      # and so on:
+    python benchmarks/members.py --dataset_name sst2 --plan                 # prints the commands that make all of it
+    python benchmarks/members.py --dataset_name sst2 --first_query 200 --max_queries 200
+
+Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same arguments of masks;
+they are chosen so that no result uses them: masks of seed 1, retrain seeds from 200, other queries (--first_query).
+Each set of members has as many checkpoints as others in its row. Three means are compared: the plain one, the one after
+each member was divided by its standard deviation (one number a member), and the one in which a checkpoint counts as
+much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1). Writes
+RESULTS_DIR/members_DATASET_NAME.json and .md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from attribution.evidence import stats  # noqa: E402
+from attribution.evidence.ground_truth import Subsets, own_truth  # noqa: E402
+from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
+from attribution.files import Refused, environment, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.influence.names import flags_of  # noqa: E402
+from attribution.influence.stored import open_scores_of  # noqa: E402
+from attribution.show.tables import markdown, with_interval  # noqa: E402
+from attribution.training.members import Members  # noqa: E402
+from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments  # noqa: E402
+from attribution.training.run import open_data, open_run  # noqa: E402
+from pipeline import quiet_libraries  # noqa: E402
+
+SHARE = 0.5  # as retrains
+SETS = {  # checkpoints -> members
+    1: {"the run": Members(), "a half": Members(share=SHARE)},
+    2: {"seeds": Members(2), "steps": Members(1, 2), "halves": Members(2, share=SHARE),
+        "a half's steps": Members(1, 2, SHARE)},
+    4: {"seeds": Members(4), "steps": Members(1, 4), "halves": Members(4, share=SHARE),
+        "2 seeds x 2 steps": Members(2, 2), "2 halves x 2 steps": Members(2, 2, SHARE)},
+    8: {"seeds": Members(8), "steps": Members(1, 8), "halves": Members(8, share=SHARE),
+        "2 seeds x 4 steps": Members(2, 4), "4 seeds x 2 steps": Members(4, 2),
+        "2 halves x 4 steps": Members(2, 4, SHARE), "4 halves x 2 steps": Members(4, 2, SHARE)},
+}  # fmt: skip
+MEANS = ("plain", "scaled", "by learning rate")
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(__doc__)
+    group = add_data_arguments(parser)
+    add_query_arguments(group)
+    add_start_argument(group)
+    add = parser.add_argument_group("tuning").add_argument
+    add("--score", default="ekfac", help="name of the scores of each checkpoint (ekfac)")
+    add("--num_masks", type=int, default=50, help="masks of the ground truth (50)")
+    add("--num_repeats", type=int, default=2, help="its repeats (2)")
+    add("--mask_seed", type=int, default=1, help="its masks' seed (1)")
+    add("--retrain_seed", type=int, default=200, help="its first retrain seed (200)")
+    add("--plan", action="store_true", help="print the commands that make checkpoints, scores and retrains, then stop")
+    add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
+    return parser.parse_args(argv)
+
+
+def every_set() -> list[tuple[int, str, Members]]:
+    """(checkpoints, what they are, members) of every set."""
+    return [(count, label, members) for count, sets in SETS.items() for label, members in sets.items()]
+
+
+def plan(args) -> str:
+    """The commands; arguments of the run's training are left to whoever starts them."""
+    where = f"--dataset_name {args.dataset_name} --checkpoint_dir {args.checkpoint_dir}"
+    window = f"--first_query {args.first_query} --max_queries {args.max_queries}"
+    lines = [f"python train.py {where} {members.flags} ..." for _, _, members in every_set() if not members.single]
+    lines += [
+        f"python analyze.py {where} {window} {flags_of(args.score)} {members.flags}".rstrip()
+        for _, _, members in every_set()
+    ]
+    truth = f"--num_masks {args.num_masks} --num_repeats {args.num_repeats} --mask_seed {args.mask_seed}"
+    return "\n".join([*lines, f"python evaluate_lds.py {where} {window} {truth} --retrain_seed {args.retrain_seed}"])
+
+
+def rate_before(run: dict, recipe: dict, every: int) -> float:
+    """Mean learning rate, as a share of the first, of the `every` steps before this checkpoint."""
+    last, total = run.get("step", run["steps"]), run["steps"]
+    steps = np.arange(max(0, last - every), last)
+    return float((1 - steps / total).mean()) if recipe["lr_schedule"] == "linear" else 1.0
+
+
+def weights_of(name: str, scores: list[np.ndarray], rates: list[float]) -> list[float]:
+    """How much each member counts in the mean of this name."""
+    if name == "scaled":
+        return [1 / float(np.std(one)) for one in scores]
+    return rates if name == "by learning rate" else [1.0] * len(scores)
+
+
+def open_set(args, folder: Path, run: dict, queries, members: Members) -> tuple[list[np.ndarray], list[float]]:
+    """(scores (Q, N), learning rate) of each checkpoint. Raises Refused where one has no such scores."""
+    scores, rates = [], []
+    for place in members.places(folder, run):
+        found, record = open_scores_of(place, args.score, queries, args.first_query), read_json(place / "run.json")
+        if found is None or record is None:
+            raise Refused(f"{place} has no scores {args.score} of these queries; --plan prints what makes them")
+        scores.append(found)
+        rates.append(rate_before(record, run["recipe"], record["steps"] // members.steps))
+    return scores, rates
+
+
+def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
+    """LDS of every set and mean, paired with one checkpoint, the run; and each member's standard deviation."""
+    labels = train.labels
+    controls = truth.masks @ labels[:, None] if train.task.regression else stats.kept_counts(truth.masks, labels)
+    draws = stats.draw(len(truth.masks), truth.margins.shape[2])
+    means = stats.mean_margins(truth.margins)
+    rows: list[dict] = []
+    for kind, columns in (("plain", None), ("balanced", controls)):
+        ranks = stats.make_truth(means, columns)
+        alone = None
+        for count, label, members in every_set():
+            scores, rates = open_set(args, folder, run, queries, members)
+            for name in MEANS if count > 1 else MEANS[:1]:
+                total = np.einsum("k,kqn->qn", weights_of(name, scores, rates), np.stack(scores), dtype=np.float64)
+                agreed = stats.agreement(total, truth.masks, ranks)
+                sample = stats.bootstrap(agreed, ranks, draws)
+                alone = (agreed.mean, sample) if alone is None else alone
+                rows.append({
+                    "kind": kind, "checkpoints": count, "members": label, "mean": name, "lds": agreed.mean,
+                    "interval": stats.interval(sample), "difference": agreed.mean - alone[0],
+                    "difference_interval": stats.interval(sample - alone[1]),
+                    "deviations": [float(np.std(one)) for one in scores],
+                })  # fmt: skip
+    ceiling = {"plain": stats.noise_ceiling(truth.margins), "balanced": stats.noise_ceiling(truth.margins, controls)}
+    return {"rows": rows, "ceiling": ceiling, "masks": len(truth.masks), "queries": len(queries)}
+
+
+def table(result: dict) -> str:
+    """One line a set: LDS of the plain mean, and what the other two means and each set add to one checkpoint."""
+    header = ["checkpoints", "members", "LDS [95 %]", "minus the run", *MEANS[1:]]
+    header += ["class balance controlled", "deviations"]
+    found = {(row["kind"], row["checkpoints"], row["members"], row["mean"]): row for row in result["rows"]}
+    rows = []
+    for count, label, _ in every_set():
+        row = found["plain", count, label, "plain"]
+        others = [found.get(("plain", count, label, name)) for name in MEANS[1:]]
+        spread = row["deviations"]
+        rows.append([
+            str(count), label, with_interval(row["lds"], row["interval"]),
+            with_interval(row["difference"], row["difference_interval"], sign=True),
+            *("-" if other is None else f"{other['lds']:.3f}" for other in others),
+            f"{found['balanced', count, label, 'plain']['lds']:.3f}", f"{min(spread):.2g} to {max(spread):.2g}",
+        ])  # fmt: skip
+    ceiling = result["ceiling"]
+    rows.append(["-", "noise ceiling", f"{ceiling['plain']:.3f}", *["-"] * 3, f"{ceiling['balanced']:.3f}", "-"])
+    return markdown(header, rows)
+
+
+def main(argv=None) -> None:
+    """Evaluates what is stored, and prints the table. Raises Refused where something is missing."""
+    quiet_libraries()
+    args = parse_args(argv)
+    if args.plan:
+        print(plan(args))
+        return
+    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
+    train, queries = rows = open_data(folder, run, args.dataset_path, args.max_queries, args.first_query)
+    where = {"model_name_or_path": args.model_name_or_path, "jobs_per_device": 1, "max_queries": args.max_queries}
+    study = open_study(folder, run, rows, run["recipe"], retrains=False, **where)
+    subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed)
+    truth = own_truth(study, subsets, wait=False, dry_run=False)
+    result = compare(args, folder, run, train, queries, truth) | {"score": args.score, "dataset": args.dataset_name}
+    stem = args.results_dir / f"members_{args.dataset_name}"
+    arguments = {name: str(value) for name, value in vars(args).items()}
+    write_json(stem.with_suffix(".json"), result | {"arguments": arguments, **environment("cpu")})
+    write_bytes(stem.with_suffix(".md"), (table(result) + "\n").encode())
+    print(table(result))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,63 @@
+"""The comparison of members reads what is stored, weighs checkpoints as it says, and prints what makes the rest."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from running import ROOT, SMALL, refusal
+
+import analyze
+import evaluate_lds
+import train
+from attribution.training.members import Members
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("benchmarks_members", ROOT / "benchmarks" / "members.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_checkpoint_counts_as_much_as_the_learning_rate_of_the_steps_before_it(bench):
+    linear, constant = {"lr_schedule": "linear"}, {"lr_schedule": "constant"}
+    run = {"steps": 8}
+    assert bench.rate_before(run | {"step": 4}, linear, 4) == pytest.approx(np.mean([1, 7 / 8, 6 / 8, 5 / 8]))
+    assert bench.rate_before(run, linear, 4) == pytest.approx(np.mean([4, 3, 2, 1]) / 8)
+    assert bench.rate_before(run, constant, 4) == 1.0
+    scores = [np.array([[1.0, -1.0]]), np.array([[4.0, -4.0]])]
+    assert bench.weights_of("scaled", scores, [0.5, 0.1]) == [1.0, 0.25]
+    assert bench.weights_of("plain", scores, [0.5, 0.1]) == [1.0, 1.0]
+
+
+def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
+    bench, run_copy, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(bench, "SETS", {1: {"the run": Members()}, 2: {"steps": Members(1, 2)}})
+    where = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+    window = ["--first_query", "20", "--max_queries", "9"]
+    mine = [*where, *window, "--score", "identity", "--num_masks", "3", "--results_dir", str(tmp_path)]
+    bench.main([*mine, "--plan"])
+    planned = capsys.readouterr().out
+    assert "--factor_strategy identity --member_steps 2" in planned and "--mask_seed 1 --retrain_seed 200" in planned
+    assert "retrains are missing" in refusal(capsys, bench.main, mine)
+    plan = ["--num_masks", "3", "--num_repeats", "2", "--mask_seed", "1", "--retrain_seed", "200"]
+    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
+    study = [*where, *window, *plan, *output, "--num_bootstrap", "9"]
+    evaluate_lds.main(study)
+    assert "--plan" in refusal(capsys, bench.main, mine)
+    train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--member_steps", "2"])
+    for members in ([], ["--member_steps", "2"]):
+        analyze.main([*where, *window, "--factor_strategy", "identity", *members])
+    bench.main(mine)
+    found = json.loads((tmp_path / "members_demo.json").read_text())
+    assert {(row["members"], row["mean"]) for row in found["rows"]} == {
+        ("the run", "plain"), ("steps", "plain"), ("steps", "scaled"), ("steps", "by learning rate"),
+    }  # fmt: skip
+    of_steps = next(row for row in found["rows"] if row["members"] == "steps")
+    evaluate_lds.main(study)
+    theirs = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]["identity_steps2"]["plain"]
+    assert of_steps["lds"] == pytest.approx(theirs["lds"], abs=1e-6) and len(of_steps["deviations"]) == 2
+    assert "| 2 | steps |" in (tmp_path / "members_demo.md").read_text()
