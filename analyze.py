@@ -98,7 +98,7 @@ def score_all(session: Session, self_influence: bool, view: View) -> None:
     with view.progress():
         print(f"{influence.result}: scores of {scores.shape[1]:,} training rows for {scores.shape[0]:,} queries")
     if own is not None:
-        show_self_influence(session.train, own, view.top_k)
+        show_self_influence(session.train, own, view.top_k, session.row_losses())
     else:
         session.show(session.rows([0], scores.numpy(), view.form != "plain"), scores.numpy(), view)
 

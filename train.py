@@ -22,9 +22,10 @@ from attribution.influence.support import check_attribution
 from attribution.start import fingerprint_of_start, name_classes
 from attribution.training.adopt import FLAG as ADOPT
 from attribution.training.adopt import judge, open_adopted
+from attribution.training.corruption import add_corruption_arguments, check_corruption
 from attribution.training.fit import choose_device, evaluate_model, name_of
 from attribution.training.making import Making, evaluate_all, show_metrics
-from attribution.training.material import Tables, add_own_arguments, open_tables_of_task, read_rows
+from attribution.training.material import Tables, add_own_arguments, corrupted, open_tables_of_task, read_rows
 from attribution.training.processes import Processes, check_launcher, launched
 from attribution.training.recipe import (
     RECIPE,
@@ -46,6 +47,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = add_data_arguments(parser).add_argument
     add("--max_train_samples", type=int, help="use the first so many training rows (all; rte 2432, as published)")
     add("--max_length", type=int, help=f"tokens after which a row is cut ({MAX_LENGTH})")
+    add_corruption_arguments(add)
     add = parser.add_argument_group("model").add_argument
     add("--model_name_or_path", help="folder or hub id of an encoder (bert-base-cased; demo: the small BERT in demo/)")
     add("--adopt", metavar="DIR", help="take the fine-tuned model in this folder, head and tokenizer, as it is")
@@ -65,6 +67,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_numbers(vars(args), "eval_batch_size", "max_train_samples", "max_length", "num_hidden_layers")
     check_recipe(vars(args))
+    check_corruption(args, parser.get_default("checkpoint_dir"))
     if args.adopt and (not members_of(vars(args)).single or args.new_head or args.num_hidden_layers):
         raise Refused("--adopt takes one model as it is: without members, --new_head and --num_hidden_layers")
     if args.label_order and not args.adopt:
@@ -129,6 +132,8 @@ def main(argv=None) -> None:
         check_launcher(choose_device(), processes)
         folder = args.checkpoint_dir / args.dataset_name
         tables = open_tables_of_task(args.dataset_name, args.dataset_path, vars(args))
+        if args.corrupt_labels:
+            tables = corrupted(tables, args.corrupt_labels, args.corrupt_seed or 0, args.max_train_samples)
         check_place(folder, *((args.adopt, ADOPT) if args.adopt else (args.model_name_or_path,)))
         if not args.adopt:
             fine_tune(args, folder, tables, processes)

@@ -17,6 +17,7 @@ from attribution.files import Refused, read_json, write_json
 from attribution.rows import GlueDataset
 from attribution.task import GlueTask
 from attribution.training.fit import choose_device, fit, name_of, predict
+from attribution.training.questions import open_trained
 from attribution.training.recipe import MAX_QUERIES
 from attribution.training.run import find_again
 
@@ -126,16 +127,11 @@ def models_of(folder: Path, run: dict, task: GlueTask, model_name_or_path: str |
     """The run's models for baselines. model_name_or_path: the start, where it is not where training found it."""
 
     @functools.cache
-    def trained() -> torch.nn.Module:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        return model.to(choose_device())
-
-    @functools.cache
     def start() -> torch.nn.Module:
         name = model_name_or_path or find_again(run, "model_name_or_path", "the start model")
         return open_start(run, name, task).to(choose_device())
 
-    return Models(trained, start)
+    return Models(functools.cache(lambda: open_trained(folder)), start)
 
 
 # --- adopted models ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from attribution.evidence.calibration import random_subsets, slope
+from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, read_json
 from attribution.influence.analysis import Influence
 from attribution.influence.ensemble import open_influence, scores_of_members
@@ -25,7 +26,7 @@ from attribution.show.explain import Context, Query, everywhere, explain, trust
 from attribution.show.reading import check_index
 from attribution.training.members import Opened
 from attribution.training.processes import ALONE, Processes
-from attribution.training.questions import Questions, ask, predict_run, read_queries
+from attribution.training.questions import Questions, ask, open_trained, predict_run, read_queries
 
 
 def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +138,13 @@ class Session:
         except Refused:
             return None
         return None if scores is None else scores.numpy()
+
+    def row_losses(self) -> np.ndarray | None:
+        """(N,): loss of each training row, mean over the members; None where nobody recorded which labels are wrong."""
+        if truth_of(self.train) is None:
+            return None
+        models = [open_trained(place) for place, _ in self.members.checkpoints]
+        return np.mean([row_losses(model, self.train) for model in models], axis=0)
 
     # --- queries -------------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ import textwrap
 import numpy as np
 import torch
 
-from attribution.evidence import stats
+from attribution.evidence import stats, wrong_labels
 from attribution.evidence.counterfactual import Arm
 from attribution.evidence.lds import REFERENCE
 from attribution.files import Refused, printable
+from attribution.show import tables
 from attribution.show.explain import MARK
 
 FORMATS = ("plain", "table", "json")
@@ -54,8 +55,11 @@ def describe(train, row: int, score: float | None = None) -> str:
     return f"    {shown}row {row:>6} [{label}{', flipped' if flipped else ''}] {printable(train.text(row))}"
 
 
-def show_self_influence(train, scores: torch.Tensor, top_k: int) -> None:
-    """Prints the rows with the highest self-influence, and how many planted flips are in the top 50."""
+def show_self_influence(train, scores: torch.Tensor, top_k: int, losses: np.ndarray | None = None) -> None:
+    """Prints the rows with the highest self-influence and, where the truth is recorded, how many wrong labels it finds.
+
+    losses: of the rows (N,), the ranking that is compared with it.
+    """
     order = torch.argsort(scores, descending=True, stable=True)
     print("\nhighest self-influence:")
     for row in order[:top_k].tolist():
@@ -66,6 +70,10 @@ def show_self_influence(train, scores: torch.Tensor, top_k: int) -> None:
         expected = top * flipped.mean()
         found = flipped[order[:top].numpy()].sum()
         print(f"  {found} of the top {top} rows by self-influence are planted flips; chance gives {expected:.1f}")
+    if (wrong := wrong_labels.truth_of(train)) is not None and losses is not None:
+        print(f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over rows):")
+        rankings = {"self-influence": scores.numpy(), "loss of the row": losses}
+        print(tables.wrong_labels_text({name: wrong_labels.found(one, wrong) for name, one in rankings.items()}))
 
 
 def show_query_lds(

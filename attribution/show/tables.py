@@ -174,3 +174,30 @@ def counterfactual_markdown(result: dict) -> str:
     """The same in Markdown."""
     parts = [f"{title}:\n\n{markdown(header, rows)}" for title, header, rows in counterfactual_parts(result)]
     return "\n\n".join([*parts, counterfactual_notes(result)])
+
+
+def wrong_label_rows(result: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of rankings that look for wrong labels, the best first."""
+    measures = list(next(iter(result.values())))
+    measures.sort(key=lambda name: (name != "auroc", float(name.split()[-1].rstrip("%")) if " " in name else 0.0))
+    rows = [
+        [name, *(with_interval(entry[measure]["value"], entry[measure]["interval"]) for measure in measures)]
+        for name, entry in sorted(result.items(), key=lambda item: -item[1]["auroc"]["value"])
+    ]
+    return ["ranking", *("AUROC" if measure == "auroc" else measure for measure in measures)], rows
+
+
+def wrong_labels_text(result: dict[str, dict]) -> str:
+    """The table of who finds wrong labels with aligned columns."""
+    return aligned(*wrong_label_rows(result))
+
+
+def wrong_labels_markdown(result: dict) -> str:
+    """The same in Markdown, with its note."""
+    metrics = {key: value for key, value in result["metrics"].items() if key not in ("loss", "margin")}
+    note = (
+        f"{result['dataset']}: {result['wrong']} of {result['rows']:,} training labels are wrong. Validation: "
+        f"{', '.join(f'{key} {value:.3f}' for key, value in metrics.items())}. Recall at 5% is the share of the wrong "
+        "rows that are among the first 5% of all rows."
+    )
+    return markdown(*wrong_label_rows(result["rankings"])) + "\n\n" + note

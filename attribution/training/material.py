@@ -4,7 +4,8 @@ The rows are GLUE's, the demo's, or one's own (`attribution/own.py`); what run.j
 """
 
 import argparse
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ from attribution.own import KINDS, SHARE, OwnData, encode, make_task, open_own, 
 from attribution.rows import GlueDataset
 from attribution.start import check_tokens, fingerprint_of_tokenizer, inputs_of, usable_positions
 from attribution.task import GlueTask, check_name
+from attribution.training.corruption import corrupt, draw
 from attribution.training.run import absolute
 from pipeline import MAX_LENGTH, TASKS, get_glue_dataset, get_task, load_tables
 
@@ -87,6 +89,16 @@ def open_own_tables(name: str, path: str, asked: dict, where: dict) -> Tables:
     if split is not None and Path(split).is_file():
         where["folders"]["validation_split"], record["validation_split"] = absolute(split), split
     return Tables(name, task, tables, where | record)
+
+
+def corrupted(tables: Tables, share: float, seed: int, max_train_samples: int | None) -> Tables:
+    """The tables with this share of the labels of the training rows made wrong, and recorded."""
+    count = min(len(tables.splits["train"]), max_train_samples or tables.task.max_train_samples or sys.maxsize)
+    rows = draw(count, share, seed)
+    record = {"share": share, "seed": seed, "rows": rows}
+    splits = corrupt(tables.splits, tables.task, record)
+    print(f"{len(rows):,} of {count:,} training labels are made wrong")
+    return replace(tables, splits=splits, record=tables.record | {"corrupted": record})
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,13 @@ def tokenized(folder: Path, run: dict, task: GlueTask, texts: list[list[str]], l
 
 def predict_run(folder: Path, data: GlueDataset) -> torch.Tensor:
     """Logits (Q, C) of the run's model, float32."""
+    return predict(open_trained(folder), data)
+
+
+def open_trained(folder: Path) -> torch.nn.Module:
+    """The model of the run in the folder, float32, on the device."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    return predict(model.to(choose_device()), data)
+    return model.to(choose_device())
 
 
 def read_label(value, task: GlueTask) -> float | int:

@@ -25,6 +25,7 @@ from attribution.files import (
 from attribution.own import OwnData, encode, open_own
 from attribution.rows import GlueDataset
 from attribution.task import GlueTask, check_name, task_from
+from attribution.training.corruption import corrupt
 from pipeline import TASKS, get_glue_dataset, get_task, load_tables
 
 MARKER = ".unfinished"
@@ -151,7 +152,13 @@ def reading(folder: Path, run: dict) -> dict:
 
 
 def open_tables_of(run: dict, dataset_path: str | None) -> datasets.DatasetDict:
-    """The run's tables, split name -> table. dataset_path: where the data are now; None for where they were."""
+    """The run's tables with its labels, split name -> table. dataset_path: where the data are now; None: as then."""
+    tables = open_clean_tables(run, dataset_path)
+    return corrupt(tables, task_of(run), run["corrupted"]) if run.get("corrupted") else tables
+
+
+def open_clean_tables(run: dict, dataset_path: str | None) -> datasets.DatasetDict:
+    """The run's tables as they are on the disk or the hub."""
     path = dataset_path or find_again(run, "dataset_path", "the data set")
     if (stored := run.get("data")) is None:
         return load_tables(run["dataset_name"], path)

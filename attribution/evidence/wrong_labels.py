@@ -1,0 +1,70 @@
+"""Who finds wrong labels? Rankings of the training rows against a recorded truth.
+
+Symbols: N training rows, C classes, D features.
+"""
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from attribution.evidence.stats import interval
+from attribution.rows import GlueDataset
+from attribution.training.corruption import TRUTH
+from attribution.training.fit import predict
+from pipeline import compute_margin
+
+TOP = (0.05, 0.1, 0.2)  # shares of the rows that somebody would look at
+NEIGHBOURS = 10
+NUM_BOOTSTRAP = 1000
+
+
+def truth_of(train: GlueDataset) -> np.ndarray | None:
+    """(N,) bool: which labels are wrong; None where nobody recorded it, or none or all are."""
+    if TRUTH not in train.table.column_names:
+        return None
+    wrong = np.array(train.table[TRUTH], dtype=bool)
+    return wrong if 0 < wrong.sum() < len(wrong) else None
+
+
+def found(ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0) -> dict:
+    """How well a ranking (N,), suspicious rows high, finds wrong labels (N,): AUROC and recall, with 95 % intervals.
+
+    AUROC: the chance that a wrong row ranks above a right one. Recall: the share of the wrong rows among the top shares
+    of all rows. Intervals: bootstrap over rows.
+    """
+    order = np.argsort(-ranking, kind="stable")
+    place = np.empty(len(order))
+    place[order] = np.arange(len(order))
+    generator, samples = np.random.default_rng(seed), []
+    for _ in range(num_bootstrap):
+        rows = generator.integers(len(wrong), size=len(wrong))
+        if 0 < wrong[rows].sum() < len(rows):
+            inside = [np.mean(place[rows][wrong[rows]] < share * len(wrong)) for share in TOP]
+            samples.append([roc_auc_score(wrong[rows], ranking[rows]), *inside])
+    values = [float(roc_auc_score(wrong, ranking)), *(float(np.mean(place[wrong] < s * len(wrong))) for s in TOP)]
+    names = ["auroc", *(f"recall at {share:.0%}" for share in TOP)]
+    drawn = np.array(samples)
+    return {
+        name: {"value": value, "interval": interval(drawn[:, i])}
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    }
+
+
+def loss_of_margin(margins: np.ndarray) -> np.ndarray:
+    """Cross-entropy in nats of the label whose margin this is: the margin is the log-odds of the label."""
+    return np.logaddexp(0.0, -margins.astype(np.float64))
+
+
+def row_losses(model: torch.nn.Module, train: GlueDataset) -> np.ndarray:
+    """(N,): the loss of each training row under the model, in nats."""
+    return loss_of_margin(compute_margin(predict(model, train), torch.from_numpy(train.labels)).numpy())
+
+
+def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have another label."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    similar = unit @ unit.T
+    np.fill_diagonal(similar, -np.inf)
+    count = min(NEIGHBOURS, len(labels) - 1)
+    nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
+    return (labels[nearest] != labels[:, None]).mean(1)

@@ -1,0 +1,109 @@
+"""Who finds wrong labels: self-influence, or simply the loss? A run whose wrong labels are recorded, ranked many ways.
+
+    python train.py --dataset_name cola --checkpoint_dir checkpoints/wrong --corrupt_labels 0.1 --num_members 5 ...
+    python analyze.py --dataset_name cola --checkpoint_dir checkpoints/wrong --self_influence --num_members 5
+    python benchmarks/wrong_labels.py --dataset_name cola --checkpoint_dir checkpoints/wrong --num_members 5
+
+Ranks the training rows by every self-influence that analyze.py stored, by the loss of the row under the run and as a
+mean over members, by its loss under models that did not see it (five folds, retrained and kept like every retrain), and
+by the disagreement of its nearest rows ([CLS] cosine). Writes RESULTS_DIR/wrong_labels_DATASET_NAME.json and .md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from attribution.evidence import wrong_labels  # noqa: E402
+from attribution.evidence.baselines import represent  # noqa: E402
+from attribution.evidence.retraining import run_jobs  # noqa: E402
+from attribution.evidence.store import Job  # noqa: E402
+from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
+from attribution.files import Refused, environment, intact, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.influence.stored import weights_of_members  # noqa: E402
+from attribution.show.tables import wrong_labels_markdown, wrong_labels_text  # noqa: E402
+from attribution.training.members import Members, open_members  # noqa: E402
+from attribution.training.questions import open_trained  # noqa: E402
+from attribution.training.recipe import Parser, add_data_arguments  # noqa: E402
+from attribution.training.run import open_data, open_run  # noqa: E402
+from pipeline import quiet_libraries  # noqa: E402
+
+FOLDS, FOLD_SEED, RETRAIN_SEED = 5, 0, 100
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(__doc__)
+    add_start_argument(add_data_arguments(parser))
+    add = parser.add_argument_group("rankings").add_argument
+    add("--num_members", type=int, default=1, help="members behind the mean loss (1)")
+    add("--jobs_per_device", type=int, help="retrains of the folds at the same time (as evaluate_lds.py)")
+    add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
+    return parser.parse_args(argv)
+
+
+def self_influences(folder: Path, run: dict) -> dict[str, np.ndarray]:
+    """Name -> stored self-influence (N,) of this run's weights and rows."""
+    found = {}
+    for path in sorted((folder / "influence/scores").glob("*/self_scores.json")):
+        record = read_json(path) or {}
+        made, name = record.get("fingerprint", {}), path.parent.name
+        if (made.get("weights"), made.get("training rows")) != (run["weights"], run["train_rows"]):
+            continue
+        if "members" in made and made["members"] != weights_of_members(folder, run, Members.of(name)):
+            continue
+        if intact(path.parent, record.get("files")):
+            found[f"self-influence, {name}"] = load_file(path.with_suffix(".safetensors"))["all_modules"]
+    return found
+
+
+def unseen_losses(args, folder: Path, run: dict, train) -> np.ndarray:
+    """(N,): the loss of each row under a model that was trained without its fold."""
+    where = {"model_name_or_path": args.model_name_or_path, "jobs_per_device": args.jobs_per_device}
+    study = open_study(folder, run, (train, train), run["recipe"], max_queries=len(train), **where)
+    folds = np.random.default_rng(FOLD_SEED).permutation(len(train)) % FOLDS
+    jobs = [Job.of(np.flatnonzero(folds != fold), RETRAIN_SEED + fold) for fold in range(FOLDS)]
+    results = run_jobs(study.store, jobs, study.retrain, study.workers, "folds")
+    return wrong_labels.loss_of_margin(results.margins[folds, np.arange(len(train))])
+
+
+def rankings(args, folder: Path, run: dict, train) -> dict[str, np.ndarray]:
+    """Name -> ranking (N,), suspicious rows high."""
+    members = open_members(folder, run, Members(args.num_members)).checkpoints
+    losses = [wrong_labels.row_losses(open_trained(place), train) for place, _ in members]
+    found = self_influences(folder, run) | {"loss, one model": losses[0]}
+    if len(losses) > 1:
+        found[f"loss, mean of {len(losses)} models"] = np.mean(losses, axis=0)
+    found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(args, folder, run, train)
+    (features,) = represent(open_trained(folder), train)
+    found["disagreement of the nearest rows"] = wrong_labels.neighbour_disagreement(features, train.labels)
+    return found
+
+
+def main(argv=None) -> None:
+    """Ranks, stores and prints. Raises Refused where no truth is recorded."""
+    quiet_libraries()
+    args = parse_args(argv)
+    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
+    train, _ = open_data(folder, run, args.dataset_path, 1)
+    if (wrong := wrong_labels.truth_of(train)) is None:
+        raise Refused(f"nobody knows which labels of {folder} are wrong; train it with --corrupt_labels")
+    found = {name: wrong_labels.found(values, wrong) for name, values in rankings(args, folder, run, train).items()}
+    result = {
+        "dataset": args.dataset_name, "rows": len(train), "wrong": int(wrong.sum()), "rankings": found,
+        "metrics": next(iter(run["evaluation"].values())), "weights": run["weights"], "train_rows": run["train_rows"],
+    }  # fmt: skip
+    stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
+    arguments = {name: str(value) for name, value in vars(args).items()}
+    write_json(stem.with_suffix(".json"), result | {"arguments": arguments, **environment("cpu")})
+    write_bytes(stem.with_suffix(".md"), (wrong_labels_markdown(result) + "\n").encode())
+    print(wrong_labels_text(found))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

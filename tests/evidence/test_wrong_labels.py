@@ -1,0 +1,66 @@
+"""Rankings that look for wrong labels are measured by AUROC and recall."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from running import ROOT, SMALL, analyze_quickly, refusal
+
+import train
+from attribution.evidence import wrong_labels
+from pipeline import compute_loss, compute_margin
+
+WRONG = np.arange(100) % 10 == 0
+
+
+def test_a_perfect_ranking_finds_all_and_a_reversed_one_none():
+    best = wrong_labels.found(WRONG.astype(float), WRONG, 50)
+    assert best["auroc"]["value"] == 1 and best["recall at 5%"]["value"] == 0.5 and best["recall at 10%"]["value"] == 1
+    worst = wrong_labels.found(-WRONG.astype(float), WRONG, 50)
+    assert worst["auroc"]["value"] == 0 and worst["recall at 20%"]["value"] == 0
+
+
+def test_an_interval_covers_chance_for_a_ranking_that_knows_nothing():
+    ranking = np.random.default_rng(0).random(100)
+    low, high = wrong_labels.found(ranking, WRONG, 200)["auroc"]["interval"]
+    assert low < 0.5 < high
+
+
+def test_the_loss_of_a_margin_is_the_cross_entropy():
+    logits, labels = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    losses = wrong_labels.loss_of_margin(compute_margin(logits, labels).numpy())
+    for i in range(7):
+        assert losses[i] == pytest.approx(compute_loss(logits[i : i + 1], labels[i : i + 1]).item(), rel=1e-5)
+
+
+def test_a_row_among_rows_of_another_class_disagrees_with_its_neighbours():
+    features = np.concatenate([np.eye(2)[[0] * 20], np.eye(2)[[1] * 20]]) + 0.01
+    labels = np.repeat([0, 1], 20)
+    labels[3] = 1
+    found = wrong_labels.neighbour_disagreement(features, labels)
+    assert found.argmax() == 3 and found[3] == 1 and found[25] == 0
+
+
+def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("benchmarks_wrong", ROOT / "benchmarks" / "wrong_labels.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    where = ["--checkpoint_dir", str(tmp_path)]
+    train.main([*SMALL, *where, "--corrupt_labels", "0.2", "--num_members", "2"])
+    analyze_quickly(tmp_path, "--self_influence", "--factor_strategy", "identity")
+    mine = ["--dataset_name", "demo", *where, "--num_members", "2", "--jobs_per_device", "1"]
+    bench.main([*mine, "--results_dir", str(tmp_path)])
+    found = json.loads((tmp_path / "wrong_labels_demo.json").read_text())
+    names = list(found["rankings"])
+    assert len(names) == 5 and "self-influence, identity" in names and found["rows"] == 120
+    assert "| ranking | AUROC | recall at 5% |" in (tmp_path / "wrong_labels_demo.md").read_text()
+    path = tmp_path / "demo/run.json"
+    stored = len(list((tmp_path / "demo/retraining").rglob("*.safetensors")))
+    bench.main([*mine, "--results_dir", str(tmp_path)])
+    assert len(list((tmp_path / "demo/retraining").rglob("*.safetensors"))) == stored == 5
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "other"}))
+    assert "self-influence, identity" not in bench.self_influences(path.parent, json.loads(path.read_text()))
+    assert bench.wrong_labels.truth_of(type("Rows", (), {"table": type("T", (), {"column_names": []})})) is None
+    assert "is missing" in refusal(capsys, bench.main, ["--dataset_name", "rte", *where])
