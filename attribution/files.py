@@ -26,6 +26,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
+CHECKSUM = "checksum"  # key of a JSON file: that of its other content
 LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # a file system without locks
 
@@ -124,18 +125,44 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: dict, compact: bool = False) -> None:
-    """Writes a dictionary as JSON, indented or (long lists) compact, complete or absent."""
+    """Writes a dictionary as JSON, indented or (long lists) compact, complete or absent, with a checksum of its own."""
     layout = {"separators": (",", ":")} if compact else {"indent": 2}
-    write_bytes(path, (json.dumps(value, sort_keys=True, **layout) + "\n").encode())
+    value = {name: part for name, part in value.items() if name != CHECKSUM}
+    text = json.dumps(value | {CHECKSUM: checksum_of(value)}, sort_keys=True, **layout)
+    write_bytes(path, f"{text}\n".encode())
 
 
 def read_json(path: Path) -> dict | None:
-    """The dictionary in the file, or None where there is no file or it holds no JSON object."""
+    """The dictionary in the file; None where there is none, and where it is damaged, which is said.
+
+    Damaged is what is no JSON object, or has another checksum than it had; files of before had none.
+    """
     try:
         value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return value if isinstance(value, dict) else None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or not unchanged(value):
+        print(f"{path} is damaged and does not count", file=sys.stderr)
+        return None
+    return {name: part for name, part in value.items() if name != CHECKSUM}
+
+
+def unchanged(value: dict) -> bool:
+    """Whether a JSON's content has the checksum that stands in it (files of before had none; a key of it that is one
+    letter off was damaged).
+    """
+    if CHECKSUM not in value:
+        alike = (name for name in value if len(name) == len(CHECKSUM))
+        return all(sum(a != b for a, b in zip(name, CHECKSUM, strict=True)) > 1 for name in alike)
+    return value[CHECKSUM] == checksum_of({name: part for name, part in value.items() if name != CHECKSUM})
+
+
+def checksum_of(value: dict) -> str:
+    """SHA-256 of a dictionary's content, however its JSON is laid out."""
+    content = json.loads(json.dumps(value))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -6,6 +6,7 @@
 Rows have about 24 tokens, there are 32 queries, and factors are fitted on all rows. Every step is a process with the
 commands that a user gives: opening the rows, training, the phases of the analysis, showing one query. One JSON a size
 lies below --work_dir, and what is there is not measured again. Exponents are fitted over sizes that take above 10 s.
+The result is RESULTS_DIR/scale.json.
 """
 
 import argparse
@@ -23,14 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from attribution.files import Refused, environment, read_json, run_script, write_bytes, write_json  # noqa: E402
-from attribution.show.tables import markdown  # noqa: E402
+from attribution.show.timings import scale_table  # noqa: E402
 
-SIZES, QUERIES, LONG = (25_000, 50_000, 100_000, 200_000, 400_000), 32, 10.0
+SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
 WORDS = (
     "the", "a", "cat", "dog", "film", "plot", "actor", "very", "quite", "old", "new", "city", "house", "river", "say",
     "think", "time", "day", "book", "music",
 )  # fmt: skip
-STEPS = ("opening", "training", "covariance", "eigendecomposition", "lambda", "pairwise", "showing")
 OPEN = (
     "from pipeline import *; "
     "get_glue_dataset('mnli', 'train', tokenizer=get_tokenizer(str(DEMO_MODEL), 'mnli'), dataset_path={!r})"
@@ -81,29 +81,13 @@ def measure(work: Path, count: int) -> dict:
     return {"steps": found, **environment("cpu")}
 
 
-def exponent(sizes: list[int], values: list[float]) -> str:
-    """The exponent of a power law through the values; "-" for fewer than two."""
-    return f"{np.polyfit(np.log(sizes), np.log(values), 1)[0]:.2f}" if len(sizes) > 1 else "-"
-
-
-def report(measured: dict[int, dict]) -> str:
-    """Seconds and peaks of every step against rows, and the exponents of those that take above LONG seconds."""
-    rows, sizes = [], sorted(measured)
-    for step in STEPS:
-        found = [measured[size]["steps"][step] for size in sizes]
-        long = [(size, one["seconds"]) for size, one in zip(sizes, found, strict=True) if one["seconds"] > LONG]
-        cells = [f"{one['seconds']:.1f} s, {one['peak'] / 2**30:.2f} GiB" for one in found]
-        powers = exponent([size for size, _ in long], [seconds for _, seconds in long])
-        rows.append([step, *cells, powers, exponent(sizes, [one["peak"] for one in found])])
-    return markdown(["step", *(f"{size:,} rows" for size in sizes), "exponent", "of memory"], rows)
-
-
 def main(argv=None) -> None:
     """Measures what is missing, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--sizes", type=int, nargs="+", default=list(SIZES), help="training rows (25,000 to 400,000)")
     add("--work_dir", type=Path, default=Path("checkpoints/scale"), help="data, runs, JSON (checkpoints/scale)")
+    add("--results_dir", type=Path, default=Path("results"), help="where scale.json goes (results)")
     args = parser.parse_args(argv)
     measured = {}
     for size in args.sizes:
@@ -112,7 +96,10 @@ def main(argv=None) -> None:
             print(f"measuring {size:,} rows", flush=True)
             write_json(path, known := measure(path.parent, size))
         measured[size] = known
-    print(report(measured))
+    made = {name: part for name, part in measured[max(measured)].items() if name != "steps"}
+    result = {"sizes": {str(size): found["steps"] for size, found in measured.items()}, **made}
+    write_json(args.results_dir / "scale.json", result)
+    print(scale_table(result))
 
 
 if __name__ == "__main__":

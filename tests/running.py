@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import analyze
 import evaluate_lds
 import run_counterfactual
-from attribution.files import run_script
+from attribution.files import read_json, run_script, write_json
 from attribution.influence.analysis import Influence
 from attribution.training.run import open_data, open_run
 
@@ -41,6 +41,13 @@ def scores_of(checkpoints: Path, name: str = "ekfac_damping0.0001") -> torch.Ten
     """Stored pairwise scores of the demo: a copy, which outlives the file."""
     path = checkpoints / "demo/influence/scores" / name / "pairwise_scores.safetensors"
     return load_file(path)["all_modules"].clone()
+
+
+def tamper(path: Path, change: Callable[[dict], dict]) -> None:
+    """Writes change(content) in the place of a JSON file's content, as a script would have."""
+    content = read_json(path)
+    assert content is not None
+    write_json(path, change(content))
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-3) -> bool:

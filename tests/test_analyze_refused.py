@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import QUICK, analyze_quickly, launched, refusal
+from running import QUICK, analyze_quickly, launched, refusal, tamper
 from safetensors.torch import save_file
 
 import analyze
@@ -27,7 +27,7 @@ def damage(checkpoints: Path, how: str) -> None:
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
     else:
         key, _, value = how.partition("=")
-        run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {key: json.loads(value)}))
+        tamper(run_file, lambda run: run | {key: json.loads(value)})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from running import tamper
 from safetensors.torch import load_file
 
 import analyze
@@ -206,8 +207,7 @@ def test_queries_may_begin_at_another_validation_row(copied, tmp_path, capsys):
 def test_members_of_another_recipe_or_none_are_refused(copied, capsys):
     three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "3"]
     path = copied / "demo/members/seed2/run.json"
-    run = json.loads(path.read_text())
-    path.write_text(json.dumps(run | {"recipe": run["recipe"] | {"learning_rate": 1.0}}))
+    tamper(path, lambda run: run | {"recipe": run["recipe"] | {"learning_rate": 1.0}})
     assert "another recipe" in refused(capsys, analyze.main, *three)
     path.unlink()
     assert "--num_members 3" in refused(capsys, analyze.main, *three)

@@ -1,12 +1,11 @@
 """The table says what retraining says, refuses ground truth of something else, and can be drawn again."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from running import LDS, QUERIES, SMALL, retrains
+from running import LDS, QUERIES, SMALL, retrains, tamper
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
@@ -93,9 +92,7 @@ def test_bad_arguments_are_refused_in_one_sentence(copied, tmp_path, capsys):
 
 def test_scores_of_another_checkpoint_are_left_out_and_that_is_said(copied, tmp_path, capsys):
     path = copied / "demo/influence/scores/identity/pairwise_scores.json"
-    record = json.loads(path.read_text())
-    record["fingerprint"]["weights"] = "0"
-    path.write_text(json.dumps(record))
+    tamper(path, lambda record: record | {"fingerprint": record["fingerprint"] | {"weights": "0"}})
     assert "identity" not in LDS.run(copied, tmp_path)["scores"]
     assert "identity: left out, its scores were made from other weights" in capsys.readouterr().err
 

@@ -91,3 +91,24 @@ def test_fingerprint_sees_names_types_shapes_and_values():
     }
     assert len(prints) == 5
     assert files.fingerprint_of_tensors({"a": x, "b": x}) == files.fingerprint_of_tensors({"b": x, "a": x})
+
+
+def test_a_changed_byte_of_a_json_file_is_noticed_wherever_it_is(tmp_path, capsys):
+    """Or it changes nothing, as between two values."""
+    path, value = tmp_path / "a.json", {"seed": 3, "recipe": {"rate": 1e-4, "names": ["a", "b"]}, "none": None}
+    files.write_json(path, value)
+    whole = path.read_bytes()
+    assert files.read_json(path) == value
+    for place in range(len(whole)):
+        for other in (whole[place] ^ 1, whole[place] ^ 16, 0x20, 0xFF):
+            path.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+            assert files.read_json(path) in (None, value), path.read_bytes()
+    for end in range(0, len(whole) - 2, 7):
+        path.write_bytes(whole[:end])
+        assert files.read_json(path) is None
+    assert "a.json is damaged and does not count" in capsys.readouterr().err
+
+
+def test_json_files_of_before_have_no_checksum_and_count(tmp_path):
+    (tmp_path / "a.json").write_text('{"seed": 3}')
+    assert files.read_json(tmp_path / "a.json") == {"seed": 3}

@@ -1,7 +1,6 @@
 """What is finished survives what fails afterwards, and what cannot be written is said before the work."""
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -9,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import QUICK, SMALL, scores_of
+from running import QUICK, SMALL, scores_of, tamper
 
 import analyze
 import evaluate_lds
@@ -102,7 +101,7 @@ def test_an_evaluation_that_fails_loses_no_training(tmp_path, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(train, "evaluate_model", fail)
+    monkeypatch.setattr("attribution.training.making.evaluate_model", fail)
     with pytest.raises(ZeroDivisionError):
         train.main([*SMALL, "--checkpoint_dir", str(tmp_path)])
     folder, run = open_run(tmp_path, "demo")
@@ -172,8 +171,7 @@ def test_the_start_of_retrains_is_the_one_of_training_or_is_refused(tmp_path, ca
     evaluate_lds.main([*study, "--model_name_or_path", str(tmp_path / "moved")])
     assert run_script(evaluate_lds.main, [*study, "--model_name_or_path", str(tmp_path / "runs/sst2")]) == 2
     assert "other weights than the one that the run was trained from" in capsys.readouterr().err
-    run = json.loads((tmp_path / "runs/sst2/run.json").read_text())
-    (tmp_path / "runs/sst2/run.json").write_text(json.dumps({key: run[key] for key in run if key != "start"}))
+    tamper(tmp_path / "runs/sst2/run.json", lambda run: {key: run[key] for key in run if key != "start"})
     evaluate_lds.main([*study, "--model_name_or_path", str(tmp_path / "moved")])
     assert "cannot be checked" in capsys.readouterr().out
     shutil.move(data, tmp_path / "other data")

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from running import COUNTERFACTUAL, QUERIES, refusal, retrains
+from running import COUNTERFACTUAL, QUERIES, refusal, retrains, tamper
 from safetensors.numpy import load_file
 
 import analyze
@@ -76,9 +76,7 @@ def test_a_regression_task_is_refused(glue_dir, tmp_path, capsys):
 
 def test_scores_of_another_checkpoint_are_refused_by_what_differs(copied, tmp_path, capsys):
     path = copied / "demo/influence/scores/ekfac/pairwise_scores.json"
-    record = json.loads(path.read_text())
-    record["fingerprint"]["weights"] = "0"
-    path.write_text(json.dumps(record))
+    tamper(path, lambda record: record | {"fingerprint": record["fingerprint"] | {"weights": "0"}})
     assert "other weights" in COUNTERFACTUAL.refused(capsys, copied, tmp_path)
 
 

@@ -8,7 +8,6 @@ twice at a time, and what a killed process had claimed is free.
 """
 
 import errno
-import json
 import os
 import pickle
 import signal
@@ -21,7 +20,7 @@ import torch.multiprocessing
 from tqdm import tqdm
 
 from attribution.evidence.store import Job, Results, Store
-from attribution.files import num_cores
+from attribution.files import num_cores, read_json
 
 RETRAIN_SEED = 100  # the first seed of retrains; scored models have others, or they would share head and row order
 POLL = 0.5  # seconds between two looks at what other processes have finished
@@ -49,9 +48,10 @@ def _worker(index: int, count: int, folder: Path, digests: np.ndarray, jobs: lis
     """A process of `run_jobs`. The retrainer comes pickled by value: shared memory is small in containers."""
     # torch sends this signal when the parent dies; whoever was started in the background of a script ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    fingerprint = json.loads((folder / "recipe.json").read_bytes())["fingerprint"]
-    rank, size = launched()
-    work(Store(folder.parent, fingerprint, digests), jobs, pickle.loads(retrain), (rank + index / count) / size)
+    recipe, (rank, size) = read_json(folder / "recipe.json"), launched()
+    assert recipe is not None  # the parent process has just read it
+    store = Store(folder.parent, recipe["fingerprint"], digests)
+    work(store, jobs, pickle.loads(retrain), (rank + index / count) / size)
 
 
 def default_workers(device: torch.device, parameters: int) -> int:

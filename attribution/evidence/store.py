@@ -23,7 +23,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from attribution.files import NO_LOCKS, write_bytes, write_json
+from attribution.files import NO_LOCKS, read_json, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,7 @@ def earlier_retrains(folder: Path, fingerprint: dict) -> int:
     """Retrains below `folder` by an earlier version, which stored margins only, with otherwise the same fingerprint."""
     count, wanted = 0, {part: value for part, value in fingerprint.items() if part != "results"}
     for path in Path(folder).glob("*/recipe.json"):
-        with contextlib.suppress(OSError, ValueError):
-            other = json.loads(path.read_bytes())["fingerprint"]
-            if "query rows" in other and other | wanted == other:
-                count += sum(1 for _ in path.parent.glob("*/*.safetensors"))
+        other = (read_json(path) or {}).get("fingerprint", {})
+        if "query rows" in other and other | wanted == other:
+            count += sum(1 for _ in path.parent.glob("*/*.safetensors"))
     return count

@@ -5,6 +5,8 @@ call a phase and process, over all parts of the process. The sums stay in the mo
 whose keys name a factor and the modules that share it, `factor|module|module`.
 """
 
+import json
+
 import torch
 from kronfluence.arguments import FactorArguments
 from kronfluence.factor.config import FactorConfig
@@ -12,7 +14,7 @@ from kronfluence.factor.covariance import fit_covariance_matrices_with_loader
 from kronfluence.factor.eigen import fit_lambda_matrices_with_loader
 from kronfluence.utils import constants as names
 
-from attribution.files import write_json, write_tensors
+from attribution.files import write_bytes, write_tensors
 from attribution.influence.analyzer import EigenAnalyzer, is_out_of_memory
 from attribution.influence.eigenbasis import tracked
 from attribution.influence.parts import SMALLEST_BUDGET, Kept, Part, divide
@@ -31,7 +33,8 @@ def fit_in_parts(
     rows = dataset.first(factor_args.covariance_max_examples or len(dataset))
     shared = {"model": analyzer.model, "state": analyzer.state, "task": analyzer.task, "factor_args": factor_args}
     if processes.main:
-        write_json(phases.folder / "factor_arguments.json", factor_args.to_dict())
+        content = json.dumps(factor_args.to_dict())  # in kronfluence's format, which knows no checksum
+        write_bytes(phases.folder / "factor_arguments.json", content.encode())
     if config.requires_covariance_matrices:
 
         def covariance(loader):

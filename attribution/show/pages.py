@@ -182,6 +182,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed_training": of_result("speed", timings.speed_training),
     "speed_rate": of_result("speed", timings.speed_rate),
     "speed_operators": of_result("speed", timings.speed_operators),
+    "scale": of_result("scale", timings.scale_table),
     "gpu": gpu,
     "glue_tasks": of_result("glue_tasks", lambda found: tables.markdown(found["header"], found["rows"])),
 }

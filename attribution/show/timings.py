@@ -3,12 +3,17 @@
 Each function takes what a benchmark measured, as plain dictionaries, and returns Markdown or a block of text.
 """
 
+import numpy as np
+
 from attribution.show import tables
+from attribution.show.tables import markdown
 
 # JSON files are sorted by name; tables are in the order in which they are read.
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise", "all")
 CASES = {"sst2": "SST-2", "rte": "RTE", "demo": "demo"}
 PRECISIONS = ("float32", "tf32", "bfloat16", "bfloat16 and tf32")
+STEPS = ("opening", "training", "covariance", "eigendecomposition", "lambda", "pairwise", "showing")
+LONG = 10.0  # seconds from which a step's growth is measured
 VARIANTS = ("float32", "bfloat16", "rank 8", "rank 32")
 
 
@@ -145,3 +150,22 @@ def profile_block(actions: list[dict]) -> str:
         total, share = f"{row['total_seconds']:.4f}", f"{row['percentage']:.1f}"
         rows.append([row["action"], mean, f"{row['calls']:.0f}", total, share])
     return f"```\n{tables.aligned(header, rows)}\n```"
+
+
+def exponent(sizes: list[int], values: list[float]) -> str:
+    """The exponent of a power law through the values; "-" for fewer than two."""
+    return f"{np.polyfit(np.log(sizes), np.log(values), 1)[0]:.2f}" if len(sizes) > 1 else "-"
+
+
+def scale_table(result: dict) -> str:
+    """Seconds and peaks of every step against rows, and the exponents of what takes above LONG seconds."""
+    measured = {int(size): steps for size, steps in result["sizes"].items()}
+    sizes = sorted(measured)
+    rows = []
+    for step in STEPS:
+        found = [measured[size][step] for size in sizes]
+        long = [(size, one["seconds"]) for size, one in zip(sizes, found, strict=True) if one["seconds"] > LONG]
+        cells = [f"{one['seconds']:.1f} s, {one['peak'] / 2**30:.2f} GiB" for one in found]
+        powers = exponent([size for size, _ in long], [seconds for _, seconds in long])
+        rows.append([step, *cells, powers, exponent(sizes, [one["peak"] for one in found])])
+    return markdown(["step", *(f"{size:,} rows" for size in sizes), "exponent", "of memory"], rows)

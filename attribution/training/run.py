@@ -86,7 +86,7 @@ def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_pa
 
 def is_foreign(folder: Path) -> bool:
     """Whether the folder holds a model that train.py did not save."""
-    if read_json(folder / "run.json") is not None or (folder / MARKER).exists():
+    if (folder / "run.json").exists() or (folder / MARKER).exists():  # the former may be damaged
         return False
     return any(True for pattern in MODEL_FILES for _ in folder.glob(pattern))
 
@@ -110,7 +110,8 @@ def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
     if run is None:
         if is_foreign(folder):
             raise Refused(f"{folder} holds a model that is no run of train.py (there is no run.json)")
-        state = "is half-written" if (folder / MARKER).exists() else "is missing"
+        there = (folder / "run.json").exists()
+        state = "is half-written" if (folder / MARKER).exists() else "is damaged" if there else "is missing"
         raise Refused(f"the checkpoint {folder} {state}; {command}")
     if run.get("dataset_name") != data_name:
         raise Refused(f"the checkpoint {folder} was trained on {run.get('dataset_name')}, not {data_name}; {command}")

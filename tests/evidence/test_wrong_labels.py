@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from running import ROOT, SMALL, analyze_quickly, refusal
+from running import ROOT, SMALL, analyze_quickly, refusal, tamper
 
 import train
 from attribution.evidence import wrong_labels
@@ -60,7 +60,7 @@ def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path,
     stored = len(list((tmp_path / "demo/retraining").rglob("*.safetensors")))
     bench.main([*mine, "--results_dir", str(tmp_path)])
     assert len(list((tmp_path / "demo/retraining").rglob("*.safetensors"))) == stored == 5
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "other"}))
+    tamper(path, lambda run: run | {"weights": "other"})
     assert "self-influence, identity" not in bench.self_influences(path.parent, json.loads(path.read_text()))
     assert bench.wrong_labels.truth_of(type("Rows", (), {"table": type("T", (), {"column_names": []})})) is None
     assert "is missing" in refusal(capsys, bench.main, ["--dataset_name", "rte", *where])

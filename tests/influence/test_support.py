@@ -53,7 +53,7 @@ def test_scores_equal_inner_products_of_autograds_gradients_and_the_first_token_
     whole = open_data(folder, run, None, 2000)[1]
     scores = torch.from_numpy(stored_scores(folder, run, whole.fingerprint())[0]["identity"][:3, :6]).double()
     assert (scores - expected).norm() < 1e-5 * expected.norm()
-    (found,) = represent(folder, torch.device("cpu"), queries)
+    (found,) = represent(model, queries)
     with torch.no_grad():
         outputs = model.base_model(**model_inputs(queries.batch(range(3))))
     assert torch.allclose(torch.from_numpy(found), outputs.last_hidden_state[:, 0], atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from running import ROOT
 
-from attribution.files import Refused
+from attribution.files import Refused, read_json
 from attribution.show import plotting, results
 
 
@@ -19,7 +19,7 @@ def test_a_result_is_saved_with_its_surroundings_and_drawn_again_as_it_was(tmp_p
     )  # fmt: skip
     assert np.array_equal(np.load(stem.with_suffix(".npz"))["masks"], np.eye(2))
     results.redraw(stem, [figure], lambda *given: drawn.append(given))
-    assert drawn == [(result, figure)] * 2 and json.loads(stem.with_suffix(".json").read_text()) == result
+    assert drawn == [(result, figure)] * 2 and read_json(stem.with_suffix(".json")) == result
     assert stem.with_suffix(".md").read_text() == "| a |\n"
     around = json.loads(stem.with_suffix(".run.json").read_text())
     assert around["arguments"] == {"alpha": "0.5"} and {"versions", "commit", "device"} <= set(around)
