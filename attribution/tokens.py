@@ -4,13 +4,15 @@ Symbols: N rows.
 """
 
 import hashlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from attribution.files import exclusive, num_cores
+from attribution.files import exclusive, num_cores, read_json, write_json
 from attribution.start import fingerprint_of_tokenizer
 
 CACHED_ROWS = 10_000  # from so many rows on tokens are cached: of fewer they are made in a second
@@ -34,13 +36,48 @@ def tokenize(table: datasets.Dataset, columns: tuple[str, ...], tokenizer, max_l
     parts = f"{table._fingerprint}|{fingerprint_of_tokenizer(tokenizer)}|{max_length}|{columns}"
     name = hashlib.sha256(parts.encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "attribution_tokens"
-    with exclusive(folder, f".lock_{name}", wait_for="tokens"):
+
+    def make() -> dict[str, tuple]:
         made = table.select_columns(list(columns)).map(
             encode, batched=True, remove_columns=list(columns), new_fingerprint=name,
             cache_file_name=str(folder / f"{name}.arrow"), desc="tokens",
             num_proc=min(num_cores(), len(table) // ROWS_A_PROCESS) or None,
         )  # fmt: skip
-    return {column: flat_column(made, column) for column in made.column_names}
+        return {column: flat_column(made, column) for column in made.column_names}
+
+    with exclusive(folder, f".lock_{name}", wait_for="tokens"):
+        return checked(folder, name, make)
+
+
+def checked(folder: Path, name: str, make: Callable[[], dict[str, tuple]]) -> dict[str, tuple]:
+    """What make() returns, which reads or writes <name>*.arrow in the folder; made again where that is damaged."""
+    record = folder / f"{name}.json"
+    known = read_json(record) or {}
+    try:
+        found = make()
+        content = digest_of(found)
+        if not known:
+            write_json(record, {"content": content})
+        if known.get("content", content) == content:
+            return found
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of what stands in the file
+            raise
+    print(f"the tokens in {folder / name}.arrow are damaged and are made again", file=sys.stderr)
+    for path in folder.glob(f"{name}*"):
+        path.unlink()
+    found = make()
+    write_json(record, {"content": digest_of(found)})
+    return found
+
+
+def digest_of(tokens: dict[str, tuple]) -> str:
+    """SHA-256 of all tokens and lengths."""
+    digest = hashlib.sha256()
+    for name in sorted(tokens):
+        for array in tokens[name]:
+            digest.update(f"|{name}|".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def flat_column(made: datasets.Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:

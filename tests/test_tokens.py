@@ -55,6 +55,19 @@ def test_tokens_on_the_disk_are_not_made_again_unless_length_or_rows_are_others(
     assert len(fewer) == 110 and tokenizer.calls == calls + 5
 
 
+@pytest.mark.parametrize("how", ["flipped", "cut", "emptied"])
+def test_damaged_tokens_on_the_disk_are_named_and_made_again(cache, capsys, how):
+    rows(None)
+    (path,) = cache.glob("*.arrow")
+    whole = path.read_bytes()
+    place = whole.rindex(rows(None).inputs["input_ids"][0, :4].numpy().astype("<i4").tobytes()[:8])
+    flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    path.write_bytes({"flipped": flipped, "cut": whole[: len(whole) // 2], "emptied": b""}[how])
+    assert rows(None).fingerprint() == TRAIN
+    assert "are damaged and are made again" in capsys.readouterr().err
+    assert rows(None).fingerprint() == TRAIN and "damaged" not in capsys.readouterr().err
+
+
 def test_rows_are_padded_behind_their_end():
     padded = pad(*tokens.flatten([[1, 2, 3], [4], [5, 6]]))
     assert padded.dtype == torch.int32 and padded.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]]
