@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-search test-processes test-oldest lint figures tables bench
+.PHONY: demo test test-search test-processes faults test-oldest lint figures tables bench
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,11 @@ test-search: .venv/ready
 # Two, three and five processes, ten kills, and strategies x flags on a pretended GPU: some minutes.
 test-processes: .venv/ready
 	LONG_TESTS=1 $(BIN)/python -m pytest tests/test_processes.py tests/test_train_processes.py tests/test_pretended_gpu.py
+
+# 240 trials of what may go wrong, and the longer search: some ten minutes each. Writes results/faults.json.
+faults: .venv/ready
+	$(BIN)/python tests/faults/run.py --trials 240 --result results/faults.json
+	SEARCH_SECONDS=600 $(BIN)/python -m pytest tests/test_search.py
 
 # The lowest versions that requirements.txt allows, in an environment of their own.
 test-oldest: requirements.txt

@@ -6,13 +6,12 @@ from pathlib import Path
 import scipy.linalg
 import torch
 from kronfluence.analyzer import Analyzer
-from kronfluence.factor.eigen import save_eigendecomposition
 from kronfluence.utils import constants as names
 from kronfluence.utils.state import State
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from attribution.files import Refused
+from attribution.files import Refused, write_tensors
 from attribution.influence.batching import WeighedLoader, batches_within, group_ends
 from attribution.influence.contractions import accumulator
 from attribution.influence.eigenbasis import EigenLinear, tracked
@@ -128,8 +127,9 @@ class EigenAnalyzer(FolderAnalyzer):
         for job, module, (vectors_name, values_name) in sharers:
             values, vectors = results[job]
             factors[vectors_name][module], factors[values_name][module] = vectors.clone(), values.clone()
-        if self.processes.main:
-            save_eigendecomposition(self.factors_output_dir(factors_name), factors, factor_args.to_str_dict())
+        if self.processes.main:  # kronfluence's own call adds metadata, whose order is another one each time
+            for name, tensors in factors.items():
+                write_tensors(self.factors_output_dir(factors_name) / f"{name}.safetensors", tensors)
 
     def _decompose(self, jobs, dtype, kept) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(eigenvalues, eigenvectors) of matrix / count for every job, computed in one type, kept in another."""

@@ -9,6 +9,7 @@ Symbols: N training rows.
 import contextlib
 import secrets
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,20 @@ import numpy as np
 import safetensors
 import torch
 
-from attribution.files import write_tensors
+from attribution.files import fingerprint_of_tensors, write_tensors
 from attribution.influence.batching import batches_within, group_ends
 from attribution.training.processes import Processes, share_out
 
 PATIENCE = 600.0  # seconds of work that a killed process loses at most
 SMALLEST_BUDGET = 128  # tokens of a batch below which nothing more is tried
 PARTS = "parts"  # key of a file: numbers of the parts that it holds
+CONTENT = "content"  # key of a file: SHA-256 of the rest
 SECONDS = "seconds"  # key of a file: what its parts took, over all processes that worked on it
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(32,) uint8: SHA-256 over names, types, shapes and values of the tensors."""
+    return torch.frombuffer(bytearray.fromhex(fingerprint_of_tensors(tensors)), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Kept:
         self.seconds, self.saved = 0.0, time.perf_counter()
         for name in [self.path.name] if self.path.exists() else self.taken:
             tensors = safetensors.torch.load_file(self.folder / name)
+            tensors.pop(CONTENT)
             self.parts += tensors.pop(PARTS).tolist()
             self.seconds += tensors.pop(SECONDS).item()
             self.loaded.append(tensors)
@@ -110,7 +118,8 @@ class Kept:
         now = time.perf_counter()
         self.seconds, self.saved = self.seconds + now - self.saved, now
         numbers = {PARTS: torch.tensor(parts, dtype=torch.int64), SECONDS: torch.tensor([self.seconds])}
-        write_tensors(self.path, tensors | numbers)
+        tensors = tensors | numbers
+        write_tensors(self.path, tensors | {CONTENT: digest(tensors)})
         for name in self.taken:
             (self.folder / name).unlink(missing_ok=True)
 
@@ -134,12 +143,16 @@ def accept(folder: Path) -> list[tuple[str, list[int]]]:
     """(name, parts that it holds) of the files to go on from.
 
     Where two hold the same part, because a process died between writing one and deleting the other, the one that holds
-    more counts. Unreadable files do not.
+    more counts. Damaged files do not, and are named.
     """
     found = []
     for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(OSError, safetensors.SafetensorError), safetensors.safe_open(path, "pt") as file:
-            found.append((path.name, file.get_tensor(PARTS).tolist()))
+        with contextlib.suppress(OSError, safetensors.SafetensorError, KeyError):
+            tensors = safetensors.torch.load_file(path)
+            if torch.equal(tensors.pop(CONTENT), digest(tensors)):
+                found.append((path.name, tensors[PARTS].tolist()))
+                continue
+        print(f"{path} is damaged and does not count", file=sys.stderr)
     accepted: list[tuple[str, list[int]]] = []
     taken: set[int] = set()
     for name, parts in sorted(found, key=lambda entry: (-len(entry[1]), entry[0])):

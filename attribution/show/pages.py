@@ -127,6 +127,17 @@ def ceiling(results: Path) -> str:
     return tables.markdown(["queries", "repeats", "a perfect score reaches", *keys[1:]], rows)
 
 
+def faults(results: Path) -> str:
+    """What was made to go wrong, how often, and what came of it."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for trial in read_result(results, "faults")["trials"]:
+        what = trial["what"].partition(": ")[2] if trial["trial"] == "damaged" else trial["what"].rpartition(": ")[2]
+        found = counts.setdefault((trial["trial"], what), [0, 0, 0])
+        found[[True, False, None].index(trial["passed"])] += 1
+    rows = [[name, what, *map(str, found)] for (name, what), found in sorted(counts.items())]
+    return tables.markdown(["what happened", "what came of it", "passed", "failed", "skipped"], rows)
+
+
 # --- speed ---------------------------------------------------------------------------------------------
 
 
@@ -175,6 +186,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "counterfactual_demo": of_result("counterfactual_demo", tables.counterfactual_markdown),
     "counterfactual_sst2": of_result("counterfactual_sst2", tables.counterfactual_markdown),
     "published_flips": published_flips,
+    "faults": faults,
     "speed_cases": of_result("speed", timings.speed_cases),
     "speed_rounds": of_result("speed", timings.speed_rounds),
     "speed_precision": of_result("speed", timings.speed_precision),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from attribution.files import exclusive
+from attribution.files import exclusive, read_json
 from attribution.start import name_classes
 from attribution.training.bar import train
 from attribution.training.fit import choose_device, evaluate_model, steps_of
@@ -15,6 +15,7 @@ from attribution.training.material import Material
 from attribution.training.members import Members, fits, kept_rows, share_of_process
 from attribution.training.processes import ALONE, Processes
 from attribution.training.progress import Progress
+from attribution.training.questions import open_trained
 from attribution.training.run import add_to_run, save_run
 
 
@@ -54,6 +55,8 @@ class Making:
         kept = self.members.kept_steps(steps) if share == self.members.share else []
         if not self.members.single and fits(folder, record, kept):
             print(f"{folder} is there and is kept")
+            if not (read_json(folder / "run.json") or {}).get("evaluation"):  # it was killed before
+                add_to_run(folder, evaluation=evaluate_all(open_trained(folder), self.material, self.eval_batch_size))
             return
         progress = Progress(folder / ".training", made_from(record, kept), processes)
         with exclusive(folder) if processes.main else contextlib.nullcontext():

@@ -59,8 +59,10 @@ def test_parts_are_shared_out_evenly_and_each_to_one_process():
 def test_of_two_files_that_hold_the_same_part_the_fuller_one_counts(tmp_path):
     for name, held in (("a", [1, 2]), ("b", [0, 1, 2, 3]), ("c", [4])):
         seconds = torch.tensor([2.0])
-        save_file({parts.PARTS: torch.tensor(held), parts.SECONDS: seconds}, tmp_path / f"{name}.safetensors")
+        tensors = {parts.PARTS: torch.tensor(held), parts.SECONDS: seconds}
+        save_file(tensors | {parts.CONTENT: parts.digest(tensors)}, tmp_path / f"{name}.safetensors")
     (tmp_path / "d.safetensors").write_bytes(b"half")
+    save_file(tensors | {parts.CONTENT: parts.digest({})}, tmp_path / "e.safetensors")
     assert accept(tmp_path) == [("b.safetensors", [0, 1, 2, 3]), ("c.safetensors", [4])]
     kept = Kept(tmp_path.parent, tmp_path.name, ALONE)
     assert kept.parts == [0, 1, 2, 3, 4] and kept.earlier() == 4 and kept.remaining([1.0] * 7) == [5, 6]
