@@ -127,8 +127,8 @@ class Influence:
                 "was cut up; they are kept until you pass --overwrite, which makes factors and scores again"
             )
 
-    def save(self, kind: str, scores: torch.Tensor, seconds: dict) -> None:
-        """Stores complete scores, then the record that makes them count."""
+    def save(self, kind: str, scores: torch.Tensor, seconds: dict, work: dict | None = None) -> None:
+        """Stores complete scores, then the record that makes them count. work: the record of what they came from."""
         if not scores.isfinite().all():
             place = ", ".join(map(str, (~scores.isfinite()).nonzero()[0].tolist()))
             raise Refused(
@@ -143,6 +143,7 @@ class Influence:
             "fingerprint": self.parts(kind), "files": {path.name: sha256_of(path)}, "shape": list(scores.shape),
             "rows": result.row_checksums(scores) if scores.dim() == 2 else None,
             "seconds": seconds, "arguments": arguments, **environment(choose_device()),
+            **{name: part for name, part in (work or {}).items() if name in ("plan", "replanned")},
         })  # fmt: skip
 
     # --- what is computed ---
@@ -249,7 +250,7 @@ class Influence:
         with self._held(f"scores_{self.result.name}_{kind}"):
             scores, seconds, work = self._new_scores(kind)
             if self.processes.main:
-                self.save(kind, scores, seconds | {"all": time.perf_counter() - start})
+                self.save(kind, scores, seconds | {"all": time.perf_counter() - start}, work.record)
                 shutil.rmtree(work.folder)
             self.processes.meet()
         return scores

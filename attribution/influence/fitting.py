@@ -67,6 +67,8 @@ def sum_up(analyzer: EigenAnalyzer, phases: Phases, phase: str, dataset: GlueDat
         kept = Kept(phases.folder / "progress", phase, analyzer.processes)
         sums = add_parts(analyzer, kept, divide(dataset.lengths, **phases.plan["parts"]), dataset, factors, fit)
         phases.earlier = kept.earlier()
+        phases.go_on_with(phase, {"budget": analyzer.token_budget})
+        analyzer.token_budget = phases.plan["parts"]["budget"]  # the next phase holds other things
         sums = over_processes(analyzer, sums)
         if analyzer.processes.main:
             store(phases, factors, sums)

@@ -63,6 +63,18 @@ class Phases:
             write_json(self.path, self.record)
         self.processes.meet()
 
+    def go_on_with(self, phase: str, plan: dict) -> None:
+        """Records what a process went on with where memory ran out, rank -> plan; all processes call this.
+
+        plan: what this process worked with, in the words of the stored plan.
+        """
+        stored = self.plan["parts"] | self.plan
+        others = {str(rank): one for rank, one in enumerate(self.processes.all_of(plan)) if one != {
+            name: stored[name] for name in one
+        }}  # fmt: skip
+        if others:
+            self.record.setdefault("replanned", {})[phase] = others
+
     def _finished(self, part: str, patterns: tuple[str, ...]) -> bool:
         recorded = self.record["parts"].get(part)
         if recorded is not None and intact(self.folder, recorded):
@@ -135,7 +147,7 @@ def keep_factors(phases: Phases, target: Path, rows: int) -> None:
     files = checksums(phases.folder.glob("*.safetensors"))
     write_json(phases.folder / "factors.json", {
         "fingerprint": phases.record["fingerprint"], "files": files, "seconds": phases.record["seconds"],
-        "factor_rows": rows,
+        "factor_rows": rows, "plan": phases.plan, "replanned": phases.record.get("replanned", {}),
     })  # fmt: skip
     target.parent.mkdir(exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)

@@ -70,6 +70,10 @@ class Scorer:
         kept = Kept(self.phases.folder / "progress", self.kind, self.analyzer.processes)
         self.run(kept)
         earlier, scores = kept.earlier(), self.together()
+        sizes = {"budget": self.analyzer.token_budget}
+        if self.queries is not None:
+            sizes |= {"pass_queries": self.pass_queries, "query_batch": self.query_batch}
+        self.phases.go_on_with(self.kind, sizes)
         self.phases.record["seconds"][self.kind] = earlier + time.perf_counter() - start
         return scores
 

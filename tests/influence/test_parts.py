@@ -10,7 +10,7 @@ import torch
 from running import analyze_quickly, close, influence_of, scores_of
 from safetensors.torch import load_file, save_file
 
-from attribution.files import Refused
+from attribution.files import Refused, read_json
 from attribution.influence import memory, parts
 from attribution.influence.analyzer import is_out_of_memory
 from attribution.influence.batching import batches_within, group_ends, runs_within
@@ -162,6 +162,12 @@ def test_where_memory_runs_out_it_goes_on_with_less_and_the_scores_stay(run_copy
     analyze_quickly(run_copy, *CUT, "--overwrite")
     assert "out of memory; going on with" in capsys.readouterr().out and when in phase
     assert close(scores_of(run_copy), expected, 1e-4)
+    influence = run_copy / "demo/influence"
+    records = [influence / "factors/ekfac/factors.json", influence / "scores/ekfac_damping0.0001/pairwise_scores.json"]
+    found = [read_json(path)["replanned"] for path in records if "replanned" in read_json(path)]
+    phases = {name: plan["0"] for one in found for name, plan in one.items()}
+    assert set(phases) == {"pairwise" if when == "queries" else when}  # nothing else was planned again
+    assert all(plan["budget"] <= 256 for plan in phases.values())
 
 
 def test_errors_of_libraries_count_as_out_of_memory_and_others_do_not():
