@@ -58,22 +58,28 @@ def run_script(main, argv: list[str] | None = None) -> int:
         print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     except (OSError, safetensors.SafetensorError) as error:
-        if is_disk_full(error):
-            print("error: the disk is full; free some space and run the same command again", file=sys.stderr)
-        elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
-            print(f"error: {error.filename} may not be read or written ({error.strerror})", file=sys.stderr)
-        else:
+        if (what := explained(error)) is None:
             raise
+        print(f"error: {what}", file=sys.stderr)
         return 2
     return 0
+
+
+def explained(error: Exception) -> str | None:
+    """What failed with a file, and what to do about it; None where only a traceback can tell."""
+    if is_disk_full(error):
+        return "the disk is full; free some space and run the same command again"
+    if isinstance(error, FileNotFoundError):
+        return f"a file is gone that was there ({error.filename or error}); run the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return f"{error.filename} may not be read or written ({error.strerror})"
+    return None
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error, or what caused it, says that no space (or no quota) is left."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError) and error.errno in full:
-        return True
-    return any(os.strerror(number) in str(error) for number in full)
+    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
 
 
 def temporary_name(path: Path) -> Path:
@@ -150,19 +156,15 @@ def read_json(path: Path) -> dict | None:
 
 
 def unchanged(value: dict) -> bool:
-    """Whether a JSON's content has the checksum that stands in it (files of before had none; a key of it that is one
-    letter off was damaged).
-    """
+    """Whether a JSON's content has its checksum. Files of before had none; a key that is one letter off is damaged."""
     if CHECKSUM not in value:
-        alike = (name for name in value if len(name) == len(CHECKSUM))
-        return all(sum(a != b for a, b in zip(name, CHECKSUM, strict=True)) > 1 for name in alike)
+        return all(len(name) != len(CHECKSUM) or sum(map(str.__ne__, name, CHECKSUM)) > 1 for name in value)
     return value[CHECKSUM] == checksum_of({name: part for name, part in value.items() if name != CHECKSUM})
 
 
 def checksum_of(value: dict) -> str:
     """SHA-256 of a dictionary's content, however its JSON is laid out."""
-    content = json.loads(json.dumps(value))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -267,9 +269,7 @@ def exclusive(folder: Path, name: str = ".lock", shared: bool = False, wait_for:
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS has no affinity
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 
 
 def printable(text: str) -> str:

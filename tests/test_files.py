@@ -112,3 +112,15 @@ def test_a_changed_byte_of_a_json_file_is_noticed_wherever_it_is(tmp_path, capsy
 def test_json_files_of_before_have_no_checksum_and_count(tmp_path):
     (tmp_path / "a.json").write_text('{"seed": 3}')
     assert files.read_json(tmp_path / "a.json") == {"seed": 3}
+
+
+def test_a_file_that_is_gone_is_one_sentence(capsys):
+    """As where somebody removes the run's folder while a script works in it; kronfluence's own error has no name."""
+    for error in (FileNotFoundError(errno.ENOENT, "No such file", "runs/x"), FileNotFoundError("Factors runs/x")):
+
+        def fail(_, error=error):
+            raise error
+
+        assert run_script(fail) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "runs/x" in said and "run the same command again" in said
