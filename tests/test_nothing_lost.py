@@ -77,7 +77,7 @@ def test_a_diverged_retrain_is_stored_as_nan_and_counts_as_wrong(trained):
 
 def test_scores_and_factors_that_are_not_finite_are_not_stored(run_copy, monkeypatch, capsys):
     whole = analyze.Influence.save
-    spoiled = lambda self, kind, scores, seconds: whole(self, kind, scores * math.nan, seconds)  # noqa: E731
+    spoiled = lambda self, kind, scores, *rest: whole(self, kind, scores * math.nan, *rest)  # noqa: E731
     monkeypatch.setattr(analyze.Influence, "save", spoiled)
     arguments = [*QUICK, "--checkpoint_dir", str(run_copy)]
     assert run_script(analyze.main, arguments) == 2

@@ -63,12 +63,11 @@ def sum_up(analyzer: EigenAnalyzer, phases: Phases, phase: str, dataset: GlueDat
     """One phase: sums of these factors over all rows, stored as kronfluence stores them. fit(loader) runs a loader."""
 
     def call() -> None:
-        analyzer.task.phase = phase
+        analyzer.task.phase, budget = phase, analyzer.token_budget
         kept = Kept(phases.folder / "progress", phase, analyzer.processes)
         sums = add_parts(analyzer, kept, divide(dataset.lengths, **phases.plan["parts"]), dataset, factors, fit)
         phases.earlier = kept.earlier()
-        phases.go_on_with(phase, {"budget": analyzer.token_budget})
-        analyzer.token_budget = phases.plan["parts"]["budget"]  # the next phase holds other things
+        phases.go_on_with(phase, {"budget": analyzer.token_budget} if analyzer.token_budget < budget else {})
         sums = over_processes(analyzer, sums)
         if analyzer.processes.main:
             store(phases, factors, sums)

@@ -66,12 +66,9 @@ class Phases:
     def go_on_with(self, phase: str, plan: dict) -> None:
         """Records what a process went on with where memory ran out, rank -> plan; all processes call this.
 
-        plan: what this process worked with, in the words of the stored plan.
+        plan: what this process went on with, in the words of the stored plan; empty for one that kept to it.
         """
-        stored = self.plan["parts"] | self.plan
-        others = {str(rank): one for rank, one in enumerate(self.processes.all_of(plan)) if one != {
-            name: stored[name] for name in one
-        }}  # fmt: skip
+        others = {str(rank): one for rank, one in enumerate(self.processes.all_of(plan)) if one}
         if others:
             self.record.setdefault("replanned", {})[phase] = others
 

@@ -73,7 +73,9 @@ class Scorer:
         sizes = {"budget": self.analyzer.token_budget}
         if self.queries is not None:
             sizes |= {"pass_queries": self.pass_queries, "query_batch": self.query_batch}
-        self.phases.go_on_with(self.kind, sizes)
+        planned = self.phases.plan["parts"] | self.phases.plan
+        changed = any(planned[name] != size for name, size in sizes.items())
+        self.phases.go_on_with(self.kind, sizes if changed else {})
         self.phases.record["seconds"][self.kind] = earlier + time.perf_counter() - start
         return scores
 
