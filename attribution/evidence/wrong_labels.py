@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from attribution.evidence.baselines import cosine
 from attribution.evidence.stats import interval
 from attribution.rows import GlueDataset
 from attribution.training.corruption import TRUTH
@@ -35,13 +36,17 @@ def found(ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTS
     order = np.argsort(-ranking, kind="stable")
     place = np.empty(len(order))
     place[order] = np.arange(len(order))
+
+    def measure(rows: np.ndarray) -> list[float]:
+        recalls = (float(np.mean(place[rows][wrong[rows]] < share * len(wrong))) for share in TOP)
+        return [float(roc_auc_score(wrong[rows], ranking[rows])), *recalls]
+
     generator, samples = np.random.default_rng(seed), []
     for _ in range(num_bootstrap):
         rows = generator.integers(len(wrong), size=len(wrong))
         if 0 < wrong[rows].sum() < len(rows):
-            inside = [np.mean(place[rows][wrong[rows]] < share * len(wrong)) for share in TOP]
-            samples.append([roc_auc_score(wrong[rows], ranking[rows]), *inside])
-    values = [float(roc_auc_score(wrong, ranking)), *(float(np.mean(place[wrong] < s * len(wrong))) for s in TOP)]
+            samples.append(measure(rows))
+    values = measure(np.arange(len(wrong)))
     names = ["auroc", *(f"recall at {share:.0%}" for share in TOP)]
     drawn = np.array(samples)
     return {
@@ -62,8 +67,7 @@ def row_losses(model: torch.nn.Module, train: GlueDataset) -> np.ndarray:
 
 def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have another label."""
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    similar = unit @ unit.T
+    similar = cosine(features, features)
     np.fill_diagonal(similar, -np.inf)
     count = min(NEIGHBOURS, len(labels) - 1)
     nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]

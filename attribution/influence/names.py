@@ -10,8 +10,8 @@ DAMPING = 1e-8  # kronfluence's default
 
 
 def factors_name(strategy: str, half: bool = False, stock: bool = False, exact: bool = False) -> str:
-    """Name of the folder below influence/factors. Identity has no curvature, hence no Fisher matrix."""
-    return strategy + "_exact" * (exact and strategy != "identity") + "_half" * half + "_stock" * stock
+    """Name of the folder below influence/factors."""
+    return strategy + "_exact" * exact + "_half" * half + "_stock" * stock
 
 
 def scores_name(
@@ -31,6 +31,11 @@ def scores_name(
 def is_own(name: str) -> bool:
     """Whether scores of this name are those of somebody's own queries."""
     return "_queries-" in name
+
+
+def window_name(first_query: int) -> str:
+    """What a name of scores says of queries that begin with this validation row."""
+    return f"_from{first_query}" if first_query else ""
 
 
 def without_window(name: str) -> tuple[str, int]:

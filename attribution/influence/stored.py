@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from attribution.files import differing_parts, intact, read_json
-from attribution.influence.names import is_own, without_window
+from attribution.influence.names import is_own, window_name, without_window
 from attribution.training.members import Members, weights_of_members
 
 
@@ -42,11 +42,11 @@ def open_scores_of(place: Path, name: str, queries, first_query: int) -> np.ndar
     """The scores (Q, N) of this name in a member's folder; None where there are none that fit its weights."""
     if (run := read_json(place / "run.json")) is None:
         return None
-    return stored_scores(place, run, queries.fingerprint(), first_query)[0].get(name)
+    return scores_named(place, run, name + window_name(first_query), queries.fingerprint())
 
 
-def own_scores(folder: Path, run: dict, name: str, query_rows: str) -> np.ndarray | None:
-    """Stored scores (Q, N) of queries of one's own; None where there are none that fit the run and these queries."""
+def scores_named(folder: Path, run: dict, name: str, query_rows: str) -> np.ndarray | None:
+    """The stored scores (Q, N) of this name alone; None where there are none that fit the run and these queries."""
     path = folder / "influence" / "scores" / name / "pairwise_scores.json"
     record = read_json(path)
     wanted = {"weights": run["weights"], "training rows": run["train_rows"], "query rows": query_rows}

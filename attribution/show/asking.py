@@ -19,6 +19,7 @@ from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, read_json
 from attribution.influence.analysis import Influence
 from attribution.influence.ensemble import open_influence, scores_of_members
+from attribution.influence.names import window_name
 from attribution.influence.settings import Settings
 from attribution.rows import GlueDataset
 from attribution.show import reading
@@ -107,7 +108,7 @@ class Session:
         self.members, self.train, self.queries = members, train, queries
         self.settings, self.arguments, self.hold, self.processes = settings, arguments, hold, processes
         self.folder, self.run = members.folder, members.run
-        window = f"_from{first}" if (first := arguments.get("first_query")) else ""
+        window = window_name(arguments.get("first_query", 0))
         self.influence = open_influence(members, train, queries, settings, arguments, window, processes)
 
     def of(self, questions: Questions) -> Influence:

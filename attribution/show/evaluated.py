@@ -51,14 +51,15 @@ def add_ensembles(asked: dict, run: dict, scores: dict[str, np.ndarray], queries
     return seeds
 
 
-def collect_scores(asked: dict, folder: Path, run: dict, train, queries) -> tuple[dict[str, np.ndarray], list[int]]:
+def collect_scores(
+    asked: dict, folder: Path, run: dict, train, queries, models: baselines.Models
+) -> tuple[dict[str, np.ndarray], list[int]]:
     """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations; seeds of the models behind them."""
     scores = open_scores(folder, run, queries, asked["first_query"])
     if not scores:
         where = f"--dataset_name {run['dataset_name']} --checkpoint_dir {folder.parent}"
         print(f"no stored scores; make them with: python analyze.py {where}")
     seeds = [*seeds_behind(run, scores), *add_ensembles(asked, run, scores, queries)]
-    models = models_of(folder, run, train.task, asked["model_name_or_path"])
     scores |= {name: baselines.baseline_scores(name, queries, train, models) for name in baselines.NAMES}
     for names in asked["combine"]:
         if unknown := [name for name in names if name not in scores]:
@@ -91,21 +92,22 @@ def residual_signs(folder: Path, run: dict, queries: GlueDataset, names) -> dict
 
     None for classes, and where there is one member.
     """
-    several = [Members.of(name) for name in names]
+    if not queries.task.regression:
+        return None
+    several = [members for members in map(Members.of, names) if not members.start]
     places = sorted({place for members in several for place in members.places(folder, run)})
-    places = [place for place in places if (place / "run.json").exists() and place.name != "0"]
-    if not queries.task.regression or len(places) < 2:
+    places = [place for place in places if (place / "run.json").exists()]
+    if len(places) < 2:
         return None
     signs = [np.sign(queries.labels - predict_run(place, queries).squeeze(-1).numpy()) for place in places]
     return {"apart": int((np.stack(signs) != signs[0]).any(0).sum()), "queries": len(queries), "models": len(places)}
 
 
-def evidence_of(asked: dict, truth: GroundTruth, train, queries, folder: Path, run: dict) -> lds.Evidence:
+def evidence_of(truth: GroundTruth, train, queries, models: baselines.Models) -> lds.Evidence:
     """The ground truth, and what it is controlled for."""
     if not train.task.regression:
         return lds.Evidence(truth.masks, truth.margins, stats.kept_counts(truth.masks, train.labels))
-    model = models_of(folder, run, train.task, asked["model_name_or_path"]).trained()
-    residuals = queries.labels - predict(model, queries).squeeze(-1).numpy()
+    residuals = queries.labels - predict(models.trained(), queries).squeeze(-1).numpy()
     sums = truth.masks.astype(np.float64) @ train.labels[:, None]
     return lds.Evidence(truth.masks, truth.margins, sums, truth.outputs, residuals)
 
@@ -115,8 +117,9 @@ def evaluate(
 ) -> tuple[dict, list[int]]:
     """(what `lds.evaluate` says of every score, seeds of the scored models). rows: training rows and queries."""
     train, queries = rows
-    scores, seeds = collect_scores(asked, folder, run, train, queries)
-    evidence = evidence_of(asked, truth, train, queries, folder, run)
+    models = models_of(folder, run, train.task, asked["model_name_or_path"])
+    scores, seeds = collect_scores(asked, folder, run, train, queries, models)
+    evidence = evidence_of(truth, train, queries, models)
     beside = beside_scores(asked, folder, run, queries, scores)
     result = lds.evaluate(scores, evidence, asked["num_bootstrap"], beside)
     return result | {"residuals": residual_signs(folder, run, queries, scores)}, seeds

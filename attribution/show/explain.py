@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from attribution.evidence.calibration import Slope
+from attribution.evidence.lds import TOP
 from attribution.rows import GlueDataset
 from pipeline import compute_margin
 
-TOP = 10  # rows of a query that count as its largest
 MIN_QUERIES = 20  # from which it can be said that a row ranks high whatever is asked
 MARK = 0.1  # share of the queries from which a row is marked
 

@@ -20,7 +20,7 @@ from attribution.evidence.calibration import random_subsets
 from attribution.evidence.study import models_of
 from attribution.files import Refused, printable, read_json, write_bytes
 from attribution.influence.names import analyze_command, flags_of
-from attribution.influence.stored import own_scores
+from attribution.influence.stored import scores_named
 from attribution.show import verdicts
 from attribution.show.asking import Session, stored_questions
 from attribution.show.explain import MARK, Context, Query, describe_row, explain, trust
@@ -109,7 +109,7 @@ def own_queries(session: Session) -> list[Query]:
         rows = record["queries"]
         labels = [row["label"] if row["target"] == "label" else None for row in rows]
         questions = ask(session.folder, session.run, [row["texts"] for row in rows], labels)
-        if own_scores(session.folder, session.run, place.name, questions.data.fingerprint()) is not None:
+        if scores_named(session.folder, session.run, place.name, questions.data.fingerprint()) is not None:
             found += session.queries_of(questions)
     return found
 

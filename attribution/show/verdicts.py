@@ -9,7 +9,7 @@ from attribution.evidence.calibration import Slope, random_subsets, slope
 from attribution.evidence.verdict import Target
 from attribution.files import Refused, printable, read_json, write_json
 from attribution.influence.names import analyze_command
-from attribution.influence.stored import own_scores, stored_scores
+from attribution.influence.stored import scores_named, stored_scores
 from attribution.rows import GlueDataset
 from attribution.show.reading import check_index, heading
 from attribution.show.tables import aligned
@@ -53,7 +53,7 @@ def own_target(
 ) -> Asked:
     """A query of one's own with the scores that analyze.py stored. Raises Refused where there are none."""
     questions = ask(folder, run, [texts], [label])
-    scores = own_scores(folder, run, name + questions.suffix, questions.data.fingerprint())
+    scores = scores_named(folder, run, name + questions.suffix, questions.data.fingerprint())
     if scores is None:
         flags = f"--query_text {shlex.join(texts)}" + (f" --query_label {shlex.quote(label)}" if label else "")
         command = f"{analyze_command(name, run['dataset_name'], checkpoint_dir)} {flags}"
