@@ -120,7 +120,8 @@ def main(argv=None) -> None:
             return
         members = open_members(folder, run, members_of(vars(args)))
         train, queries = open_data(folder, run, args.dataset_path, args.max_queries, args.first_query)
-        session = Session(members, train, queries, settings_of(args), vars(args), work_place, processes)
+        opened = (members, train, queries, settings_of(args), vars(args))
+        session = Session(*opened, work_place, processes, args.first_query)
         answer(session, read_questions(folder, run, vars(args)), args)
 
 

@@ -13,6 +13,7 @@ RESULTS_DIR/members_DATASET_NAME.json and .md.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -24,9 +25,10 @@ sys.path.insert(0, str(ROOT))
 from attribution.evidence import stats  # noqa: E402
 from attribution.evidence.ground_truth import Subsets, own_truth  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
-from attribution.files import Refused, environment, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.files import Refused, read_json, run_script  # noqa: E402
 from attribution.influence.names import flags_of  # noqa: E402
 from attribution.influence.stored import open_scores_of  # noqa: E402
+from attribution.show import results  # noqa: E402
 from attribution.show.tables import markdown, with_interval  # noqa: E402
 from attribution.training.members import Members  # noqa: E402
 from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments  # noqa: E402
@@ -96,16 +98,25 @@ def weights_of(name: str, scores: list[np.ndarray], rates: list[float]) -> list[
     return rates if name == "by learning rate" else [1.0] * len(scores)
 
 
-def open_set(args, folder: Path, run: dict, queries, members: Members) -> tuple[list[np.ndarray], list[float]]:
-    """(scores (Q, N), learning rate) of each checkpoint. Raises Refused where one has no such scores."""
-    scores, rates = [], []
-    for place in members.places(folder, run):
+def open_sets(args, folder: Path, run: dict, queries) -> list[tuple[int, str, list[np.ndarray], list[float]]]:
+    """(checkpoints, what they are, their scores (Q, N), their learning rates) of every set; each checkpoint read once.
+
+    Raises Refused where one has no such scores.
+    """
+
+    @functools.cache
+    def opened(place: Path) -> tuple[np.ndarray, dict]:
         found, record = open_scores_of(place, args.score, queries, args.first_query), read_json(place / "run.json")
         if found is None or record is None:
             raise Refused(f"{place} has no scores {args.score} of these queries; --plan prints what makes them")
-        scores.append(found)
-        rates.append(rate_before(record, run["recipe"], record["steps"] // members.steps))
-    return scores, rates
+        return found, record
+
+    sets = []
+    for count, label, members in every_set():
+        each = [opened(place) for place in members.places(folder, run)]
+        rates = [rate_before(record, run["recipe"], record["steps"] // members.steps) for _, record in each]
+        sets.append((count, label, [scores for scores, _ in each], rates))
+    return sets
 
 
 def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
@@ -115,11 +126,11 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     draws = stats.draw(len(truth.masks), truth.margins.shape[2])
     means = stats.mean_margins(truth.margins)
     rows: list[dict] = []
+    sets = open_sets(args, folder, run, queries)
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
         alone = None
-        for count, label, members in every_set():
-            scores, rates = open_set(args, folder, run, queries, members)
+        for count, label, scores, rates in sets:
             for name in MEANS if count > 1 else MEANS[:1]:
                 total = np.einsum("k,kqn->qn", weights_of(name, scores, rates), np.stack(scores), dtype=np.float64)
                 agreed = stats.agreement(total, truth.masks, ranks)
@@ -171,10 +182,8 @@ def main(argv=None) -> None:
     truth = own_truth(study, subsets, wait=False, dry_run=False)
     result = compare(args, folder, run, train, queries, truth) | {"score": args.score, "dataset": args.dataset_name}
     stem = args.results_dir / f"members_{args.dataset_name}"
-    arguments = {name: str(value) for name, value in vars(args).items()}
-    write_json(stem.with_suffix(".json"), result | {"arguments": arguments, **environment("cpu")})
-    write_bytes(stem.with_suffix(".md"), (table(result) + "\n").encode())
     print(table(result))
+    results.save(result, stem, markdown=table(result), arguments=vars(args), device=study.retrain.device)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ from attribution.evidence.baselines import represent  # noqa: E402
 from attribution.evidence.retraining import run_jobs  # noqa: E402
 from attribution.evidence.store import Job  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
-from attribution.files import Refused, environment, intact, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.files import Refused, intact, read_json, run_script  # noqa: E402
 from attribution.influence.stored import weights_of_members  # noqa: E402
+from attribution.show import results  # noqa: E402
 from attribution.show.tables import wrong_labels_markdown, wrong_labels_text  # noqa: E402
+from attribution.training.fit import choose_device  # noqa: E402
 from attribution.training.members import Members, open_members  # noqa: E402
 from attribution.training.questions import open_trained  # noqa: E402
 from attribution.training.recipe import Parser, add_data_arguments  # noqa: E402
@@ -99,10 +101,8 @@ def main(argv=None) -> None:
         "metrics": next(iter(run["evaluation"].values())), "weights": run["weights"], "train_rows": run["train_rows"],
     }  # fmt: skip
     stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
-    arguments = {name: str(value) for name, value in vars(args).items()}
-    write_json(stem.with_suffix(".json"), result | {"arguments": arguments, **environment("cpu")})
-    write_bytes(stem.with_suffix(".md"), (wrong_labels_markdown(result) + "\n").encode())
     print(wrong_labels_text(found))
+    results.save(result, stem, markdown=wrong_labels_markdown(result), arguments=vars(args), device=choose_device())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """How tests run the scripts: in process, on the embedded data, with arguments that make them quick."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import datasets
 import torch
@@ -48,6 +50,15 @@ def tamper(path: Path, change: Callable[[dict], dict]) -> None:
     content = read_json(path)
     assert content is not None
     write_json(path, change(content))
+
+
+def benchmark(name: str) -> ModuleType:
+    """The script of this name in benchmarks/, as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-3) -> bool:

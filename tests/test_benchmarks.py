@@ -1,23 +1,15 @@
 """The benchmark counts what was multiplied, measures what it says, and takes medians."""
 
-import importlib.util
 import json
 
 import pytest
 import torch
-from running import ROOT
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from running import benchmark
 
 
 @pytest.fixture(scope="module")
 def inner():
-    return load("inner")
+    return benchmark("inner")
 
 
 def test_every_matrix_product_is_counted_once_with_its_multiply_adds(inner):
@@ -56,7 +48,7 @@ def test_every_measurement_stores_its_number_and_leaves_the_run_as_it_was(inner,
 
 
 def test_the_estimate_for_a_gpu_reproduces_what_was_published_for_stock():
-    gpu = load("gpu")
+    gpu = benchmark("gpu")
     stock, ours = gpu.stock(), gpu.ours(4)
     assert all(sum(ours[phase].values()) - ours[phase].get("moved", 0) < stock[phase] for phase in stock)
     # The stock phases are limited by products, so that one rate fits all three within 40 %: the counts are plausible.
@@ -66,6 +58,6 @@ def test_the_estimate_for_a_gpu_reproduces_what_was_published_for_stock():
 
 
 def test_of_several_runs_the_median_counts():
-    speed = load("speed")
+    speed = benchmark("speed")
     runs = [{"seconds": dict.fromkeys((*speed.PHASES, "all"), seconds)} for seconds in (1.0, 9.0, 3.0)]
     assert speed.middle(runs)["lambda"] == 3.0

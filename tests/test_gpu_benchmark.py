@@ -1,23 +1,19 @@
 """The GPU benchmark keeps what it measured, scales its estimate by the card, and refuses where there is none."""
 
 import argparse
-import importlib.util
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, analyze_quickly, refusal
+from running import analyze_quickly, benchmark, refusal
 from safetensors.numpy import save_file
 
 
 @pytest.fixture
 def gpu():
-    spec = importlib.util.spec_from_file_location("benchmarks_gpu", ROOT / "benchmarks" / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("gpu")
 
 
 def test_each_measurement_is_kept_and_not_made_again(gpu, tmp_path, monkeypatch):

@@ -1,11 +1,10 @@
 """The comparison of members reads what is stored, weighs checkpoints as it says, and prints what makes the rest."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
-from running import ROOT, SMALL, refusal
+from running import SMALL, benchmark, refusal
 
 import analyze
 import evaluate_lds
@@ -15,10 +14,7 @@ from attribution.training.members import Members
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("benchmarks_members", ROOT / "benchmarks" / "members.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("members")
 
 
 def test_a_checkpoint_counts_as_much_as_the_learning_rate_of_the_steps_before_it(bench):

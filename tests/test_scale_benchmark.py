@@ -1,9 +1,8 @@
 """The scale benchmark fits exponents over what takes long, and its rows are the same each time."""
 
-import importlib.util
 
 import pytest
-from running import ROOT
+from running import benchmark
 
 from attribution.show.timings import STEPS, scale_table
 from pipeline import load_tables
@@ -11,10 +10,7 @@ from pipeline import load_tables
 
 @pytest.fixture(scope="module")
 def scale():
-    spec = importlib.util.spec_from_file_location("benchmarks_scale", ROOT / "benchmarks" / "scale.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("scale")
 
 
 def test_rows_are_drawn_the_same_each_time_and_open_as_mnli(scale, tmp_path):

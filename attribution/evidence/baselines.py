@@ -7,7 +7,7 @@ up, which helps a query that the model puts too low.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,6 +27,14 @@ class Models:
 
     trained: Callable[[], torch.nn.Module]  # the run's, on its device
     start: Callable[[], torch.nn.Module]  # the model before fine-tuning
+    known: dict[str, np.ndarray] = field(default_factory=dict)  # fingerprint of rows -> what `outputs` found
+
+    def outputs(self, queries: GlueDataset) -> np.ndarray:
+        """(Q,): the trained model's outputs for a regression's rows; predicted once."""
+        name = queries.fingerprint()
+        if name not in self.known:
+            self.known[name] = predict(self.trained(), queries).squeeze(-1).numpy()
+        return self.known[name]
 
 
 def agreement(query_labels: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
@@ -39,8 +47,7 @@ def signs(queries: GlueDataset, train: GlueDataset, models: Models | None) -> np
     if not train.task.regression:
         return agreement(queries.labels, train.labels)
     assert models is not None
-    outputs = predict(models.trained(), queries).squeeze(-1).numpy()
-    return np.outer(queries.labels - outputs, train.labels - train.labels.mean()).astype(np.float32)
+    return np.outer(queries.labels - models.outputs(queries), train.labels - train.labels.mean()).astype(np.float32)
 
 
 # --- texts ---------------------------------------------------------------------------------------------

@@ -153,38 +153,45 @@ def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> fl
     (Spearman 1910, Brown 1910), with r the mean Spearman correlation, over pairs of repeats, between the margins of two
     repeats; a negative r counts as 0. Its bias for few repeats: benchmarks/ceiling.py.
     """
-    complete = np.isfinite(margins).all((1, 2))
-    repeats = margins.shape[1]
-    if repeats < 2 or complete.sum() < MIN_MASKS:
+    if (found := _repeats(margins, controls)) is None:
         return None
-    controls = None if controls is None else controls[complete]
-    basis = _basis(int(complete.sum()), controls)
-    ranks, there = zip(*(_standardize(margins[complete, r], basis) for r in range(repeats)), strict=True)
-    valid = np.all(there, axis=0)
-    if not valid.any():
-        return None
-    pairs = [(ranks[i] * ranks[j]).sum(0)[valid] for i in range(repeats) for j in range(i)]
-    r = np.maximum(np.mean(pairs, axis=0), 0.0)
-    return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)).mean())
+    ranks, valid, _ = found
+    pairs = [(ranks[i] * ranks[j]).sum(0)[valid] for i in range(len(ranks)) for j in range(i)]
+    return float(_reliability(pairs, len(ranks)).mean())
 
 
 def bootstrap_ceiling(margins: np.ndarray, draws: Draws, controls: np.ndarray | None = None) -> np.ndarray | None:
     """(B,): the noise ceiling in every draw, as `noise_ceiling` has it on all masks; None where that is None."""
+    if (found := _repeats(margins, controls)) is None:
+        return None
+    ranks, valid, complete = found
+    drawn = Draws(draws.masks[:, complete], draws.queries)
+    pairs = [weighted_correlations(ranks[i], ranks[j], drawn) for i in range(len(ranks)) for j in range(i)]
+    weights = draws.queries * valid
+    return (_reliability(pairs, len(ranks)) * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
+
+
+def _repeats(
+    margins: np.ndarray, controls: np.ndarray | None
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray] | None:
+    """(standardized ranks (M', Q) of each repeat, valid queries (Q,), whole masks (M,)) of margins (M, R, Q).
+
+    A whole mask has all repeats. None where there is one repeat, where masks are too few, or where no query's margins
+    vary in every repeat.
+    """
     complete = np.isfinite(margins).all((1, 2))
-    repeats = margins.shape[1]
-    if repeats < 2 or complete.sum() < MIN_MASKS:
+    if margins.shape[1] < 2 or complete.sum() < MIN_MASKS:
         return None
     basis = _basis(int(complete.sum()), None if controls is None else controls[complete])
-    ranks, there = zip(*(_standardize(margins[complete, r], basis) for r in range(repeats)), strict=True)
-    valid, total = np.all(there, axis=0), np.zeros((len(draws.masks), margins.shape[2]))
-    drawn = Draws(draws.masks[:, complete], draws.queries)
-    pairs = [(i, j) for i in range(repeats) for j in range(i)]
-    for i, j in pairs:
-        total += weighted_correlations(ranks[i], ranks[j], drawn)
-    r = np.maximum(total / len(pairs), 0.0)
-    weights = draws.queries * valid
-    ceilings = np.sqrt(repeats * r / (1 + (repeats - 1) * r))
-    return (ceilings * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
+    found = [_standardize(repeat, basis) for repeat in margins[complete].transpose(1, 0, 2)]
+    valid = np.all([there for _, there in found], axis=0)
+    return ([ranks for ranks, _ in found], valid, complete) if valid.any() else None
+
+
+def _reliability(pairs: list[np.ndarray], repeats: int) -> np.ndarray:
+    """Square root of the reliability of a mean of repeats, from the correlations of their pairs (arrays alike)."""
+    r = np.maximum(np.mean(pairs, axis=0), 0.0)
+    return np.sqrt(repeats * r / (1 + (repeats - 1) * r))
 
 
 def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:

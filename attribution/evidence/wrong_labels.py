@@ -15,6 +15,7 @@ from attribution.training.fit import predict
 from pipeline import compute_margin
 
 TOP = (0.05, 0.1, 0.2)  # shares of the rows that somebody would look at
+MEASURES = ("auroc", *(f"recall at {share:.0%}" for share in TOP))
 NEIGHBOURS = 10
 NUM_BOOTSTRAP = 1000
 
@@ -47,11 +48,10 @@ def found(ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTS
         if 0 < wrong[rows].sum() < len(rows):
             samples.append(measure(rows))
     values = measure(np.arange(len(wrong)))
-    names = ["auroc", *(f"recall at {share:.0%}" for share in TOP)]
     drawn = np.array(samples)
     return {
         name: {"value": value, "interval": interval(drawn[:, i])}
-        for i, (name, value) in enumerate(zip(names, values, strict=True))
+        for i, (name, value) in enumerate(zip(MEASURES, values, strict=True))
     }
 
 

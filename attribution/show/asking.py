@@ -98,17 +98,18 @@ class View:
 class Session:
     """A run (or several members) opened for questions under one set of settings.
 
-    hold(influence, kinds): a context in which scores of these kinds are computed.
+    hold(influence, kinds): a context in which scores of these kinds are computed. first_query: number of the first of
+    the queries among the validation rows.
     """
 
     def __init__(
         self, members: Opened, train: GlueDataset, queries: GlueDataset, settings: Settings,
-        arguments: dict, hold: Callable, processes: Processes = ALONE,
+        arguments: dict, hold: Callable, processes: Processes = ALONE, first_query: int = 0,
     ) -> None:  # fmt: skip
         self.members, self.train, self.queries = members, train, queries
         self.settings, self.arguments, self.hold, self.processes = settings, arguments, hold, processes
         self.folder, self.run = members.folder, members.run
-        window = window_name(arguments.get("first_query", 0))
+        window = window_name(first_query)
         self.influence = open_influence(members, train, queries, settings, arguments, window, processes)
 
     def of(self, questions: Questions) -> Influence:

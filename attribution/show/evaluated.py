@@ -15,7 +15,6 @@ from attribution.files import Refused
 from attribution.influence.names import with_members
 from attribution.influence.stored import open_scores_of, seeds_behind, stored_scores
 from attribution.rows import GlueDataset
-from attribution.training.fit import predict
 from attribution.training.members import Members
 from attribution.training.questions import predict_run
 from attribution.training.run import open_run
@@ -107,9 +106,8 @@ def evidence_of(truth: GroundTruth, train, queries, models: baselines.Models) ->
     """The ground truth, and what it is controlled for."""
     if not train.task.regression:
         return lds.Evidence(truth.masks, truth.margins, stats.kept_counts(truth.masks, train.labels))
-    residuals = queries.labels - predict(models.trained(), queries).squeeze(-1).numpy()
     sums = truth.masks.astype(np.float64) @ train.labels[:, None]
-    return lds.Evidence(truth.masks, truth.margins, sums, truth.outputs, residuals)
+    return lds.Evidence(truth.masks, truth.margins, sums, truth.outputs, queries.labels - models.outputs(queries))
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """What a study leaves in a results folder, and its figure drawn again from there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,10 @@ from attribution.files import Refused, check_writable, environment, read_json, w
 
 Draw = Callable[[dict, Path], None]
 FIGURES = Path("figure")
+
+
+def no_figure(result: dict, path: Path) -> None:
+    """Of a result that has none."""
 
 
 def figure_paths(study: str, data_name: str, asked: Path | None) -> list[Path]:
@@ -22,8 +26,8 @@ def check_places(stem: Path, figures: list[Path]) -> None:
 
 
 def save(
-    result: dict, stem: Path, figures: list[Path], *, markdown: str, draw: Draw, arguments: dict, device,
-    arrays: dict[str, np.ndarray] | None = None, compact: bool = False,
+    result: dict, stem: Path, figures: Sequence[Path] = (), *, markdown: str, draw: Draw = no_figure, arguments: dict,
+    device, arrays: dict[str, np.ndarray] | None = None, compact: bool = False,
 ) -> None:  # fmt: skip
     """Writes the result as JSON, its Markdown, what surrounded the run (`.run.json`), and its figures.
 
@@ -36,12 +40,13 @@ def save(
         write_npz(stem.with_suffix(".npz"), **arrays)
     write_json(stem.with_suffix(".run.json"), around)
     draw_all(result, figures, draw)
-    print(f"wrote {stem}.json, {stem}.md and {figures[0]}")
+    print(f"wrote {', '.join(map(str, (f'{stem}.json', f'{stem}.md', *figures[:1])))}")
 
 
-def draw_all(result: dict, figures: list[Path], draw: Draw) -> None:
+def draw_all(result: dict, figures: Sequence[Path], draw: Draw) -> None:
     """The figure at every path; the later ones are copies of the first."""
-    draw(result, figures[0])
+    if figures:
+        draw(result, figures[0])
     for path in figures[1:]:
         write_bytes(path, figures[0].read_bytes())
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from attribution.evidence.wrong_labels import MEASURES
+
 
 def aligned(header: list[str], rows: list[list[str]]) -> str:
     """Columns padded to their widest cell: the first to the left, the others to the right."""
@@ -178,13 +180,11 @@ def counterfactual_markdown(result: dict) -> str:
 
 def wrong_label_rows(result: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of rankings that look for wrong labels, the best first."""
-    measures = list(next(iter(result.values())))
-    measures.sort(key=lambda name: (name != "auroc", float(name.split()[-1].rstrip("%")) if " " in name else 0.0))
     rows = [
-        [name, *(with_interval(entry[measure]["value"], entry[measure]["interval"]) for measure in measures)]
+        [name, *(with_interval(entry[measure]["value"], entry[measure]["interval"]) for measure in MEASURES)]
         for name, entry in sorted(result.items(), key=lambda item: -item[1]["auroc"]["value"])
     ]
-    return ["ranking", *("AUROC" if measure == "auroc" else measure for measure in measures)], rows
+    return ["ranking", *("AUROC" if measure == "auroc" else measure for measure in MEASURES)], rows
 
 
 def wrong_labels_text(result: dict[str, dict]) -> str:

@@ -1,12 +1,11 @@
 """Rankings that look for wrong labels are measured by AUROC and recall."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, SMALL, analyze_quickly, refusal, tamper
+from running import SMALL, analyze_quickly, benchmark, refusal, tamper
 
 import train
 from attribution.evidence import wrong_labels
@@ -44,9 +43,7 @@ def test_a_row_among_rows_of_another_class_disagrees_with_its_neighbours():
 
 
 def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("benchmarks_wrong", ROOT / "benchmarks" / "wrong_labels.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = benchmark("wrong_labels")
     where = ["--checkpoint_dir", str(tmp_path)]
     train.main([*SMALL, *where, "--corrupt_labels", "0.2", "--num_members", "2"])
     analyze_quickly(tmp_path, "--self_influence", "--factor_strategy", "identity")
