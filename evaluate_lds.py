@@ -36,7 +36,7 @@ from attribution.training.recipe import (
     check_window,
     recipe_of,
 )
-from attribution.training.run import open_data, open_run
+from attribution.training.run import fingerprints_of, open_data, open_run
 from pipeline import quiet_libraries
 
 
@@ -138,7 +138,7 @@ def main(argv=None) -> None:
     print(tables.lds_text(result))
     results.save(
         result, stem, figures, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,
-        arguments=vars(args), device=study.retrain.device,
+        arguments=vars(args), device=study.retrain.device, fingerprints=fingerprints_of(run, queries),
         arrays={"masks": truth.masks, "margins": truth.margins},
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ from attribution.training.recipe import (
     check_recipe,
     recipe_of,
 )
-from attribution.training.run import open_data, open_run
+from attribution.training.run import fingerprints_of, open_data, open_run
 from pipeline import quiet_libraries
 
 
@@ -182,6 +182,7 @@ def main(argv=None) -> None:
     results.save(
         result, stem, figures, markdown=tables.counterfactual_markdown(result),
         draw=plotting.draw_counterfactual, arguments=vars(args), device=study.retrain.device, compact=True,
+        fingerprints=fingerprints_of(run, queries),
     )  # fmt: skip
 
 

@@ -17,8 +17,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from attribution.files import Refused, check_numbers, environment, exclusive, read_json, run_script
+from attribution.files import Refused, check_numbers, exclusive, read_json, run_script
 from attribution.influence.support import check_attribution
+from attribution.provenance import environment
 from attribution.start import fingerprint_of_start, name_classes
 from attribution.training.adopt import FLAG as ADOPT
 from attribution.training.adopt import judge, open_adopted

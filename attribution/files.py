@@ -9,14 +9,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +25,6 @@ import torch
 from safetensors.torch import save_file
 
 CHECKSUM = "checksum"  # key of a JSON file: that of its other content
-LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # a file system without locks
 
 
@@ -277,24 +274,3 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def git_commit() -> str | None:
-    """The commit of this directory, with '+' where tracked files were changed; None outside git."""
-    where = Path(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def environment(device: torch.device | str = "cpu") -> dict:
-    """Versions, commit, device and threads, for the JSON beside a result."""
-    device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
-    return {"versions": versions, "commit": git_commit(), "device": name}

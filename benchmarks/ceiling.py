@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from attribution.evidence import stats  # noqa: E402
-from attribution.files import check_numbers, environment, run_script, write_json  # noqa: E402
+from attribution.files import check_numbers, run_script, write_json  # noqa: E402
+from attribution.provenance import check_clean, origin  # noqa: E402
 
 QUERIES = {  # name -> reliability of one repeat, from the first query to the last
     "alike, reliable": (0.6, 0.6),
@@ -59,6 +60,7 @@ def main(argv=None) -> None:
     add("--results_dir", type=Path, default=ROOT / "results", help="ceiling.json goes here (results)")
     args = parser.parse_args(argv)
     check_numbers(vars(args), "num_masks", "num_queries", "num_studies")
+    check_clean(args.results_dir)
     rows = []
     for name, (low, high) in QUERIES.items():
         for repeats in REPEATS:
@@ -68,7 +70,7 @@ def main(argv=None) -> None:
             rows.append({"queries": name, "repeats": repeats, "reached": reached, "ceiling": new, "old formula": old})
             print(f"{name}, {repeats} repeats: reached {reached:.3f}, ceiling {new:.3f}, old formula {old:.3f}")
     sizes = {"masks": args.num_masks, "queries": args.num_queries, "studies": args.num_studies}
-    write_json(args.results_dir / "ceiling.json", {"rows": rows} | sizes | environment())
+    write_json(args.results_dir / "ceiling.json", {"rows": rows} | sizes | origin())
 
 
 if __name__ == "__main__":

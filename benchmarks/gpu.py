@@ -46,6 +46,7 @@ from safetensors.numpy import load_file  # noqa: E402
 from attribution.evidence.stats import mean_spearman  # noqa: E402
 from attribution.files import Refused, read_json, run_script, write_json  # noqa: E402
 from attribution.influence.contractions import GRAM_STEP  # noqa: E402
+from attribution.provenance import check_clean, origin  # noqa: E402
 from attribution.show.pages import read_result  # noqa: E402
 from attribution.show.tables import markdown  # noqa: E402
 from attribution.show.timings import gpu_table  # noqa: E402
@@ -277,6 +278,7 @@ def main(argv=None) -> None:
     add("--results_dir", type=Path, default=Path("results"), help="the JSON goes here (results)")
     add("--tasks", action="store_true", help="write and print what GLUE's tasks take, by arithmetic")
     args = parser.parse_args(argv)
+    check_clean(args.results_dir)
     if args.tasks:
         write_json(args.results_dir / "glue_tasks.json", found := task_table())
         print(markdown(**found))
@@ -290,7 +292,7 @@ def main(argv=None) -> None:
     card, name, measured = card_rates(), torch.cuda.get_device_name(), measure(args)
     print(f"{name}: " + ", ".join(f"{kind} {rate:.3g}/s" for kind, rate in card.items()))
     write_json(args.results_dir / "gpu.json", measured)
-    write_json(args.results_dir / "gpu_card.json", {"name": name, "rates": card, "estimate": estimate(card)})
+    write_json(args.results_dir / "gpu_card.json", origin("cuda") | {"rates": card, "estimate": estimate(card)})
     print(gpu_table(PUBLISHED, estimate(card), measured).replace("estimate for an A100", f"estimate for {name}"))
 
 

@@ -32,7 +32,7 @@ from attribution.show import results  # noqa: E402
 from attribution.show.tables import markdown, with_interval  # noqa: E402
 from attribution.training.members import Members  # noqa: E402
 from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments  # noqa: E402
-from attribution.training.run import open_data, open_run  # noqa: E402
+from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402
 
 SHARE = 0.5  # as retrains
@@ -174,6 +174,8 @@ def main(argv=None) -> None:
     if args.plan:
         print(plan(args))
         return
+    stem = args.results_dir / f"members_{args.dataset_name}"
+    results.check_places(stem)
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     train, queries = rows = open_data(folder, run, args.dataset_path, args.max_queries, args.first_query)
     where = {"model_name_or_path": args.model_name_or_path, "jobs_per_device": 1, "max_queries": args.max_queries}
@@ -181,9 +183,9 @@ def main(argv=None) -> None:
     subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed)
     truth = own_truth(study, subsets, wait=False, dry_run=False)
     result = compare(args, folder, run, train, queries, truth) | {"score": args.score, "dataset": args.dataset_name}
-    stem = args.results_dir / f"members_{args.dataset_name}"
     print(table(result))
-    results.save(result, stem, markdown=table(result), arguments=vars(args), device=study.retrain.device)
+    origin = {"arguments": vars(args), "device": study.retrain.device, "fingerprints": fingerprints_of(run, queries)}
+    results.save(result, stem, markdown=table(result), **origin)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from attribution.files import Refused, environment, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.files import Refused, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.provenance import check_clean, environment  # noqa: E402
 from attribution.show.timings import scale_table  # noqa: E402
 
 SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
@@ -74,11 +75,11 @@ def measure(work: Path, count: int) -> dict:
     found["training"] = child("train.py", *common, *start)
     asked = [*common, "--max_queries", QUERIES, "--max_factor_rows", count]
     whole = child("analyze.py", *asked, "--overwrite")
-    record = runs / "mnli/influence/scores/ekfac/pairwise_scores.json"
-    for phase, seconds in json.loads(record.read_text())["seconds"].items():
+    record = json.loads((runs / "mnli/influence/scores/ekfac/pairwise_scores.json").read_text())
+    for phase, seconds in record["seconds"].items():
         found[phase] = {"seconds": seconds, "peak": whole["peak"]}
     found["showing"] = child("analyze.py", *asked, "--query_index", 0)
-    return {"steps": found, **environment("cpu")}
+    return {"steps": found, "fingerprints": record["fingerprint"], **environment("cpu")}
 
 
 def main(argv=None) -> None:
@@ -89,6 +90,7 @@ def main(argv=None) -> None:
     add("--work_dir", type=Path, default=Path("checkpoints/scale"), help="data, runs, JSON (checkpoints/scale)")
     add("--results_dir", type=Path, default=Path("results"), help="where scale.json goes (results)")
     args = parser.parse_args(argv)
+    check_clean(args.results_dir)
     measured = {}
     for size in args.sizes:
         path = args.work_dir.resolve() / f"{size}.json"

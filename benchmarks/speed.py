@@ -30,12 +30,12 @@ from attribution.evidence import stats  # noqa: E402
 from attribution.files import (  # noqa: E402
     Refused,
     check_numbers,
-    environment,
     read_json,
     run_script,
     write_bytes,
     write_json,
 )
+from attribution.provenance import check_clean, origin  # noqa: E402
 from attribution.show import timings  # noqa: E402
 
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
@@ -126,6 +126,12 @@ class Bench:
             size = ["--max_train_samples", case.rows, "--num_train_epochs", case.epochs, "--seed", 1004]
             self.child("train.py", "--dataset_name", case.dataset, "--checkpoint_dir", folder, *given, *size, *rate)
         return folder
+
+    def fingerprints(self) -> dict[str, str]:
+        """Weights and training rows of every checkpoint that was measured."""
+        runs = {path.parent.parent.name: read_json(path) or {} for path in sorted(self.work.glob("*/*/run.json"))}
+        wanted = {"weights": "weights", "training rows": "train_rows"}
+        return {f"{name}, {what}": run[key] for name, run in runs.items() for what, key in wanted.items() if key in run}
 
     def analysis(self, case: Case, label: str, *flags: object) -> dict:
         """One analysis in a folder of its own: seconds of each phase, peak memory in bytes, where its scores are."""
@@ -245,6 +251,7 @@ def pairwise_rate(bench: Bench, case: Case, compared: dict) -> dict:
 def main(argv=None) -> None:
     """Measures what is missing, writes and prints the tables."""
     args = parse_args(argv)
+    check_clean(args.results_dir)
     bench = Bench(args)
     bench.work.mkdir(parents=True, exist_ok=True)
     result: dict = {"cases": {name: compare(bench, CASES[name]) for name in args.cases}}
@@ -254,7 +261,7 @@ def main(argv=None) -> None:
         result["training"] = training(bench, case)
         result["pairwise rate"] = pairwise_rate(bench, case, result["cases"]["sst2"])
         result["profile"] = bench.inner(f"{case.name}_profile", "profile", case)
-    result |= {"threads": args.threads, "rounds": args.rounds, **environment("cpu")}
+    result |= {"threads": args.threads, "rounds": args.rounds, **origin("cpu", bench.fingerprints())}
     write_json(args.results_dir / "speed.json", result)
     write_bytes(args.results_dir / "speed.md", (timings.speed_report(result) + "\n").encode())
     print(timings.speed_report(result))

@@ -32,7 +32,7 @@ from attribution.training.fit import choose_device  # noqa: E402
 from attribution.training.members import Members, open_members  # noqa: E402
 from attribution.training.questions import open_trained  # noqa: E402
 from attribution.training.recipe import Parser, add_data_arguments  # noqa: E402
-from attribution.training.run import open_data, open_run  # noqa: E402
+from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402
 
 FOLDS, FOLD_SEED, RETRAIN_SEED = 5, 0, 100
@@ -91,6 +91,8 @@ def main(argv=None) -> None:
     """Ranks, stores and prints. Raises Refused where no truth is recorded."""
     quiet_libraries()
     args = parse_args(argv)
+    stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
+    results.check_places(stem)
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     train, _ = open_data(folder, run, args.dataset_path, 1)
     if (wrong := wrong_labels.truth_of(train)) is None:
@@ -98,11 +100,11 @@ def main(argv=None) -> None:
     found = {name: wrong_labels.found(values, wrong) for name, values in rankings(args, folder, run, train).items()}
     result = {
         "dataset": args.dataset_name, "rows": len(train), "wrong": int(wrong.sum()), "rankings": found,
-        "metrics": next(iter(run["evaluation"].values())), "weights": run["weights"], "train_rows": run["train_rows"],
+        "metrics": next(iter(run["evaluation"].values())),
     }  # fmt: skip
-    stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
     print(wrong_labels_text(found))
-    results.save(result, stem, markdown=wrong_labels_markdown(result), arguments=vars(args), device=choose_device())
+    origin = {"arguments": vars(args), "device": choose_device(), "fingerprints": fingerprints_of(run, train)}
+    results.save(result, stem, markdown=wrong_labels_markdown(result), **origin)
 
 
 if __name__ == "__main__":

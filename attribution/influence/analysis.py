@@ -23,7 +23,6 @@ from transformers import AutoModelForSequenceClassification
 
 from attribution.files import (
     Refused,
-    environment,
     exclusive,
     fingerprint_of_tensors,
     intact,
@@ -38,6 +37,7 @@ from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
 from attribution.influence.phases import Phases
 from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_factor_arguments, make_score_arguments
 from attribution.influence.support import check_attribution
+from attribution.provenance import environment
 from attribution.rows import GlueDataset, collate
 from attribution.training.fit import choose_device
 from attribution.training.processes import ALONE, Processes

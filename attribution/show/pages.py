@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from attribution.files import environment, run_script, write_bytes, write_json
+from attribution.files import run_script, write_bytes, write_json
+from attribution.provenance import check_clean, origin
 from attribution.show import tables, timings
 from attribution.show.timings import CASES
 
@@ -224,7 +225,8 @@ def main(argv=None) -> None:
     parser.add_argument("--profile", type=Path, help="what analyze.py --profile printed for the demo")
     args = parser.parse_args(argv)
     if args.profile:
-        record = {"actions": timings.read_profile(args.profile.read_text()), **environment("cpu")}
+        check_clean(ROOT / "results")
+        record = {"actions": timings.read_profile(args.profile.read_text()), **origin()}
         write_json(ROOT / "results" / "profile_demo.json", record)
     for page in PAGES:
         path = ROOT / page

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.files import Refused, check_writable, environment, read_json, write_bytes, write_json, write_npz
+from attribution.files import Refused, check_writable, read_json, write_bytes, write_json, write_npz
+from attribution.provenance import check_clean, origin
 
 Draw = Callable[[dict, Path], None]
 FIGURES = Path("figure")
@@ -20,25 +21,26 @@ def figure_paths(study: str, data_name: str, asked: Path | None) -> list[Path]:
     return [asked] if asked else [FIGURES / f"{study}_{data_name}.png", FIGURES / f"{study}.png"]
 
 
-def check_places(stem: Path, figures: list[Path]) -> None:
-    """Raises Refused where results or figures could not be written, before the long work begins."""
+def check_places(stem: Path, figures: Sequence[Path] = ()) -> None:
+    """Raises Refused where results or figures could not or should not be written, before the long work begins."""
+    check_clean(stem.parent)
     check_writable(*{stem.parent, *(path.parent for path in figures)})
 
 
 def save(
     result: dict, stem: Path, figures: Sequence[Path] = (), *, markdown: str, draw: Draw = no_figure, arguments: dict,
-    device, arrays: dict[str, np.ndarray] | None = None, compact: bool = False,
+    device, fingerprints: dict[str, str], arrays: dict[str, np.ndarray] | None = None, compact: bool = False,
 ) -> None:  # fmt: skip
-    """Writes the result as JSON, its Markdown, what surrounded the run (`.run.json`), and its figures.
+    """Writes the result as JSON, its Markdown, where it comes from (`.run.json`), and its figures.
 
-    arrays: kept in `.npz`, so that tables can be made again without retraining.
+    fingerprints: of model and data. arrays: kept in `.npz`, so that tables can be made again without retraining.
     """
-    around = {"arguments": {name: str(value) for name, value in arguments.items()}, **environment(device)}
+    around = {"arguments": {name: str(value) for name, value in arguments.items()}}
     write_json(stem.with_suffix(".json"), result, compact=compact)
     write_bytes(stem.with_suffix(".md"), (markdown + "\n").encode())
     if arrays:
         write_npz(stem.with_suffix(".npz"), **arrays)
-    write_json(stem.with_suffix(".run.json"), around)
+    write_json(stem.with_suffix(".run.json"), around | origin(device, fingerprints))
     draw_all(result, figures, draw)
     print(f"wrote {', '.join(map(str, (f'{stem}.json', f'{stem}.md', *figures[:1])))}")
 

@@ -141,6 +141,12 @@ def open_data(
     return train, known.window(first_query, max_queries)
 
 
+def fingerprints_of(run: dict, queries: GlueDataset) -> dict[str, str]:
+    """What a result of the run was made from: its weights, its start, its rows and the queries, each as SHA-256."""
+    found = {"weights": run["weights"], "start": run.get("start"), "training rows": run["train_rows"]}
+    return {name: value for name, value in found.items() if value} | {"query rows": queries.fingerprint()}
+
+
 def task_of(run: dict) -> GlueTask:
     """The run's task: its own for rows of one's own, else that of TASKS."""
     return task_from(run["task"]) if run.get("task") else get_task(run["dataset_name"])

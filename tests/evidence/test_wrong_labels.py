@@ -60,4 +60,5 @@ def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path,
     tamper(path, lambda run: run | {"weights": "other"})
     assert "self-influence, identity" not in bench.self_influences(path.parent, json.loads(path.read_text()))
     assert bench.wrong_labels.truth_of(type("Rows", (), {"table": type("T", (), {"column_names": []})})) is None
-    assert "is missing" in refusal(capsys, bench.main, ["--dataset_name", "rte", *where])
+    elsewhere = ["--dataset_name", "rte", *where, "--results_dir", str(tmp_path)]
+    assert "is missing" in refusal(capsys, bench.main, elsewhere)

@@ -18,7 +18,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from faults.trials import TRIALS, Outcome, Trial, make_reference  # noqa: E402
 
-from attribution.files import environment, run_script, write_json  # noqa: E402
+from attribution.files import run_script, write_json  # noqa: E402
+from attribution.provenance import check_clean, origin  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402
 
 
@@ -48,6 +49,8 @@ def main(argv=None) -> None:
     add("--result", type=Path, help="JSON with every trial (none)")
     args = parser.parse_args(argv)
     quiet_libraries()
+    if args.result:
+        check_clean(args.result.parent)
     start, found = time.monotonic(), []
     place = Path(tempfile.mkdtemp(prefix="faults"))
     place.chmod(0o755)
@@ -67,7 +70,7 @@ def main(argv=None) -> None:
     print(f"{len(found)} trials, {failed} failed, {skipped} skipped, {time.monotonic() - start:.0f} s")
     if args.result:
         rows = [{"trial": name, "what": o.what, "passed": o.passed, "detail": o.detail} for name, o in found]
-        write_json(args.result, {"seed": args.seed, "trials": rows, **environment("cpu")})
+        write_json(args.result, {"seed": args.seed, "trials": rows, **origin()})
     if failed:
         raise RuntimeError(f"{failed} trials failed")
 

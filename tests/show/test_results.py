@@ -15,14 +15,15 @@ def test_a_result_is_saved_with_its_surroundings_and_drawn_again_as_it_was(tmp_p
     result = {"scores": {"b": 1.0, "a": [None, 2.5]}}
     results.save(
         result, stem, [figure], markdown="| a |", draw=lambda *given: drawn.append(given),
-        arguments={"alpha": 0.5}, device="cpu", arrays={"masks": np.eye(2)},
+        arguments={"alpha": 0.5}, device="cpu", arrays={"masks": np.eye(2)}, fingerprints={"weights": "1f"},
     )  # fmt: skip
     assert np.array_equal(np.load(stem.with_suffix(".npz"))["masks"], np.eye(2))
     results.redraw(stem, [figure], lambda *given: drawn.append(given))
     assert drawn == [(result, figure)] * 2 and read_json(stem.with_suffix(".json")) == result
     assert stem.with_suffix(".md").read_text() == "| a |\n"
     around = json.loads(stem.with_suffix(".run.json").read_text())
-    assert around["arguments"] == {"alpha": "0.5"} and {"versions", "commit", "device"} <= set(around)
+    assert around["arguments"] == {"alpha": "0.5"} and around["fingerprints"] == {"weights": "1f"}
+    assert {"versions", "commit", "device", "processor", "command"} <= set(around)
     assert str(stem) in capsys.readouterr().out
 
 

@@ -1,0 +1,78 @@
+"""Where a result comes from: its command, the commit, versions, processor, and the fingerprints of model and data."""
+
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from attribution.files import Refused
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"  # what the README's numbers come from
+LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
+MADE = ("results", "figure", "README.md", "*/README.md")  # results and what is made from them change no result
+
+
+def git_commit() -> str | None:
+    """The commit of this directory, with '+' where tracked files or new Python files differ from it; None outside git.
+
+    What is made from results does not count: two studies may follow each other without a commit between them.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    others = [f":(exclude){name}" for name in MADE]
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *others)
+        new = git("status", "--porcelain", "--untracked-files=all", "--", "*.py")
+        return git("rev-parse", "HEAD") + ("+" if changed or new else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def check_clean(folder: Path) -> None:
+    """Raises Refused where results of changed files would go to the project's own results folder."""
+    if folder.resolve().is_relative_to(RESULTS) and (git_commit() or "").endswith("+"):
+        raise Refused(
+            f"files of this project differ from its last commit, so nobody could make what stands in {folder} again; "
+            "commit them, or give another --results_dir"
+        )
+
+
+def processor() -> str:
+    """The processor and the instructions that torch uses of it: others may round otherwise."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def environment(device: torch.device | str = "cpu") -> dict:
+    """Versions, commit, processor, device and threads, for the JSON beside a result."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return {"versions": versions, "commit": git_commit(), "device": name, "processor": processor()}
+
+
+def command() -> str:
+    """The command line of this process, from the project's folder on."""
+    script = Path(sys.argv[0]).resolve()
+    name = script.relative_to(ROOT) if script.is_relative_to(ROOT) else Path(script.name)
+    return shlex.join(["python", str(name), *sys.argv[1:]])
+
+
+def origin(device: torch.device | str = "cpu", fingerprints: dict[str, str] | None = None) -> dict:
+    """What a table or figure is traced back by: environment, command, and the fingerprints of model and data.
+
+    fingerprints: what -> SHA-256; none for a result that neither model nor data went into.
+    """
+    return {**environment(device), "command": command(), "fingerprints": fingerprints or {}}

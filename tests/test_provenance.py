@@ -1,0 +1,62 @@
+"""A result is traced back to its command and commit; the project's own results come from a clean commit."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from attribution import provenance
+from attribution.files import Refused
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A small clone in place of the project."""
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
+    for name in ("results/lds.json", "README.md", "benchmarks/README.md", "code.py", "requirements.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("changed", ["code.py", "requirements.txt", "new.py"])
+def test_results_of_changed_files_are_refused_for_the_projects_own_folder(repository, changed):
+    provenance.check_clean(repository / "results")
+    (repository / changed).write_text("2")
+    assert provenance.git_commit().endswith("+")
+    for folder in ("results", "results/recipes/all"):
+        with pytest.raises(Refused, match="differ from its last commit"):
+            provenance.check_clean(repository / folder)
+    provenance.check_clean(repository / "elsewhere")
+
+
+def test_what_is_made_from_results_changes_no_result(repository):
+    clean = provenance.git_commit()
+    for name in ("results/lds.json", "results/new.json", "README.md", "benchmarks/README.md", "notes.txt"):
+        (repository / name).write_text("2")
+    assert provenance.git_commit() == clean and len(clean) == 40
+    provenance.check_clean(repository / "results")
+
+
+def test_outside_git_there_is_no_commit_and_nothing_is_refused(repository):
+    shutil.rmtree(repository / ".git")
+    assert provenance.git_commit() is None
+    provenance.check_clean(repository / "results")
+
+
+def test_a_command_starts_at_the_projects_folder_and_can_be_given_again(repository, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(repository / "benchmarks/speed.py"), "--cases", "a b"])
+    assert provenance.command() == "python benchmarks/speed.py --cases 'a b'"
+    monkeypatch.setattr(sys, "argv", ["/elsewhere/tool.py"])
+    assert provenance.command() == "python tool.py"
+
+
+def test_the_origin_names_processor_versions_and_fingerprints():
+    found = provenance.origin("cpu", {"weights": "1f"})
+    assert found["fingerprints"] == {"weights": "1f"} and found["versions"]["torch"].startswith("2.")
+    assert found["processor"].endswith(")") and len(found["processor"]) > 5 and "threads" in found["device"]
