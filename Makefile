@@ -1,13 +1,16 @@
 # make demo: fine-tune the small BERT on the embedded data, score, print.   make test: the whole test suite.
 # make figures, make tables: draw every figure, and make every table of the READMEs, again from results/.
+# CPU=1: a new .venv gets torch's build for processors, from PyTorch's own index, without the libraries of CUDA.
 # make bench: speed against stock kronfluence. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
 PYTHON ?= python3
 BIN := .venv/bin
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test test-search test-processes faults test-oldest lint figures tables bench
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
+	$(if $(CPU),$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision --index-url $(CPU_INDEX))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

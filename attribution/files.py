@@ -49,7 +49,7 @@ def run_script(main, argv: list[str] | None = None) -> int:
     try:
         main(argv)
     except Refused as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+        print(f"error: {printable(str(refusal))}", file=sys.stderr)  # it may quote names and texts of the data
         return 2
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
@@ -57,7 +57,7 @@ def run_script(main, argv: list[str] | None = None) -> int:
     except (OSError, safetensors.SafetensorError) as error:
         if (what := explained(error)) is None:
             raise
-        print(f"error: {what}", file=sys.stderr)
+        print(f"error: {printable(what)}", file=sys.stderr)
         return 2
     return 0
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import warnings
 
 import house
 import pytest
@@ -119,6 +120,18 @@ def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
         "two.py, line 1, takes f from attribution/a.py, which has no such name",
         "two.py, line 2, takes none from attribution/__init__.py, which has no such name",
     ]
+
+
+# --- deprecations --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+def test_what_our_own_files_use_and_libraries_are_about_to_drop_is_an_error(kind):
+    for module in ("attribution.files", "train", "benchmarks.speed"):
+        with pytest.raises(kind):
+            warnings.warn_explicit("going", kind, "file.py", 1, module=module)
+    with warnings.catch_warnings(record=True):
+        warnings.warn_explicit("going", kind, "file.py", 1, module="transformers.models")
 
 
 # --- sizes and docstrings ------------------------------------------------------------------------------

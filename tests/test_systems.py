@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from running import ROOT
+from running import ROOT, analyze_quickly, scores_of
 
 from attribution.evidence.baselines import tfidf_cosine
 from attribution.evidence.ground_truth import load_array
@@ -74,3 +74,16 @@ def test_a_cache_that_may_not_be_written_is_named():
         raise RuntimeError("An error occurred while generating the dataset") from inner
     except RuntimeError as error:
         assert "/cache/lock may not be read or written" in reason_of(error) and "HF_HOME" in reason_of(error)
+
+
+def test_with_two_threads_scores_of_the_same_weights_are_those_of_one_up_to_rounding(run_copy):
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            analyze_quickly(run_copy, "--overwrite")
+        finally:
+            torch.set_num_threads(1)
+        found.append(scores_of(run_copy).double())
+    apart = (found[0] - found[1]).abs() / found[0].abs().amax(1, keepdim=True)
+    assert apart.max() < 1e-4

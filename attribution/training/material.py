@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 
-from attribution.files import Refused
+from attribution.files import Refused, printable
 from attribution.own import KINDS, SHARE, OwnData, encode, make_task, open_own, shared_texts
 from attribution.rows import GlueDataset
 from attribution.start import check_tokens, fingerprint_of_tokenizer, inputs_of, usable_positions
@@ -81,7 +81,8 @@ def open_own_tables(name: str, path: str, asked: dict, where: dict) -> Tables:
     raw, rows = open_own(data, name)
     task = make_task(raw["train"], data)
     tables = encode(raw, task)
-    kinds = "a regression" if task.regression else f"{task.num_labels} classes ({', '.join(task.class_names[:8])})"
+    names = printable(", ".join(task.class_names[:8]))
+    kinds = "a regression" if task.regression else f"{task.num_labels} classes ({names})"
     print(f"{name}: {kinds}, {len(tables['train']):,} training and {len(tables['validation']):,} validation rows")
     if equal := shared_texts(tables, columns):
         print(f"{equal:,} validation rows have the texts of a training row: the metrics on them say too much")

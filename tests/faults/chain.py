@@ -134,29 +134,29 @@ def run(step: Step, folder: Path, prepare=None) -> tuple[int, str]:
 # --- what is left behind -------------------------------------------------------------------------------
 
 
-def contents(folder: Path) -> dict[str, str]:
+def contents(folder: Path, place: Path | None = None) -> dict[str, str]:
     """Relative path -> digest of every file that a step leaves: bytes, or JSON without times.
 
-    Locks, and what is unfinished, do not count.
+    Locks, and what is unfinished, do not count. place: where the chain ran, whose name does not count either.
     """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if ".lock" in path.name or "/kronfluence/" in name or "/.training" in name or path.suffix == ".tmp":
             continue
-        found[name] = hashlib.sha256(plain(path)).hexdigest()
+        found[name] = hashlib.sha256(plain(path, place)).hexdigest()
     return found
 
 
-def plain(path: Path) -> bytes:
+def plain(path: Path, place: Path | None) -> bytes:
     """A file's content without what differs from run to run."""
     content = path.read_bytes()
     if path.suffix == ".json":
         with contextlib.suppress(ValueError):
-            content = json.dumps(without_times(json.loads(content)), sort_keys=True).encode()
+            content = json.dumps(without_times(json.loads(content)), sort_keys=True, ensure_ascii=False).encode()
     if path.suffix == ".html":
         content = re.sub(rb"\d+ s for factors and scores", b"", content)
-    return content
+    return content.replace(str(place).encode(), b"") if place else content
 
 
 def without_times(value):

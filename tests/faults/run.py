@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from faults.trials import TRIALS, Outcome, Trial, make_reference  # noqa: E402
+from faults.places import TRIALS  # noqa: E402
+from faults.trials import Outcome, Trial, make_reference  # noqa: E402
 
 from attribution.files import run_script, write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402

@@ -7,11 +7,9 @@ sentence and used nothing that was damaged.
 
 import os
 import random
-import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,70 +221,3 @@ def damaged_part(trial: Trial) -> Outcome:
             how = damage(trial.draws.choice(paths), trial.draws)
             return trial.finish(number, f"saved sums: {how.split(' of ')[0]}")
     return Outcome(None, "never killed while sums lay on the disk")
-
-
-# --- places --------------------------------------------------------------------------------------------
-
-
-def full_disk(trial: Trial) -> Outcome:
-    """No file may become larger than a random size: one sentence, and the same command goes on once there is room."""
-    number = trial.draws.randrange(len(STEPS))
-    step, limit = trial.begin_from(number), int(10 ** trial.draws.uniform(2, 5.8))
-
-    def prepare() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    status, text = run(step, trial.folder, prepare)
-    if status not in (0, 2) or "Traceback" in text:
-        return Outcome(False, step.name, f"files of at most {limit} bytes: status {status}: {text[-500:]}")
-    return trial.finish(number, f"{step.name}: one sentence, then as without it")
-
-
-def read_only(trial: Trial) -> Outcome:
-    """The run's folder may not be written to, by a user who is not root: one sentence, before the work."""
-    number = trial.draws.choice([0, 1, 6, 7])
-    step = trial.begin_from(number)
-    if os.geteuid() != 0:
-        return Outcome(None, "this user cannot become another one")
-    folder = trial.folder / "checkpoints"
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    for parent in trial.folder.parents:
-        if parent != Path("/") and not parent.stat().st_mode & 0o001:
-            return Outcome(None, "another user cannot see the folder")
-    status, text = run(step, trial.folder, lambda: os.setuid(65534))
-    if status != 2 or "error: " not in text or "Traceback" in text:
-        return Outcome(False, step.name, f"status {status}: {text[-500:]}")
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return trial.finish(number, f"{step.name}: one sentence, then as without it")
-
-
-def removed(trial: Trial) -> Outcome:
-    """A folder that the command works in is removed in mid-run: no traceback, and the same command does all again."""
-    number = trial.draws.choice([1, 2, 6, 7])
-    step = trial.begin_from(number)
-    running = Running(step, trial.folder)
-    time.sleep(trial.draws.uniform(0.1, trial.reference.seconds[number]))
-    name = "influence" if number < 3 else "retraining"
-    shutil.rmtree(trial.folder / "checkpoints/demo" / name, ignore_errors=True)
-    status, text = running.end()
-    if status not in (0, 2):
-        return Outcome(False, step.name, f"{name} removed: status {status}: {text[-500:]}")
-    shutil.rmtree(trial.folder)
-    trial.begin_from(number)
-    return trial.finish(number, f"{step.name}: ends without a traceback")
-
-
-TRIALS: dict[str, tuple[Callable[[Trial], Outcome], int]] = {  # name -> (trial, how often of 100)
-    "killed": (killed, 30),
-    "interrupted": (interrupted, 10),
-    "damaged": (damaged, 33),
-    "damaged part": (damaged_part, 6),
-    "full disk": (full_disk, 9),
-    "read-only": (read_only, 4),
-    "removed": (removed, 4),
-    "twice at once": (twice, 5),
-    "different at once": (different_at_once, 3),
-}
