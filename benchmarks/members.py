@@ -2,19 +2,21 @@
 
     python train.py --dataset_name sst2 ... --num_members 8 ; python train.py ... --member_steps 8      # and so on:
     python benchmarks/members.py --dataset_name sst2 --plan                 # prints the commands that make all of it
-    python benchmarks/members.py --dataset_name sst2 --first_query 200 --max_queries 200
+    python benchmarks/members.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac_exact identity
 
 Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same arguments of masks;
 they are chosen so that no result uses them: masks of seed 1, retrain seeds from 200, other queries (--first_query).
 Each set of members has as many checkpoints as others in its row. Three means are compared: the plain one, the one after
 each member was divided by its standard deviation (one number a member), and the one in which a checkpoint counts as
-much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1). Writes
+much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1). Of each score the sets that
+are complete are compared, all of them with the run alone under the first score. Writes
 RESULTS_DIR/members_DATASET_NAME.json and .md.
 """
 
 import argparse
 import functools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_query_arguments(group)
     add_start_argument(group)
     add = parser.add_argument_group("tuning").add_argument
-    add("--score", default="ekfac", help="name of the scores of each checkpoint (ekfac)")
+    add("--scores", nargs="+", default=["ekfac"], help="names of the scores of each checkpoint (ekfac)")
     add("--num_masks", type=int, default=50, help="masks of the ground truth (50)")
     add("--num_repeats", type=int, default=2, help="its repeats (2)")
     add("--mask_seed", type=int, default=1, help="its masks' seed (1)")
@@ -77,9 +79,9 @@ def plan(args) -> str:
     window = f"--first_query {args.first_query} --max_queries {args.max_queries}"
     lines = [f"python train.py {where} {members.flags} ..." for _, _, members in every_set() if not members.single]
     lines += [
-        f"python analyze.py {where} {window} {flags_of(args.score)} {members.flags}".rstrip()
-        for _, _, members in every_set()
-    ]
+        " ".join(f"python analyze.py {where} {window} {flags_of(score)} {members.flags}".split())
+        for score in args.scores for _, _, members in every_set()
+    ]  # fmt: skip
     truth = f"--num_masks {args.num_masks} --num_repeats {args.num_repeats} --mask_seed {args.mask_seed}"
     return "\n".join([*lines, f"python evaluate_lds.py {where} {window} {truth} --retrain_seed {args.retrain_seed}"])
 
@@ -98,24 +100,39 @@ def weights_of(name: str, scores: list[np.ndarray], rates: list[float]) -> list[
     return rates if name == "by learning rate" else [1.0] * len(scores)
 
 
-def open_sets(args, folder: Path, run: dict, queries) -> list[tuple[int, str, list[np.ndarray], list[float]]]:
-    """(checkpoints, what they are, their scores (Q, N), their learning rates) of every set; each checkpoint read once.
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a set of checkpoints."""
 
-    Raises Refused where one has no such scores.
+    score: str
+    count: int
+    label: str
+    each: list[np.ndarray]  # (Q, N) of each checkpoint
+    rates: list[float]  # learning rate of the steps before each
+
+
+def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
+    """The complete sets of every score, the run alone under the first score in front; each checkpoint is read once.
+
+    Raises Refused where that one is missing; says which others are.
     """
 
     @functools.cache
-    def opened(place: Path) -> tuple[np.ndarray, dict]:
-        found, record = open_scores_of(place, args.score, queries, args.first_query), read_json(place / "run.json")
-        if found is None or record is None:
-            raise Refused(f"{place} has no scores {args.score} of these queries; --plan prints what makes them")
-        return found, record
+    def opened(score: str, place: Path) -> tuple[np.ndarray, dict] | None:
+        found, record = open_scores_of(place, score, queries, args.first_query), read_json(place / "run.json")
+        return None if found is None or record is None else (found, record)
 
     sets = []
-    for count, label, members in every_set():
-        each = [opened(place) for place in members.places(folder, run)]
-        rates = [rate_before(record, run["recipe"], record["steps"] // members.steps) for _, record in each]
-        sets.append((count, label, [scores for scores, _ in each], rates))
+    for score in args.scores:
+        for count, label, members in every_set():
+            found = [opened(score, place) for place in members.places(folder, run)]
+            if each := [one for one in found if one is not None and None not in found]:
+                rates = [rate_before(record, run["recipe"], record["steps"] // members.steps) for _, record in each]
+                sets.append(Scored(score, count, label, [scores for scores, _ in each], rates))
+            elif not sets:
+                raise Refused(f"{folder} has no scores {score} of these queries; --plan prints what makes them")
+            else:
+                print(f"{score}, {label} ({count}): not all are scored; --plan prints what makes them")
     return sets
 
 
@@ -130,17 +147,19 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
         alone = None
-        for count, label, scores, rates in sets:
-            for name in MEANS if count > 1 else MEANS[:1]:
-                total = np.einsum("k,kqn->qn", weights_of(name, scores, rates), np.stack(scores), dtype=np.float64)
+        for one in sets:
+            for name in MEANS if one.count > 1 else MEANS[:1]:
+                weights = weights_of(name, one.each, one.rates)
+                total = np.einsum("k,kqn->qn", weights, np.stack(one.each), dtype=np.float64)
                 agreed = stats.agreement(total, truth.masks, ranks)
                 sample = stats.bootstrap(agreed, ranks, draws)
                 alone = (agreed.mean, sample) if alone is None else alone
                 rows.append({
-                    "kind": kind, "checkpoints": count, "members": label, "mean": name, "lds": agreed.mean,
+                    "kind": kind, "score": one.score, "checkpoints": one.count, "members": one.label, "mean": name,
+                    "lds": agreed.mean,
                     "interval": stats.interval(sample), "difference": agreed.mean - alone[0],
                     "difference_interval": stats.interval(sample - alone[1]),
-                    "deviations": [float(np.std(one)) for one in scores],
+                    "deviations": [float(np.std(scores)) for scores in one.each],
                 })  # fmt: skip
     ceiling = {"plain": stats.noise_ceiling(truth.margins), "balanced": stats.noise_ceiling(truth.margins, controls)}
     return {"rows": rows, "ceiling": ceiling, "masks": len(truth.masks), "queries": len(queries)}
@@ -148,22 +167,29 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
 
 def table(result: dict) -> str:
     """One line a set: LDS of the plain mean, and what the other two means and each set add to one checkpoint."""
-    header = ["checkpoints", "members", "LDS [95 %]", "minus the run", *MEANS[1:]]
-    header += ["class balance controlled", "deviations"]
-    found = {(row["kind"], row["checkpoints"], row["members"], row["mean"]): row for row in result["rows"]}
+    header = ["score", "checkpoints", "members", "LDS [95 %]", "minus the first row", *MEANS[1:]]
+    header += ["controlled", "minus the first row", "deviations"]
+    found = {
+        (row["kind"], row["score"], row["checkpoints"], row["members"], row["mean"]): row for row in result["rows"]
+    }
     rows = []
-    for count, label, _ in every_set():
-        row = found["plain", count, label, "plain"]
-        others = [found.get(("plain", count, label, name)) for name in MEANS[1:]]
+    for kind, *which, mean in found:
+        if (kind, mean) != ("plain", "plain"):
+            continue
+        row, controlled = found["plain", *which, "plain"], found["balanced", *which, "plain"]
+        others = [found.get(("plain", *which, name)) for name in MEANS[1:]]
         spread = row["deviations"]
         rows.append([
-            str(count), label, with_interval(row["lds"], row["interval"]),
+            *map(str, which), with_interval(row["lds"], row["interval"]),
             with_interval(row["difference"], row["difference_interval"], sign=True),
             *("-" if other is None else f"{other['lds']:.3f}" for other in others),
-            f"{found['balanced', count, label, 'plain']['lds']:.3f}", f"{min(spread):.2g} to {max(spread):.2g}",
+            with_interval(controlled["lds"], controlled["interval"]),
+            with_interval(controlled["difference"], controlled["difference_interval"], sign=True),
+            f"{min(spread):.2g} to {max(spread):.2g}",
         ])  # fmt: skip
     ceiling = result["ceiling"]
-    rows.append(["-", "noise ceiling", f"{ceiling['plain']:.3f}", *["-"] * 3, f"{ceiling['balanced']:.3f}", "-"])
+    shown = {kind: "-" if value is None else f"{value:.3f}" for kind, value in ceiling.items()}
+    rows.append(["noise ceiling", "-", "-", shown["plain"], *["-"] * 3, shown["balanced"], "-", "-"])
     return markdown(header, rows)
 
 
@@ -182,7 +208,7 @@ def main(argv=None) -> None:
     study = open_study(folder, run, rows, run["recipe"], retrains=False, **where)
     subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed)
     truth = own_truth(study, subsets, wait=False, dry_run=False)
-    result = compare(args, folder, run, train, queries, truth) | {"score": args.score, "dataset": args.dataset_name}
+    result = compare(args, folder, run, train, queries, truth) | {"scores": args.scores, "dataset": args.dataset_name}
     print(table(result))
     origin = {"arguments": vars(args), "device": study.retrain.device, "fingerprints": fingerprints_of(run, queries)}
     results.save(result, stem, markdown=table(result), **origin)

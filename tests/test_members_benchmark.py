@@ -34,7 +34,7 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     monkeypatch.setattr(bench, "SETS", {1: {"the run": Members()}, 2: {"steps": Members(1, 2)}})
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
     window = ["--first_query", "20", "--max_queries", "9"]
-    mine = [*where, *window, "--score", "identity", "--num_masks", "3", "--results_dir", str(tmp_path)]
+    mine = [*where, *window, "--scores", "identity", "ekfac", "--num_masks", "3", "--results_dir", str(tmp_path)]
     bench.main([*mine, "--plan"])
     planned = capsys.readouterr().out
     assert "--factor_strategy identity --member_steps 2" in planned and "--mask_seed 1 --retrain_seed 200" in planned
@@ -47,7 +47,9 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--member_steps", "2"])
     for members in ([], ["--member_steps", "2"]):
         analyze.main([*where, *window, "--factor_strategy", "identity", *members])
+    capsys.readouterr()
     bench.main(mine)
+    assert "ekfac, steps (2): not all are scored" in capsys.readouterr().out
     found = json.loads((tmp_path / "members_demo.json").read_text())
     assert {(row["members"], row["mean"]) for row in found["rows"]} == {
         ("the run", "plain"), ("steps", "plain"), ("steps", "scaled"), ("steps", "by learning rate"),
@@ -56,4 +58,4 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     evaluate_lds.main(study)
     theirs = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]["identity_steps2"]["plain"]
     assert of_steps["lds"] == pytest.approx(theirs["lds"], abs=1e-6) and len(of_steps["deviations"]) == 2
-    assert "| 2 | steps |" in (tmp_path / "members_demo.md").read_text()
+    assert "| identity | 2 | steps |" in (tmp_path / "members_demo.md").read_text()
