@@ -8,7 +8,7 @@
     accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte   # retrains are shared out
 
 The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed classifies
-correctly; a target counts as flipped when fewer than half of its retrains classify it correctly, and, unless
+The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed classifies
 --no_carry_forward is given, at every larger removal too. An arm says which rows go: the top of any stored score
 (analyze.py makes them), or `random` rows of the target's class, `tfidf`, `tfidf2`, `representation`.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.evidence import baselines
+from attribution.evidence import baselines, counterfactual
 from attribution.evidence.arguments import add_removal_arguments, add_retrain_arguments, check_verdict_arguments
-from attribution.evidence.counterfactual import Arm, Removals, base_runs, by_chance, by_score, run_study, summarize
+from attribution.evidence.counterfactual import Arm, Removals, base_runs, by_score, run_study, summarize
 from attribution.evidence.retraining import launched
 from attribution.evidence.study import (
     add_start_argument,
@@ -64,13 +64,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--query_index", type=int, help="print the rows that each arm would remove for this query; retrains nothing")
     add("--show", type=int, default=20, help="rows printed with --query_index (20)")
     args = parser.parse_args(argv)
-    counts = ("max_queries", "num_targets", "num_random_draws", "num_base_seeds", "num_retrain_seeds")
+    counts = ("max_queries", "num_targets", "max_targets", "num_random_draws", "num_base_seeds", "num_retrain_seeds")
     check_numbers(vars(args), *counts, "jobs_per_device", "show", "retrain_queries")
     check_recipe(vars(args))
     if args.removals[0] < 1 or any(a >= b for a, b in zip(args.removals, args.removals[1:], strict=False)):
         raise Refused(f"--removals must be above 0 and increasing, not {' '.join(map(str, args.removals))}")
     if len(set(args.strategies)) < len(args.strategies):
         raise Refused("--strategies names an arm twice")
+    if args.direction == "harmful" and args.strategies[0] == "random":
+        raise Refused("random removes as many rows of each class as the first arm; name another arm first")
     args.single = check_verdict_arguments(vars(args))
     plan = removals_of(args)
     if set(plan.base_seeds) & set(plan.retrain_seeds):
@@ -82,7 +84,8 @@ def removals_of(args: argparse.Namespace) -> Removals:
     """What the study needs of the command line."""
     return Removals(
         args.removals, args.num_targets, range(args.base_seed, args.base_seed + args.num_base_seeds),
-        range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds), args.carry_forward,
+        range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds), args.carry_forward, args.direction,
+        args.max_targets,
     )  # fmt: skip
 
 
@@ -96,13 +99,16 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
     scores, stale = stored_scores(folder, run, queries.fingerprint())
     models = models_of(folder, run, train.task, args.model_name_or_path)
     arms: dict[str, Arm] = {}
+    draws = args.random_seed, args.num_random_draws
     for name in args.strategies:
-        if name == "random":
-            arms[name] = by_chance(train, queries, args.random_seed, args.num_random_draws)
+        if name == "random" and args.direction == "harmful":
+            arms[name] = counterfactual.by_classes(train, arms[args.strategies[0]], *draws)
+        elif name == "random":
+            arms[name] = counterfactual.by_chance(train, queries, *draws)
         elif name in baselines.NAMES:
-            arms[name] = by_score(baselines.baseline_scores(name, queries, train, models))
+            arms[name] = by_score(baselines.baseline_scores(name, queries, train, models), args.direction)
         elif name in scores:
-            arms[name] = by_score(scores[name])
+            arms[name] = by_score(scores[name], args.direction)
         else:
             why = stale.get(name, "there are no such scores")
             command = analyze_command(name, args.dataset_name, args.checkpoint_dir, queries_asked(args))
@@ -115,7 +121,7 @@ def check_sizes(args, train, queries) -> None:
     if train.task.regression:
         raise Refused(f"{args.dataset_name} is a regression task: it has margins, but no prediction that could flip")
     most = len(train) - 1  # on nothing there is no training
-    if "random" in args.strategies:
+    if "random" in args.strategies and args.direction == "helpful":
         most = min(most, *(int((train.labels == label).sum()) for label in np.unique(queries.labels)))
     if args.removals[-1] > most:
         raise Refused(
@@ -148,8 +154,9 @@ def main(argv=None) -> None:
     """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
-    stem = args.results_dir / f"counterfactual_{args.dataset_name}"
-    figures = results.figure_paths("counterfactual", args.dataset_name, args.figure_path)
+    name = args.dataset_name + "_harmful" * (args.direction == "harmful")
+    stem = args.results_dir / f"counterfactual_{name}"
+    figures = results.figure_paths("counterfactual", name, args.figure_path)
     if args.plot_only:
         results.redraw(stem, figures, plotting.draw_counterfactual)
         return
@@ -173,8 +180,7 @@ def main(argv=None) -> None:
     if not args.dry_run:
         results.check_places(stem, figures)
     base = base_runs(study, plan)
-    outcome = run_study(study, plan, arms, base, args.dry_run)
-    if outcome is None or launched()[0] > 0:
+    if (outcome := run_study(study, plan, arms, base, args.dry_run)) is None or launched()[0] > 0:
         return
     settings = {"dataset": args.dataset_name, "strategies": args.strategies, "random_seed": args.random_seed}
     result = settings | {"recipe": recipe} | summarize(study, plan, base, outcome)

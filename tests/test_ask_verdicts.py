@@ -88,7 +88,7 @@ def test_verdicts_that_cannot_be_are_refused(copied, capsys):
     base = [*PLAN, "--checkpoint_dir", str(copied)]
     assert "at least 5" in refused(capsys, *base, "--targets", "1", "--num_retrain_seeds", "3")
     assert "exclude" in refused(capsys, *base, "--targets", "1", *TEXT)
-    assert "go with --targets" in refused(capsys, *base, "--direction", "harmful")
+    assert "goes with --query_text" in refused(capsys, *base, "--query_label", "positive")
     assert "--targets must be from 0 to 11" in refused(capsys, *base, "--targets", "12")
     assert "not less than" in refused(capsys, *base, "--targets", "1", "--removals", "120")
     assert "python analyze.py" in (err := refused(capsys, *base, "--targets", "1", "--strategies", "ekfac"))

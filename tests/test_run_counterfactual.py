@@ -12,6 +12,7 @@ import analyze
 import run_counterfactual
 import train
 from attribution.evidence.store import Results
+from attribution.files import read_json
 from pipeline import DEMO_MODEL, get_glue_dataset
 
 
@@ -105,3 +106,21 @@ def test_the_figure_is_drawn_again_from_the_json_with_arms_in_their_order(copied
     (tmp_path / "figure/counterfactual.png").unlink()
     COUNTERFACTUAL.start(tmp_path / "nowhere", tmp_path, "--plot_only")
     assert (tmp_path / "figure/counterfactual.png").read_bytes() == first
+
+
+def test_without_its_most_harmful_rows_a_wrong_prediction_may_be_mended(copied, tmp_path, capsys):
+    harmful = ["--direction", "harmful", "--max_targets", "2", "--num_targets", "12", "--removals", "10"]
+    COUNTERFACTUAL.start(copied, tmp_path, *harmful)
+    assert "classified wrongly by all" in (out := capsys.readouterr().out) and "share of mended targets" in out
+    result = read_json(tmp_path / "results/counterfactual_demo_harmful.json")
+    scores = load_file(copied / "demo/influence/scores/ekfac/pairwise_scores.safetensors")["all_modules"]
+    assert 0 < len(result["targets"]) <= 2 and not np.any(np.array(result["base_run_correct"])[:, result["targets"]])
+    train = get_glue_dataset("demo", "train", max_samples=120)
+    for t, q in enumerate(result["targets"]):
+        (removed,), (drawn,) = result["removed"]["ekfac"][t], result["removed"]["random"][t]
+        assert removed == sorted(range(120), key=lambda row: (scores[q, row], row))[:10]
+        assert (train.labels[drawn] == train.labels[removed]).all() and drawn != removed
+    for name, curve in result["curves"].items():
+        right = np.array(result["correct"][name], float)[:, 0, 0]
+        assert curve["mended"] == [np.mean(np.mean(x, -1) > 0.5) for x in (np.array(result["base_correct"]), right)]
+    assert "another arm first" in COUNTERFACTUAL.refused(capsys, copied, tmp_path, *harmful, "--strategies", "random")

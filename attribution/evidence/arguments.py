@@ -21,6 +21,7 @@ def add_removal_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_targets", type=int, default=100,
         help="targets are sought among the first so many validation rows (100, as published)",
     )  # fmt: skip
+    add("--max_targets", type=int, help="the first so many of the targets that are found (all)")
     add(
         "--removals", type=int, nargs="+", default=list(REMOVALS),
         help="numbers of removed rows, increasing (20 to 120, as published)",
@@ -28,7 +29,11 @@ def add_removal_arguments(parser: argparse.ArgumentParser) -> None:
     add("--targets", type=int, nargs="+", metavar="QUERY", help="check just these validation rows, right or wrong")
     add("--query_text", nargs="+", metavar="TEXT", help="check this query of your own (analyze.py scores it first)")
     add("--query_label", help="its class, by name or number (the class that the model predicts)")
-    add("--direction", choices=DIRECTIONS, help="with --targets or --query_text: which rows go (helpful)")
+    add(
+        "--direction", choices=DIRECTIONS, default="helpful",
+        help="which rows go (helpful); where harmful ones go, targets are rows that all base seeds get wrong, and "
+        "random removes as many rows of each class as the first arm",
+    )  # fmt: skip
     add("--num_random_draws", type=int, default=1, help="draws that the random arm averages (1)")
     add("--random_seed", type=int, default=0, help="of the random arm (0)")
 
@@ -39,7 +44,7 @@ def add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(
         "--num_base_seeds", type=int, default=5,
-        help="seeds that must all classify a target correctly (5, as published)",
+        help="seeds that must all classify a target correctly, or all wrongly (5, as published)",
     )  # fmt: skip
     add(
         "--num_retrain_seeds", type=int,
@@ -62,10 +67,9 @@ def check_verdict_arguments(values: dict) -> bool:
     single = values["targets"] is not None or values["query_text"] is not None
     if values["targets"] is not None and values["query_text"] is not None:
         raise Refused("--targets and --query_text exclude each other; check one at a time")
-    if not single and (values["direction"] or values["query_label"] is not None):
-        raise Refused("--direction and --query_label go with --targets or --query_text")
+    if values["query_label"] is not None and values["query_text"] is None:
+        raise Refused("--query_label goes with --query_text")
     if single and (values["num_retrain_seeds"] or MIN_SEEDS) < MIN_SEEDS:
         raise Refused(f"a verdict takes at least {MIN_SEEDS} retrains a removal; raise --num_retrain_seeds")
     values["num_retrain_seeds"] = values["num_retrain_seeds"] or (MIN_SEEDS if single else 3)
-    values["direction"] = values["direction"] or "helpful"
     return single

@@ -1,4 +1,4 @@
-"""Removal of the most helpful rows: what to retrain next, and what came out.
+"""Removal of the most helpful (or harmful) rows: what to retrain next, and what came out.
 
 Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins and correctness (1 or 0)
 of an arm are (S, D, L, R), NaN where nothing was retrained.
@@ -16,15 +16,16 @@ from attribution.evidence.study import Study
 from attribution.files import Refused
 
 NUM_BOOTSTRAP = 2000
+TURNED = {"helpful": "flipped", "harmful": "mended"}  # which rows go -> what becomes of a target
 Arm = Callable[[int], list[np.ndarray]]  # a query's number -> for every draw, training rows in removal order
 
 
 # --- arms ----------------------------------------------------------------------------------------------
 
 
-def by_score(scores: np.ndarray) -> Arm:
-    """The arm that removes the rows with the highest of these scores (Q, N)."""
-    return lambda query: [most_helpful(scores[query])]
+def by_score(scores: np.ndarray, direction: str = "helpful") -> Arm:
+    """The arm that removes the rows with the highest of these scores (Q, N), or of harmful ones with the lowest."""
+    return lambda query: [most_helpful(scores[query] if direction == "helpful" else -scores[query])]
 
 
 def by_chance(train, queries, seed: int, draws: int) -> Arm:
@@ -35,6 +36,20 @@ def by_chance(train, queries, seed: int, draws: int) -> Arm:
         return [shuffled(rows, seed, query, draw) for draw in range(draws)]
 
     return orders
+
+
+def by_classes(train, arm: Arm, seed: int, draws: int) -> Arm:
+    """The arm that removes random rows, at every removal as many of each class as the other arm removes."""
+    return lambda query: [alike(train.labels, arm(query)[0], seed, query, draw) for draw in range(draws)]
+
+
+def alike(groups: np.ndarray, order: np.ndarray, seed: int, query: int, draw: int) -> np.ndarray:
+    """Random rows in the place of those in `order`, each of the same group (N,): a function of seed, query and draw."""
+    rows = np.empty_like(order)
+    for group in np.unique(groups[order]):
+        places = groups[order] == group
+        rows[places] = shuffled(np.flatnonzero(groups == group), seed, query, draw)[: places.sum()]
+    return rows
 
 
 def most_helpful(scores: np.ndarray) -> np.ndarray:
@@ -56,9 +71,11 @@ class Removals:
 
     counts: list[int]  # increasing
     num_targets: int  # targets are sought among the first so many queries
-    base_seeds: range  # a target is a query that models of all these seeds classify correctly
+    base_seeds: range  # a target is a query that models of all these seeds classify correctly (harmful: wrongly)
     retrain_seeds: range
-    carry_forward: bool  # a flipped target counts as flipped at every larger removal and is not retrained
+    carry_forward: bool  # a flipped (mended) target counts as such at every larger removal and is not retrained
+    direction: str = "helpful"
+    max_targets: int | None = None  # the first so many of them; None: all
 
 
 @dataclass
@@ -72,6 +89,7 @@ class Plan:
     removals: list[int]
     everything: np.ndarray
     seeds: list[int]
+    direction: str = "helpful"
     margins: dict[str, np.ndarray] = field(init=False)
     correct: dict[str, np.ndarray] = field(init=False)
 
@@ -101,16 +119,16 @@ class Plan:
         """(arm, target, draw) -> jobs, one a seed, of what is to be retrained at this removal."""
         return {
             place: self._jobs(place, level) for place in self._places()
-            if not (carry_forward and self._flipped_before(place, level))
+            if not (carry_forward and self._turned_before(place, level))
         }  # fmt: skip
 
     def spared(self, level: int, carry_forward: bool) -> int:
         """Retrains that this removal does not need."""
-        return carry_forward * len(self.seeds) * sum(self._flipped_before(place, level) for place in self._places())
+        return carry_forward * len(self.seeds) * sum(self._turned_before(place, level) for place in self._places())
 
-    def _flipped_before(self, place: tuple, level: int) -> bool:
+    def _turned_before(self, place: tuple, level: int) -> bool:
         name, t, d = place
-        return bool(flipped(self.correct[name][t, d, :level]).any())
+        return bool(turned(self.correct[name][t, d, :level], self.direction).any())
 
     def record(self, place: tuple, level: int, margins: np.ndarray, correct: np.ndarray) -> None:
         """Takes margins and correctness (R,) of a target at a removal."""
@@ -141,17 +159,18 @@ def run_study(
 ) -> Outcome | None:  # fmt: skip
     """Retrains what is missing; None after a dry run. base: as `base_runs` returns it.
 
-    Raises Refused where no query is classified correctly by all base seeds.
+    Raises Refused where no query is classified correctly (harmful: wrongly) by all base seeds.
     """
-    targets = np.flatnonzero(base.correct.all(0))
+    wanted = removals.direction == "helpful"
+    targets = np.flatnonzero((base.correct == wanted).all(0))[: removals.max_targets]
     if len(targets) == 0:
         raise Refused(
-            f"no validation row is classified correctly by all {len(removals.base_seeds)} base seeds "
-            f"(their accuracy is {base.correct.mean():.2f})"
+            f"no validation row is classified {'correctly' if wanted else 'wrongly'} by all "
+            f"{len(removals.base_seeds)} base seeds (their accuracy is {base.correct.mean():.2f})"
         )
     everything, seeds = np.arange(len(study.train)), list(removals.retrain_seeds)
     orders = {name: [arm(int(q)) for q in targets] for name, arm in arms.items()}
-    plan = Plan(orders, removals.counts, everything, seeds)
+    plan = Plan(orders, removals.counts, everything, seeds, removals.direction)
     jobs = [Job.of(everything, seed) for seed in seeds]
     if not announce(study.store, jobs + plan.all_jobs(), study.retrain, study.workers, dry_run):
         return None
@@ -183,7 +202,7 @@ def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome)
     """Everything that is reported: every margin, whether it was right, every removed row, shares and intervals."""
     most, plan = removals.counts[-1], outcome.plan
     return {
-        "removals": [0, *removals.counts], "carry_forward": removals.carry_forward,
+        "removals": [0, *removals.counts], "carry_forward": removals.carry_forward, "direction": removals.direction,
         "targets": outcome.targets.tolist(), "sought": min(removals.num_targets, len(study.queries)),
         "base_accuracy": float(base.correct.mean()), "base_run_margins": base.margins.tolist(),
         "base_run_correct": base.correct.astype(int).tolist(), "rows": len(study.train),
@@ -199,27 +218,29 @@ def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome)
     }  # fmt: skip
 
 
-def flipped(correct: np.ndarray) -> np.ndarray:
-    """(..., R) -> (...,): fewer than half of the retrains classify the target correctly; False where none was made.
+def turned(correct: np.ndarray, direction: str) -> np.ndarray:
+    """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where none was made.
 
     correct: 1 or 0, NaN where nothing was retrained.
     """
-    there = np.isfinite(correct).any(-1)
-    return there & ((correct > 0).mean(-1) < 0.5)
+    share = (correct > 0).mean(-1)
+    return np.isfinite(correct).any(-1) & (share < 0.5 if direction == "helpful" else share > 0.5)
 
 
-def states(base: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(flipped, margin change) of an arm, both (S, D, 1 + L), with nothing removed in front.
+def states(
+    base: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarray], direction: str = "helpful"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(flipped or mended, margin change) of an arm, both (S, D, 1 + L), with nothing removed in front.
 
     base: margins and correctness (S, R) of the same seeds with nothing removed; arm: those of the arm (S, D, L, R).
-    A target that was carried forward counts as flipped and keeps its last margin; so does one whose retrains all
+    A target that was carried forward counts as turned and keeps its last margin; so does one whose retrains all
     diverged. Changes are to the mean margin of base.
     """
     draws, repeats = arm[0].shape[1], arm[0].shape[3]
     starts = [np.broadcast_to(np.asarray(x, np.float64)[:, None, None], (len(x), draws, 1, repeats)) for x in base]
     margins, correct = (np.concatenate(pair, axis=2) for pair in zip(starts, arm, strict=True))
     there = np.isfinite(margins)
-    flips = flipped(correct)
+    flips = turned(correct, direction)
     change = np.where(there, margins, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
     for level in range(1, flips.shape[2]):
         carried = ~there[:, :, level].any(-1)
@@ -229,26 +250,26 @@ def states(base: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarra
 
 
 def curves(outcome: Outcome) -> dict:
-    """Arm -> at every removal: share flipped (Wilson), mean margin change, and both minus the first arm's (bootstrap).
+    """Arm -> at every removal: share flipped or mended (Wilson), mean margin change, both minus the first arm's.
 
     Bootstrap over targets, the same draws for every arm: differences are paired. Draws of an arm are averaged first.
     """
     generator = np.random.default_rng(0)
-    count, result = len(outcome.targets), {}
+    count, result, what = len(outcome.targets), {}, TURNED[outcome.plan.direction]
     reference: tuple | None = None
     picks = generator.integers(count, size=(NUM_BOOTSTRAP, count))
     for name, margins in outcome.plan.margins.items():
         base = outcome.base_margins, outcome.base_correct
-        pair = states(base, (margins, outcome.plan.correct[name]))
+        pair = states(base, (margins, outcome.plan.correct[name]), outcome.plan.direction)
         flips, change = (values.mean(1) for values in pair)  # (S, 1 + L)
         reference = (flips, change) if reference is None else reference
         curve = {
-            "flipped": flips.mean(0).tolist(),
-            "flipped_interval": [wilson(share * count, count) for share in flips.mean(0)],
+            what: flips.mean(0).tolist(),
+            f"{what}_interval": [wilson(share * count, count) for share in flips.mean(0)],
             "margin_change": change.mean(0).tolist(),
             "margin_change_interval": _intervals(change, picks),
         }
-        for key, values, of in (("flipped", flips, reference[0]), ("margin_change", change, reference[1])):
+        for key, values, of in ((what, flips, reference[0]), ("margin_change", change, reference[1])):
             curve[f"{key}_difference"] = (values - of).mean(0).tolist()
             curve[f"{key}_difference_interval"] = _intervals(values - of, picks)
         result[name] = curve

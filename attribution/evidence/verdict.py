@@ -12,13 +12,13 @@ import numpy as np
 from scipy.stats import t as student
 
 from attribution.evidence.calibration import Slope
-from attribution.evidence.counterfactual import most_helpful, shuffled
+from attribution.evidence.counterfactual import TURNED, alike, most_helpful
 from attribution.evidence.retraining import announce, run_jobs
 from attribution.evidence.store import Job, Results
 from attribution.evidence.study import Study
 from attribution.files import Refused
 
-DIRECTIONS = ("helpful", "harmful")
+DIRECTIONS = tuple(TURNED)
 MIN_SEEDS = 5
 CONTROL = {False: "random, same classes", True: "random, same tenths of the label"}  # whether it is a regression
 TENTHS = np.linspace(0.1, 0.9, 9)
@@ -53,21 +53,13 @@ def groups_of(train) -> np.ndarray:
     return np.digitize(train.labels, np.quantile(train.labels, TENTHS))
 
 
-def like(groups: np.ndarray, removed: np.ndarray, seed: int, query: int, draw: int) -> np.ndarray:
-    """Random rows with the same number of each group as the removed rows: a function of seed, query and draw."""
-    chosen = []
-    for group in np.unique(groups[removed]):
-        rows = shuffled(np.flatnonzero(groups == group), seed, query, draw)
-        chosen.append(rows[: int((groups[removed] == group).sum())])
-    return np.sort(np.concatenate(chosen))
-
-
 def removed_rows(train, target: Target, check: Check) -> dict[str, list[list[np.ndarray]]]:
     """Arm -> for every removal (L), for every draw, the rows that go."""
     order = most_helpful(target.scores if check.direction == "helpful" else -target.scores)
     groups, tops = groups_of(train), [order[:count] for count in check.counts]
     controls = [
-        [like(groups, top, check.random_seed, target.place, draw) for draw in range(check.draws)] for top in tops
+        [np.sort(alike(groups, top, check.random_seed, target.place, draw)) for draw in range(check.draws)]
+        for top in tops
     ]  # fmt: skip
     return {check.score: [[top] for top in tops], CONTROL[train.task.regression]: controls}
 

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from attribution.evidence import baselines
+from attribution.evidence.counterfactual import TURNED
 from attribution.files import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.
@@ -85,22 +86,23 @@ def _legend_below(axes, columns: int) -> None:
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:
-    """Share of flipped targets against removed rows, one line an arm; to be read at 380 pixels."""
+    """Share of flipped (or mended) targets against removed rows, one line an arm; to be read at 380 pixels."""
     with plt.rc_context(STYLE | {"font.size": 15}):
         figure, axes = plt.subplots(figsize=(6.4, 4.8))
+        turned = TURNED[result.get("direction", "helpful")]
         arms, removals = result["strategies"], np.array(result["removals"], dtype=float)
         width = removals.max() * 0.012  # intervals of several arms stand beside each other
         for i, name in enumerate(arms):
             curve = result["curves"][name]
             places = removals + (i - (len(arms) - 1) / 2) * width
-            share, (low, high) = np.array(curve["flipped"]), np.array(curve["flipped_interval"]).T
+            share, (low, high) = np.array(curve[turned]), np.array(curve[f"{turned}_interval"]).T
             colour, marker = COLOURS[i % 8], MARKERS[i % 8]
             axes.plot(places, share, color=colour, marker=marker, markersize=8, linewidth=2.5, label=name)
             axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
-        axes.set_ylim(-0.02, 1.0 if max(max(curve["flipped"]) for curve in result["curves"].values()) > 0.5 else None)
+        axes.set_ylim(-0.02, 1.0 if max(max(curve[turned]) for curve in result["curves"].values()) > 0.5 else None)
         axes.set_xticks(removals)
         axes.set_xlabel("training rows removed")
-        axes.set_ylabel("share of targets flipped")
+        axes.set_ylabel(f"share of targets {turned}")
         title = f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals"
         axes.set_title(title, loc="left", fontsize=14)
         axes.legend(frameon=False, loc="upper left")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from attribution.evidence.counterfactual import TURNED
 from attribution.evidence.wrong_labels import MEASURES
 
 
@@ -136,10 +137,11 @@ def lds_markdown(result: dict) -> str:
 def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, header, rows) of the tables of a counterfactual result."""
     arms, removals, first = result["curves"], result["removals"], result["strategies"][0]
+    turned = TURNED[result.get("direction", "helpful")]
     wanted = [
-        ("share of flipped targets [95 %, Wilson]", "flipped", False),
+        (f"share of {turned} targets [95 %, Wilson]", turned, False),
         ("mean margin change [95 %, bootstrap over targets]", "margin_change", True),
-        (f"share flipped minus {first}'s [95 %, paired bootstrap]", "flipped_difference", True),
+        (f"share {turned} minus {first}'s [95 %, paired bootstrap]", f"{turned}_difference", True),
         (f"margin change minus {first}'s [95 %, paired bootstrap]", "margin_change_difference", True),
     ]
     parts = []
@@ -155,11 +157,13 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
 
 def counterfactual_notes(result: dict) -> str:
     """What the reader must know beside the tables."""
+    direction = result.get("direction", "helpful")
+    turned, right = TURNED[direction], {"helpful": "correctly", "harmful": "wrongly"}[direction]
     carried = "every target is retrained at every removal"
     if result["carry_forward"]:
-        carried = "a flipped target stays flipped and keeps its last margin"
+        carried = f"a {turned} target stays {turned} and keeps its last margin"
     return (
-        f"{result['dataset']}: {len(result['targets'])} targets, classified correctly by all "
+        f"{result['dataset']}: {len(result['targets'])} targets, classified {right} by all "
         f"{len(result['base_seeds'])} base seeds (accuracy {result['base_accuracy']:.3f}) among the first "
         f"{result['sought']} validation rows; {result['rows']:,} training rows, {len(result['retrain_seeds'])} "
         f"retrains a removal, {carried}."

@@ -38,7 +38,7 @@ def test_a_flipped_target_is_carried_forward_and_not_retrained():
 
 def test_half_of_the_retrains_correct_is_not_flipped_and_all_jobs_are_paired_by_seed():
     correct = np.array([[1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
-    assert counterfactual.flipped(correct).tolist() == [False, True, False]
+    assert counterfactual.turned(correct, "helpful").tolist() == [False, True, False]
     jobs = Orders().plan().all_jobs()
     assert len(jobs) == 6 * 2 * 2 and {job.seed for job in jobs} == {7, 8}
     assert jobs[0].rows.tolist() == list(range(1, 9))
@@ -57,3 +57,24 @@ def test_curves_average_draws_and_pair_the_arms():
     assert curves["random"]["flipped_difference_interval"][1] == (-0.5, -0.5)
     low, high = curves["a"]["flipped_interval"][1]
     assert 0 < low < 1 and high == 1
+
+
+def test_where_harmful_rows_go_a_target_is_mended_by_more_than_half_of_the_retrains():
+    correct = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
+    assert counterfactual.turned(correct, "harmful").tolist() == [True, False, False, False]
+    base = np.array([[-1.0, -2.0]]), np.array([[0.0, 0.0]])
+    arm = np.array([[[[1.0, 2.0], [np.nan, np.nan]]]])
+    mended, change = counterfactual.states(base, (arm, np.where(np.isnan(arm), np.nan, arm > 0)), "harmful")
+    assert mended.tolist() == [[[False, True, True]]] and change.tolist() == [[[0.0, 3.0, 3.0]]]
+
+
+def test_harmful_rows_are_the_lowest_and_random_ones_have_their_classes_at_every_removal():
+    scores, labels = np.array([[0.5, -2.0, 1.0, -1.0, 0.0, -3.0]]), np.array([0, 1, 1, 0, 0, 1])
+    arm = counterfactual.by_score(scores, "harmful")
+    (order,) = arm(0)
+    assert order.tolist() == [5, 1, 3, 4, 0, 2]
+    train = type("Rows", (), {"labels": labels})
+    first, second = counterfactual.by_classes(train, arm, 0, 2)(0)
+    for rows in (first, second):
+        assert (labels[rows] == labels[order]).all() and sorted(rows) == list(range(6))
+    assert first.tolist() != second.tolist()

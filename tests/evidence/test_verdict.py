@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from attribution.evidence.verdict import CONTROL, Check, Target, groups_of, like, outcome, paired, removed_rows
+from attribution.evidence.counterfactual import alike
+from attribution.evidence.verdict import CONTROL, Check, Target, groups_of, outcome, paired, removed_rows
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 20])
 
@@ -38,7 +39,7 @@ def test_of_a_regression_the_same_tenths_of_the_label_go():
     train = data(np.random.default_rng(1).normal(size=200), regression=True)
     groups, removed = groups_of(train), np.arange(17)
     assert np.bincount(groups).tolist() == [20] * 10
-    rows = like(groups, removed, 0, 1, 0)
+    rows = np.sort(alike(groups, removed, 0, 1, 0))
     assert np.array_equal(np.bincount(groups[rows], minlength=10), np.bincount(groups[removed], minlength=10))
 
 
