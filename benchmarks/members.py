@@ -6,9 +6,10 @@
 
 Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same arguments of masks;
 they are chosen so that no result uses them: masks of seed 1, retrain seeds from 200, other queries (--first_query).
-Each set of members has as many checkpoints as others in its row. Three means are compared: the plain one, the one after
-each member was divided by its standard deviation (one number a member), and the one in which a checkpoint counts as
-much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1). Of each score the sets that
+Each set of members has as many checkpoints as others in its row. Three means are compared: the one that the scripts
+take, after each checkpoint was divided by its standard deviation (one number a checkpoint), the plain one, and the one
+in which a checkpoint counts as much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1).
+Of each score the sets that
 are complete are compared, all of them with the run alone under the first score. Writes
 RESULTS_DIR/members_DATASET_NAME.json and .md.
 """
@@ -48,7 +49,7 @@ SETS = {  # checkpoints -> members
         "2 seeds x 4 steps": Members(2, 4), "4 seeds x 2 steps": Members(4, 2),
         "2 halves x 4 steps": Members(2, 4, SHARE), "4 halves x 2 steps": Members(4, 2, SHARE)},
 }  # fmt: skip
-MEANS = ("plain", "scaled", "by learning rate")
+MEANS = ("scaled", "plain", "by learning rate")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -166,7 +167,7 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
 
 
 def table(result: dict) -> str:
-    """One line a set: LDS of the plain mean, and what the other two means and each set add to one checkpoint."""
+    """One line a set: LDS of the scaled mean, beside it that of the other two, and what each set adds to the run."""
     header = ["score", "checkpoints", "members", "LDS [95 %]", "minus the first row", *MEANS[1:]]
     header += ["controlled", "minus the first row", "deviations"]
     found = {
@@ -174,9 +175,9 @@ def table(result: dict) -> str:
     }
     rows = []
     for kind, *which, mean in found:
-        if (kind, mean) != ("plain", "plain"):
+        if (kind, mean) != ("plain", MEANS[0]):
             continue
-        row, controlled = found["plain", *which, "plain"], found["balanced", *which, "plain"]
+        row, controlled = found["plain", *which, mean], found["balanced", *which, mean]
         others = [found.get(("plain", *which, name)) for name in MEANS[1:]]
         spread = row["deviations"]
         rows.append([

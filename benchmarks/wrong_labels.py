@@ -25,7 +25,7 @@ from attribution.evidence.retraining import run_jobs  # noqa: E402
 from attribution.evidence.store import Job  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
 from attribution.files import Refused, intact, read_json, run_script  # noqa: E402
-from attribution.influence.stored import weights_of_members  # noqa: E402
+from attribution.influence.stored import other_members  # noqa: E402
 from attribution.show import results  # noqa: E402
 from attribution.show.tables import wrong_labels_markdown, wrong_labels_text  # noqa: E402
 from attribution.training.fit import choose_device  # noqa: E402
@@ -57,7 +57,7 @@ def self_influences(folder: Path, run: dict) -> dict[str, np.ndarray]:
         made, name = record.get("fingerprint", {}), path.parent.name
         if (made.get("weights"), made.get("training rows")) != (run["weights"], run["train_rows"]):
             continue
-        if "members" in made and made["members"] != weights_of_members(folder, run, Members.of(name)):
+        if other_members(folder, run, name, made):
             continue
         if intact(path.parent, record.get("files")):
             found[f"self-influence, {name}"] = load_file(path.with_suffix(".safetensors"))["all_modules"]

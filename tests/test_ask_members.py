@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import tamper
+from running import LDS, tamper
 from safetensors.torch import load_file
 
 import analyze
@@ -16,7 +16,7 @@ import train
 from attribution.evidence.ground_truth import draw_masks
 from attribution.files import run_script
 from attribution.influence.names import flags_of
-from attribution.training.members import Members, kept_rows, share_of_process
+from attribution.training.members import Members, kept_rows, mean_of, share_of_process
 from pipeline import DEMO_MODEL
 
 SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
@@ -44,14 +44,37 @@ def refused(capsys, main, *argv: str) -> str:
     return capsys.readouterr().err
 
 
+def alike(each: torch.Tensor) -> torch.Tensor:
+    """The mean over members (K, Q, N) in which each has the same standard deviation, the mean of theirs."""
+    spreads = each.double().std((1, 2), correction=0, keepdim=True)
+    return (each / spreads * spreads.mean()).mean(0).float()
+
+
 def test_the_stored_mean_is_the_mean_over_members(copied):
     run = copied / "demo"
     folders = [run, run / "members/seed1", run / "members/seed2"]
     each = [scores_of(folder, "identity") for folder in folders]
     assert not torch.equal(each[0], each[1])
-    assert torch.allclose(scores_of(run, "identity_members3"), torch.stack(each).double().mean(0).float())
+    assert torch.allclose(scores_of(run, "identity_members3"), alike(torch.stack(each)))
     seeds = [json.loads((folder / "run.json").read_text())["seed"] for folder in folders]
     assert seeds == [0, 1, 2]
+
+
+def test_each_member_counts_as_much_as_the_others_and_the_unit_stays():
+    small = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
+    found = mean_of([small, 100 * small[:, ::-1]])
+    assert np.allclose(found, 50.5 / 2 * (small + small[:, ::-1]), atol=1e-4)
+    assert np.allclose(mean_of([small]), small) and not mean_of([np.zeros((2, 3))] * 2).any()
+
+
+def test_a_mean_that_was_taken_in_another_way_is_left_out_and_said(copied, tmp_path, capsys):
+    path = copied / "demo/influence/scores/identity_members3/pairwise_scores.json"
+    tamper(path, lambda made: made | {"fingerprint": {k: v for k, v in made["fingerprint"].items() if k != "mean"}})
+    three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "3"]
+    assert "another mean" in refused(capsys, analyze.main, *three)
+    result = LDS.run(copied, tmp_path, "--num_masks", "3", "--num_repeats", "1")
+    assert "identity_members3" not in result["scores"] and "identity" in result["scores"]
+    assert "--overwrite" in capsys.readouterr().err
 
 
 def test_members_that_are_there_are_kept_and_missing_ones_trained(copied, capsys):
@@ -112,7 +135,7 @@ def test_members_differ_in_seed_step_and_rows_and_the_mean_is_over_all_of_them(m
     each = torch.stack([scores_of(place, "identity") for place in places])
     assert len({tuple(scores[0, :3].tolist()) for scores in each}) == 6
     stored = scores_of(run, "identity_members2_steps3_share0.5")
-    assert torch.allclose(stored, each.double().mean(0).float())
+    assert torch.allclose(stored, alike(each))
     records = [json.loads((place / "run.json").read_text()) for place in places]
     assert [one.get("step") for one in records] == [1, 3, None] * 2 and {one["steps"] for one in records} == {4}
     assert {one["share"] for one in records} == {0.5} and json.loads((run / "run.json").read_text())["steps"] == 8

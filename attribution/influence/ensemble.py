@@ -1,4 +1,4 @@
-"""Scores of several members (checkpoints of other seeds, steps or rows), and their mean.
+"""Scores of several members (checkpoints of other seeds, steps or rows), and their mean (`mean_of`).
 
 Symbols: K members, Q queries, N training rows.
 """
@@ -9,7 +9,7 @@ import torch
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.rows import GlueDataset
-from attribution.training.members import Opened
+from attribution.training.members import Opened, fingerprint_of, mean_of
 from attribution.training.processes import ALONE, Processes
 
 
@@ -25,8 +25,8 @@ class Ensemble(Influence):
         self.each = [
             Influence(*one, train, queries, settings, arguments, suffix, processes) for one in opened.checkpoints
         ]
-        weights = {"members": [run["weights"] for _, run in opened.checkpoints]}
-        self.self_parts, self.score_parts = self.self_parts | weights, self.score_parts | weights
+        made = fingerprint_of(opened.members, opened.folder, opened.run)
+        self.self_parts, self.score_parts = self.self_parts | made, self.score_parts | made
 
     def compute(self, kind: str) -> torch.Tensor | None:
         """Stored scores of this kind, or new ones: the mean over members of pairwise (Q, N) or self (N,) scores.
@@ -36,15 +36,15 @@ class Ensemble(Influence):
         scores = self.stored(kind) if self.processes.main else None
         if self.processes.from_main(lambda: scores is not None):
             return scores
-        total: torch.Tensor | None = None
+        parts = []
         for i, influence in enumerate(self.each):
             print(f"member {i + 1} of {len(self.each)}: {influence.folder}")
             if (part := influence.compute(kind)) is not None:
                 print(f"  standard deviation of its {kind} scores: {part.std():.4g}")
-                total = part.double() if total is None else total + part.double()
-        if total is None:  # not the main process
+                parts.append(part.numpy())
+        if not parts:  # not the main process
             return None
-        scores = (total / len(self.each)).float()
+        scores = torch.from_numpy(mean_of(parts)).float()
         self.save(kind, scores, {})
         return scores
 

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from attribution.files import differing_parts, intact, read_json
 from attribution.influence.names import is_own, window_name, without_window
-from attribution.training.members import Members, weights_of_members
+from attribution.training.members import Members, fingerprint_of
 
 
 def stored_scores(
@@ -27,15 +27,24 @@ def stored_scores(
         made_from = {part: record.get("fingerprint", {}).get(part) for part in wanted}
         if parts := differing_parts(made_from, wanted):
             stale[name] = f"its scores were made from other {' and other '.join(parts)}"
-        elif (found := record["fingerprint"].get("members")) and found != weights_of_members(
-            folder, run, Members.of(name)
-        ):
-            stale[name] = "its scores were made from other members"
+        elif differ := other_members(folder, run, name, record["fingerprint"]):
+            stale[name] = differ
         elif not intact(path.parent, record.get("files")):
             stale[name] = "its file is damaged; run analyze.py again"
         else:
             scores[name] = load_file(path.with_suffix(".safetensors"))["all_modules"]
     return scores, stale
+
+
+def other_members(folder: Path, run: dict, name: str, made: dict) -> str | None:
+    """Why a mean over members, of this name and fingerprint, does not count any more; None where it counts."""
+    if "members" not in made:
+        return None
+    wanted = fingerprint_of(Members.of(name), folder, run)
+    if made["members"] != wanted["members"]:
+        return "its scores were made from other members"
+    same = made.get("mean") == wanted.get("mean")
+    return None if same else "its mean over members was taken in another way; run analyze.py --overwrite"
 
 
 def open_scores_of(place: Path, name: str, queries, first_query: int) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from attribution.files import Refused
 from attribution.influence.names import with_members
 from attribution.influence.stored import open_scores_of, seeds_behind, stored_scores
 from attribution.rows import GlueDataset
-from attribution.training.members import Members
+from attribution.training.members import Members, mean_of
 from attribution.training.questions import predict_run
 from attribution.training.run import open_run
 
@@ -46,7 +46,7 @@ def add_ensembles(asked: dict, run: dict, scores: dict[str, np.ndarray], queries
     if others and not shared:
         raise Refused("the checkpoints of --ensemble share no stored score; run analyze.py on each of them")
     for name in shared:
-        scores[f"{name}, {len(others) + 1} seeds"] = np.mean([scores[name], *(other[name] for other in others)], axis=0)
+        scores[f"{name}, {len(others) + 1} seeds"] = mean_of([scores[name], *(other[name] for other in others)])
     return seeds
 
 

@@ -7,7 +7,7 @@ of the rows in <run>/members/share<A>_seed<s>; and a training's checkpoint after
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from attribution.draws import uniform_hash
 from attribution.files import Refused, intact, read_json
 
+MEAN = "each divided by its standard deviation"
 SAME = ("recipe", "train_rows", "start", "tokenizer", "max_length", "inputs", "num_hidden_layers", "new_head", "share")
 
 
@@ -152,6 +153,22 @@ def open_members(folder: Path, run: dict, members: Members) -> Opened:
     return Opened(folder, run, members, found)
 
 
-def weights_of_members(folder: Path, run: dict, members: Members) -> list[str | None]:
-    """Fingerprints of the weights of each checkpoint, None where one is missing."""
-    return [(read_json(place / "run.json") or {}).get("weights") for place in members.places(folder, run)]
+def fingerprint_of(members: Members, folder: Path, run: dict) -> dict:
+    """What a mean over members was made from: the weights of each checkpoint (None: missing), and how it was taken."""
+    weights = [(read_json(place / "run.json") or {}).get("weights") for place in members.places(folder, run)]
+    return {"members": weights} | ({"mean": MEAN} if len(weights) > 1 else {})
+
+
+def mean_of(members: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean of arrays alike, one a checkpoint, float64, in which each counts as much as the others.
+
+    Scores of a checkpoint that has fitted its rows less are larger as a whole, and would outweigh the others in a plain
+    mean. So each array is divided by its standard deviation (one number a checkpoint: queries stay comparable), and the
+    mean is multiplied by the mean standard deviation: the unit stays. benchmarks/members.py compares it with others.
+    """
+    total, spreads = np.zeros(()), []
+    for values in members:
+        spread = float(np.std(values, dtype=np.float64))
+        spreads.append(spread)
+        total = total + values.astype(np.float64) / (spread or 1.0)
+    return total / len(spreads) * np.mean(spreads)
