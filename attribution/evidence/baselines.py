@@ -95,7 +95,7 @@ def bm25(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
 
 
 def cosine(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Cosine of representations (Q, D) and (N, D)."""
+    """(Q, N) float32: cosine of representations (Q, D) and (N, D); 0 where one of them is zero."""
     unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, train)]
     return (unit[0] @ unit[1].T).astype(np.float32)
 
@@ -118,7 +118,7 @@ def represent(model: torch.nn.Module, *sets: GlueDataset, mean: bool = False) ->
 
 
 def random_scores(num_queries: int, num_train: int, seed: int) -> np.ndarray:
-    """Standard normal numbers."""
+    """(Q, N) float32: standard normal numbers of this seed."""
     return np.random.default_rng(seed).standard_normal((num_queries, num_train), dtype=np.float32)
 
 

@@ -113,7 +113,7 @@ def draw(num_masks: int, num_queries: int, count: int = 2000, seed: int = 0) -> 
 
 
 def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
-    """(B,): the mean agreement in every draw."""
+    """(B,): the mean agreement over queries, those without a defined one left out, in every draw."""
     weights = draws.queries * truth.valid
     per_query = weighted_correlations(result.predicted, truth.ranks, draws)
     return (per_query * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)

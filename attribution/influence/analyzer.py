@@ -36,6 +36,7 @@ class FolderAnalyzer(Analyzer):
         super().__init__(analysis_name="kronfluence", model=model, task=task, output_dir=str(folder), **kwargs)
 
     def factors_output_dir(self, factors_name: str) -> Path:
+        """Where kronfluence finds factors of this name: the complete ones, else those that are being made."""
         complete = self.influence / "factors" / factors_name
         return complete if (complete / "factors.json").exists() else super().factors_output_dir(factors_name)
 

@@ -178,7 +178,7 @@ class Scorer:
         prepare_modules(model=model, tracked_module_names=every, device=self.analyzer.state.device)
 
     def run_self(self, kept: Kept) -> None:
-        """Every row against itself."""
+        """Self-influence of the parts that are missing: each row against itself, (1, n) a part."""
         for i in [i for i in sorted(self.blocks) if not self.done[i].all()]:
             scores = compute_self_scores_with_loaders(
                 loaded_factors=self.factors, train_loader=self.loader(self.parts[i]), disable_tqdm=True,
@@ -188,7 +188,7 @@ class Scorer:
         self.analyzer.release()
 
     def loader(self, part: Part):
-        """Batches of a part."""
+        """The part's batches as kronfluence iterates over them, with the progress bar of this kind of scores."""
         weights = [self.weight(Part([batch], [True])) for batch in part.batches]
         return self.analyzer.loader(self.train, part.batches, part.ends, weights, f"{self.kind} scores")
 

@@ -70,6 +70,7 @@ class HookTracker(BaseTracker):
         self.registered_hooks.append(self.module.register_forward_hook(forward_hook))
 
     def release_memory(self) -> None:
+        """kronfluence asks for it after a phase."""
         super().release_memory()
         self.forget()
 
@@ -77,6 +78,11 @@ class HookTracker(BaseTracker):
         """Lets go of what waits for more batches."""
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        """Takes a batch in its backward pass, into `module.storage`.
+
+        entry: the module's input (rows, tokens, D_in), shared with modules that read the same tensor; gradient: of the
+        summed loss (or minus the summed margin) by the module's output (rows, tokens, D_out).
+        """
         raise NotImplementedError
 
 
