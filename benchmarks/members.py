@@ -32,7 +32,7 @@ from attribution.files import Refused, read_json, run_script  # noqa: E402
 from attribution.influence.names import flags_of  # noqa: E402
 from attribution.influence.stored import open_scores_of  # noqa: E402
 from attribution.show import results  # noqa: E402
-from attribution.show.tables import markdown, with_interval  # noqa: E402
+from attribution.show.tables import members_markdown  # noqa: E402
 from attribution.training.members import Members  # noqa: E402
 from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments  # noqa: E402
 from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
@@ -163,35 +163,8 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                     "deviations": [float(np.std(scores)) for scores in one.each],
                 })  # fmt: skip
     ceiling = {"plain": stats.noise_ceiling(truth.margins), "balanced": stats.noise_ceiling(truth.margins, controls)}
-    return {"rows": rows, "ceiling": ceiling, "masks": len(truth.masks), "queries": len(queries)}
-
-
-def table(result: dict) -> str:
-    """One line a set: LDS of the scaled mean, beside it that of the other two, and what each set adds to the run."""
-    header = ["score", "checkpoints", "members", "LDS [95 %]", "minus the first row", *MEANS[1:]]
-    header += ["controlled", "minus the first row", "deviations"]
-    found = {
-        (row["kind"], row["score"], row["checkpoints"], row["members"], row["mean"]): row for row in result["rows"]
-    }
-    rows = []
-    for kind, *which, mean in found:
-        if (kind, mean) != ("plain", MEANS[0]):
-            continue
-        row, controlled = found["plain", *which, mean], found["balanced", *which, mean]
-        others = [found.get(("plain", *which, name)) for name in MEANS[1:]]
-        spread = row["deviations"]
-        rows.append([
-            *map(str, which), with_interval(row["lds"], row["interval"]),
-            with_interval(row["difference"], row["difference_interval"], sign=True),
-            *("-" if other is None else f"{other['lds']:.3f}" for other in others),
-            with_interval(controlled["lds"], controlled["interval"]),
-            with_interval(controlled["difference"], controlled["difference_interval"], sign=True),
-            f"{min(spread):.2g} to {max(spread):.2g}",
-        ])  # fmt: skip
-    ceiling = result["ceiling"]
-    shown = {kind: "-" if value is None else f"{value:.3f}" for kind, value in ceiling.items()}
-    rows.append(["noise ceiling", "-", "-", shown["plain"], *["-"] * 3, shown["balanced"], "-", "-"])
-    return markdown(header, rows)
+    sizes = {"masks": len(truth.masks), "repeats": truth.margins.shape[1], "queries": len(queries)}
+    return {"rows": rows, "ceiling": ceiling, "first_query": args.first_query} | sizes
 
 
 def main(argv=None) -> None:
@@ -210,9 +183,9 @@ def main(argv=None) -> None:
     subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed)
     truth = own_truth(study, subsets, wait=False, dry_run=False)
     result = compare(args, folder, run, train, queries, truth) | {"scores": args.scores, "dataset": args.dataset_name}
-    print(table(result))
+    print(members_markdown(result))
     origin = {"arguments": vars(args), "device": study.retrain.device, "fingerprints": fingerprints_of(run, queries)}
-    results.save(result, stem, markdown=table(result), **origin)
+    results.save(result, stem, markdown=members_markdown(result), **origin)
 
 
 if __name__ == "__main__":

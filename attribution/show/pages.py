@@ -181,6 +181,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed_short": speed_short,
     "lds_demo": of_result("lds_demo", tables.lds_markdown),
     "lds_sst2": of_result("lds_sst2", tables.lds_markdown),
+    "members_demo": of_result("members_demo", tables.members_markdown),
+    "wrong_labels_demo": of_result("wrong_labels_demo", tables.wrong_labels_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
     "ceiling": ceiling,

@@ -134,6 +134,36 @@ def lds_markdown(result: dict) -> str:
     return markdown(*lds_rows(result)) + "\n\n" + lds_notes(result)
 
 
+def members_markdown(result: dict) -> str:
+    """One line a set of checkpoints: LDS of the mean that the scripts take, beside it those of other means.
+
+    What each set adds is against the first line, one checkpoint.
+    """
+    first, *others = dict.fromkeys(row["mean"] for row in result["rows"])
+    keys = ("kind", "score", "checkpoints", "members", "mean")
+    found = {tuple(row[key] for key in keys): row for row in result["rows"]}
+    rows = []
+    for kind, *which, mean in found:
+        if (kind, mean) == ("plain", first):
+            cells = list(map(str, which))
+            for one in (found["plain", *which, mean], found["balanced", *which, mean]):
+                cells.append(with_interval(one["lds"], one["interval"]))
+                cells.append(with_interval(one["difference"], one["difference_interval"], sign=True))
+            beside = [found.get(("plain", *which, name)) for name in others]
+            cells += ["-" if other is None else f"{other['lds']:.3f}" for other in beside]
+            spread = found["plain", *which, mean]["deviations"]
+            rows.append([*cells, f"{min(spread):.2g} to {max(spread):.2g}"])
+    shown = {kind: "-" if value is None else f"{value:.3f}" for kind, value in result["ceiling"].items()}
+    rows.append(["noise ceiling", "-", "-", shown["plain"], "-", shown["balanced"], "-", *["-"] * len(others), "-"])
+    header = ["score", "checkpoints", "members", "LDS [95 %]", "minus the first line", "class balance controlled"]
+    header += ["minus the first line", *(f"{name} mean" for name in others), "standard deviation of the scores"]
+    note = (
+        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['queries']} queries from "
+        f"row {result['first_query']} on. Used for tuning only."
+    )
+    return markdown(header, rows) + "\n\n" + note
+
+
 def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, header, rows) of the tables of a counterfactual result."""
     arms, removals, first = result["curves"], result["removals"], result["strategies"][0]
