@@ -1,5 +1,6 @@
 """Where a result comes from: its command, the commit, versions, processor, and the fingerprints of model and data."""
 
+import functools
 import importlib.metadata
 import platform
 import shlex
@@ -17,9 +18,11 @@ LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
 MADE = ("results", "figure", "README.md", "*/README.md")  # results and what is made from them change no result
 
 
+@functools.cache
 def git_commit() -> str | None:
     """The commit of this directory, with '+' where tracked files or new Python files differ from it; None outside git.
 
+    As it was when this process first asked, which studies do before their long work: they run what they have loaded.
     What is made from results does not count: two studies may follow each other without a commit between them.
     """
 

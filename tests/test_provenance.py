@@ -14,6 +14,7 @@ from attribution.files import Refused
 def repository(tmp_path, monkeypatch):
     """A small clone in place of the project."""
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "git_commit", provenance.git_commit.__wrapped__)
     monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
     for name in ("results/lds.json", "README.md", "benchmarks/README.md", "code.py", "requirements.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -60,3 +61,13 @@ def test_the_origin_names_processor_versions_and_fingerprints():
     found = provenance.origin("cpu", {"weights": "1f"})
     assert found["fingerprints"] == {"weights": "1f"} and found["versions"]["torch"].startswith("2.")
     assert found["processor"].endswith(")") and len(found["processor"]) > 5 and "threads" in found["device"]
+
+
+def test_a_process_keeps_the_commit_that_it_began_with(repository, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(provenance, "ROOT", repository)
+    provenance.git_commit.cache_clear()
+    first = provenance.git_commit()
+    (repository / "code.py").write_text("2")
+    assert provenance.git_commit() == first and not first.endswith("+")
+    provenance.git_commit.cache_clear()
