@@ -4,7 +4,7 @@
     python -m attribution.show.pages --profile profile.txt      # first takes over what analyze.py --profile printed
 
 A page says `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends. To add a table, write a
-function of the results folder that returns Markdown, and enter it in TABLES.
+function of a `Reader` that returns Markdown, and enter it in TABLES. Below each table stands what it was made from.
 """
 
 import argparse
@@ -45,14 +45,39 @@ def read_result(results: Path, name: str) -> dict:
     return json.loads((results / f"{name}.json").read_text())
 
 
+class Reader:
+    """Reads results by name, and keeps which were read: what a table was made from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names: list[str] = []
+
+    def __call__(self, name: str) -> dict:
+        """The content of NAME.json. Raises FileNotFoundError where there is no such file."""
+        self.names.append(name)
+        return read_result(self.folder, name)
+
+    def origin(self) -> str:
+        """A line with the files that were read, and the commit that made each ('+': with changes on top)."""
+        return f"From {', '.join(f'`results/{name}.json`{self._commit(name)}' for name in dict.fromkeys(self.names))}."
+
+    def _commit(self, name: str) -> str:
+        beside = self.folder / f"{name}.run.json"
+        commit = read_result(self.folder, f"{name}.run" if beside.exists() else name).get("commit")
+        return f" (commit {commit[:7]}{'+' * commit.endswith('+')})" if commit else ""
+
+
+Table = Callable[[Reader], str]
+
+
 # --- studies -------------------------------------------------------------------------------------------
 
 
-def lds_short(results: Path) -> str:
+def lds_short(read: Reader) -> str:
     """LDS of a few scores on the demo and on SST-2, the latter also with class balance controlled."""
     columns = {"demo": "demo plain", "SST-2": "sst2 plain", "SST-2, class balance controlled": "sst2 balanced"}
     wanted = [column.split() for column in columns.values()]
-    parts = [(read_result(results, f"lds_{dataset}"), kind) for dataset, kind in wanted]
+    parts = [(read(f"lds_{dataset}"), kind) for dataset, kind in wanted]
     rows = [[label, *(lds_cell(result, name, kind) for result, kind in parts)] for name, label in SHORT_LDS.items()]
     rows.append(["noise ceiling", *(f"{result['ceiling'][kind]:.2f}" for result, kind in parts)])
     return tables.markdown(["score", *columns], rows)
@@ -71,19 +96,19 @@ def two_digits(value: float, interval: list[float]) -> str:
     return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def recipes(results: Path) -> str:
+def recipes(read: Reader) -> str:
     """LDS on the demo for three ways of training it."""
     rows = []
     for name, label in RECIPES.items():
-        result = read_result(results, f"recipes/{name}/lds_demo")
+        result = read(f"recipes/{name}/lds_demo")
         ceiling = f"{result['ceiling']['plain']:.2f}"
         rows.append([label, *(lds_cell(result, score) for score in RECIPE_SCORES), ceiling])
     return tables.markdown(["recipe", *RECIPE_SCORES.values(), "noise ceiling"], rows)
 
 
-def flips_short(results: Path) -> str:
+def flips_short(read: Reader) -> str:
     """Share of flipped targets of three arms, on the demo and on SST-2."""
-    studies = {dataset: read_result(results, f"counterfactual_{dataset}") for dataset in ("demo", "sst2")}
+    studies = {dataset: read(f"counterfactual_{dataset}") for dataset in ("demo", "sst2")}
     header, rows = ["rows removed"], [[label] for label in ARMS.values()]
     for dataset, result in studies.items():
         for i, count in enumerate(result["removals"][1:], start=1):  # the first is 0, where nothing flips
@@ -94,9 +119,9 @@ def flips_short(results: Path) -> str:
     return tables.markdown(header, rows)
 
 
-def published_flips(results: Path) -> str:
+def published_flips(read: Reader) -> str:
     """Share of flipped targets: published for RTE, and ours on SST-2."""
-    published, ours = read_result(results, "published")["rte_flips"], read_result(results, "counterfactual_sst2")
+    published, ours = read("published")["rte_flips"], read("counterfactual_sst2")
     counts = published["removals"]
     rows = [
         [f"{name}, RTE, BERT-base, published", *(f"{share:.3f}" for share in shares)]
@@ -109,9 +134,9 @@ def published_flips(results: Path) -> str:
     return tables.markdown(["rows removed", *map(str, counts)], rows)
 
 
-def published_lds(results: Path) -> str:
+def published_lds(read: Reader) -> str:
     """LDS published for RTE, and what scores without a model reach on the same ground truth."""
-    found = read_result(results, "published")["rte_lds"]
+    found = read("published")["rte_lds"]
     rows = [[name, f"{value:.2f}", "published"] for name, value in found["published"].items()]
     for name, value in found["model_free"].items():
         interval = found["intervals"].get(name)
@@ -120,18 +145,18 @@ def published_lds(results: Path) -> str:
     return tables.markdown(["score", "LDS", "from"], rows)
 
 
-def ceiling(results: Path) -> str:
+def ceiling(read: Reader) -> str:
     """The noise ceiling beside what a perfect score reaches, in simulated studies."""
-    found = read_result(results, "ceiling")["rows"]
+    found = read("ceiling")["rows"]
     keys = ("reached", "ceiling", "old formula")
     rows = [[row["queries"], str(row["repeats"]), *(f"{row[key]:.3f}" for key in keys)] for row in found]
     return tables.markdown(["queries", "repeats", "a perfect score reaches", *keys[1:]], rows)
 
 
-def faults(results: Path) -> str:
+def faults(read: Reader) -> str:
     """What was made to go wrong, how often, and what came of it."""
     counts: dict[tuple[str, str], list[int]] = {}
-    for trial in read_result(results, "faults")["trials"]:
+    for trial in read("faults")["trials"]:
         what = trial["what"].partition(": ")[2] if trial["trial"] == "damaged" else trial["what"].rpartition(": ")[2]
         found = counts.setdefault((trial["trial"], what), [0, 0, 0])
         found[[True, False, None].index(trial["passed"])] += 1
@@ -142,9 +167,9 @@ def faults(results: Path) -> str:
 # --- speed ---------------------------------------------------------------------------------------------
 
 
-def speed_short(results: Path) -> str:
+def speed_short(read: Reader) -> str:
     """All phases together in every case, and the memory of the first."""
-    cases = read_result(results, "speed")["cases"]
+    cases = read("speed")["cases"]
     rows = []
     for name in CASES:
         found, title = cases[name], f"{CASES[name]}, {cases[name]['rows']:,} x {cases[name]['queries']}"
@@ -155,26 +180,26 @@ def speed_short(results: Path) -> str:
     return tables.markdown(["rows x queries", "stock", "ours", "times faster"], rows)
 
 
-def gpu(results: Path) -> str:
+def gpu(read: Reader) -> str:
     """`timings.gpu_table` of the published figures and the stored estimate."""
-    published = read_result(results, "published")["gpu_seconds"]["seconds"]
-    return timings.gpu_table(published, read_result(results, "gpu_estimate"))
+    published = read("published")["gpu_seconds"]["seconds"]
+    return timings.gpu_table(published, read("gpu_estimate"))
 
 
-def profile_demo(results: Path) -> str:
+def profile_demo(read: Reader) -> str:
     """What analyze.py --profile prints for the demo, as a block of text."""
-    return timings.profile_block(read_result(results, "profile_demo")["actions"])
+    return timings.profile_block(read("profile_demo")["actions"])
 
 
 # --- the pages -----------------------------------------------------------------------------------------
 
 
-def of_result(name: str, draw: Callable[[dict], str]) -> Callable[[Path], str]:
-    """draw, as a function of the results folder instead of the content of results/NAME.json."""
-    return lambda results: draw(read_result(results, name))
+def of_result(name: str, draw: Callable[[dict], str]) -> Table:
+    """draw, as a function of a reader instead of the content of results/NAME.json."""
+    return lambda read: draw(read(name))
 
 
-TABLES: dict[str, Callable[[Path], str]] = {
+TABLES: dict[str, Table] = {
     "profile_demo": profile_demo,
     "lds_short": lds_short,
     "flips_short": flips_short,
@@ -217,7 +242,9 @@ def fill(text: str, results: Path) -> str:
         _, end, after = rest.partition(END)
         if not end:
             raise ValueError(f"the table {name!r} has no {END}")
-        filled.append(f"{marker}\n{TABLES[name](results)}\n{END}{after}")
+        read = Reader(results)
+        table = TABLES[name](read)
+        filled.append(f"{marker}\n{table}\n\n{read.origin()}\n{END}{after}")
     return "".join(filled)
 
 
