@@ -34,7 +34,8 @@ RECIPE_SCORES = {
     "tfidf2": "squared TF-IDF",
 }  # fmt: skip
 SHORT_LDS = {
-    "ekfac, 5 seeds": "EKFAC, mean of five checkpoints", "ekfac": "EKFAC, one checkpoint",
+    "ekfac_members10_share0.5": "EKFAC, mean of ten halves", "ekfac_members5": "EKFAC, mean of five seeds",
+    "ekfac": "EKFAC, one checkpoint", "identity": "plain gradients, one checkpoint",
     "representation": "[CLS] cosine", "tfidf2": "squared TF-IDF cosine", "label": "label agreement alone",
 }  # fmt: skip
 ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}

@@ -82,7 +82,8 @@ def _draw_growth(axes, result: dict, names: list[str]) -> None:
 
 def _legend_below(axes, columns: int) -> None:
     """A legend under the axes, where it covers nothing."""
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=columns)
+    below = -0.55 / axes.figure.get_figheight()  # the axis and its label take half an inch
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, below), ncols=columns)
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:
