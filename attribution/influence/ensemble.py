@@ -3,6 +3,8 @@
 Symbols: K members, Q queries, N training rows.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -36,17 +38,20 @@ class Ensemble(Influence):
         scores = self.stored(kind) if self.processes.main else None
         if self.processes.from_main(lambda: scores is not None):
             return scores
-        parts = []
+        found = self.of_each(kind)  # one after the other: they need not fit into memory together
+        if not self.processes.main:
+            return next(found, None)
+        scores = torch.from_numpy(mean_of(found)).float()
+        self.save(kind, scores, {})
+        return scores
+
+    def of_each(self, kind: str) -> Iterator[np.ndarray]:
+        """Scores of this kind of one member after the other; on other processes than the main one, nothing."""
         for i, influence in enumerate(self.each):
             print(f"member {i + 1} of {len(self.each)}: {influence.folder}")
             if (part := influence.compute(kind)) is not None:
                 print(f"  standard deviation of its {kind} scores: {part.std():.4g}")
-                parts.append(part.numpy())
-        if not parts:  # not the main process
-            return None
-        scores = torch.from_numpy(mean_of(parts)).float()
-        self.save(kind, scores, {})
-        return scores
+                yield part.numpy()
 
     def profile(self) -> str | None:
         """The tables of the members that computed something; None where none did."""
