@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,8 +23,8 @@ from attribution.evidence.baselines import represent  # noqa: E402
 from attribution.evidence.retraining import run_jobs  # noqa: E402
 from attribution.evidence.store import Job  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
-from attribution.files import Refused, intact, read_json, run_script  # noqa: E402
-from attribution.influence.stored import other_members  # noqa: E402
+from attribution.files import Refused, run_script  # noqa: E402
+from attribution.influence.stored import stored_self_influence  # noqa: E402
 from attribution.show import results  # noqa: E402
 from attribution.show.tables import wrong_labels_markdown, wrong_labels_text  # noqa: E402
 from attribution.training.fit import choose_device  # noqa: E402
@@ -49,21 +48,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def self_influences(folder: Path, run: dict) -> dict[str, np.ndarray]:
-    """Name -> stored self-influence (N,) of this run's weights and rows."""
-    found = {}
-    for path in sorted((folder / "influence/scores").glob("*/self_scores.json")):
-        record = read_json(path) or {}
-        made, name = record.get("fingerprint", {}), path.parent.name
-        if (made.get("weights"), made.get("training rows")) != (run["weights"], run["train_rows"]):
-            continue
-        if other_members(folder, run, name, made):
-            continue
-        if intact(path.parent, record.get("files")):
-            found[f"self-influence, {name}"] = load_file(path.with_suffix(".safetensors"))["all_modules"]
-    return found
-
-
 def unseen_losses(args, folder: Path, run: dict, train) -> np.ndarray:
     """(N,): the loss of each row under a model that was trained without its fold."""
     where = {"model_name_or_path": args.model_name_or_path, "jobs_per_device": args.jobs_per_device}
@@ -78,7 +62,8 @@ def rankings(args, folder: Path, run: dict, train) -> dict[str, np.ndarray]:
     """Name -> ranking (N,), suspicious rows high."""
     members = open_members(folder, run, Members(args.num_members)).checkpoints
     losses = [wrong_labels.row_losses(open_trained(place), train) for place, _ in members]
-    found = self_influences(folder, run) | {"loss, one model": losses[0]}
+    stored = stored_self_influence(folder, run)
+    found = {f"self-influence, {name}": values for name, values in stored.items()} | {"loss, one model": losses[0]}
     if len(losses) > 1:
         found[f"loss, mean of {len(losses)} models"] = np.mean(losses, axis=0)
     found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(args, folder, run, train)

@@ -16,6 +16,7 @@ import train
 from attribution.evidence.ground_truth import draw_masks
 from attribution.files import run_script
 from attribution.influence.names import flags_of
+from attribution.influence.stored import stored_self_influence, why_stale
 from attribution.training.members import Members, kept_rows, mean_of, share_of_process
 from pipeline import DEMO_MODEL
 
@@ -103,7 +104,17 @@ def test_own_queries_and_self_influence_have_members_too(copied):
     (own,) = (copied / "demo/influence/scores").glob("identity_members3_queries-*")
     assert load_file(own / "pairwise_scores.safetensors")["all_modules"].shape == (1, 120)
     analyze.main([*three, "--self_influence"])
-    assert (copied / "demo/influence/scores/identity_members3/self_scores.safetensors").exists()
+    path = copied / "demo/influence/scores/identity_members3/self_scores.json"
+    run = json.loads((copied / "demo/run.json").read_text())
+    assert "identity_members3" in stored_self_influence(copied / "demo", run)
+    for place in (own / "pairwise_scores.json", path):
+        made = json.loads(place.read_text())["fingerprint"]
+        rows = made.get("query rows")
+        assert why_stale(place, copied / "demo", run, rows) is None
+        other = {part: value for part, value in made.items() if part != "mean"}
+        tamper(place, lambda record, other=other: record | {"fingerprint": other})
+        assert "another way" in why_stale(place, copied / "demo", run, rows)
+    assert "identity_members3" not in stored_self_influence(copied / "demo", run)
 
 
 def test_the_studies_read_members_and_name_or_refuse_their_seeds(copied, tmp_path, capsys):

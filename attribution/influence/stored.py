@@ -18,33 +18,47 @@ def stored_scores(
     Scores count where they were made from the run's weights and rows, and from the queries with this fingerprint, of
     which the first is this validation row. Names say nothing of where queries begin.
     """
-    wanted = {"weights": run["weights"], "training rows": run["train_rows"], "query rows": query_rows}
     scores, stale = {}, {}
     for path in sorted((folder / "influence" / "scores").glob("*/pairwise_scores.json")):
-        record, (name, begin) = read_json(path) or {}, without_window(path.parent.name)
+        name, begin = without_window(path.parent.name)
         if is_own(name) or begin != first_query:
             continue  # queries of one's own, or other validation rows
-        made_from = {part: record.get("fingerprint", {}).get(part) for part in wanted}
-        if parts := differing_parts(made_from, wanted):
-            stale[name] = f"its scores were made from other {' and other '.join(parts)}"
-        elif differ := other_members(folder, run, name, record["fingerprint"]):
-            stale[name] = differ
-        elif not intact(path.parent, record.get("files")):
-            stale[name] = "its file is damaged; run analyze.py again"
+        if why := why_stale(path, folder, run, query_rows):
+            stale[name] = why
         else:
-            scores[name] = load_file(path.with_suffix(".safetensors"))["all_modules"]
+            scores[name] = values_of(path)
     return scores, stale
 
 
-def other_members(folder: Path, run: dict, name: str, made: dict) -> str | None:
-    """Why a mean over members, of this name and fingerprint, does not count any more; None where it counts."""
-    if "members" not in made:
-        return None
-    wanted = fingerprint_of(Members.of(name), folder, run)
-    if made["members"] != wanted["members"]:
-        return "its scores were made from other members"
-    same = made.get("mean") == wanted.get("mean")
-    return None if same else "its mean over members was taken in another way; run analyze.py --overwrite"
+def stored_self_influence(folder: Path, run: dict) -> dict[str, np.ndarray]:
+    """Name -> self-influence (N,) that analyze.py stored of this run's weights and rows."""
+    paths = sorted((folder / "influence" / "scores").glob("*/self_scores.json"))
+    return {path.parent.name: values_of(path) for path in paths if not why_stale(path, folder, run)}
+
+
+def why_stale(path: Path, folder: Path, run: dict, query_rows: str | None = None) -> str | None:
+    """Why stored scores do not count for this run; None where they do.
+
+    path: their JSON. query_rows: the fingerprint of the queries; None for scores without any.
+    """
+    record = read_json(path) or {}
+    made = record.get("fingerprint", {})
+    wanted = {"weights": run["weights"], "training rows": run["train_rows"]}
+    wanted |= {"query rows": query_rows} if query_rows else {}
+    if parts := differing_parts({part: made.get(part) for part in wanted}, wanted):
+        return f"its scores were made from other {' and other '.join(parts)}"
+    if "members" in made:
+        members = fingerprint_of(Members.of(path.parent.name), folder, run)
+        if made["members"] != members["members"]:
+            return "its scores were made from other members"
+        if made.get("mean") != members.get("mean"):
+            return "its mean over members was taken in another way; run analyze.py --overwrite"
+    return None if intact(path.parent, record.get("files")) else "its file is damaged; run analyze.py again"
+
+
+def values_of(path: Path) -> np.ndarray:
+    """The scores beside their JSON: pairwise (Q, N) or self (N,)."""
+    return load_file(path.with_suffix(".safetensors"))["all_modules"]
 
 
 def open_scores_of(place: Path, name: str, queries, first_query: int) -> np.ndarray | None:
@@ -57,13 +71,7 @@ def open_scores_of(place: Path, name: str, queries, first_query: int) -> np.ndar
 def scores_named(folder: Path, run: dict, name: str, query_rows: str) -> np.ndarray | None:
     """The stored scores (Q, N) of this name alone; None where there are none that fit the run and these queries."""
     path = folder / "influence" / "scores" / name / "pairwise_scores.json"
-    record = read_json(path)
-    wanted = {"weights": run["weights"], "training rows": run["train_rows"], "query rows": query_rows}
-    if record is None or any(record["fingerprint"].get(part) != value for part, value in wanted.items()):
-        return None
-    if not intact(path.parent, record.get("files")):
-        return None
-    return load_file(path.with_suffix(".safetensors"))["all_modules"]
+    return None if why_stale(path, folder, run, query_rows) else values_of(path)
 
 
 def seeds_behind(run: dict, names) -> list[int]:

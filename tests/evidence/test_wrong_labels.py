@@ -9,6 +9,7 @@ from running import SMALL, analyze_quickly, benchmark, refusal, tamper
 
 import train
 from attribution.evidence import wrong_labels
+from attribution.influence.stored import stored_self_influence
 from pipeline import compute_loss, compute_margin
 
 WRONG = np.arange(100) % 10 == 0
@@ -58,7 +59,7 @@ def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path,
     bench.main([*mine, "--results_dir", str(tmp_path)])
     assert len(list((tmp_path / "demo/retraining").rglob("*.safetensors"))) == stored == 5
     tamper(path, lambda run: run | {"weights": "other"})
-    assert "self-influence, identity" not in bench.self_influences(path.parent, json.loads(path.read_text()))
+    assert "identity" not in stored_self_influence(path.parent, json.loads(path.read_text()))
     assert bench.wrong_labels.truth_of(type("Rows", (), {"table": type("T", (), {"column_names": []})})) is None
     elsewhere = ["--dataset_name", "rte", *where, "--results_dir", str(tmp_path)]
     assert "is missing" in refusal(capsys, bench.main, elsewhere)
