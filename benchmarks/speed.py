@@ -57,6 +57,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """Data set and rows, as files of the case are named."""
         return f"{self.dataset}_{self.rows}"
 
 
@@ -152,6 +153,7 @@ class Bench:
         return self.measure(label, run)
 
     def scores(self, measured: dict) -> np.ndarray:
+        """The scores (Q, N) that a measured analysis stored."""
         return load_file(self.work / measured["scores"])["all_modules"]
 
     def inner(self, label: str, what: str, case: Case, *extra: object) -> dict:

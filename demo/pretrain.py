@@ -71,6 +71,7 @@ def mask_tokens(ids: torch.Tensor, rates: torch.Tensor, generator: torch.Generat
 
 
 def main(argv=None) -> None:
+    """Builds the tokenizer, trains the masked language model and saves both."""
     args = parse_args(argv)
     corpus = make_corpus(args.num_sentences)
     tokenizer = build_tokenizer(corpus, args.output_dir)

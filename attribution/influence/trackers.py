@@ -50,6 +50,7 @@ class HookTracker(BaseTracker):
     started = False
 
     def register_hooks(self) -> None:
+        """Watches the module from here on; forgets what an earlier phase left."""
         @torch.no_grad()
         def forward_hook(module: nn.Module, inputs: tuple[torch.Tensor], outputs: torch.Tensor) -> None:
             if self.cached_hooks:
@@ -97,10 +98,12 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
     leader: nn.Module  # whose input covariance this module takes
 
     def forget(self) -> None:
+        """Lets go of the inputs and gradients of a group that was not finished."""
         self.inputs: list[torch.Tensor] = []
         self.gradients: list[torch.Tensor] = []
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        """Adds a group's products of inputs and of gradients to the two covariances, and counts tokens."""
         module, args = self.module, self.module.factor_args
         leader = entry.leaders.setdefault(module.bias is None, module)  # the first to come: the last in the model
         first = module.shared.first
@@ -160,6 +163,7 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
     """
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        """Adds the squares of the batch's gradients in the eigenbasis, and counts rows."""
         module, args = self.module, self.module.factor_args
         if not self.started:
             self.started = True
@@ -192,6 +196,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
     held: torch.Tensor | None = None  # gradients: (queries of a pass, D_out, D_in)
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        """Appends the batch's queries to what is held of the pass."""
         module, args = self.module, self.module.score_args
         name, inverse = names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME, module.storage[names.LAMBDA_MATRIX_NAME]
         if module.rotate_rows:
@@ -241,6 +246,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
         self.module.storage[names.PRECONDITIONED_GRADIENT_NAME] = None
 
     def release_memory(self) -> None:
+        """Lets go of the queries too."""
         super().release_memory()
         self.held = None
 
@@ -254,9 +260,11 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
     """
 
     def forget(self) -> None:
+        """Lets go of the batches of a group that was not finished."""
         self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        """Puts the group's scores (queries, rows) where kronfluence collects them, once it is complete."""
         module = self.module
         self.waiting.append(module.tokens(entry, gradient, module.score_args.score_dtype, module.rotate_rows)[:2])
         queries = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
@@ -276,6 +284,7 @@ class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):
     """Each training gradient's inner product with itself, preconditioned."""
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+        """Puts the batch's self-influence (rows,) where kronfluence collects it."""
         module = self.module
         g, a, _ = module.tokens(entry, gradient, module.score_args.per_sample_gradient_dtype)
         weight = module.storage[names.LAMBDA_MATRIX_NAME]
