@@ -164,6 +164,25 @@ def members_markdown(result: dict) -> str:
     return markdown(header, rows) + "\n\n" + note
 
 
+def additive_markdown(result: dict) -> str:
+    """How much of the signal is a sum over rows, and how scores agree with that part."""
+    share, scores = result["additive"], result["scores"].items()
+    rows = [
+        [name, with_interval(one["lds"], one["interval"]), share_of(one)]
+        for name, one in sorted(scores, key=lambda item: -item[1]["lds"])
+    ]
+    rows.append(["noise ceiling of the odd part", f"{result['ceiling']:.3f}", "-"])
+    low, high = result["interval"]
+    note = (
+        f"{result['dataset']}: {result['masks']} masks and their complements x {result['repeats']} repeats, "
+        f"{result['queries']} queries from row {result['first_query']} on. Odd part of the signal: {share:.0%} "
+        f"[{low:.0%}, {high:.0%}]; so a sum over rows can correlate with the signal up to "
+        f"{max(share, 0) ** 0.5:.2f} [{max(low, 0) ** 0.5:.2f}, {max(high, 0) ** 0.5:.2f}]. Noise ceiling of the "
+        f"margins themselves: {result['ceiling of margins']:.3f}."
+    )
+    return markdown(["score", "LDS with the odd part [95 %]", "share of its ceiling [95 %]"], rows) + "\n\n" + note
+
+
 def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, header, rows) of the tables of a counterfactual result."""
     arms, removals, first = result["curves"], result["removals"], result["strategies"][0]
