@@ -9,8 +9,7 @@ they are chosen so that no result uses them: masks of seed 1, retrain seeds from
 Each set of members has as many checkpoints as others in its row. Three means are compared: the one that the scripts
 take, after each checkpoint was divided by its standard deviation (one number a checkpoint), the plain one, and the one
 in which a checkpoint counts as much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1).
-Of each score the sets that
-are complete are compared, all of them with the run alone under the first score. Writes
+Of each score the sets that are complete are compared, all of them with the run alone under the first score. Writes
 RESULTS_DIR/members_DATASET_NAME.json and .md.
 """
 
@@ -123,8 +122,9 @@ def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
         found, record = open_scores_of(place, score, queries, args.first_query), read_json(place / "run.json")
         return None if found is None or record is None else (found, record)
 
-    sets = []
+    sets: list[Scored] = []
     for score in args.scores:
+        lacking = []
         for count, label, members in every_set():
             found = [opened(score, place) for place in members.places(folder, run)]
             if each := [one for one in found if one is not None and None not in found]:
@@ -133,7 +133,9 @@ def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
             elif not sets:
                 raise Refused(f"{folder} has no scores {score} of these queries; --plan prints what makes them")
             else:
-                print(f"{score}, {label} ({count}): not all are scored; --plan prints what makes them")
+                lacking.append(f"{label} ({count})")
+        if lacking:
+            print(f"{score}: not all are scored of {', '.join(lacking)}; --plan prints what makes them")
     return sets
 
 

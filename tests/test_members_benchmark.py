@@ -49,7 +49,7 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
         analyze.main([*where, *window, "--factor_strategy", "identity", *members])
     capsys.readouterr()
     bench.main(mine)
-    assert "ekfac, steps (2): not all are scored" in capsys.readouterr().out
+    assert "ekfac: not all are scored of the run (1), steps (2);" in capsys.readouterr().out
     found = json.loads((tmp_path / "members_demo.json").read_text())
     assert {(row["members"], row["mean"]) for row in found["rows"]} == {
         ("the run", "scaled"), ("steps", "plain"), ("steps", "scaled"), ("steps", "by learning rate"),
