@@ -30,10 +30,10 @@ test-search: .venv/ready
 test-processes: .venv/ready
 	LONG_TESTS=1 $(BIN)/python -m pytest tests/test_processes.py tests/test_train_processes.py tests/test_pretended_gpu.py
 
-# 240 trials of what may go wrong, and the longer search: some ten minutes each. Writes results/faults.json.
+# 240 trials of what may go wrong, and the longer search: some ten minutes each. Writes results/faults.json and search.json.
 faults: .venv/ready
 	$(BIN)/python tests/faults/run.py --trials 240 --result results/faults.json
-	SEARCH_SECONDS=600 $(BIN)/python -m pytest tests/test_search.py
+	SEARCH_SECONDS=600 SEARCH_RESULT=results/search.json $(BIN)/python -m pytest tests/test_search.py
 
 # The lowest versions that requirements.txt allows, in an environment of their own.
 test-oldest: requirements.txt

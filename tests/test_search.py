@@ -1,12 +1,14 @@
 """Any table of a few rows and any combination of flags either runs or is refused in one sentence: no other end.
 
-In `make test` the search has a fixed seed and little time; `make test-search` gives it more of both.
+In `make test` the search has a fixed seed and little time; `make test-search` gives it more of both, and `make faults`
+also has it write how often it ended in which way (SEARCH_RESULT, a JSON file).
 """
 
 import os
 import random
 import shutil
 import time
+from pathlib import Path
 
 import datasets
 import pytest
@@ -18,7 +20,8 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
-from attribution.files import run_script
+from attribution.files import read_json, run_script, write_json
+from attribution.provenance import origin
 
 SECONDS = float(os.environ.get("SEARCH_SECONDS", "30")) / 2
 SETTINGS = settings(
@@ -32,6 +35,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.start, self.ends = time.monotonic(), {0: 0, 2: 0}
+
+    def keep(self, what: str) -> None:
+        """Writes the counts to where SEARCH_RESULT says, beside those of other searches."""
+        if path := os.environ.get("SEARCH_RESULT"):
+            found = (read_json(Path(path)) or {}).get("searches", {})
+            ends = {"ran": self.ends[0], "refused": self.ends[2]}
+            write_json(Path(path), {"searches": found | {what: ends}, **origin()})
 
 
 def end_of(main, arguments: list[str], capsys, clock: Clock) -> None:
@@ -91,6 +101,7 @@ def test_any_rows_run_or_are_refused(tiny, tmp_path, capsys):
 
     search()
     assert min(clock.ends.values()) > 0, clock.ends
+    clock.keep("any rows, train.py")
 
 
 # --- flags ---
@@ -105,6 +116,8 @@ FLAGS = {
         "--learning_rate": NUMBERS, "--train_batch_size": ("1", "50", "0"), "--lr_schedule": ("linear", "x"),
         "--freeze_embeddings": None, "--new_head": None, "--max_grad_norm": NUMBERS, "--seed": NUMBERS,
         "--model_name_or_path": ("demo", "nowhere/at all"), "--tokenizer_name_or_path": ("demo", "nowhere"),
+        "--num_members": ("1", "2", "0"), "--member_share": NUMBERS, "--member_steps": ("1", "2", "0", "9999"),
+        "--member_start": None, "--corrupt_labels": NUMBERS, "--corrupt_seed": NUMBERS, "--adopt": ("demo", "nowhere"),
     },
     analyze.main: SHARED | {
         "--factor_strategy": ("identity", "diagonal", "kfac", "x"), "--use_half_precision": None, "--stock": None,
@@ -112,18 +125,26 @@ FLAGS = {
         "--damping_factor": (*NUMBERS, "heuristic"), "--query_batch_size": NUMBERS, "--train_batch_size": NUMBERS,
         "--data_partitions": NUMBERS, "--rotate": ("rows", "queries", "x"), "--overwrite": None, "--profile": None,
         "--query_index": NUMBERS, "--top_k": NUMBERS, "--self_influence": None, "--max_factor_rows": NUMBERS,
+        "--fisher": ("exact", "sampled", "x"), "--first_query": NUMBERS, "--num_members": ("1", "2", "0"),
+        "--member_share": NUMBERS, "--member_start": None, "--format": ("json", "plain", "x"), "--report": None,
+        "--query_text": ("fine", "a b c d", ""), "--query_label": ("positive", "x", "1"), "--forget_queries": None,
+        "--query_target": ("label", "predicted", "positive", "x"), "--covariance_products": ("float32", "x"),
     },
     evaluate_lds.main: SHARED | {
         "--num_masks": ("3", "2", "4", "x"), "--num_repeats": ("1", "0"), "--alpha": ("0.5", "0", "0.01", "nan"),
         "--stratify": None, "--mask_seed": NUMBERS, "--dry_run": None, "--query_index": NUMBERS, "--plot_only": None,
         "--combine": ("tfidf label", "ekfac", "random x"), "--masks_path": ("nowhere.npy",), "--ensemble": ("nowhere",),
-        "--num_train_epochs": ("1", "0"),
+        "--num_train_epochs": ("1", "0"), "--first_query": NUMBERS, "--retrain_queries": ("5", "0", "-1"),
+        "--combine_by": ("rank", "x"), "--weight_decay": NUMBERS,
     },
     run_counterfactual.main: SHARED | {
         "--strategies": ("random", "tfidf random", "ekfac", "x", "label"), "--removals": ("1 2", "2 1", "1000", "0"),
         "--num_targets": NUMBERS, "--num_base_seeds": ("1", "0"), "--num_retrain_seeds": ("1", "0"),
         "--retrain_seed": ("100", "0"), "--no_carry_forward": None, "--query_index": NUMBERS, "--show": NUMBERS,
         "--dry_run": None, "--plot_only": None, "--num_random_draws": ("1", "0"), "--num_train_epochs": ("1",),
+        "--direction": ("harmful", "helpful", "x"), "--max_targets": ("1", "0"), "--targets": ("3", "1 2", "3000", "x"),
+        "--base_seed": NUMBERS, "--query_text": ("fine",), "--query_label": ("positive", "x"),
+        "--retrain_queries": ("5", "0", "-1"),
     },
 }  # fmt: skip
 DEFAULTS = {
@@ -158,3 +179,4 @@ def test_any_flags_run_or_are_refused(main, run_copy, capsys, monkeypatch):
 
     search()
     assert clock.ends[2] > 0, clock.ends
+    clock.keep(f"any flags, {main.__module__}.py")
