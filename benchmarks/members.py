@@ -149,12 +149,15 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     sets = open_sets(args, folder, run, queries)
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
-        alone = None
+        alone, singles = None, {}  # the first line; LDS of a checkpoint by the identity of its scores
         for one in sets:
             for name in MEANS if one.count > 1 else MEANS[:1]:
                 weights = weights_of(name, one.each, one.rates)
                 total = np.einsum("k,kqn->qn", weights, np.stack(one.each), dtype=np.float64)
                 agreed = stats.agreement(total, truth.masks, ranks)
+                for scores in one.each:
+                    if id(scores) not in singles:
+                        singles[id(scores)] = stats.agreement(scores, truth.masks, ranks).mean
                 sample = stats.bootstrap(agreed, ranks, draws)
                 alone = (agreed.mean, sample) if alone is None else alone
                 rows.append({
@@ -163,6 +166,7 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                     "interval": stats.interval(sample), "difference": agreed.mean - alone[0],
                     "difference_interval": stats.interval(sample - alone[1]),
                     "deviations": [float(np.std(scores)) for scores in one.each],
+                    "singles": [singles[id(scores)] for scores in one.each],
                 })  # fmt: skip
     ceiling = {"plain": stats.noise_ceiling(truth.margins), "balanced": stats.noise_ceiling(truth.margins, controls)}
     sizes = {"masks": len(truth.masks), "repeats": truth.margins.shape[1], "queries": len(queries)}

@@ -58,4 +58,6 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     evaluate_lds.main(study)
     theirs = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]["identity_steps2"]["plain"]
     assert of_steps["lds"] == pytest.approx(theirs["lds"], abs=1e-6) and len(of_steps["deviations"]) == 2
+    alone = next(row for row in found["rows"] if row["checkpoints"] == 1)
+    assert of_steps["singles"][1] == pytest.approx(alone["lds"]) and alone["singles"] == [alone["lds"]]
     assert "| identity | 2 | steps |" in (tmp_path / "members_demo.md").read_text()

@@ -151,12 +151,16 @@ def members_markdown(result: dict) -> str:
                 cells.append(with_interval(one["difference"], one["difference_interval"], sign=True))
             beside = [found.get(("plain", *which, name)) for name in others]
             cells += ["-" if other is None else f"{other['lds']:.3f}" for other in beside]
-            spread = found["plain", *which, mean]["deviations"]
-            rows.append([*cells, f"{min(spread):.2g} to {max(spread):.2g}"])
+            entry = found["plain", *which, mean]
+            spread, singles = entry["deviations"], entry.get("singles", [])
+            rows.append([
+                *cells, f"{min(spread):.2g} to {max(spread):.2g}", ", ".join(f"{one:.2f}" for one in singles) or "-",
+            ])  # fmt: skip
     shown = {kind: "-" if value is None else f"{value:.3f}" for kind, value in result["ceiling"].items()}
-    rows.append(["noise ceiling", "-", "-", shown["plain"], "-", shown["balanced"], "-", *["-"] * len(others), "-"])
+    rows.append(["noise ceiling", "-", "-", shown["plain"], "-", shown["balanced"], *["-"] * (len(others) + 3)])
     header = ["score", "checkpoints", "members", "LDS [95 %]", "minus the first line", "class balance controlled"]
     header += ["minus the first line", *(f"{name} mean" for name in others), "standard deviation of the scores"]
+    header.append("LDS of each alone")
     note = (
         f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['queries']} queries from "
         f"row {result['first_query']} on. Used for tuning only."
