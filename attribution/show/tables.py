@@ -177,12 +177,13 @@ def additive_markdown(result: dict) -> str:
     ]
     rows.append(["noise ceiling of the odd part", f"{result['ceiling']:.3f}", "-"])
     low, high = result["interval"]
+    bounds = [min(max(value, 0), 1) ** 0.5 for value in (share, low, high)]
     note = (
         f"{result['dataset']}: {result['masks']} masks and their complements x {result['repeats']} repeats, "
         f"{result['queries']} queries from row {result['first_query']} on. Odd part of the signal: {share:.0%} "
-        f"[{low:.0%}, {high:.0%}]; so a sum over rows can correlate with the signal up to "
-        f"{max(share, 0) ** 0.5:.2f} [{max(low, 0) ** 0.5:.2f}, {max(high, 0) ** 0.5:.2f}]. Noise ceiling of the "
-        f"margins themselves: {result['ceiling of margins']:.3f}."
+        f"[{low:.0%}, {high:.0%}]; so a sum over rows can correlate with the signal up to {bounds[0]:.2f} "
+        f"[{bounds[1]:.2f}, {bounds[2]:.2f}]. Noise ceiling of the margins themselves: "
+        f"{result['ceiling of margins']:.3f}."
     )
     return markdown(["score", "LDS with the odd part [95 %]", "share of its ceiling [95 %]"], rows) + "\n\n" + note
 
