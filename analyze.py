@@ -21,11 +21,13 @@ from pathlib import Path
 
 import torch
 
-from attribution.files import Refused, check_numbers, check_writable, exclusive, run_script
+from attribution.files import Refused, check_numbers, check_writable, exclusive, printable, run_script
 from attribution.influence import eigenbasis
 from attribution.influence.analysis import Influence
 from attribution.influence.arguments import add_running_arguments, add_score_arguments, parse_damping
+from attribution.influence.names import window_name
 from attribution.influence.settings import Settings
+from attribution.influence.stored import recorded_queries
 from attribution.show.asking import Session, View, add_asking_arguments, check_asking, forget_queries, read_questions
 from attribution.show.explain import FORMAT
 from attribution.show.reading import default_format, show_self_influence
@@ -34,7 +36,14 @@ from attribution.training.fit import choose_device, name_of
 from attribution.training.members import open_members
 from attribution.training.processes import launched
 from attribution.training.questions import Questions
-from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments, check_window, members_of
+from attribution.training.recipe import (
+    MAX_QUERIES,
+    Parser,
+    add_data_arguments,
+    add_query_arguments,
+    check_window,
+    members_of,
+)
 from attribution.training.run import open_data, open_run
 from pipeline import quiet_libraries
 
@@ -87,6 +96,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )  # fmt: skip
 
 
+def ask_as_scored(args: argparse.Namespace, folder: Path, members: str) -> None:
+    """A question without --max_queries is about as many validation rows as were scored under its other arguments."""
+    asks = any(value is not None for value in (args.query_index, args.query_text, args.query_path, args.report))
+    if asks and args.max_queries == MAX_QUERIES:
+        name = settings_of(args).scores + members + window_name(args.first_query)
+        args.max_queries = recorded_queries(folder, name) or args.max_queries
+
+
 def score_all(session: Session, self_influence: bool, view: View) -> None:
     """Scores what is not stored yet; prints the rows that shape themselves most, or the first query."""
     influence = session.influence
@@ -97,6 +114,7 @@ def score_all(session: Session, self_influence: bool, view: View) -> None:
         return
     with view.progress():
         print(f"{influence.result}: scores of {scores.shape[1]:,} training rows for {scores.shape[0]:,} queries")
+        print("".join(f"{printable(sentence)}\n" for sentence in session.run.get("doubts", [])), end="")
     if own is not None:
         show_self_influence(session.train, own, view.top_k, session.row_losses())
     else:
@@ -119,6 +137,7 @@ def main(argv=None) -> None:
             forget_queries(folder)
             return
         members = open_members(folder, run, members_of(vars(args)))
+        ask_as_scored(args, folder, members.members.name)
         train, queries = open_data(folder, run, args.dataset_path, args.max_queries, args.first_query)
         opened = (members, train, queries, settings_of(args), vars(args))
         session = Session(*opened, work_place, processes, args.first_query)

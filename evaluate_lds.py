@@ -120,6 +120,8 @@ def main(argv=None) -> None:
     subsets = subsets_of(args)
     if args.query_index is None and not args.dry_run:
         results.check_places(stem, figures)
+    if args.query_index is None:
+        evaluated.announce(folder, run, queries, vars(args))
     if args.masks_path:
         truth: GroundTruth | None = foreign_truth(args.masks_path, args.margins_path, study)
     else:

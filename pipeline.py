@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from attribution import demo, start
 from attribution.draws import fisher_column, fisher_columns, sample_labels, uniform_hash
-from attribution.files import Refused
+from attribution.files import Refused, meant
 from attribution.raw import check_splits, check_texts, labels_of, open_tables
 from attribution.rows import GlueDataset, collate
 from attribution.task import GlueTask
@@ -70,7 +70,7 @@ def quiet_libraries() -> None:
 def get_task(data_name: str) -> GlueTask:
     """The task's entry in the table. Raises Refused for an unknown name."""
     if data_name not in TASKS:
-        raise Refused(f"unknown task {data_name!r}; known are {', '.join(TASKS)}")
+        raise Refused(f"unknown task {data_name!r}{meant(data_name, TASKS)}; known are {', '.join(TASKS)}")
     return TASKS[data_name]
 
 

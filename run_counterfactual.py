@@ -8,7 +8,7 @@
     accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte   # retrains are shared out
 
 The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed classifies
-The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed classifies
+correctly. A target counts as flipped when fewer than half of its retrains classify it correctly, and, unless
 --no_carry_forward is given, at every larger removal too. An arm says which rows go: the top of any stored score
 (analyze.py makes them), or `random` rows of the target's class, `tfidf`, `tfidf2`, `representation`.
 """
@@ -111,7 +111,7 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
             arms[name] = by_score(scores[name], args.direction)
         else:
             why = stale.get(name, "there are no such scores")
-            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, queries_asked(args))
+            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, queries_asked(args), name in stale)
             raise Refused(f"cannot remove by {name}: {why}; make them with: {command}")
     return arms
 

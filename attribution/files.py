@@ -6,6 +6,7 @@ file or the new one. Beside each result stands a JSON with its fingerprint.
 """
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -210,6 +211,17 @@ def differing_parts(stored: dict, wanted: dict) -> list[str]:
     return [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
 
 
+def others(parts: list[str]) -> str:
+    """`another seed and other weights`."""
+    return " and ".join(f"{'other' if part.endswith('s') else 'another'} {part}" for part in parts)
+
+
+def queries_of(record: dict, parts: list[str]) -> str:
+    """` (of --max_queries 50)` where a record differs in nothing but its queries, and says how many were asked for."""
+    asked = record.get("arguments", {}).get("max_queries")
+    return f" (of --max_queries {asked})" if asked and parts == ["query rows"] else ""
+
+
 def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
     """The record at `path`, or None where there is none.
 
@@ -222,7 +234,7 @@ def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
     parts = differing_parts(record.get("fingerprint", {}), fingerprint)
     if parts:
         raise Refused(
-            f"the {what} in {path.parent} were made with another {' and another '.join(parts)}; "
+            f"the {what} in {path.parent} were made with {others(parts)}{queries_of(record, parts)}; "
             "pass --overwrite to replace them, or use another --checkpoint_dir"
         )
     return record
@@ -267,6 +279,12 @@ def exclusive(folder: Path, name: str = ".lock", shared: bool = False, wait_for:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
+def meant(name: str, known) -> str:
+    """` (did you mean 'sst2'?)` where one of the known names is near; else nothing."""
+    near = difflib.get_close_matches(name.casefold().replace("-", "").replace("_", ""), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def printable(text: str) -> str:

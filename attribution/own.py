@@ -59,6 +59,7 @@ def open_own(data: OwnData, name: str, drawn: list[int] | None = None) -> tuple[
     wanted, rows = data.validation_split, None
     share = SHARE if wanted is None and len(splits) == 1 else share_of(wanted)
     if drawn is not None or share is not None:
+        label_values(chosen(train, data, "train"), data.path)  # a row without a label is named as the file counts
         rows = draw_rows(len(train), share, data.split_seed) if drawn is None else drawn
         if rows and max(rows) >= len(train):
             raise Refused(f"the data set {data.path!r} has {len(train):,} rows, fewer than the run was trained on")
@@ -175,18 +176,21 @@ def make_task(train: datasets.Dataset, data: OwnData) -> GlueTask:
     return GlueTask(data.text_columns, len(names), names, metrics=("accuracy", "macro_f1"))
 
 
-def label_values(table: datasets.Dataset, split: str) -> list:
-    """Labels as Python values; of a ClassLabel the names, in their order. Raises Refused where one is missing."""
+def label_values(table: datasets.Dataset, where: str) -> list:
+    """Labels as Python values; of a ClassLabel the names, in their order. Raises Refused where one is missing.
+
+    where: the split, or the file of a single one, as a refusal names it; its rows count from 0.
+    """
     feature, values = table.features["label"], arrow_column(table, "label").to_pylist()
     for row, value in enumerate(values):
         missing = value is None or (isinstance(value, float) and not math.isfinite(value))
         if missing or value == "" or not isinstance(value, (str, bool, int, float)):
             raise Refused(
-                f"row {row} of the split {split!r} has no label that can be used: {printable(repr(value))[:80]}"
+                f"row {row} of {where!r} (from 0 on) has no label that can be used: {printable(repr(value))[:80]}"
             )
     if isinstance(feature, datasets.ClassLabel):
         if -1 in values:
-            raise Refused(f"row {values.index(-1)} of the split {split!r} is unlabelled (-1)")
+            raise Refused(f"row {values.index(-1)} of {where!r} (from 0 on) is unlabelled (-1)")
         return [Named(feature.names[value], value) for value in values]
     return values
 

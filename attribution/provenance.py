@@ -47,6 +47,17 @@ def check_clean(folder: Path) -> None:
         )
 
 
+def is_published(path: Path) -> bool:
+    """Whether the file is one of the project's own results, as it was committed."""
+    if not path.resolve().is_relative_to(RESULTS):
+        return False
+    try:
+        found = subprocess.run(["git", "ls-files", "--", str(path.resolve())], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return False
+    return bool(found.stdout.strip())
+
+
 def processor() -> str:
     """The processor and the instructions that torch uses of it: others may round otherwise."""
     name = platform.processor() or platform.machine()

@@ -84,9 +84,9 @@ def test_factors_of_an_earlier_model_are_refused_and_named(run_copy):
     analyze_quickly(run_copy)
     first = scores_of(run_copy)
     train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--seed", "1"])
-    with pytest.raises(Refused, match="another weights; pass --overwrite"):
+    with pytest.raises(Refused, match="other weights; pass --overwrite"):
         analyze_quickly(run_copy)
-    with pytest.raises(Refused, match="another weights"):
+    with pytest.raises(Refused, match="other weights"):
         analyze_quickly(run_copy, "--damping_factor", "0.1")  # other scores, the same factors
     analyze_quickly(run_copy, "--overwrite")
     assert not close(scores_of(run_copy), first, 0.1)
@@ -108,6 +108,17 @@ def test_results_are_shown_without_computing(run_copy, capsys):
     assert sum("row " in line for line in lines) == 4
     with pytest.raises(Refused, match="--query_index must be from 0 to 8"):
         analyze_quickly(run_copy, "--query_index", "9")
+
+
+def test_a_question_without_max_queries_is_about_the_rows_that_were_scored(run_copy, capsys):
+    where = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy), "--factor_strategy", "identity"]
+    analyze.main([*where, "--max_queries", "7"])
+    capsys.readouterr()
+    analyze.main([*where, "--query_index", "6", "--top_k", "2"])
+    assert "query 6" in capsys.readouterr().out
+    assert "from 0 to 6" in refusal(capsys, analyze.main, [*where, "--query_index", "7"])
+    again = refusal(capsys, analyze.main, where)
+    assert "made with other query rows (of --max_queries 7); pass --overwrite" in again
 
 
 def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):

@@ -136,6 +136,7 @@ def test_classes_in_another_order_are_mapped_and_other_names_refused(trained, tm
     base = ["--dataset_name", "demo", "--max_train_samples", "60"]
     train.main([*base, "--checkpoint_dir", str(tmp_path / "a"), "--adopt", str(places["turned"])])
     assert "another order" in (out := capsys.readouterr().out) and "--label_order" in out  # worse than the majority
+    assert "cannot be told from the" in out
     stored = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a/demo")
     assert np.array_equal(stored.classifier.bias.detach().numpy(), bias.numpy()[::-1])
     plain = [*base, "--checkpoint_dir", str(tmp_path / "b"), "--adopt", str(places["plain"])]

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
 import analyze
+import evaluate_lds
 import train
 from attribution.evidence import baselines
 from attribution.evidence.retraining import RETRAIN_SEED
@@ -94,7 +95,17 @@ def test_scores_of_another_checkpoint_are_left_out_and_that_is_said(copied, tmp_
     path = copied / "demo/influence/scores/identity/pairwise_scores.json"
     tamper(path, lambda record: record | {"fingerprint": record["fingerprint"] | {"weights": "0"}})
     assert "identity" not in LDS.run(copied, tmp_path)["scores"]
-    assert "identity: left out, its scores were made from other weights" in capsys.readouterr().err
+    assert "identity: will be left out, its scores were made from other weights" in capsys.readouterr().err
+
+
+def test_what_the_table_will_lack_is_said_before_anything_is_retrained(copied, capsys):
+    where = ["--dataset_name", "demo", "--checkpoint_dir", str(copied)]
+    evaluate_lds.main([*where, "--max_queries", "5", "--dry_run"])
+    said = capsys.readouterr().err
+    assert "identity: will be left out, its scores were made from other query rows (of --max_queries 12)" in said
+    assert f"make some with: python analyze.py {' '.join(where)} --max_queries 5 --overwrite" in said
+    evaluate_lds.main([*where, "--max_queries", "12", "--dry_run"])
+    assert "left out" not in (said := capsys.readouterr().err) and "no stored scores" not in said
 
 
 def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, capsys):

@@ -66,7 +66,7 @@ def test_a_result_of_something_else_is_refused_by_the_part_that_differs(tmp_path
     assert refuse_if_stale(path, {"weights": "a"}, "scores") is None
     write_json(path, {"fingerprint": {"weights": "a", "seed": 1}})
     assert refuse_if_stale(path, {"weights": "a", "seed": 1}, "scores")
-    with pytest.raises(Refused, match="another weights; pass --overwrite"):
+    with pytest.raises(Refused, match="other weights; pass --overwrite"):
         refuse_if_stale(path, {"weights": "b", "seed": 1}, "scores")
 
 

@@ -36,6 +36,13 @@ def test_results_of_changed_files_are_refused_for_the_projects_own_folder(reposi
     provenance.check_clean(repository / "elsewhere")
 
 
+def test_a_committed_result_is_known_as_the_projects_own_and_a_new_one_is_not(repository, capsys):
+    (repository / "results/new.json").write_text("1")
+    assert provenance.is_published(repository / "results/lds.json")
+    assert not provenance.is_published(repository / "results/new.json")
+    assert not provenance.is_published(repository / "code.py")
+
+
 def test_what_is_made_from_results_changes_no_result(repository):
     clean = provenance.git_commit()
     for name in ("results/lds.json", "results/new.json", "README.md", "benchmarks/README.md", "notes.txt"):

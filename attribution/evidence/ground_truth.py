@@ -15,7 +15,7 @@ from attribution.evidence.retraining import announce, launched, run_jobs
 from attribution.evidence.stats import MIN_MASKS
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
-from attribution.files import Refused, differing_parts, read_json, write_json, write_npz
+from attribution.files import Refused, differing_parts, others, read_json, write_json, write_npz
 
 
 def draw_masks(num_rows: int, num_masks: int, alpha: float, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
@@ -177,7 +177,7 @@ def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundT
         if record is None or "fingerprint" not in record:
             print(f"{path} carries no fingerprint: only its shape is checked")
         elif parts := differing_parts(record["fingerprint"], fingerprint):
-            raise Refused(f"{path} was made with another {' and another '.join(parts)} than this run")
+            raise Refused(f"{path} was made with {others(parts)} than this run")
     masks = check_masks(load_array(masks_path, "masks"), len(study.train))
     margins = check_margins(load_array(margins_path, "margins"), len(masks), len(study.queries))
     return GroundTruth(masks, margins, None)

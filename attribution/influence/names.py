@@ -69,8 +69,10 @@ def flags_of(name: str) -> str:
     return " ".join(flags)
 
 
-def analyze_command(name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None) -> str:
-    """The command that stores scores under this name. max_queries: None for analyze.py's default."""
+def analyze_command(
+    name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None, again: bool = False
+) -> str:
+    """The command that stores scores under this name. max_queries: None for the default. again: over what is there."""
     limit = "" if max_queries is None else f" --max_queries {max_queries}"
     where = f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{limit}"
-    return f"python analyze.py {where} {flags_of(name)}"
+    return f"python analyze.py {where} {flags_of(name)}{' --overwrite' * again}"

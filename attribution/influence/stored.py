@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from attribution.files import differing_parts, intact, read_json
+from attribution.files import differing_parts, intact, queries_of, read_json
 from attribution.influence.names import is_own, window_name, without_window
 from attribution.training.members import Members, fingerprint_of
 
@@ -18,16 +18,26 @@ def stored_scores(
     Scores count where they were made from the run's weights and rows, and from the queries with this fingerprint, of
     which the first is this validation row. Names say nothing of where queries begin.
     """
-    scores, stale = {}, {}
+    found = look_up(folder, run, query_rows, first_query)
+    stale = {name: why for name, (_, why) in found.items() if why}
+    return {name: values_of(path) for name, (path, why) in found.items() if not why}, stale
+
+
+def look_up(folder: Path, run: dict, query_rows: str, first_query: int = 0) -> dict[str, tuple[Path, str | None]]:
+    """Name -> (JSON of the scores, why they do not count), as `stored_scores` has it; no scores are read."""
+    found = {}
     for path in sorted((folder / "influence" / "scores").glob("*/pairwise_scores.json")):
         name, begin = without_window(path.parent.name)
-        if is_own(name) or begin != first_query:
-            continue  # queries of one's own, or other validation rows
-        if why := why_stale(path, folder, run, query_rows):
-            stale[name] = why
-        else:
-            scores[name] = values_of(path)
-    return scores, stale
+        if not is_own(name) and begin == first_query:  # else queries of one's own, or other validation rows
+            found[name] = path, why_stale(path, folder, run, query_rows)
+    return found
+
+
+def recorded_queries(folder: Path, name: str) -> int | None:
+    """The --max_queries of the stored scores of this name; None where there are none, or nobody recorded it."""
+    record = read_json(folder / "influence" / "scores" / name / "pairwise_scores.json") or {}
+    asked = str(record.get("arguments", {}).get("max_queries"))
+    return int(asked) if asked.isdigit() else None
 
 
 def stored_self_influence(folder: Path, run: dict) -> dict[str, np.ndarray]:
@@ -46,7 +56,7 @@ def why_stale(path: Path, folder: Path, run: dict, query_rows: str | None = None
     wanted = {"weights": run["weights"], "training rows": run["train_rows"]}
     wanted |= {"query rows": query_rows} if query_rows else {}
     if parts := differing_parts({part: made.get(part) for part in wanted}, wanted):
-        return f"its scores were made from other {' and other '.join(parts)}"
+        return f"its scores were made from other {' and other '.join(parts)}{queries_of(record, parts)}"
     if "members" in made:
         members = fingerprint_of(Members.of(path.parent.name), folder, run)
         if made["members"] != members["members"]:

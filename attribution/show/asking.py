@@ -28,6 +28,7 @@ from attribution.show.reading import check_index
 from attribution.training.members import Opened
 from attribution.training.processes import ALONE, Processes
 from attribution.training.questions import Questions, ask, open_trained, predict_run, read_queries
+from attribution.training.recipe import MAX_QUERIES
 
 
 def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,9 +121,10 @@ class Session:
 
     def calibrate(self, bare: bool = False) -> str:
         """The command whose retrains calibrate scores. bare: without an absolute path."""
-        place = self.folder.parent
+        place, asked = self.folder.parent, self.arguments.get("max_queries", MAX_QUERIES)
         where = shlex.quote(place.name if bare and place.is_absolute() else str(place))
-        return f"python evaluate_lds.py --dataset_name {self.run['dataset_name']} --checkpoint_dir {where}"
+        limit = f" --max_queries {asked}" if asked != MAX_QUERIES else ""
+        return f"python evaluate_lds.py --dataset_name {self.run['dataset_name']} --checkpoint_dir {where}{limit}"
 
     def context(self, scores: np.ndarray | None, rich: bool) -> Context:
         """What is the same for all queries. scores: of the validation rows (Q, N), if there are any."""

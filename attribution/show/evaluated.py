@@ -13,11 +13,26 @@ from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused
 from attribution.influence.names import with_members
-from attribution.influence.stored import open_scores_of, seeds_behind, stored_scores
+from attribution.influence.stored import look_up, open_scores_of, seeds_behind, stored_scores
 from attribution.rows import GlueDataset
 from attribution.training.members import Members, mean_of
 from attribution.training.questions import predict_run
+from attribution.training.recipe import MAX_QUERIES
 from attribution.training.run import open_run
+
+
+def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None:
+    """Says before the long work which stored scores will not be in the table, and how to have some where none fit."""
+    found = look_up(folder, run, queries.fingerprint(), asked["first_query"])
+    for name, (_, why) in found.items():
+        if why:
+            print(f"{name}: will be left out, {why}", file=sys.stderr)
+    if any(why is None for _, why in found.values()):
+        return
+    limit = "" if asked["max_queries"] == MAX_QUERIES else f" --max_queries {asked['max_queries']}"
+    again = " --overwrite" * bool(found)
+    command = f"python analyze.py --dataset_name {run['dataset_name']} --checkpoint_dir {folder.parent}{limit}{again}"
+    print(f"no stored scores fit, so the table will hold baselines only; make some with: {command}", file=sys.stderr)
 
 
 def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int) -> dict[str, np.ndarray]:
@@ -54,10 +69,7 @@ def collect_scores(
     asked: dict, folder: Path, run: dict, train, queries, models: baselines.Models
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations; seeds of the models behind them."""
-    scores = open_scores(folder, run, queries, asked["first_query"])
-    if not scores:
-        where = f"--dataset_name {run['dataset_name']} --checkpoint_dir {folder.parent}"
-        print(f"no stored scores; make them with: python analyze.py {where}")
+    scores = stored_scores(folder, run, queries.fingerprint(), asked["first_query"])[0]
     seeds = [*seeds_behind(run, scores), *add_ensembles(asked, run, scores, queries)]
     scores |= {name: baselines.baseline_scores(name, queries, train, models) for name in baselines.NAMES}
     for names in asked["combine"]:

@@ -131,5 +131,6 @@ def trust(context: Context, command: str) -> list[str]:
         return [f"No margin is shown: the slope of margins on scores cannot be told from 0 (measured on {measured})."]
     return [
         f"The margin is what a row adds to the query's: its score times a slope that was measured on {measured}; "
-        "brackets are 95 % intervals of the slope alone."
+        "brackets are 95 % intervals of the slope alone. Of a single row the size is not to be relied on; "
+        "run_counterfactual.py --targets measures it."
     ]

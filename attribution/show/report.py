@@ -264,4 +264,5 @@ def counterfactual_table(session: Session, results: Path = Path("results")) -> d
         return None
     header = ["rows removed", *map(str, found["removals"][1:])]
     rows = [[name, *(f"{share:.0%}" for share in curve["flipped"][1:])] for name, curve in found["curves"].items()]
-    return {"header": header, "rows": rows, "targets": len(found["targets"])}
+    source = f"{results}/counterfactual_{session.run['dataset_name']}.json"
+    return {"header": header, "rows": rows, "targets": len(found["targets"]), "source": source}

@@ -1,12 +1,13 @@
 """What a study leaves in a results folder, and its figure drawn again from there."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from attribution.files import Refused, check_writable, read_json, write_bytes, write_json, write_npz
-from attribution.provenance import check_clean, origin
+from attribution.provenance import check_clean, is_published, origin
 
 Draw = Callable[[dict, Path], None]
 FIGURES = Path("figure")
@@ -25,6 +26,8 @@ def check_places(stem: Path, figures: Sequence[Path] = ()) -> None:
     """Raises Refused where results or figures could not or should not be written, before the long work begins."""
     check_clean(stem.parent)
     check_writable(*{stem.parent, *(path.parent for path in figures)})
+    if is_published(path := stem.with_suffix(".json")):
+        print(f"{path} is this project's own result and will be replaced; --results_dir keeps it", file=sys.stderr)
 
 
 def save(

@@ -23,7 +23,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def with_interval(value: float | None, interval: list[float] | None, sign: bool = False) -> str:
     """`0.32 [0.30, 0.35]`, with a plus sign where a difference is shown; `-` where there is none."""
-    if value is None or interval is None:
+    if value is None or interval is None or value != value:
         return "-"
     style = "+.3f" if sign else ".3f"
     return f"{value:{style}} [{interval[0]:{style}}, {interval[1]:{style}}]"
@@ -63,7 +63,7 @@ def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
 
 def share_of(part: dict) -> str:
     """`58 % [52, 63]`, what a score reaches of the noise ceiling; `-` where that is not known."""
-    if "share" not in part:
+    if "share" not in part or part["share"] != part["share"]:
         return "-"
     low, high = part["share_interval"]
     return f"{100 * part['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"

@@ -130,8 +130,8 @@ def sentence(verdict: dict) -> str:
     (random,) = [level for level in control if level["removed"] == last["removed"]]
     return (
         f"Without its {last['removed']} most {verdict['direction']} rows {became}the {what} changes by "
-        f"{number(last['change'])}; without as many random rows of the same {groups} by {number(random['change'])} "
-        f"({len(verdict['seeds'])} seeds)."
+        f"{number(last['change'], last['interval'])}; without as many random rows of the same {groups} by "
+        f"{number(random['change'], random['interval'])} ({len(verdict['seeds'])} seeds)."
     )
 
 

@@ -3,7 +3,6 @@
 Only weights, configuration and tokenizer of the folder are opened.
 """
 
-import numpy as np
 import torch
 from transformers import AutoConfig
 
@@ -12,6 +11,7 @@ from attribution.hub import open_asset
 from attribution.rows import GlueDataset
 from attribution.start import is_head, open_model
 from attribution.task import GlueTask
+from attribution.training.metrics import doubts
 
 FLAG = "--adopt"
 
@@ -82,13 +82,6 @@ def judge(result: dict[str, dict], train: GlueDataset, valid: GlueDataset) -> li
         lines.append(
             "it does no better on the former: perhaps it was trained on other rows, and scores say little then"
         )
-    if not train.task.regression:
-        accuracy = float(result["validation"]["accuracy"])
-        counts = np.bincount(valid.labels, minlength=train.task.num_labels)
-        if accuracy < (majority := counts.max() / counts.sum()):
-            name = train.task.class_names[int(counts.argmax())]
-            lines.append(
-                f"its accuracy of {accuracy:.3f} is below the {majority:.3f} of always saying {name!r}; are the "
-                "classes in the right order (--label_order)?"
-            )
+    for doubt in doubts({"validation": result["validation"]}, {"validation": valid}):
+        lines.append(doubt + "; are the classes in the right order (--label_order)?" * (not train.task.regression))
     return lines

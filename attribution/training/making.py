@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from attribution.files import exclusive, read_json
+from attribution.files import exclusive, printable, read_json
 from attribution.start import name_classes
 from attribution.training.bar import train
 from attribution.training.fit import choose_device, evaluate_model, steps_of
 from attribution.training.material import Material
 from attribution.training.members import Members, fits, kept_rows, share_of_process
+from attribution.training.metrics import doubts
 from attribution.training.processes import ALONE, Processes
 from attribution.training.progress import Progress
 from attribution.training.questions import open_trained
@@ -75,8 +76,9 @@ class Making:
             save_run(folder, model, self.material.tokenizer, record)  # first: a failing evaluation loses nothing
             progress.remove()
             results = evaluate_all(model, self.material, self.eval_batch_size)
-            add_to_run(folder, evaluation=results)
+            add_to_run(folder, evaluation=results, doubts=(found := doubts(results, self.material.validation)))
         show_metrics(results)
+        print("".join(f"{printable(sentence)}\n" for sentence in found), end="")
         print(f"saved {folder}")
 
 

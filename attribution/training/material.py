@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 
-from attribution.files import Refused, printable
+from attribution.files import Refused, meant, printable
 from attribution.own import KINDS, SHARE, OwnData, encode, make_task, open_own, shared_texts
 from attribution.rows import GlueDataset
 from attribution.start import check_tokens, fingerprint_of_tokenizer, inputs_of, usable_positions
@@ -63,8 +63,8 @@ def open_tables_of_task(name: str, dataset_path: str | None, asked: dict) -> Tab
     check_name(name)
     if dataset_path is None or not asked["text_columns"] or not asked["label_column"]:
         raise Refused(
-            f"unknown task {name!r}; known are {', '.join(TASKS)}; rows of your own take --dataset_path, "
-            "--text_columns and --label_column"
+            f"unknown task {name!r}{meant(name, TASKS)}; known are {', '.join(TASKS)}; rows of your own take "
+            "--dataset_path, --text_columns and --label_column"
         )
     return open_own_tables(name, dataset_path, asked, where)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from attribution.draws import uniform_hash
-from attribution.files import Refused, intact, read_json
+from attribution.files import Refused, intact, others, read_json
 
 MEAN = "each divided by its standard deviation"
 SAME = ("recipe", "train_rows", "start", "tokenizer", "max_length", "inputs", "num_hidden_layers", "new_head", "share")
@@ -148,7 +148,7 @@ def open_members(folder: Path, run: dict, members: Members) -> Opened:
                 "and the arguments of the run's training"
             )
         if parts := differences(wanted, member):
-            raise Refused(f"the member {place} has another {' and another '.join(parts)} than the run; train it again")
+            raise Refused(f"the member {place} has {others(parts)} than the run; train it again")
         found.append((place, member))
     return Opened(folder, run, members, found)
 

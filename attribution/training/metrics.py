@@ -6,6 +6,10 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from attribution.rows import GlueDataset
+
+ONE_SIDED = 1.645  # standard deviations that chance exceeds once in twenty
+
 
 def _correlation(function):
     """Correlation of two columns; 0 where one of them is constant, for which none is defined."""
@@ -47,3 +51,29 @@ class GlueMetric(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         return {name: float(METRICS[name](references, predictions)) for name in self.names}
+
+
+def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list[str]:
+    """A sentence for every validation split on which the model does no better than one that always says the same.
+
+    results: split -> metrics. One-sided at 5 %: the accuracy against the share of the most frequent class, by the
+    normal approximation; a correlation (Pearson's; Matthews', which is that of two binary columns) against 0, by
+    Fisher's transformation.
+    """
+    found = []
+    for split, data in validation.items():
+        result, count = results[split], max(len(data), 4)
+        if "accuracy" in result:
+            counts = np.bincount(data.labels, minlength=data.task.num_labels)
+            share = counts.max() / counts.sum()
+            name, least = "accuracy", share + ONE_SIDED * (share * (1 - share) / count) ** 0.5
+            beside = f"the {share:.3f} of always saying {data.task.class_names[int(counts.argmax())]!r}"
+        else:
+            name = next(name for name in ("pearson", "matthews_correlation") if name in result)
+            least, beside = float(np.tanh(ONE_SIDED / (count - 3) ** 0.5)), "0"
+        if result[name] < least:
+            found.append(
+                f"{split}: the {name.replace('_', ' ')} of {result[name]:.3f} cannot be told from {beside}; scores "
+                "explain guesses then"
+            )
+    return found

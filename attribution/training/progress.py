@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from attribution.files import differing_parts, intact, read_json, sha256_of, write_json, write_tensors
+from attribution.files import differing_parts, intact, others, read_json, sha256_of, write_json, write_tensors
 from attribution.training.processes import ALONE, Processes
 
 SEEDS_APART = 1_000_003  # between the seeds of two processes' dropout masks
@@ -118,7 +118,7 @@ class Progress:
         if record is None:
             return None
         if parts := differing_parts(record["fingerprint"], self.fingerprint):
-            print(f"the unfinished training had another {' and another '.join(parts)}; training starts anew")
+            print(f"the unfinished training had {others(parts)}; training starts anew")
         elif intact(self.folder, record["files"]):
             return record
         shutil.rmtree(self.folder)

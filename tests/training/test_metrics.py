@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from attribution.training.metrics import GlueMetric
+from attribution.training.metrics import GlueMetric, doubts
+from pipeline import get_task
 
 
 def test_classification_metrics_equal_their_formulas_on_a_table_of_counts():
@@ -24,3 +25,30 @@ def test_correlations_see_lines_ranks_and_constants():
     assert metric.compute(predictions=x**3, references=x)["spearmanr"] == pytest.approx(1)
     assert metric.compute(predictions=2 * x + 1, references=x)["pearson"] == pytest.approx(1)
     assert metric.compute(predictions=np.ones(5), references=x) == {"pearson": 0.0, "spearmanr": 0.0}
+
+
+class Rows:
+    """As much of a data set as `doubts` looks at."""
+
+    def __init__(self, task: str, labels: list) -> None:
+        self.task, self.labels = get_task(task), np.array(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "metrics", "wanted"),
+    [
+        ("sst2", [0] * 50 + [1] * 50, {"accuracy": 0.57}, "accuracy of 0.570 cannot be told from the 0.500 of always"),
+        ("sst2", [0] * 50 + [1] * 50, {"accuracy": 0.59}, None),
+        ("sst2", [0] * 10 + [1] * 90, {"accuracy": 0.9}, "always saying 'positive'"),
+        ("cola", [0] * 50 + [1] * 50, {"matthews_correlation": 0.15}, "matthews correlation of 0.150"),
+        ("cola", [0] * 50 + [1] * 50, {"matthews_correlation": 0.18}, None),
+        ("stsb", [1.0] * 100, {"pearson": 0.1, "spearmanr": 0.5}, "pearson of 0.100 cannot be told from 0"),
+        ("stsb", [1.0] * 100, {"pearson": 0.6, "spearmanr": 0.5}, None),
+    ],
+)
+def test_a_model_that_only_guesses_is_doubted(task, labels, metrics, wanted):
+    found = doubts({"validation": metrics}, {"validation": Rows(task, labels)})
+    assert len(found) == (wanted is not None) and (wanted or "") in "".join(found)
