@@ -18,6 +18,7 @@ demo: .venv/ready
 	$(BIN)/python train.py --dataset_name demo
 	$(BIN)/python analyze.py --dataset_name demo --overwrite --self_influence --profile
 	$(BIN)/python analyze.py --dataset_name demo --query_index 79 --top_k 4
+	@echo 'Next:  . .venv/bin/activate && python analyze.py --dataset_name demo --query_text "The soup was cold."'
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest

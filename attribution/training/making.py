@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from attribution.files import exclusive, printable, read_json
+from attribution.files import exclusive, others, printable, read_json
 from attribution.start import name_classes
 from attribution.training.bar import train
 from attribution.training.fit import choose_device, evaluate_model, steps_of
@@ -59,6 +59,7 @@ class Making:
             if not (read_json(folder / "run.json") or {}).get("evaluation"):  # it was killed before
                 add_to_run(folder, evaluation=evaluate_all(open_trained(folder), self.material, self.eval_batch_size))
             return
+        say_what_is_replaced(folder, record)
         progress = Progress(folder / ".training", made_from(record, kept), processes)
         with exclusive(folder) if processes.main else contextlib.nullcontext():
             model = name_classes(self.start(seed), self.material.task).to(choose_device())
@@ -80,6 +81,17 @@ class Making:
         show_metrics(results)
         print("".join(f"{printable(sentence)}\n" for sentence in found), end="")
         print(f"saved {folder}")
+
+
+def say_what_is_replaced(folder: Path, record: dict) -> None:
+    """Names the run that the training will replace, where it is another one: its scores will not count any more."""
+    run = read_json(folder / "run.json") or {}
+    names = {"seed": "seed", "recipe": "recipe", "train_rows": "training rows", "start": "start model"}
+    if parts := [name for key, name in names.items() if run and run.get(key) != record.get(key)]:
+        print(
+            f"{folder} holds a run with {others(parts)}; it will be replaced, and its scores will not count any more "
+            "(another --checkpoint_dir keeps it)"
+        )
 
 
 def made_from(record: dict, kept: list[int]) -> dict:
