@@ -20,6 +20,8 @@ class GlueDataset(torch.utils.data.Dataset):
     An item is (this data set, row number): what `collate` needs, whatever order batches are formed in.
     """
 
+    file_rows: np.ndarray | None = None  # (N,) rows of the file, from 0 on, where others of it are validation rows
+
     def __init__(self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]) -> None:
         self.table = table  # datasets.Dataset: text columns, `label`, and on the demo the recorded truth
         self.task = task
@@ -80,6 +82,10 @@ class GlueDataset(torch.utils.data.Dataset):
             out[row] = np.frombuffer(digest.digest()[:16], np.uint8)
         return out
 
+    def place_name(self, index: int) -> str:
+        """` (row 42 of the file)`, where the file numbers its rows otherwise."""
+        return "" if self.file_rows is None else f" (row {self.file_rows[index]} of the file)"
+
     def first(self, count: int) -> "GlueDataset":
         """The first so many rows."""
         return self if count >= len(self) else self.subset(list(range(count)))
@@ -94,6 +100,7 @@ class GlueDataset(torch.utils.data.Dataset):
         """These rows, in this order."""
         part = copy.copy(self)
         part.table, part.labels, part.lengths = self.table.select(rows), self.labels[rows], self.lengths[rows]
+        part.file_rows = None if self.file_rows is None else self.file_rows[rows]
         longest = int(part.lengths.max())
         part.inputs = {name: values[rows, :longest].contiguous() for name, values in self.inputs.items()}
         return part

@@ -83,7 +83,19 @@ def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, caps
     analyze.main([*where, "--factor_strategy", "identity", "--query_batch_size", "4"])
     scores = load_file(tmp_path / "reviews/influence/scores/identity/pairwise_scores.safetensors")["all_modules"]
     assert scores.shape == (6, 54)
+    capsys.readouterr()
+    asked = [*where, "--factor_strategy", "identity", "--query_index", "1", "--top_k", "3"]
+    analyze.main([*asked, "--format", "json"])
+    shown = json.loads(capsys.readouterr().out)["helpful"]
+    texts, names = reviews()["text"], []
+    for row in shown:
+        assert row["file_row"] >= row["row"] and row["texts"] == [texts[row["file_row"]]]
+        names.append(f"row {row['row']:>6} (row {row['file_row']} of the file)")
+    analyze.main([*asked, "--format", "plain"])
+    plain = capsys.readouterr().out
+    assert all(name in plain for name in names)
     train.main([*where, *own, *QUICK, "--seed", "3"])  # another seed, the same validation rows
+    assert "holds a run with another seed; it will be replaced" in capsys.readouterr().out
     assert json.loads((tmp_path / "reviews/run.json").read_text())["data"] == run["data"]
 
 

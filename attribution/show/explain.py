@@ -19,7 +19,8 @@ MARK = 0.1  # share of the queries from which a row is marked
 FORMAT = """--format json prints one object a query:
   query (number or null), texts, label, target (label, predicted or output), prediction, probability, margin,
   scores (their name), members (how many), calibration (null, or value, low, high, masks, repeats, kept),
-  helpful and harmful: lists of row, rank (1 is the largest absolute score), score, share (of the summed absolute
+  helpful and harmful: lists of row, file_row (null, or its number in a file that validation rows were drawn from, from
+  0 on), rank (1 is the largest absolute score), score, share (of the summed absolute
   scores), texts, label, flipped (demo only), margin (null, or [value, low, high] that the row adds), agreement (null,
   or members that have it among their top), everywhere (null, or share of queries that have it among their ten)."""
 
@@ -90,7 +91,8 @@ def describe_row(context: Context, row: int, score: float, total: float | None =
     train = context.train
     flips = "flipped" in train.table.column_names
     return {
-        "row": row, "score": score, "share": abs(score) / total if total else None,
+        "row": row, "file_row": None if train.file_rows is None else int(train.file_rows[row]),
+        "score": score, "share": abs(score) / total if total else None,
         "texts": [train.table[row][column] for column in train.task.columns], "label": train.label_name(row),
         "flipped": bool(train.table[row]["flipped"]) if flips else None,
         "margin": context.slope.margin(score) if context.slope else None,

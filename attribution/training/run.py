@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 from transformers import AutoTokenizer
 
 from attribution.files import (
@@ -139,6 +140,8 @@ def open_data(
         raise Refused(
             f"the training rows are not those of {folder}; give the --dataset_path of training, or train again"
         )
+    if (drawn := run.get("data", {}).get("validation_rows")) is not None:
+        train.file_rows = np.setdiff1d(np.arange(len(train) + len(drawn)), drawn)[: len(train)]
     known = get_glue_dataset(name, "valid", max_samples=first_query + max_queries, **shared)
     return train, known.window(first_query, max_queries)
 
