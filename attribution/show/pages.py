@@ -33,10 +33,16 @@ RECIPE_SCORES = {
     "identity": "identity", "ekfac": "EKFAC, damping 1e-8", "ekfac_damping0.0001": "1e-4", "ekfac_damping0.01": "1e-2",
     "tfidf2": "squared TF-IDF",
 }  # fmt: skip
-SHORT_LDS = {
-    "ekfac_members10_share0.5": "EKFAC, mean of ten halves", "ekfac_members5": "EKFAC, mean of five seeds",
-    "ekfac": "EKFAC, one checkpoint", "identity": "plain gradients, one checkpoint",
-    "representation": "[CLS] cosine", "tfidf2": "squared TF-IDF cosine", "label": "label agreement alone",
+SHORT_LDS = {  # label -> score on the demo, on SST-2
+    "EKFAC, mean of ten halves (SST-2: eight)": ("ekfac_members10_share0.5", "ekfac_exact_members8_share0.5"),
+    "EKFAC, two steps of each of four halves": (
+        "ekfac_members4_steps2_share0.5", "ekfac_exact_members4_steps2_share0.5"
+    ),
+    "EKFAC, one checkpoint": ("ekfac", "ekfac"),
+    "plain gradients, one checkpoint": ("identity", "identity"),
+    "[CLS] cosine": ("representation", "representation"),
+    "squared TF-IDF cosine": ("tfidf2", "tfidf2"),
+    "label agreement alone": ("label", "label"),
 }  # fmt: skip
 ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
 
@@ -76,11 +82,14 @@ Table = Callable[[Reader], str]
 
 def lds_short(read: Reader) -> str:
     """LDS of a few scores on the demo and on SST-2, the latter also with class balance controlled."""
-    columns = {"demo": "demo plain", "SST-2": "sst2 plain", "SST-2, class balance controlled": "sst2 balanced"}
-    wanted = [column.split() for column in columns.values()]
-    parts = [(read(f"lds_{dataset}"), kind) for dataset, kind in wanted]
-    rows = [[label, *(lds_cell(result, name, kind) for result, kind in parts)] for name, label in SHORT_LDS.items()]
-    rows.append(["noise ceiling", *(f"{result['ceiling'][kind]:.2f}" for result, kind in parts)])
+    columns = {"demo": (0, "plain"), "SST-2": (1, "plain"), "SST-2, class balance controlled": (1, "balanced")}
+    studies = read("lds_demo"), read("lds_sst2")
+    parts = [(studies[place], place, kind) for place, kind in columns.values()]
+    rows = [
+        [label, *(lds_cell(result, names[place], kind) for result, place, kind in parts)]
+        for label, names in SHORT_LDS.items()
+    ]
+    rows.append(["noise ceiling", *(f"{result['ceiling'][kind]:.2f}" for result, _, kind in parts)])
     return tables.markdown(["score", *columns], rows)
 
 
