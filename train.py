@@ -27,6 +27,7 @@ from attribution.training.corruption import add_corruption_arguments, check_corr
 from attribution.training.fit import choose_device, evaluate_model, name_of
 from attribution.training.making import Making, evaluate_all, show_metrics
 from attribution.training.material import Tables, add_own_arguments, corrupted, open_tables_of_task, read_rows
+from attribution.training.metrics import doubts
 from attribution.training.processes import Processes, check_launcher, launched
 from attribution.training.recipe import (
     RECIPE,
@@ -118,7 +119,8 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables) -> None:
     seen = evaluate_model(model, material.train, args.eval_batch_size)
     came = {"from": absolute(args.adopt) or args.adopt, "outputs": order, "training": seen}
     with exclusive(folder):
-        save_run(folder, model, tokenizer, record | {"evaluation": results, "adopted": came})
+        found = {"evaluation": results, "doubts": doubts(results, material.validation), "adopted": came}
+        save_run(folder, model, tokenizer, record | found)
     show_metrics(results)
     first = next(iter(material.validation))
     lines = judge({"training": seen, "validation": results[first]}, material.train, material.validation[first])

@@ -57,7 +57,7 @@ class Making:
         if not self.members.single and fits(folder, record, kept):
             print(f"{folder} is there and is kept")
             if not (read_json(folder / "run.json") or {}).get("evaluation"):  # it was killed before
-                add_to_run(folder, evaluation=evaluate_all(open_trained(folder), self.material, self.eval_batch_size))
+                self.evaluate(folder, open_trained(folder))
             return
         say_what_is_replaced(folder, record)
         progress = Progress(folder / ".training", made_from(record, kept), processes)
@@ -76,11 +76,17 @@ class Making:
             record |= {"epochs": epochs, "evaluation": {}}
             save_run(folder, model, self.material.tokenizer, record)  # first: a failing evaluation loses nothing
             progress.remove()
-            results = evaluate_all(model, self.material, self.eval_batch_size)
-            add_to_run(folder, evaluation=results, doubts=(found := doubts(results, self.material.validation)))
-        show_metrics(results)
-        print("".join(f"{printable(sentence)}\n" for sentence in found), end="")
+            found = self.evaluate(folder, model)
+        show_metrics(found["evaluation"])
+        print("".join(f"{printable(sentence)}\n" for sentence in found["doubts"]), end="")
         print(f"saved {folder}")
+
+    def evaluate(self, folder: Path, model: torch.nn.Module) -> dict:
+        """Evaluates a saved checkpoint, and adds to its run.json what is returned: metrics, and doubts about them."""
+        results = evaluate_all(model, self.material, self.eval_batch_size)
+        found = {"evaluation": results, "doubts": doubts(results, self.material.validation)}
+        add_to_run(folder, **found)
+        return found
 
 
 def say_what_is_replaced(folder: Path, record: dict) -> None:

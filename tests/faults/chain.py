@@ -134,15 +134,19 @@ def run(step: Step, folder: Path, prepare=None) -> tuple[int, str]:
 # --- what is left behind -------------------------------------------------------------------------------
 
 
+UNFINISHED = re.compile(r"\.lock|/kronfluence/|/\.training|\.tmp$|/\.tmp[^/]*$")  # the last is safetensors' own
+
+
 def contents(folder: Path, place: Path | None = None) -> dict[str, str]:
     """Relative path -> digest of every file that a step leaves: bytes, or JSON without times.
 
-    Locks, and what is unfinished, do not count. place: where the chain ran, whose name does not count either.
+    Locks, and what is unfinished (UNFINISHED), do not count. place: where the chain ran, whose name does not count
+    either.
     """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        if ".lock" in path.name or "/kronfluence/" in name or "/.training" in name or path.suffix == ".tmp":
+        if UNFINISHED.search(f"/{name}"):
             continue
         found[name] = hashlib.sha256(plain(path, place)).hexdigest()
     return found
