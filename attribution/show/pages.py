@@ -218,6 +218,7 @@ TABLES: dict[str, Table] = {
     "lds_sst2": of_result("lds_sst2", tables.lds_markdown),
     "members_demo": of_result("members_demo", tables.members_markdown),
     "members_sst2": of_result("members_sst2", tables.members_markdown),
+    "additive_demo": of_result("additive_demo", tables.additive_markdown),
     "additive_sst2": of_result("additive_sst2", tables.additive_markdown),
     "wrong_labels_demo": of_result("wrong_labels_demo", tables.wrong_labels_markdown),
     "published_lds": published_lds,
