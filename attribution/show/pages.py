@@ -221,6 +221,7 @@ TABLES: dict[str, Table] = {
     "additive_demo": of_result("additive_demo", tables.additive_markdown),
     "additive_sst2": of_result("additive_sst2", tables.additive_markdown),
     "wrong_labels_demo": of_result("wrong_labels_demo", tables.wrong_labels_markdown),
+    "wrong_labels_sst2": of_result("wrong_labels_sst2", tables.wrong_labels_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
     "ceiling": ceiling,
