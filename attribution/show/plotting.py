@@ -59,7 +59,7 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("LDS, mean over queries, 95 % interval")
     axes.set_title(f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats", loc="left")
-    _legend_below(axes, 3)
+    _legend_below(axes)
 
 
 def _draw_growth(axes, result: dict, names: list[str]) -> None:
@@ -77,13 +77,13 @@ def _draw_growth(axes, result: dict, names: list[str]) -> None:
     axes.set_xlabel("number of masks")
     axes.set_ylabel("LDS")
     axes.set_title("are there enough masks?", loc="left")
-    _legend_below(axes, 2)
+    _legend_below(axes)
 
 
-def _legend_below(axes, columns: int) -> None:
-    """A legend under the axes, where it covers nothing."""
+def _legend_below(axes) -> None:
+    """A legend under the axes, one name a line: beside it stands another, and names may be long."""
     below = -0.55 / axes.figure.get_figheight()  # the axis and its label take half an inch
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, below), ncols=columns)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, below), ncols=1)
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:
