@@ -44,6 +44,7 @@ SHORT_LDS = {  # label -> score on the demo, on SST-2
     "squared TF-IDF cosine": ("tfidf2", "tfidf2"),
     "label agreement alone": ("label", "label"),
 }  # fmt: skip
+SEARCH_ENDS = {"ran": "ran to its end", "refused": "refused in one sentence"}
 ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
 
 
@@ -164,13 +165,15 @@ def ceiling(read: Reader) -> str:
 
 
 def faults(read: Reader) -> str:
-    """What was made to go wrong, how often, and what came of it."""
+    """What was made to go wrong, how often, and what came of it; and any rows and flags that were tried."""
     counts: dict[tuple[str, str], list[int]] = {}
     for trial in read("faults")["trials"]:
         what = trial["what"].partition(": ")[2] if trial["trial"] == "damaged" else trial["what"].rpartition(": ")[2]
         found = counts.setdefault((trial["trial"], what), [0, 0, 0])
         found[[True, False, None].index(trial["passed"])] += 1
     rows = [[name, what, *map(str, found)] for (name, what), found in sorted(counts.items())]
+    for name, ends in sorted(read("search")["searches"].items()):
+        rows += [[name, what, str(ends[end]), "0", "0"] for end, what in SEARCH_ENDS.items()]
     return tables.markdown(["what happened", "what came of it", "passed", "failed", "skipped"], rows)
 
 
