@@ -114,7 +114,8 @@ def score_all(session: Session, self_influence: bool, view: View) -> None:
         return
     with view.progress():
         print(f"{influence.result}: scores of {scores.shape[1]:,} training rows for {scores.shape[0]:,} queries")
-        print("".join(f"{printable(sentence)}\n" for sentence in session.run.get("doubts", [])), end="")
+        for sentence in session.run.get("doubts", []):
+            print(printable(sentence))
     if own is not None:
         show_self_influence(session.train, own, view.top_k, session.row_losses())
     else:

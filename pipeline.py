@@ -70,8 +70,13 @@ def quiet_libraries() -> None:
 def get_task(data_name: str) -> GlueTask:
     """The task's entry in the table. Raises Refused for an unknown name."""
     if data_name not in TASKS:
-        raise Refused(f"unknown task {data_name!r}{meant(data_name, TASKS)}; known are {', '.join(TASKS)}")
+        raise Refused(unknown_task(data_name))
     return TASKS[data_name]
+
+
+def unknown_task(name: str) -> str:
+    """What is said of a name that is no task's: the one that may be meant, and all that are known."""
+    return f"unknown task {name!r}{meant(name, TASKS)}; known are {', '.join(TASKS)}"
 
 
 # --- data --------------------------------------------------------------------------------------------

@@ -39,7 +39,6 @@ from attribution.show import plotting, results, tables, verdicts
 from attribution.show.reading import show_removed
 from attribution.show.verdicts import known_slope, own_target, validation_targets
 from attribution.training.recipe import (
-    MAX_QUERIES,
     Parser,
     add_data_arguments,
     add_query_arguments,
@@ -89,11 +88,6 @@ def removals_of(args: argparse.Namespace) -> Removals:
     )  # fmt: skip
 
 
-def queries_asked(args) -> int | None:
-    """--max_queries, None where it is at its default: what a suggested command has to repeat."""
-    return None if args.max_queries == MAX_QUERIES else args.max_queries
-
-
 def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
     """Arm -> function of a query that returns its removal orders, a list of training rows for every draw."""
     scores, stale = stored_scores(folder, run, queries.fingerprint())
@@ -111,7 +105,7 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
             arms[name] = by_score(scores[name], args.direction)
         else:
             why = stale.get(name, "there are no such scores")
-            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, queries_asked(args), name in stale)
+            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, args.max_queries, name in stale)
             raise Refused(f"cannot remove by {name}: {why}; make them with: {command}")
     return arms
 
@@ -140,7 +134,7 @@ def check_predictions(args, folder: Path, run: dict, rows: tuple) -> None:
     if args.query_text is not None:
         asked = own_target(folder, run, name, args.query_text, args.query_label, args.checkpoint_dir)
     else:
-        asked = validation_targets(folder, run, name, valid, args.targets, args.checkpoint_dir, queries_asked(args))
+        asked = validation_targets(folder, run, name, valid, args.targets, args.checkpoint_dir, args.max_queries)
     recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
     known = (rows[0], rows[1] if asked.queries is valid else asked.queries)
     study = open_study(folder, run, known, recipe, **study_arguments(vars(args)))

@@ -56,16 +56,18 @@ def open_own(data: OwnData, name: str, drawn: list[int] | None = None) -> tuple[
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
     if "train" not in splits and len(splits) > 1:
         raise Refused(f"the data set {data.path!r} has no split 'train' (it has {', '.join(splits)})")
-    wanted, rows = data.validation_split, None
+    wanted = data.validation_split
     share = SHARE if wanted is None and len(splits) == 1 else share_of(wanted)
     if drawn is not None or share is not None:
-        label_values(chosen(train, data, "train"), data.path)  # a row without a label is named as the file counts
+        whole = chosen(train, data, "train")
+        if drawn is None:
+            label_values(whole, data.path)  # a row without a label is named as the file counts
         rows = draw_rows(len(train), share, data.split_seed) if drawn is None else drawn
         if rows and max(rows) >= len(train):
             raise Refused(f"the data set {data.path!r} has {len(train):,} rows, fewer than the run was trained on")
-        valid = train.select(rows)
-        train = train.select(np.setdiff1d(np.arange(len(train)), rows))
-    elif wanted is not None and Path(wanted).is_file():
+        kept = whole.select(np.setdiff1d(np.arange(len(train)), rows))
+        return datasets.DatasetDict({"train": kept, "validation": whole.select(rows)}), rows
+    if wanted is not None and Path(wanted).is_file():
         valid = next(iter(open_splits(wanted, name).values()))
     elif (wanted or "validation") in splits:
         valid = splits[wanted or "validation"]
@@ -76,7 +78,7 @@ def open_own(data: OwnData, name: str, drawn: list[int] | None = None) -> tuple[
         )
     return datasets.DatasetDict(
         {"train": chosen(train, data, "train"), "validation": chosen(valid, data, "validation")}
-    ), rows
+    ), None
 
 
 def open_splits(path: str, name: str) -> dict[str, datasets.Dataset]:

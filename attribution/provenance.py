@@ -18,6 +18,11 @@ LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
 MADE = ("results", "figure", "README.md", "*/README.md")  # results and what is made from them change no result
 
 
+def git(*arguments: str) -> str:
+    """What git says in this directory. Raises OSError or CalledProcessError where it cannot."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 @functools.cache
 def git_commit() -> str | None:
     """The commit of this directory, with '+' where tracked files or new Python files differ from it; None outside git.
@@ -25,9 +30,6 @@ def git_commit() -> str | None:
     As it was when this process first asked, which studies do before their long work: they run what they have loaded.
     What is made from results does not count: two studies may follow each other without a commit between them.
     """
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     others = [f":(exclude){name}" for name in MADE]
     try:
@@ -52,10 +54,9 @@ def is_published(path: Path) -> bool:
     if not path.resolve().is_relative_to(RESULTS):
         return False
     try:
-        found = subprocess.run(["git", "ls-files", "--", str(path.resolve())], cwd=ROOT, capture_output=True, text=True)
-    except OSError:
+        return bool(git("ls-files", "--", str(path.resolve())))
+    except (OSError, subprocess.CalledProcessError):
         return False
-    return bool(found.stdout.strip())
 
 
 def processor() -> str:

@@ -82,9 +82,9 @@ class GlueDataset(torch.utils.data.Dataset):
             out[row] = np.frombuffer(digest.digest()[:16], np.uint8)
         return out
 
-    def place_name(self, index: int) -> str:
-        """` (row 42 of the file)`, where the file numbers its rows otherwise."""
-        return "" if self.file_rows is None else f" (row {self.file_rows[index]} of the file)"
+    def file_row(self, index: int) -> int | None:
+        """The row's number in the file, where the file numbers its rows otherwise."""
+        return None if self.file_rows is None else int(self.file_rows[index])
 
     def first(self, count: int) -> "GlueDataset":
         """The first so many rows."""

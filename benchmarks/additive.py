@@ -29,12 +29,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from attribution.evidence import stats  # noqa: E402
+from attribution.evidence.arguments import add_tuning_arguments  # noqa: E402
 from attribution.evidence.ground_truth import Subsets  # noqa: E402
 from attribution.evidence.retraining import run_jobs  # noqa: E402
 from attribution.evidence.store import Job  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
 from attribution.files import Refused, run_script  # noqa: E402
-from attribution.influence.stored import stored_scores  # noqa: E402
+from attribution.influence.stored import open_scores_of  # noqa: E402
 from attribution.show import results  # noqa: E402
 from attribution.show.tables import additive_markdown  # noqa: E402
 from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments  # noqa: E402
@@ -50,10 +51,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_start_argument(group)
     add = parser.add_argument_group("ground truth").add_argument
     add("--scores", nargs="+", default=["ekfac"], help="names of stored scores to compare with the odd part (ekfac)")
-    add("--num_masks", type=int, default=50, help="masks; as many complements (50)")
-    add("--num_repeats", type=int, default=2, help="retrains of each, other seeds (2)")
-    add("--mask_seed", type=int, default=1, help="the masks' seed (1)")
-    add("--retrain_seed", type=int, default=200, help="the first retrain seed (200)")
+    add_tuning_arguments(add)
     add("--retrain_queries", type=int, default=0, help="validation rows that retrains predict (those asked about)")
     add("--jobs_per_device", type=int, help="retrains at the same time (as evaluate_lds.py)")
     add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
@@ -94,10 +92,8 @@ def compare(masks: np.ndarray, margins: np.ndarray, others: np.ndarray, scores: 
     for name, values in scores.items():
         agreed = stats.agreement(values, masks, truth)
         sample = stats.bootstrap(agreed, truth, draws)
-        found[name] = {
-            "lds": agreed.mean, "interval": stats.interval(sample), "share": agreed.mean / ceiling,
-            "share_interval": stats.interval(sample / np.maximum(ceilings, 1e-12)),
-        }  # fmt: skip
+        found[name] = {"lds": agreed.mean, "interval": stats.interval(sample)}
+        found[name] |= stats.share_of_ceiling(agreed.mean, sample, ceiling, ceilings)
     return {
         "masks": count, "repeats": repeats, "queries": queries, "scores": found, "ceiling": ceiling,
         "additive": float(shares(margins, others, once)[0]), "interval": stats.interval(shares(margins, others, draws)),
@@ -116,8 +112,8 @@ def main(argv=None) -> None:
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     rows = open_data(folder, run, args.dataset_path, max(args.first_query + args.max_queries, args.retrain_queries))
     queries = rows[1].window(args.first_query, args.max_queries)
-    stored = stored_scores(folder, run, queries.fingerprint(), args.first_query)[0]
-    if lost := [name for name in args.scores if name not in stored]:
+    stored = {name: open_scores_of(folder, name, queries, args.first_query) for name in args.scores}
+    if lost := [name for name, scores in stored.items() if scores is None]:
         raise Refused(f"{folder} has no scores {', '.join(lost)} of these queries; run analyze.py for them")
     asked = {"first_query": args.first_query, "max_queries": args.max_queries, "jobs_per_device": args.jobs_per_device}
     study = open_study(folder, run, rows, run["recipe"], model_name_or_path=args.model_name_or_path, **asked)
@@ -127,7 +123,7 @@ def main(argv=None) -> None:
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in both for seed in subsets.retrain_seeds]
     margins = run_jobs(study.store, jobs, study.retrain, study.workers).margins.astype(np.float64)
     margins = margins.reshape(2, len(masks), args.num_repeats, -1)
-    result = compare(masks, margins[0], margins[1], {name: stored[name] for name in args.scores})
+    result = compare(masks, margins[0], margins[1], stored)
     result |= {"dataset": args.dataset_name, "first_query": args.first_query}
     print(additive_markdown(result))
     origin = {"arguments": vars(args), "device": study.retrain.device, "fingerprints": fingerprints_of(run, queries)}

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from attribution.evidence import stats  # noqa: E402
+from attribution.evidence.arguments import add_tuning_arguments  # noqa: E402
 from attribution.evidence.ground_truth import Subsets, own_truth  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
 from attribution.files import Refused, read_json, run_script  # noqa: E402
@@ -59,10 +60,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_start_argument(group)
     add = parser.add_argument_group("tuning").add_argument
     add("--scores", nargs="+", default=["ekfac"], help="names of the scores of each checkpoint (ekfac)")
-    add("--num_masks", type=int, default=50, help="masks of the ground truth (50)")
-    add("--num_repeats", type=int, default=2, help="its repeats (2)")
-    add("--mask_seed", type=int, default=1, help="its masks' seed (1)")
-    add("--retrain_seed", type=int, default=200, help="its first retrain seed (200)")
+    add_tuning_arguments(add)
     add("--plan", action="store_true", help="print the commands that make checkpoints, scores and retrains, then stop")
     add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
     return parser.parse_args(argv)
@@ -149,15 +147,13 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     sets = open_sets(args, folder, run, queries)
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
-        alone, singles = None, {}  # the first line; LDS of a checkpoint by the identity of its scores
+        alone = None
         for one in sets:
+            singles = [stats.agreement(scores, truth.masks, ranks).mean for scores in one.each]
             for name in MEANS if one.count > 1 else MEANS[:1]:
                 weights = weights_of(name, one.each, one.rates)
                 total = np.einsum("k,kqn->qn", weights, np.stack(one.each), dtype=np.float64)
                 agreed = stats.agreement(total, truth.masks, ranks)
-                for scores in one.each:
-                    if id(scores) not in singles:
-                        singles[id(scores)] = stats.agreement(scores, truth.masks, ranks).mean
                 sample = stats.bootstrap(agreed, ranks, draws)
                 alone = (agreed.mean, sample) if alone is None else alone
                 rows.append({
@@ -166,7 +162,7 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                     "interval": stats.interval(sample), "difference": agreed.mean - alone[0],
                     "difference_interval": stats.interval(sample - alone[1]),
                     "deviations": [float(np.std(scores)) for scores in one.each],
-                    "singles": [singles[id(scores)] for scores in one.each],
+                    "singles": singles,
                 })  # fmt: skip
     ceiling = {"plain": stats.noise_ceiling(truth.margins), "balanced": stats.noise_ceiling(truth.margins, controls)}
     sizes = {"masks": len(truth.masks), "repeats": truth.margins.shape[1], "queries": len(queries)}

@@ -9,6 +9,14 @@ from attribution.files import Refused
 REMOVALS = (20, 40, 60, 80, 100, 120)
 
 
+def add_tuning_arguments(add) -> None:
+    """The random subsets of tuning, through `add` of a group: other masks and seeds than those of any result."""
+    add("--num_masks", type=int, default=50, help="masks of the ground truth (50)")
+    add("--num_repeats", type=int, default=2, help="its repeats, other seeds (2)")
+    add("--mask_seed", type=int, default=1, help="its masks' seed (1)")
+    add("--retrain_seed", type=int, default=200, help="its first retrain seed (200)")
+
+
 def add_removal_arguments(parser: argparse.ArgumentParser) -> None:
     """The group of what is removed, and from what."""
     add = parser.add_argument_group("what is removed").add_argument

@@ -107,9 +107,7 @@ def add_kind(
         if REFERENCE in scores and name != REFERENCE:
             entry["difference"] = agreed.mean - agreements[REFERENCE].mean
             entry["difference_interval"] = stats.interval(samples[name] - samples[REFERENCE])
-        if ceiling and ceilings is not None:
-            entry["share"] = agreed.mean / ceiling
-            entry["share_interval"] = stats.interval(samples[name] / np.maximum(ceilings, 1e-12))
+        entry |= stats.share_of_ceiling(agreed.mean, samples[name], ceiling, ceilings)
         if name in beside.singles:
             each = [stats.agreement(one * sign[:, None], masks, truth).mean for one in beside.singles[name]]
             entry["single"] = each

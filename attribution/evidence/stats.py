@@ -171,6 +171,16 @@ def bootstrap_ceiling(margins: np.ndarray, draws: Draws, controls: np.ndarray | 
     return (_reliability(pairs, len(ranks)) * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
 
 
+def share_of_ceiling(lds: float, sample: np.ndarray, ceiling: float | None, ceilings: np.ndarray | None) -> dict:
+    """{"share", "share_interval"}: an LDS divided by the noise ceiling; nothing where there is none.
+
+    sample, ceilings: both in the same bootstrap draws (B,).
+    """
+    if not ceiling or ceilings is None:
+        return {}
+    return {"share": lds / ceiling, "share_interval": interval(sample / np.maximum(ceilings, 1e-12))}
+
+
 def _repeats(
     margins: np.ndarray, controls: np.ndarray | None
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray] | None:

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from attribution.training.members import Members
+from attribution.training.recipe import queries_flag
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 DAMPING = 1e-8  # kronfluence's default
@@ -73,6 +74,5 @@ def analyze_command(
     name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None, again: bool = False
 ) -> str:
     """The command that stores scores under this name. max_queries: None for the default. again: over what is there."""
-    limit = "" if max_queries is None else f" --max_queries {max_queries}"
-    where = f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{limit}"
+    where = f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{queries_flag(max_queries)}"
     return f"python analyze.py {where} {flags_of(name)}{' --overwrite' * again}"

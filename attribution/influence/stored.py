@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from attribution.files import differing_parts, intact, queries_of, read_json
+from attribution.files import differing_parts, intact, others, queries_of, read_json
 from attribution.influence.names import is_own, window_name, without_window
 from attribution.training.members import Members, fingerprint_of
 
@@ -56,7 +56,7 @@ def why_stale(path: Path, folder: Path, run: dict, query_rows: str | None = None
     wanted = {"weights": run["weights"], "training rows": run["train_rows"]}
     wanted |= {"query rows": query_rows} if query_rows else {}
     if parts := differing_parts({part: made.get(part) for part in wanted}, wanted):
-        return f"its scores were made from other {' and other '.join(parts)}{queries_of(record, parts)}"
+        return f"its scores were made from {others(parts)}{queries_of(record, parts)}"
     if "members" in made:
         members = fingerprint_of(Members.of(path.parent.name), folder, run)
         if made["members"] != members["members"]:

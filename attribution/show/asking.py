@@ -28,7 +28,7 @@ from attribution.show.reading import check_index
 from attribution.training.members import Opened
 from attribution.training.processes import ALONE, Processes
 from attribution.training.questions import Questions, ask, open_trained, predict_run, read_queries
-from attribution.training.recipe import MAX_QUERIES
+from attribution.training.recipe import queries_flag
 
 
 def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,9 +121,8 @@ class Session:
 
     def calibrate(self, bare: bool = False) -> str:
         """The command whose retrains calibrate scores. bare: without an absolute path."""
-        place, asked = self.folder.parent, self.arguments.get("max_queries", MAX_QUERIES)
+        place, limit = self.folder.parent, queries_flag(self.arguments.get("max_queries"))
         where = shlex.quote(place.name if bare and place.is_absolute() else str(place))
-        limit = f" --max_queries {asked}" if asked != MAX_QUERIES else ""
         return f"python evaluate_lds.py --dataset_name {self.run['dataset_name']} --checkpoint_dir {where}{limit}"
 
     def context(self, scores: np.ndarray | None, rich: bool) -> Context:

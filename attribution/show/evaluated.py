@@ -3,6 +3,7 @@
 `asked` are the arguments of evaluate_lds.py, name -> value. Symbols: Q queries, N training rows.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import numpy as np
 from attribution.evidence import baselines, lds, stats
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
-from attribution.files import Refused
+from attribution.files import Refused, others
 from attribution.influence.names import with_members
 from attribution.influence.stored import look_up, open_scores_of, seeds_behind, stored_scores
 from attribution.rows import GlueDataset
 from attribution.training.members import Members, mean_of
 from attribution.training.questions import predict_run
-from attribution.training.recipe import MAX_QUERIES
+from attribution.training.recipe import queries_flag
 from attribution.training.run import open_run
 
 
@@ -29,9 +30,9 @@ def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None
             print(f"{name}: will be left out, {why}", file=sys.stderr)
     if any(why is None for _, why in found.values()):
         return
-    limit = "" if asked["max_queries"] == MAX_QUERIES else f" --max_queries {asked['max_queries']}"
-    again = " --overwrite" * bool(found)
-    command = f"python analyze.py --dataset_name {run['dataset_name']} --checkpoint_dir {folder.parent}{limit}{again}"
+    limit, again = queries_flag(asked["max_queries"]), " --overwrite" * bool(found)
+    where = f"--dataset_name {run['dataset_name']} --checkpoint_dir {shlex.quote(str(folder.parent))}"
+    command = f"python analyze.py {where}{limit}{again}"
     print(f"no stored scores fit, so the table will hold baselines only; make some with: {command}", file=sys.stderr)
 
 
@@ -45,23 +46,23 @@ def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int)
 
 def add_ensembles(asked: dict, run: dict, scores: dict[str, np.ndarray], queries: GlueDataset) -> list[int]:
     """Adds the mean over checkpoints of every score that all of them have; returns the seeds of the others."""
-    others, seeds = [], []
+    members, seeds = [], []
     for directory in asked["ensemble"]:
         folder, other = open_run(directory, asked["dataset_name"])
         for part in ("train_rows", "recipe"):
             if other[part] != run[part]:
-                raise Refused(f"--ensemble {directory} has another {part.replace('_', ' ')} than this run")
+                raise Refused(f"--ensemble {directory} has {others([part.replace('_', ' ')])} than this run")
         if other["weights"] == run["weights"]:
             raise Refused(
                 f"--ensemble {directory} has the same weights as another member; train it with another --seed"
             )
-        others.append(open_scores(folder, other, queries, asked["first_query"]))
+        members.append(open_scores(folder, other, queries, asked["first_query"]))
         seeds.append(other["seed"])
-    shared = [name for name in scores if others and all(name in other for other in others)]
-    if others and not shared:
+    shared = [name for name in scores if members and all(name in other for other in members)]
+    if members and not shared:
         raise Refused("the checkpoints of --ensemble share no stored score; run analyze.py on each of them")
     for name in shared:
-        scores[f"{name}, {len(others) + 1} seeds"] = mean_of([scores[name], *(other[name] for other in others)])
+        scores[f"{name}, {len(members) + 1} seeds"] = mean_of([scores[name], *(other[name] for other in members)])
     return seeds
 
 
@@ -69,7 +70,7 @@ def collect_scores(
     asked: dict, folder: Path, run: dict, train, queries, models: baselines.Models
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """Name -> scores (Q, N): stored ones, baselines, ensembles and combinations; seeds of the models behind them."""
-    scores = stored_scores(folder, run, queries.fingerprint(), asked["first_query"])[0]
+    scores = open_scores(folder, run, queries, asked["first_query"])
     seeds = [*seeds_behind(run, scores), *add_ensembles(asked, run, scores, queries)]
     scores |= {name: baselines.baseline_scores(name, queries, train, models) for name in baselines.NAMES}
     for names in asked["combine"]:

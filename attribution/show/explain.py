@@ -91,7 +91,7 @@ def describe_row(context: Context, row: int, score: float, total: float | None =
     train = context.train
     flips = "flipped" in train.table.column_names
     return {
-        "row": row, "file_row": None if train.file_rows is None else int(train.file_rows[row]),
+        "row": row, "file_row": train.file_row(row),
         "score": score, "share": abs(score) / total if total else None,
         "texts": [train.table[row][column] for column in train.task.columns], "label": train.label_name(row),
         "flipped": bool(train.table[row]["flipped"]) if flips else None,

@@ -83,7 +83,7 @@ def _draw_growth(axes, result: dict, names: list[str]) -> None:
 def _legend_below(axes) -> None:
     """A legend under the axes, one name a line: beside it stands another, and names may be long."""
     below = -0.55 / axes.figure.get_figheight()  # the axis and its label take half an inch
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, below), ncols=1)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, below))
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:

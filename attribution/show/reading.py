@@ -53,7 +53,7 @@ def describe(train, row: int, score: float | None = None) -> str:
     shown = "" if score is None else f"{score:+12.4g}  "
     label = printable(train.label_name(row))
     label = f"[{label}{', flipped' if flipped else ''}]"
-    return f"    {shown}row {row:>6}{train.place_name(row)} {label} {printable(train.text(row))}"
+    return f"    {shown}row {row:>6}{place_of(train.file_row(row))} {label} {printable(train.text(row))}"
 
 
 def show_self_influence(train, scores: torch.Tensor, top_k: int, losses: np.ndarray | None = None) -> None:
@@ -160,7 +160,7 @@ def plain(explained: dict) -> list[str]:
         lines.append(f"  {title}:")
         for row in explained[side]:
             agreed = "" if row["agreement"] is None else f"{row['agreement']}/{explained['members']} "
-            score, number = f"{row['score']:+12.4g}", f"row {row['row']:>6}{place_of(row)}"
+            score, number = f"{row['score']:+12.4g}", f"row {row['row']:>6}{place_of(row['file_row'])}"
             lines.append(f"    {score}  {agreed}{number} [{label_of(row)}] {text_of(row['texts'])}")
     return lines
 
@@ -196,13 +196,13 @@ def cells_of(row: dict, explained: dict) -> dict[str, str]:
         "score": f"{row['score']:+.3g}", "share": f"{row['share']:.1%}",
         "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
         "members": "-" if agreed is None else f"{agreed} of {explained['members']}",
-        "row": f"{row['row']}{place_of(row)}", "label": label_of(row),
+        "row": f"{row['row']}{place_of(row['file_row'])}", "label": label_of(row),
     }  # fmt: skip
 
 
-def place_of(row: dict) -> str:
+def place_of(file_row: int | None) -> str:
     """` (row 42 of the file)`, where the file numbers its rows otherwise."""
-    return "" if row["file_row"] is None else f" (row {row['file_row']} of the file)"
+    return "" if file_row is None else f" (row {file_row} of the file)"
 
 
 def mark(row: dict) -> str:

@@ -12,7 +12,7 @@ from attribution.start import name_classes
 from attribution.training.bar import train
 from attribution.training.fit import choose_device, evaluate_model, steps_of
 from attribution.training.material import Material
-from attribution.training.members import Members, fits, kept_rows, share_of_process
+from attribution.training.members import Members, differences, fits, kept_rows, share_of_process
 from attribution.training.metrics import doubts
 from attribution.training.processes import ALONE, Processes
 from attribution.training.progress import Progress
@@ -78,7 +78,8 @@ class Making:
             progress.remove()
             found = self.evaluate(folder, model)
         show_metrics(found["evaluation"])
-        print("".join(f"{printable(sentence)}\n" for sentence in found["doubts"]), end="")
+        for sentence in found["doubts"]:
+            print(printable(sentence))
         print(f"saved {folder}")
 
     def evaluate(self, folder: Path, model: torch.nn.Module) -> dict:
@@ -92,10 +93,11 @@ class Making:
 def say_what_is_replaced(folder: Path, record: dict) -> None:
     """Names the run that the training will replace, where it is another one: its scores will not count any more."""
     run = read_json(folder / "run.json") or {}
-    names = {"seed": "seed", "recipe": "recipe", "train_rows": "training rows", "start": "start model"}
-    if parts := [name for key, name in names.items() if run and run.get(key) != record.get(key)]:
+    seed = ["seed"] if run.get("seed") != record["seed"] else []
+    if run and (parts := [*seed, *differences(run, record)]):
+        named = others([part.replace("_", " ") for part in parts])
         print(
-            f"{folder} holds a run with {others(parts)}; it will be replaced, and its scores will not count any more "
+            f"{folder} holds a run with {named}; it will be replaced, and its scores will not count any more "
             "(another --checkpoint_dir keeps it)"
         )
 

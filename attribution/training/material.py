@@ -10,14 +10,14 @@ from pathlib import Path
 
 import datasets
 
-from attribution.files import Refused, meant, printable
+from attribution.files import Refused, printable
 from attribution.own import KINDS, SHARE, OwnData, encode, make_task, open_own, shared_texts
 from attribution.rows import GlueDataset
 from attribution.start import check_tokens, fingerprint_of_tokenizer, inputs_of, usable_positions
 from attribution.task import GlueTask, check_name
 from attribution.training.corruption import corrupt, draw
 from attribution.training.run import absolute
-from pipeline import MAX_LENGTH, TASKS, get_glue_dataset, get_task, load_tables
+from pipeline import MAX_LENGTH, TASKS, get_glue_dataset, get_task, load_tables, unknown_task
 
 OWN = ("text_columns", "label_column", "task", "validation_split", "split_seed")
 
@@ -63,7 +63,7 @@ def open_tables_of_task(name: str, dataset_path: str | None, asked: dict) -> Tab
     check_name(name)
     if dataset_path is None or not asked["text_columns"] or not asked["label_column"]:
         raise Refused(
-            f"unknown task {name!r}{meant(name, TASKS)}; known are {', '.join(TASKS)}; rows of your own take "
+            f"{unknown_task(name)}; rows of your own take "
             "--dataset_path, --text_columns and --label_column"
         )
     return open_own_tables(name, dataset_path, asked, where)

@@ -49,6 +49,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     return group
 
 
+def queries_flag(max_queries: int | None) -> str:
+    """` --max_queries 50`: what a suggested command has to repeat; nothing for None and for the default."""
+    return "" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}"
+
+
 def add_query_arguments(group: argparse._ArgumentGroup, windows: bool = True) -> None:
     """Adds what says which validation rows are queries; the same in all scripts that read scores.
 

@@ -19,7 +19,6 @@ from attribution.files import (
     checksums,
     fingerprint_of_tensors,
     intact,
-    meant,
     read_json,
     write_bytes,
     write_json,
@@ -28,7 +27,7 @@ from attribution.own import OwnData, encode, open_own
 from attribution.rows import GlueDataset
 from attribution.task import GlueTask, check_name, task_from
 from attribution.training.corruption import corrupt
-from pipeline import TASKS, get_glue_dataset, get_task, load_tables
+from pipeline import TASKS, get_glue_dataset, get_task, load_tables, unknown_task
 
 MARKER = ".unfinished"
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
@@ -104,9 +103,8 @@ def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
     run = read_json(folder / "run.json")
     if run is None and data_name not in TASKS:
         raise Refused(
-            f"unknown task {data_name!r}{meant(data_name, TASKS)}; known are {', '.join(TASKS)}, and in "
-            f"{checkpoint_dir} there is no run of this name (train.py makes one from rows of your own: --dataset_path, "
-            "--text_columns, --label_column)"
+            f"{unknown_task(data_name)}, and in {checkpoint_dir} there is no run of this name "
+            "(train.py makes one from rows of your own: --dataset_path, --text_columns, --label_column)"
         )
     where = shlex.quote(str(checkpoint_dir))
     command = f"run: python train.py --dataset_name {data_name} --checkpoint_dir {where}"
