@@ -106,6 +106,8 @@ def test_what_the_table_will_lack_is_said_before_anything_is_retrained(copied, c
     assert f"make some with: python analyze.py {' '.join(where)} --max_queries 5 --overwrite" in said
     evaluate_lds.main([*where, "--max_queries", "12", "--dry_run"])
     assert "left out" not in (said := capsys.readouterr().err) and "no stored scores" not in said
+    evaluate_lds.main([*where, "--first_query", "3", "--max_queries", "5", "--dry_run"])
+    assert f"python analyze.py {' '.join(where)} --first_query 3 --max_queries 5\n" in capsys.readouterr().err
 
 
 def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, capsys):

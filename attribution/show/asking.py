@@ -121,7 +121,8 @@ class Session:
 
     def calibrate(self, bare: bool = False) -> str:
         """The command whose retrains calibrate scores. bare: without an absolute path."""
-        place, limit = self.folder.parent, queries_flag(self.arguments.get("max_queries"))
+        asked = self.arguments
+        place, limit = self.folder.parent, queries_flag(asked.get("max_queries"), asked.get("first_query"))
         where = shlex.quote(place.name if bare and place.is_absolute() else str(place))
         return f"python evaluate_lds.py --dataset_name {self.run['dataset_name']} --checkpoint_dir {where}{limit}"
 

@@ -30,7 +30,7 @@ def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None
             print(f"{name}: will be left out, {why}", file=sys.stderr)
     if any(why is None for _, why in found.values()):
         return
-    limit, again = queries_flag(asked["max_queries"]), " --overwrite" * bool(found)
+    limit, again = queries_flag(asked["max_queries"], asked["first_query"]), " --overwrite" * bool(found)
     where = f"--dataset_name {run['dataset_name']} --checkpoint_dir {shlex.quote(str(folder.parent))}"
     command = f"python analyze.py {where}{limit}{again}"
     print(f"no stored scores fit, so the table will hold baselines only; make some with: {command}", file=sys.stderr)

@@ -49,9 +49,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     return group
 
 
-def queries_flag(max_queries: int | None) -> str:
-    """` --max_queries 50`: what a suggested command has to repeat; nothing for None and for the default."""
-    return "" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}"
+def queries_flag(max_queries: int | None, first_query: int | None = None) -> str:
+    """` --first_query 200 --max_queries 50`: what a suggested command repeats; nothing for None and for a default."""
+    begin = f" --first_query {first_query}" if first_query else ""
+    return begin + ("" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}")
 
 
 def add_query_arguments(group: argparse._ArgumentGroup, windows: bool = True) -> None:
