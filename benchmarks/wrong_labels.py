@@ -5,8 +5,9 @@
     python benchmarks/wrong_labels.py --dataset_name cola --checkpoint_dir checkpoints/wrong --num_members 5
 
 Ranks the training rows by every self-influence that analyze.py stored, by the loss of the row under the run and as a
-mean over members, by its loss under models that did not see it (five folds, retrained and kept like every retrain), and
-by the disagreement of its nearest rows ([CLS] cosine). Writes RESULTS_DIR/wrong_labels_DATASET_NAME.json and .md.
+mean over members, by its loss under models that did not see it (five folds, retrained and kept like every retrain), by
+the disagreement of its nearest rows ([CLS] cosine), and by how rare its label is, which sees no text. Writes
+RESULTS_DIR/wrong_labels_DATASET_NAME.json and .md.
 """
 
 import argparse
@@ -69,6 +70,7 @@ def rankings(args, folder: Path, run: dict, train) -> dict[str, np.ndarray]:
     found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(args, folder, run, train)
     (features,) = represent(open_trained(folder), train)
     found["disagreement of the nearest rows"] = wrong_labels.neighbour_disagreement(features, train.labels)
+    found["rare label"] = wrong_labels.rarity(train.labels)
     return found
 
 

@@ -65,6 +65,12 @@ def row_losses(model: torch.nn.Module, train: GlueDataset) -> np.ndarray:
     return loss_of_margin(compute_margin(predict(model, train), torch.from_numpy(train.labels)).numpy())
 
 
+def rarity(labels: np.ndarray) -> np.ndarray:
+    """(N,): the share of the rows that have another label. It sees no text: wrong labels are common in a rare class."""
+    _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return 1 - counts[which] / len(labels)
+
+
 def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have another label."""
     similar = cosine(features, features)

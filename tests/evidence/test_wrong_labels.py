@@ -43,6 +43,12 @@ def test_a_row_among_rows_of_another_class_disagrees_with_its_neighbours():
     assert found.argmax() == 3 and found[3] == 1 and found[25] == 0
 
 
+def test_rows_of_the_rarer_class_come_first_by_rarity():
+    assert wrong_labels.rarity(np.array([1, 0, 1, 2, 1, 0])).tolist() == pytest.approx(
+        [1 / 2, 2 / 3, 1 / 2, 5 / 6, 1 / 2, 2 / 3]
+    )
+
+
 def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path, capsys):
     bench = benchmark("wrong_labels")
     where = ["--checkpoint_dir", str(tmp_path)]
@@ -52,7 +58,7 @@ def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path,
     bench.main([*mine, "--results_dir", str(tmp_path)])
     found = json.loads((tmp_path / "wrong_labels_demo.json").read_text())
     names = list(found["rankings"])
-    assert len(names) == 5 and "self-influence, identity" in names and found["rows"] == 120
+    assert len(names) == 6 and "self-influence, identity" in names and found["rows"] == 120
     assert "| ranking | AUROC | recall at 5% |" in (tmp_path / "wrong_labels_demo.md").read_text()
     path = tmp_path / "demo/run.json"
     stored = len(list((tmp_path / "demo/retraining").rglob("*.safetensors")))
