@@ -280,11 +280,11 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     check_clean(args.results_dir)
     if args.tasks:
-        write_json(args.results_dir / "glue_tasks.json", found := task_table())
+        write_json(args.results_dir / "glue_tasks.json", (found := task_table()) | origin())
         print(markdown(**found))
         return
     if args.estimate:
-        write_json(args.results_dir / "gpu_estimate.json", estimate())
+        write_json(args.results_dir / "gpu_estimate.json", estimate() | origin())
         print(gpu_table(PUBLISHED, estimate()))
         return
     if not torch.cuda.is_available():

@@ -225,6 +225,7 @@ TABLES: dict[str, Table] = {
     "additive_sst2": of_result("additive_sst2", tables.additive_markdown),
     "wrong_labels_demo": of_result("wrong_labels_demo", tables.wrong_labels_markdown),
     "wrong_labels_sst2": of_result("wrong_labels_sst2", tables.wrong_labels_markdown),
+    "wrong_labels_cola": of_result("wrong_labels_cola", tables.wrong_labels_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
     "ceiling": ceiling,

@@ -252,10 +252,10 @@ def wrong_labels_text(result: dict[str, dict]) -> str:
 
 def wrong_labels_markdown(result: dict) -> str:
     """The same in Markdown, with its note."""
-    metrics = {key: value for key, value in result["metrics"].items() if key not in ("loss", "margin")}
+    kept = {key: value for key, value in result["metrics"].items() if key not in ("loss", "margin")}
+    metrics = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in kept.items())
     note = (
-        f"{result['dataset']}: {result['wrong']} of {result['rows']:,} training labels are wrong. Validation: "
-        f"{', '.join(f'{key} {value:.3f}' for key, value in metrics.items())}. Recall at 5% is the share of the wrong "
-        "rows that are among the first 5% of all rows."
+        f"{result['dataset']}: {result['wrong']} of {result['rows']:,} training labels are wrong. "
+        f"Validation: {metrics}. Recall at 5% is the share of the wrong rows that are among the first 5% of all rows."
     )
     return markdown(*wrong_label_rows(result["rankings"])) + "\n\n" + note
