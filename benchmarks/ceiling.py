@@ -29,19 +29,19 @@ REPEATS = (2, 3, 5)
 
 
 def simulate(reliability: np.ndarray, masks: int, repeats: int, generator) -> tuple[float, float, float]:
-    """(what a perfect score reaches, the ceiling, the ceiling of the old formula) of one simulated study.
+    """(what a perfect score reaches, the ceiling, the root of the mean reliability) of one simulated study.
 
-    reliability (Q,). The old formula took the root of the mean reliability instead of the mean of its roots.
+    reliability (Q,). The ceiling is the mean of the roots of the reliabilities; the last is a simpler formula.
     """
     signal = generator.standard_normal((masks, 1, len(reliability))) * np.sqrt(reliability)
     noise = generator.standard_normal((masks, repeats, len(reliability))) * np.sqrt(1 - reliability)
     margins = signal + noise
     truth = stats.make_truth(stats.mean_margins(margins))
     reached = stats.make_truth(signal[:, 0])
-    return float((reached.ranks * truth.ranks).sum(0).mean()), stats.noise_ceiling(margins), old_ceiling(margins)
+    return float((reached.ranks * truth.ranks).sum(0).mean()), stats.noise_ceiling(margins), root_of_mean(margins)
 
 
-def old_ceiling(margins: np.ndarray) -> float:
+def root_of_mean(margins: np.ndarray) -> float:
     """The root of the reliability of the mean whose pairwise correlation is averaged over queries first."""
     repeats = margins.shape[1]
     ranks = [stats.make_truth(margins[:, r]).ranks for r in range(repeats)]
@@ -66,9 +66,11 @@ def main(argv=None) -> None:
         for repeats in REPEATS:
             generator, reliability = np.random.default_rng(0), np.linspace(low, high, args.num_queries)
             found = [simulate(reliability, args.num_masks, repeats, generator) for _ in range(args.num_studies)]
-            reached, new, old = np.mean(found, axis=0)
-            rows.append({"queries": name, "repeats": repeats, "reached": reached, "ceiling": new, "old formula": old})
-            print(f"{name}, {repeats} repeats: reached {reached:.3f}, ceiling {new:.3f}, old formula {old:.3f}")
+            reached, new, simple = np.mean(found, axis=0)
+            rows.append(
+                {"queries": name, "repeats": repeats, "reached": reached, "ceiling": new, "root of the mean": simple}
+            )
+            print(f"{name}, {repeats} repeats: reached {reached:.3f}, ceiling {new:.3f}, root of the mean {simple:.3f}")
     sizes = {"masks": args.num_masks, "queries": args.num_queries, "studies": args.num_studies}
     write_json(args.results_dir / "ceiling.json", {"rows": rows} | sizes | origin())
 

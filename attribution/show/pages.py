@@ -159,7 +159,7 @@ def published_lds(read: Reader) -> str:
 def ceiling(read: Reader) -> str:
     """The noise ceiling beside what a perfect score reaches, in simulated studies."""
     found = read("ceiling")["rows"]
-    keys = ("reached", "ceiling", "old formula")
+    keys = ("reached", "ceiling", "root of the mean")
     rows = [[row["queries"], str(row["repeats"]), *(f"{row[key]:.3f}" for key in keys)] for row in found]
     return tables.markdown(["queries", "repeats", "a perfect score reaches", *keys[1:]], rows)
 
