@@ -101,7 +101,7 @@ def add_kind(
     ceilings = stats.bootstrap_ceiling(margins, draws, columns)
     result["ceiling_interval"][kind] = None if ceilings is None else stats.interval(ceilings)
     result["constant_queries"][kind] = int((~truth.valid).sum())
-    result["chance"][kind] = stats.chance(agreements["random"], truth)
+    result["chance"][kind] = max(stats.chance(agreed, truth) for agreed in agreements.values())
     for name, agreed in agreements.items():
         entry = {"lds": agreed.mean, "interval": stats.interval(samples[name]), "constant": agreed.constant}
         if REFERENCE in scores and name != REFERENCE:

@@ -113,16 +113,21 @@ def draw(num_masks: int, num_queries: int, count: int = 2000, seed: int = 0) -> 
 
 
 def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
-    """(B,): the mean agreement over queries, those without a defined one left out, in every draw."""
-    weights = draws.queries * truth.valid
-    per_query = weighted_correlations(result.predicted, truth.ranks, draws)
-    return (per_query * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
+    """(B,): the mean agreement over queries, those without a defined one left out, in every draw; NaN without any."""
+    return _means(weighted_correlations(result.predicted, truth.ranks, draws), draws.queries * truth.valid)
+
+
+def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B,): means of values (B, Q) with these weights; NaN where all weights of a draw are zero."""
+    total = weights.sum(1)
+    return np.where(total > 0, (values * weights).sum(1) / np.where(total > 0, total, 1.0), np.nan)
 
 
 def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
     """(B, Q): correlation of the columns of x with those of y (M, Q) in every draw of masks.
 
-    Of ranks, which stay those of all masks; means and norms are the draw's own.
+    Of ranks, which stay those of all masks; means and norms are the draw's own. (Ranks of each draw's own move the ends
+    of the intervals in results/ by at most 0.006, and are ten times as slow.)
     """
     w = draws.masks / np.maximum(draws.masks.sum(1, keepdims=True), 1.0)
     mean_x, mean_y = w @ x, w @ y
@@ -132,8 +137,11 @@ def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndar
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples (B,)."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    """Percentile interval of bootstrap samples (B,), those that are NaN left out; NaN where all are."""
+    there = samples[~np.isnan(samples)]
+    if not there.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -167,8 +175,7 @@ def bootstrap_ceiling(margins: np.ndarray, draws: Draws, controls: np.ndarray | 
     ranks, valid, complete = found
     drawn = Draws(draws.masks[:, complete], draws.queries)
     pairs = [weighted_correlations(ranks[i], ranks[j], drawn) for i in range(len(ranks)) for j in range(i)]
-    weights = draws.queries * valid
-    return (_reliability(pairs, len(ranks)) * weights).sum(1) / np.maximum(weights.sum(1), 1e-12)
+    return _means(_reliability(pairs, len(ranks)), draws.queries * valid)
 
 
 def share_of_ceiling(lds: float, sample: np.ndarray, ceiling: float | None, ceilings: np.ndarray | None) -> dict:

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from attribution.evidence.baselines import cosine
 from attribution.evidence.stats import interval
+from attribution.files import Refused
 from attribution.rows import GlueDataset
 from attribution.training.corruption import TRUTH
 from attribution.training.fit import predict
@@ -32,14 +33,14 @@ def found(ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTS
     """How well a ranking (N,), suspicious rows high, finds wrong labels (N,): AUROC and recall, with 95 % intervals.
 
     AUROC: the chance that a wrong row ranks above a right one. Recall: the share of the wrong rows among the top shares
-    of all rows. Intervals: bootstrap over rows.
+    of all rows. Intervals: bootstrap over rows. Raises Refused for a ranking that is not finite.
     """
-    order = np.argsort(-ranking, kind="stable")
-    place = np.empty(len(order))
-    place[order] = np.arange(len(order))
+    if not np.isfinite(ranking).all():
+        raise Refused("a ranking of the rows is not finite: a model behind it diverged")
+    among = [within_top(ranking, round(share * len(wrong))) for share in TOP]
 
     def measure(rows: np.ndarray) -> list[float]:
-        recalls = (float(np.mean(place[rows][wrong[rows]] < share * len(wrong))) for share in TOP)
+        recalls = (float(np.mean(top[rows][wrong[rows]])) for top in among)
         return [float(roc_auc_score(wrong[rows], ranking[rows])), *recalls]
 
     generator, samples = np.random.default_rng(seed), []
@@ -53,6 +54,13 @@ def found(ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTS
         name: {"value": value, "interval": interval(drawn[:, i])}
         for i, (name, value) in enumerate(zip(MEASURES, values, strict=True))
     }
+
+
+def within_top(ranking: np.ndarray, count: int) -> np.ndarray:
+    """(N,): the chance of each row to be among the first `count` of a ranking (N,), ties broken at random."""
+    least = np.sort(ranking)[len(ranking) - count] if count else np.inf
+    above, tied = ranking > least, ranking == least
+    return above + tied * ((count - above.sum()) / max(tied.sum(), 1))
 
 
 def loss_of_margin(margins: np.ndarray) -> np.ndarray:

@@ -96,7 +96,7 @@ def lds_notes(result: dict) -> str:
             f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS is too high."
         )
     if result["ceiling"]["plain"] is None:
-        notes.append("One repeat only: no noise ceiling.")
+        notes.append("No noise ceiling: it needs two repeats of at least three masks, and margins that vary.")
     if result["incomplete_masks"] or result["missing_repeats"]:
         left_out = f"{result['incomplete_masks']} masks are left out for it"
         notes.append(f"{result['missing_repeats']} repeats have no finite margin; {left_out}.")

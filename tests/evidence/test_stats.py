@@ -142,3 +142,15 @@ def test_wilson_equals_published_values():
     for (hits, count), expected in published.items():
         assert stats.wilson(hits, count) == pytest.approx(expected, abs=5e-5)
     assert stats.wilson(0, 0) == (0, 1)
+
+
+def test_a_draw_without_a_query_that_counts_is_missing_and_not_zero():
+    rng = np.random.default_rng(0)
+    masks, scores = rng.integers(0, 2, (40, 30)), rng.standard_normal((3, 30))
+    margins = masks @ scores.T + 0.1 * rng.standard_normal((40, 3))
+    margins[:, 1:] = 7.0  # two of three queries never change
+    truth = stats.make_truth(margins)
+    agreed, draws = stats.agreement(scores, masks, truth), stats.draw(40, 3, 300)
+    samples = stats.bootstrap(agreed, truth, draws)
+    assert np.isnan(samples).sum() == (draws.queries[:, 0] == 0).sum() > 50
+    assert stats.interval(samples)[0] > 0.8 and np.isnan(stats.interval(np.array([np.nan]))).all()

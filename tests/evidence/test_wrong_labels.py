@@ -9,6 +9,7 @@ from running import SMALL, analyze_quickly, benchmark, refusal, tamper
 
 import train
 from attribution.evidence import wrong_labels
+from attribution.files import Refused
 from attribution.influence.stored import stored_self_influence
 from pipeline import compute_loss, compute_margin
 
@@ -69,3 +70,13 @@ def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path,
     assert bench.wrong_labels.truth_of(type("Rows", (), {"table": type("T", (), {"column_names": []})})) is None
     elsewhere = ["--dataset_name", "rte", *where, "--results_dir", str(tmp_path)]
     assert "is missing" in refusal(capsys, bench.main, elsewhere)
+
+
+def test_ties_are_no_better_than_chance_whatever_the_order_of_the_file():
+    first = np.arange(100) < 10
+    found = wrong_labels.found(np.ones(100), first, 50)
+    assert found["auroc"]["value"] == 0.5 and found["recall at 10%"]["value"] == pytest.approx(0.1)
+    top = wrong_labels.within_top(np.array([3.0, 1.0, 1.0, 2.0]), 3)
+    assert top.tolist() == [1, 0.5, 0.5, 1] and wrong_labels.within_top(np.ones(3), 0).sum() == 0
+    with pytest.raises(Refused, match="not finite"):
+        wrong_labels.found(np.array([1.0, np.nan]), np.array([True, False]))
