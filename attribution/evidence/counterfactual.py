@@ -1,7 +1,7 @@
 """Removal of the most helpful (or harmful) rows: what to retrain next, and what came out.
 
 Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins and correctness (1 or 0)
-of an arm are (S, D, L, R), NaN where nothing was retrained.
+of an arm are (S, D, L, R), NaN where nothing was retrained, and where a retrain diverged, which says nothing.
 """
 
 from collections.abc import Callable
@@ -92,6 +92,7 @@ class Plan:
     direction: str = "helpful"
     margins: dict[str, np.ndarray] = field(init=False)
     correct: dict[str, np.ndarray] = field(init=False)
+    diverged: int = 0  # retrains
 
     def __post_init__(self) -> None:
         sizes = {name: (len(targets), len(targets[0])) for name, targets in self.orders.items()}
@@ -133,7 +134,8 @@ class Plan:
     def record(self, place: tuple, level: int, margins: np.ndarray, correct: np.ndarray) -> None:
         """Takes margins and correctness (R,) of a target at a removal."""
         name, t, d = place
-        self.margins[name][t, d, level], self.correct[name][t, d, level] = margins, correct
+        self.margins[name][t, d, level], self.correct[name][t, d, level] = margins, converged(margins, correct)
+        self.diverged += int((~np.isfinite(margins)).sum())
 
 
 def base_runs(study: Study, removals: Removals) -> Results:
@@ -154,9 +156,7 @@ class Outcome:
     plan: Plan
 
 
-def run_study(
-    study: Study, removals: Removals, arms: dict[str, Arm], base: Results, dry_run: bool
-) -> Outcome | None:  # fmt: skip
+def run_study(study: Study, removals: Removals, arms: dict[str, Arm], base: Results, dry_run: bool) -> Outcome | None:
     """Retrains what is missing; None after a dry run. base: as `base_runs` returns it.
 
     Raises Refused where no query is classified correctly (harmful: wrongly) by all base seeds.
@@ -175,9 +175,12 @@ def run_study(
     if not announce(study.store, jobs + plan.all_jobs(), study.retrain, study.workers, dry_run):
         return None
     start = run_jobs(study.store, jobs, study.retrain, study.workers, "nothing removed")
+    before = start.margins[:, targets].T
+    if not np.isfinite(before).any(-1).all():
+        raise Refused("all retrains with nothing removed diverged, so nothing can be compared with them")
     for level in range(len(removals.counts)):
         run_level(study, plan, level, targets, removals.carry_forward)
-    return Outcome(targets, start.margins[:, targets].T, start.correct[:, targets].T.astype(float), plan)
+    return Outcome(targets, before, converged(before, start.correct[:, targets].T), plan)
 
 
 def run_level(study: Study, plan: Plan, level: int, targets: np.ndarray, carry_forward: bool) -> None:
@@ -204,10 +207,11 @@ def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome)
     return {
         "removals": [0, *removals.counts], "carry_forward": removals.carry_forward, "direction": removals.direction,
         "targets": outcome.targets.tolist(), "sought": min(removals.num_targets, len(study.queries)),
-        "base_accuracy": float(base.correct.mean()), "base_run_margins": base.margins.tolist(),
+        "base_accuracy": float(base.correct.mean()), "base_run_margins": listed(base.margins),
         "base_run_correct": base.correct.astype(int).tolist(), "rows": len(study.train),
         "base_seeds": list(removals.base_seeds), "retrain_seeds": list(removals.retrain_seeds),
-        "base_margins": outcome.base_margins.tolist(), "base_correct": outcome.base_correct.astype(int).tolist(),
+        "base_margins": listed(outcome.base_margins), "base_correct": listed(outcome.base_correct),
+        "diverged": plan.diverged,
         "margins": {name: listed(values) for name, values in plan.margins.items()},
         "correct": {name: listed(values) for name, values in plan.correct.items()},
         "removed": {
@@ -218,13 +222,19 @@ def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome)
     }  # fmt: skip
 
 
-def turned(correct: np.ndarray, direction: str) -> np.ndarray:
-    """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where none was made.
+def converged(margins: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Correctness as 1 or 0, NaN where the margin says that the retrain diverged."""
+    return np.where(np.isfinite(margins), correct, np.nan)
 
-    correct: 1 or 0, NaN where nothing was retrained.
+
+def turned(correct: np.ndarray, direction: str) -> np.ndarray:
+    """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where there is none.
+
+    correct: 1 or 0; NaN does not count.
     """
-    share = (correct > 0).mean(-1)
-    return np.isfinite(correct).any(-1) & (share < 0.5 if direction == "helpful" else share > 0.5)
+    there = np.isfinite(correct)
+    share = (correct > 0).sum(-1) / np.maximum(there.sum(-1), 1)
+    return there.any(-1) & (share < 0.5 if direction == "helpful" else share > 0.5)
 
 
 def states(
@@ -233,20 +243,20 @@ def states(
     """(flipped or mended, margin change) of an arm, both (S, D, 1 + L), with nothing removed in front.
 
     base: margins and correctness (S, R) of the same seeds with nothing removed; arm: those of the arm (S, D, L, R).
-    A target that was carried forward counts as turned and keeps its last margin; so does one whose retrains all
-    diverged. Changes are to the mean margin of base.
+    A target that was carried forward stays turned and keeps its last change; one whose retrains all diverged stays as
+    before. Changes are paired: means over seeds of the differences from base.
     """
     draws, repeats = arm[0].shape[1], arm[0].shape[3]
     starts = [np.broadcast_to(np.asarray(x, np.float64)[:, None, None], (len(x), draws, 1, repeats)) for x in base]
     margins, correct = (np.concatenate(pair, axis=2) for pair in zip(starts, arm, strict=True))
-    there = np.isfinite(margins)
+    differences = margins - margins[:, :, :1]
+    there = np.isfinite(differences)
     flips = turned(correct, direction)
-    change = np.where(there, margins, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
+    change = np.where(there, differences, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
     for level in range(1, flips.shape[2]):
-        carried = ~there[:, :, level].any(-1)
-        flips[:, :, level] |= carried
-        change[:, :, level] = np.where(carried, change[:, :, level - 1], change[:, :, level])
-    return flips, change - np.asarray(base[0], np.float64).mean(-1)[:, None, None]
+        kept = ~there[:, :, level].any(-1)
+        flips[kept, level], change[kept, level] = flips[kept, level - 1], change[kept, level - 1]
+    return flips, change
 
 
 def curves(outcome: Outcome) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from attribution.evidence.calibration import Slope
-from attribution.evidence.counterfactual import TURNED, alike, most_helpful
+from attribution.evidence.counterfactual import TURNED, alike, converged, listed, most_helpful
 from attribution.evidence.retraining import announce, run_jobs
 from attribution.evidence.store import Job, Results
 from attribution.evidence.study import Study
@@ -98,25 +98,25 @@ def iter_rows(results: Results, size: int):
 def judge(study: Study, target: Target, check: Check, arms: dict, start: Results, results, slope: Slope | None) -> dict:
     """The verdict on one target. results: of `iter_rows`, this target's next."""
     bases, place = len(check.base_seeds), target.place
-    right = start.correct[:, place]
+    right = converged(start.margins[:, place], start.correct[:, place])
     before = start.margins[bases:, place]
     verdict = target.about | {
         "score": check.score, "direction": check.direction, "removals": check.counts, "seeds": check.seeds,
-        "base_right": [int(right[:bases].sum()), bases], "margins": before.tolist(),
-        "right": right[bases:].astype(int).tolist(), "arms": {}, "regression": study.train.task.regression,
+        "base_right": [int(np.nansum(right[:bases])), bases], "margins": listed(before),
+        "right": listed(right[bases:]), "arms": {}, "regression": study.train.task.regression,
     }  # fmt: skip
     for name, levels in arms.items():
         verdict["arms"][name] = []
         for rows in levels:
             drawn = [next(results) for _ in rows]
             after = np.mean([margins[:, place] for margins, _ in drawn], axis=0)
-            correct = np.mean([correct[:, place] for _, correct in drawn], axis=0)
+            correct = np.mean([converged(margins, correct)[:, place] for margins, correct in drawn], axis=0)
             change, interval = paired(after - before)
             total = float(np.sum(target.scores[rows[0]], dtype=np.float64))
             predicted = slope.margin(-total) if slope is not None and name == check.score else None
             verdict["arms"][name].append({
                 "removed": len(rows[0]), "rows": [part.tolist() for part in rows], "change": change,
-                "interval": interval, "right": float(correct.mean()), "predicted": predicted,
+                "interval": interval, "right": share_right(correct), "predicted": predicted,
                 "outcome": None if verdict["regression"] else outcome(right[bases:], correct),
             })  # fmt: skip
     return verdict
@@ -132,9 +132,18 @@ def paired(differences: np.ndarray, level: float = 0.95) -> tuple[float, list[fl
     return mean, [mean - half, mean + half]
 
 
+def share_right(correct: np.ndarray) -> float | None:
+    """The share of retrains (R,) that are right, those that diverged (NaN) left out; None where all did."""
+    there = correct[np.isfinite(correct)]
+    return float(there.mean()) if there.size else None
+
+
 def outcome(before: np.ndarray, after: np.ndarray) -> str:
-    """What became of the prediction: right or wrong means at least, or fewer than, half of the retrains right."""
-    was, is_now = before.mean() >= 0.5, after.mean() >= 0.5
+    """What became of the prediction: right or wrong means at least, or fewer than, half of the retrains (R,) right."""
+    share_before, share_after = share_right(before), share_right(after)
+    if share_before is None or share_after is None:
+        return "not known: the retrains diverged"
+    was, is_now = share_before >= 0.5, share_after >= 0.5
     if was == is_now:
         return "stays right" if was else "stays wrong"
     return "mended" if is_now else "flipped"

@@ -216,11 +216,13 @@ def counterfactual_notes(result: dict) -> str:
     carried = "every target is retrained at every removal"
     if result["carry_forward"]:
         carried = f"a {turned} target stays {turned} and keeps its last margin"
+    diverged = result.get("diverged", 0)
+    lost = f" {diverged} retrains diverged and do not count." if diverged else ""
     return (
         f"{result['dataset']}: {len(result['targets'])} targets, classified {right} by all "
         f"{len(result['base_seeds'])} base seeds (accuracy {result['base_accuracy']:.3f}) among the first "
         f"{result['sought']} validation rows; {result['rows']:,} training rows, {len(result['retrain_seeds'])} "
-        f"retrains a removal, {carried}."
+        f"retrains a removal, {carried}.{lost}"
     )
 
 

@@ -110,7 +110,8 @@ def lines_of(verdict: dict) -> list[list[str]]:
                 printable(name), str(level["removed"]),
                 "-" if predicted is None else number(predicted[0], predicted[1:]),
                 number(level["change"], level["interval"]),
-                "-" if level["outcome"] is None else f"{level['right']:.0%}", level["outcome"] or "-",
+                "-" if level["outcome"] is None or level["right"] is None else f"{level['right']:.0%}",
+                level["outcome"] or "-",
             ])  # fmt: skip
     return rows
 
@@ -142,7 +143,7 @@ def text(verdict: dict) -> str:
     lines = [heading(shown)]
     if not verdict["regression"]:
         lines.append(
-            f"  with nothing removed {right} of {asked} base seeds and {sum(verdict['right'])} of "
+            f"  with nothing removed {right} of {asked} base seeds and {sum(filter(None, verdict['right']))} of "
             f"{len(verdict['seeds'])} retrains get it right"
         )
     table = aligned(HEADER, lines_of(verdict))

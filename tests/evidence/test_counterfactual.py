@@ -36,6 +36,27 @@ def test_a_flipped_target_is_carried_forward_and_not_retrained():
     assert counterfactual.listed(plan.margins["a"])[0][0][1] == [None, None]
 
 
+@pytest.mark.parametrize("direction", ["helpful", "harmful"])
+def test_a_retrain_that_diverged_says_nothing(direction):
+    plan, nan = Orders().plan(), np.array([np.nan, np.nan])
+    plan.direction = direction
+    for place in plan.jobs(0, True):
+        plan.record(place, 0, np.array([np.nan, 5.0]), np.array([False, True]))
+    for place in plan.jobs(1, False):
+        plan.record(place, 1, nan, np.array([False, False]))
+    base = Orders.base, Orders.base > 0
+    flips, change = counterfactual.states(base, (plan.margins["a"], plan.correct["a"]), direction)
+    mended = direction == "harmful"
+    assert (flips[:, 0, 1:] == mended).all(), "the seed that is left decides, and all diverged changes nothing"
+    assert change[:, 0, 1].tolist() == [3.0, 4.0], "from the same seed with nothing removed"
+    assert np.array_equal(change[:, 0, 2], change[:, 0, 1]) and plan.diverged == 6 + 12
+    one = np.array([[np.nan, 2.0], [3.0, 1.0]])
+    change = counterfactual.states(
+        (one, counterfactual.converged(one, one > 0)), (plan.margins["a"], plan.correct["a"])
+    )[1]
+    assert np.isfinite(change).all() and change[0, 0, 1] == 3.0
+
+
 def test_half_of_the_retrains_correct_is_not_flipped_and_all_jobs_are_paired_by_seed():
     correct = np.array([[1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
     assert counterfactual.turned(correct, "helpful").tolist() == [False, True, False]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from attribution.evidence.counterfactual import alike
-from attribution.evidence.verdict import CONTROL, Check, Target, groups_of, outcome, paired, removed_rows
+from attribution.evidence.verdict import CONTROL, Check, Target, groups_of, outcome, paired, removed_rows, share_right
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 20])
 
@@ -58,3 +58,6 @@ def test_flipped_and_mended_are_about_half_of_the_retrains():
     assert outcome(right, wrong) == "flipped" and outcome(wrong, right) == "mended"
     assert outcome(right, half) == "stays right" and outcome(half, wrong) == "flipped"
     assert outcome(wrong, wrong) == "stays wrong"
+    nothing = np.full(4, np.nan)
+    assert outcome(right, nothing).startswith("not known") and outcome(np.array([np.nan, 1.0]), right) == "stays right"
+    assert share_right(nothing) is None and share_right(np.array([np.nan, 1.0, 0.0])) == 0.5
