@@ -156,9 +156,9 @@ def arrow_column(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
 def labels_of(table: datasets.Dataset, task: GlueTask, where: str) -> np.ndarray:
     """Labels (N,): int64 from 0 to C - 1, or float32 for regression.
 
-    Classes may be integers, whole floats, booleans, digit strings, or the task's names of classes; a regression's
-    labels are finite numbers within its bounds. where: the split, for the sentence. Raises Refused for anything else,
-    and names the row.
+    Classes may be integers, whole floats, booleans, digit strings, or the task's names of classes; where the column
+    names its classes as the task does, the names decide and not their order. A regression's labels are finite numbers
+    within its bounds. where: the split, for the sentence. Raises Refused for anything else, and names the row.
     """
     column, feature = arrow_column(table, "label"), table.features["label"]
     if isinstance(feature, datasets.ClassLabel) and feature.num_classes > task.num_labels > 1:
@@ -166,6 +166,8 @@ def labels_of(table: datasets.Dataset, task: GlueTask, where: str) -> np.ndarray
         count = feature.num_classes
         raise Refused(f"{where} has {count} classes ({names}), not {task.num_labels}; check --dataset_name")
     values = column.to_pylist()
+    if isinstance(feature, datasets.ClassLabel) and set(feature.names) == set(task.class_names):
+        values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
     numbers = np.array([number_of(value, task.class_names) for value in values], dtype=np.float64)
     if (numbers == -1).all():
         raise Refused(f"{where} is unlabelled: all of its labels are -1; name a data set whose split has labels")

@@ -62,13 +62,13 @@ class GlueDataset(torch.utils.data.Dataset):
         return [" | ".join(parts) for parts in zip(*(self.table[column] for column in self.task.columns), strict=True)]
 
     def label_name(self, index: int) -> str:
-        """The class name as the data set declares it, or the similarity for regression."""
+        """The task's name of the row's class, or the similarity for regression."""
         if self.task.regression and np.isnan(self.labels[index]):
             return "output"
         if self.task.regression:
             return f"{self.labels[index]:.2f}"
-        label, feature = self.table[int(index)]["label"], self.table.features["label"]
-        return feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
+        label = int(self.labels[index])
+        return self.task.class_names[label] if self.task.class_names else str(label)
 
     def digests(self) -> np.ndarray:
         """(N, 16) uint8: for each row the first half of a SHA-256 over its token and segment numbers and its label."""

@@ -8,7 +8,8 @@ import pytest
 import small
 
 from attribution.files import Refused
-from pipeline import get_glue_dataset, get_tokenizer, load_tables
+from attribution.raw import labels_of
+from pipeline import TASKS, get_glue_dataset, get_tokenizer, load_tables
 
 
 def open_rows(path, task="sst2", split="train"):
@@ -37,6 +38,21 @@ def test_labels_of_every_sort_are_the_classes_that_they_name(tmp_path, task, lab
     data = open_rows(written(tmp_path, task, labels=labels), task)
     classes = [row % (3 if task == "mnli" else 2) for row in range(len(data))]
     assert data.labels.tolist() == [c + 0.5 if task == "stsb" else c for c in classes]
+
+
+def test_names_of_classes_decide_and_not_their_order_in_the_column(tmp_path):
+    column = datasets.ClassLabel(names=["positive", "negative"])
+    rows = {"sentence": ["good", "bad"], "label": [0, 1]}
+    table = datasets.Dataset.from_dict(rows).cast_column("label", column)
+    assert labels_of(table, TASKS["sst2"], "train").tolist() == [1, 0]
+    other = datasets.Dataset.from_dict(rows).cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
+    assert labels_of(other, TASKS["sst2"], "train").tolist() == [0, 1], "names that the task does not know say nothing"
+
+
+@pytest.mark.parametrize("labels", [lambda _, c: c, lambda _, c: str(c), lambda _, c: ("negative", "positive")[c]])
+def test_a_class_has_the_tasks_name_however_the_column_writes_it(tmp_path, labels):
+    data = open_rows(written(tmp_path, labels=labels))
+    assert [data.label_name(row) for row in range(2)] == ["negative", "positive"]
 
 
 @pytest.mark.parametrize(

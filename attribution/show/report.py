@@ -134,8 +134,14 @@ def card(context: Context, query: Query, top_k: int, found: list[dict], common: 
         row["parts"] = marked(" | ".join(row["texts"]), words)
     same = [one for one in found if one["texts"] == query.texts and one["label"] == query.label]
     tables = [{"rows": verdicts.lines_of(one), "sentence": verdicts.sentence(one), **one} for one in same]
-    wrong = query.number is not None and made["prediction"] not in (None, query.label)
-    return made | {"verdicts": tables, "wrong": wrong}
+    return made | {"verdicts": tables, "wrong": query.number is not None and mistaken(query)}
+
+
+def mistaken(query: Query) -> bool:
+    """Whether the model predicts another class than the label; of a regression, nothing is simply wrong."""
+    if query.logits is None or query.label_number is None or len(query.logits) == 1:
+        return False
+    return int(query.logits.argmax()) != int(query.label_number)
 
 
 def marked(text: str, words: set[str]) -> list[tuple[str, bool]]:

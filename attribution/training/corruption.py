@@ -12,6 +12,7 @@ import numpy as np
 
 from attribution.draws import uniform_hash
 from attribution.files import Refused
+from attribution.raw import labels_of
 from attribution.task import GlueTask
 
 TRUTH = "flipped"  # the column that says which labels are wrong
@@ -49,17 +50,18 @@ def draw(num_rows: int, share: float, seed: int) -> list[int]:
 def corrupt(splits: datasets.DatasetDict, task: GlueTask, record: dict) -> datasets.DatasetDict:
     """The tables with wrong labels in the training rows. record: "seed" and "rows", as run.json has them.
 
-    Each wrong label is drawn from the other classes. Raises Refused for a regression, which has none.
+    Each wrong label is drawn from the other classes. Raises Refused for a regression, which has none, and for
+    labels that no run could use.
     """
     if task.regression:
         raise Refused("--corrupt_labels needs classes; a regression's labels are not right or wrong")
     table, rows = splits["train"], np.asarray(record["rows"], dtype=np.int64)
-    labels = np.array(table["label"], dtype=np.int64)
+    labels = labels_of(table, task, "the split 'train'").astype(np.int64)
     wrong = np.array(table[TRUTH]) if TRUTH in table.column_names else np.zeros(len(table), bool)
     steps = 1 + np.floor(uniform_hash(record["seed"], "wrong label", rows) * (task.num_labels - 1)).astype(np.int64)
     labels[rows] = (labels[rows] + steps) % task.num_labels
     wrong[rows] = ~wrong[rows] if task.num_labels == 2 else True
-    feature = table.features["label"]
+    names = list(task.class_names) or [str(label) for label in range(task.num_labels)]
     table = table.remove_columns([name for name in ("label", TRUTH) if name in table.column_names])
     table = table.add_column("label", labels.tolist()).add_column(TRUTH, wrong.tolist())
-    return datasets.DatasetDict(splits | {"train": table.cast_column("label", feature)})
+    return datasets.DatasetDict(splits | {"train": table.cast_column("label", datasets.ClassLabel(names=names))})

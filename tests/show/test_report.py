@@ -2,8 +2,10 @@
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -11,7 +13,8 @@ import analyze
 import run_counterfactual
 import train
 from attribution.files import run_script
-from attribution.show.report import clipped, common_words, marked, shown, signed
+from attribution.show.explain import Query
+from attribution.show.report import clipped, common_words, marked, mistaken, shown, signed
 from pipeline import DEMO_MODEL
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "30", "--factor_strategy", "identity"]
@@ -123,3 +126,10 @@ def test_a_report_without_scores_names_the_command(run_copy, capsys):
     assert run_script(analyze.main, where) == 2
     assert "--factor_strategy diagonal" in capsys.readouterr().err
     assert run_script(analyze.main, [*where, "--query_text", "x"]) == 2
+
+
+def test_wrong_is_another_class_than_the_labels_and_nothing_of_a_regression():
+    query = Query(["a"], "1", np.zeros(3), 0, logits=np.array([0.1, 0.9]), label_number=1.0)
+    assert not mistaken(query) and mistaken(replace(query, label_number=0.0))
+    assert not mistaken(replace(query, logits=np.array([3.2]), label_number=3.21))
+    assert not mistaken(replace(query, logits=None))

@@ -8,6 +8,7 @@ import pytest
 from running import SMALL, analyze_quickly, refusal
 
 import train
+from attribution.files import Refused
 from attribution.training.corruption import corrupt, draw
 from attribution.training.run import open_data, open_run
 from pipeline import TASKS, get_task, load_tables
@@ -25,7 +26,19 @@ def test_rows_and_wrong_labels_are_a_function_of_seed_and_row():
     changed = np.flatnonzero(np.array(table["label"]) != np.array(columns["label"]))
     assert changed.tolist() == rows == np.flatnonzero(table["flipped"]).tolist()
     shifts = (np.array(table["label"]) - np.array(columns["label"]))[rows] % 3
-    assert set(shifts) == {1, 2} and table.features["label"] == label
+    assert set(shifts) == {1, 2} and table.features["label"].names == list(TASKS["mnli"].class_names)
+
+
+def test_labels_of_every_sort_become_wrong_and_a_missing_one_is_refused():
+    names = {"sentence": ["a"] * 4, "label": ["negative", "positive"] * 2}
+    for values in (names["label"], [0.0, 1.0] * 2, ["0", "1"] * 2):
+        splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(names | {"label": values}))
+        table = corrupt(splits, TASKS["sst2"], {"seed": 0, "rows": [0, 1]})["train"]
+        assert table["label"][:] == [1, 0, 0, 1] and table["flipped"][:] == [True, True, False, False]
+    for bad in ([0, None, 1, 1], [0, -1, 1, 1], ["negative", "good", "0", "1"]):
+        splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(names | {"label": bad}))
+        with pytest.raises(Refused, match="row 1 of the split 'train'"):
+            corrupt(splits, TASKS["sst2"], {"seed": 0, "rows": [1]})
 
 
 def test_a_row_that_is_flipped_twice_is_right():
