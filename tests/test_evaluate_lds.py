@@ -74,6 +74,14 @@ def test_exported_ground_truth_of_other_retrain_seeds_stands_beside_the_first(co
         assert f"retrain{seed}" in path.name
 
 
+def test_exported_ground_truth_of_other_queries_stands_beside_the_first(copied, tmp_path):
+    LDS.run(copied, tmp_path, "--max_queries", "6")
+    LDS.run(copied, tmp_path, "--first_query", "6", "--max_queries", "6")
+    files = sorted((copied / "demo/retraining").glob("*/lds_*.npz"))
+    margins = {np.load(path)["margins"].tobytes() for path in files if np.load(path)["margins"].shape[2] == 6}
+    assert len(margins) == 2
+
+
 def test_own_ground_truth_of_another_recipe_is_refused(copied, tmp_path, capsys):
     path = str(next((copied / "demo/retraining").glob("*/lds_*.npz")))
     both = ["--masks_path", path, "--margins_path", path]

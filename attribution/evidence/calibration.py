@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from attribution.evidence import stats
-from attribution.files import read_json
+from attribution.files import read_json, sha256_of
+from attribution.training.run import start_of
 
 NUM_BOOTSTRAP = 500
 MIN_MASKS = 10
@@ -51,13 +52,16 @@ def random_subsets(folder: Path, run: dict, query_rows: str) -> tuple[np.ndarray
     """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe; None without one.
 
     folder: the run's. query_rows: the fingerprint of the validation rows that scores are of. Reads what evaluate_lds.py
-    stored beside its retrains, which are of random subsets by construction.
+    stored beside its retrains, which are of random subsets by construction. What earlier versions stored does not say
+    which start it is of, and is not read; evaluate_lds.py stores it again without retraining.
     """
     best: tuple[np.ndarray, np.ndarray] | None = None
+    wanted = {"recipe": run["recipe"], "training rows": run["train_rows"], "query rows": query_rows}
+    wanted |= {"run's start": start_of(run)}
     for path in sorted((folder / "retraining").glob("*/lds_*.npz")):
-        made = (read_json(path.with_suffix(".json")) or {}).get("fingerprint", {})
-        wanted = {"recipe": run["recipe"], "training rows": run["train_rows"], "query rows": query_rows}
-        if any(made.get(part) != value for part, value in wanted.items()):
+        record = read_json(path.with_suffix(".json")) or {}
+        made = record.get("fingerprint", {})
+        if any(made.get(part) != value for part, value in wanted.items()) or record.get("arrays") != sha256_of(path):
             continue
         with np.load(path, allow_pickle=False) as arrays:
             masks, margins = arrays["masks"], arrays["margins"]

@@ -15,11 +15,15 @@ from attribution.evidence.retraining import announce, launched, run_jobs
 from attribution.evidence.stats import MIN_MASKS
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
-from attribution.files import Refused, differing_parts, others, read_json, write_json, write_npz
+from attribution.files import Refused, differing_parts, others, read_json, sha256_of, write_json, write_npz
+
+UNREADABLE = (  # what NumPy and torch raise for files that hold no array of numbers
+    pickle.UnpicklingError, zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError,
+)  # fmt: skip
 
 
 def draw_masks(num_rows: int, num_masks: int, alpha: float, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """Masks (M, N) that keep a share alpha of the rows, drawn without replacement; mask m depends on seed and m only.
+    """Masks (M, N) that keep a share alpha of the rows, drawn without replacement; mask m is the same whatever M.
 
     labels: keep the share of every class (rounded), so that no mask has another class balance.
     """
@@ -49,7 +53,7 @@ def load_array(path: Path, key: str) -> np.ndarray:
             value = np.load(path, allow_pickle=False)
             if isinstance(value, np.lib.npyio.NpzFile):
                 value = value[key if key in value.files or len(value.files) != 1 else value.files[0]]
-    except (pickle.UnpicklingError, zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, RuntimeError) as error:
+    except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(f"{path} holds no array of numbers that can be loaded safely ({reason[:120]})") from error
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
@@ -70,7 +74,7 @@ def _load_pt(path: Path):
 
 
 def check_masks(masks: np.ndarray, num_rows: int) -> np.ndarray:
-    """Masks as uint8 (M, N). Raises Refused where they are not binary, not (M, N), too few or all rows' own."""
+    """Masks as uint8 (M, N). Raises Refused where they are not binary, not (M, N), too few or all the same."""
     if masks.ndim != 2 or masks.shape[1] != num_rows:
         raise Refused(f"masks must have shape (masks, {num_rows} training rows), not {masks.shape}")
     if len(masks) < MIN_MASKS:
@@ -110,7 +114,7 @@ class Subsets:
 
     @property
     def name(self) -> str:
-        """The name of their export, without its ending."""
+        """The beginning of the name of their export."""
         drawn = f"alpha{self.alpha:g}{'_stratified' * self.stratified}_seed{self.seed}"
         return f"lds_{self.num_masks}x{self.num_repeats}_{drawn}_retrain{self.retrain_seed}"
 
@@ -158,15 +162,18 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
     if launched()[0] > 0:
         return None
     margins, correct = results.margins.reshape(shape), results.correct.reshape(shape)
-    write_npz(store.folder / f"{subsets.name}.npz", masks=masks, margins=margins, correct=correct)
-    write_json(store.folder / f"{subsets.name}.json", {"fingerprint": truth_fingerprint(study)})
+    fingerprint = truth_fingerprint(study)
+    path = store.folder / f"{subsets.name}_queries{fingerprint['query rows'][:8]}.npz"
+    write_npz(path, masks=masks, margins=margins, correct=correct)
+    write_json(path.with_suffix(".json"), {"fingerprint": fingerprint, "arrays": sha256_of(path)})
     outputs = results.predictions.reshape(shape) if study.train.task.regression else None
     return GroundTruth(masks, margins, correct, outputs)
 
 
 def truth_fingerprint(study: Study) -> dict:
-    """Named parts of everything that changes exported ground truth: the recipe's, and the query rows."""
-    return study.retrain.fingerprint() | {"query rows": study.queries.fingerprint()}
+    """Named parts of everything that changes exported ground truth: the recipe's, the run's start, the query rows."""
+    parts = {"query rows": study.queries.fingerprint(), "run's start": study.retrain.run_start}
+    return study.retrain.fingerprint() | parts
 
 
 def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth:

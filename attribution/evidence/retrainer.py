@@ -9,6 +9,7 @@ from attribution.rows import GlueDataset
 from attribution.start import fingerprint_of_start
 from attribution.task import GlueTask
 from attribution.training.fit import Diverged, fit, predict
+from attribution.training.run import start_of
 from pipeline import compute_correct, compute_margin, construct_bert, quiet_libraries
 
 
@@ -30,6 +31,15 @@ def open_start(run: dict, start: str | None, task: GlueTask) -> torch.nn.Module:
     return model
 
 
+def behaviour(config) -> dict:
+    """What a model's configuration says of dropout, epsilon and activation, where that is not its class's default."""
+    usual, parts = type(config)().to_dict(), ("drop", "eps", "act")
+    return {
+        name: value for name, value in config.to_dict().items()
+        if any(part in name for part in parts) and value != usual.get(name)
+    }  # fmt: skip
+
+
 class Retrainer:
     """Trains a run's model again on some of its rows: a job of the retraining store, called as (rows, seed).
 
@@ -44,8 +54,10 @@ class Retrainer:
     ) -> None:
         self.train, self.queries, self.recipe, self.device = train, queries, recipe, device
         self.digests = queries.digests()
+        self.run_start = start_of(run)
         model = open_start(run, start, train.task)
         self.kind, self.config = type(model), model.config
+        self.behaviour = behaviour(model.config) if start else {}
         self.start = {name: value for name, value in model.state_dict().items() if name not in model.drawn}
         self.num_parameters = model.num_parameters()
 
@@ -54,11 +66,11 @@ class Retrainer:
         self.__dict__.update(state)
 
     def fingerprint(self) -> dict:
-        """Named parts of everything that changes a margin, bit for bit: the device and its threads too.
+        """Named parts of everything that changes a margin; only another torch or processor may round otherwise.
 
         Queries are not among them: the store knows each query row by a digest of its own.
         """
-        shape = {"layers": self.config.num_hidden_layers, "labels": self.config.num_labels}
+        shape = {"layers": self.config.num_hidden_layers, "labels": self.config.num_labels} | self.behaviour
         device = "cpu, one thread" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
         return {
             "start": fingerprint_of_tensors(self.start), "shape": shape, "recipe": self.recipe,

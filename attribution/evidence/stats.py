@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import norm, rankdata
 
 MIN_MASKS = 3
+LEAST_CEILING = 0.2  # a share of the ceiling is shown where the interval of the ceiling begins above this part of it
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,12 @@ def bootstrap_ceiling(margins: np.ndarray, draws: Draws, controls: np.ndarray | 
 
 
 def share_of_ceiling(lds: float, sample: np.ndarray, ceiling: float | None, ceilings: np.ndarray | None) -> dict:
-    """{"share", "share_interval"}: an LDS divided by the noise ceiling; nothing where there is none.
+    """{"share", "share_interval"}: an LDS divided by the noise ceiling; nothing where that is not known.
 
-    sample, ceilings: both in the same bootstrap draws (B,).
+    sample, ceilings: both in the same bootstrap draws (B,). A ceiling whose interval comes near zero is not known: the
+    ratio could be anything.
     """
-    if not ceiling or ceilings is None:
+    if not ceiling or ceilings is None or not interval(ceilings)[0] > LEAST_CEILING * ceiling:
         return {}
     return {"share": lds / ceiling, "share_interval": interval(sample / np.maximum(ceilings, 1e-12))}
 

@@ -150,6 +150,11 @@ def fingerprints_of(run: dict, queries: GlueDataset) -> dict[str, str]:
     return {name: value for name, value in found.items() if value} | {"query rows": queries.fingerprint()}
 
 
+def start_of(run: dict) -> dict:
+    """What the run was trained from: weights as SHA-256 (earlier runs: None), layers (None: all), a new head or not."""
+    return {"weights": run.get("start"), "layers": run.get("num_hidden_layers"), "head": bool(run.get("new_head"))}
+
+
 def task_of(run: dict) -> GlueTask:
     """The run's task: its own for rows of one's own, else that of TASKS."""
     return task_from(run["task"]) if run.get("task") else get_task(run["dataset_name"])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from attribution.evidence.calibration import MIN_MASKS, Slope, random_subsets, slope
-from attribution.files import write_json, write_npz
+from attribution.files import sha256_of, write_json, write_npz
+from attribution.training.run import start_of
 
 M, N, Q, R = 40, 60, 25, 2
 
@@ -41,19 +42,26 @@ def test_scores_that_say_nothing_get_no_margin():
     assert not slope(np.zeros((Q, N)), *made(1.0)[1:]).usable
 
 
-def test_only_random_subsets_of_this_recipe_rows_and_queries_calibrate(tmp_path):
+def test_only_random_subsets_of_this_recipe_start_rows_and_queries_calibrate(tmp_path):
     """Retrains that were made for a query lie in the same store, and are not read."""
     _, masks, margins = made(1.0)
-    run = {"recipe": {"learning_rate": 1.0}, "train_rows": "rows"}
+    run = {"recipe": {"learning_rate": 1.0}, "train_rows": "rows", "start": "weights"}
     place = tmp_path / "retraining/abc"
     write_npz(place / "lds_x.npz", masks=masks, margins=margins)
     made_from = {"recipe": run["recipe"], "training rows": "rows", "query rows": "queries"}
+    made_from |= {"run's start": start_of(run)}
+    arrays = {"arrays": sha256_of(place / "lds_x.npz")}
     for part in made_from:
-        write_json(place / "lds_x.json", {"fingerprint": made_from | {part: "other"}})
+        write_json(place / "lds_x.json", {"fingerprint": made_from | {part: "other"}} | arrays)
         assert random_subsets(tmp_path, run, "queries") is None
-    write_json(place / "lds_x.json", {"fingerprint": made_from})
+    write_json(place / "lds_x.json", {"fingerprint": made_from, "arrays": "of another study: killed between the two"})
+    assert random_subsets(tmp_path, run, "queries") is None
+    write_json(place / "lds_x.json", {"fingerprint": made_from} | arrays)
+    for change in ({"start": "other"}, {"num_hidden_layers": 1}, {"new_head": True}):
+        assert random_subsets(tmp_path, run | change, "queries") is None
     write_npz(place / "ab/retrain_for_a_query.npz", masks=masks, margins=margins)
     found = random_subsets(tmp_path, run, "queries")
     assert found is not None and np.array_equal(found[0], masks) and np.array_equal(found[1], margins)
     write_npz(place / "lds_x.npz", masks=masks[: MIN_MASKS - 1], margins=margins[: MIN_MASKS - 1])
+    write_json(place / "lds_x.json", {"fingerprint": made_from, "arrays": sha256_of(place / "lds_x.npz")})
     assert random_subsets(tmp_path, run, "queries") is None

@@ -2,7 +2,9 @@
 
 import numpy as np
 import torch
+import transformers
 
+from attribution.evidence.retrainer import behaviour
 from attribution.evidence.retraining import run_jobs
 from attribution.evidence.store import Job, Store
 from attribution.training.fit import fit, predict
@@ -25,3 +27,10 @@ def test_removing_nothing_is_plain_training_bit_for_bit_and_the_store_changes_no
     store = Store(tmp_path, retrain.fingerprint(), retrain.digests)
     results = run_jobs(store, [Job.of(rows, 3)], retrain)
     assert np.array_equal(results.margins[0], plain) and np.array_equal(results.correct[0], plain > 0)
+
+
+def test_another_dropout_or_epsilon_is_another_recipe_and_the_class_defaults_have_no_name():
+    usual = transformers.BertConfig(num_hidden_layers=2, hidden_size=32)
+    assert behaviour(usual) == {}
+    changed = transformers.BertConfig(hidden_dropout_prob=0.5, layer_norm_eps=1e-2, hidden_act="relu")
+    assert behaviour(changed) == {"hidden_dropout_prob": 0.5, "layer_norm_eps": 1e-2, "hidden_act": "relu"}

@@ -144,6 +144,14 @@ def test_wilson_equals_published_values():
     assert stats.wilson(0, 0) == (0, 1)
 
 
+def test_of_a_ceiling_that_may_be_zero_no_share_is_known():
+    rng = np.random.default_rng(0)
+    sample = rng.normal(0.3, 0.05, 400)
+    assert stats.share_of_ceiling(0.3, sample, 0.6, rng.normal(0.6, 0.3, 400).clip(0)) == {}
+    known = stats.share_of_ceiling(0.3, sample, 0.6, rng.normal(0.6, 0.1, 400))
+    assert known["share"] == 0.5 and 0.2 < known["share_interval"][0] < 0.5 < known["share_interval"][1] < 0.9
+
+
 def test_a_draw_without_a_query_that_counts_is_missing_and_not_zero():
     rng = np.random.default_rng(0)
     masks, scores = rng.integers(0, 2, (40, 30)), rng.standard_normal((3, 30))
