@@ -118,14 +118,15 @@ def get_tokenizer(model_name_or_path: str | None, data_name: str, flag: str = st
 def get_glue_dataset(
     data_name: str, split: str, indices: list[int] | None = None, *, tokenizer=None, dataset_path: str | None = None,
     max_length: int = MAX_LENGTH, max_samples: int | None = None, tables: datasets.DatasetDict | None = None,
-    inputs: list[str] | None = None, task: GlueTask | None = None,
+    inputs: list[str] | None = None, task: GlueTask | None = None, cache: bool = True,
 ) -> GlueDataset:  # fmt: skip
     """One split of a task, tokenized and cut to max_length tokens, unpadded.
 
     split: train, eval_train, valid, or the name of one of several validation splits. indices: rows to
     keep, in that order. max_samples: keep the first so many rows. tables: from `load_tables`, to read
     them once. inputs: what the model reads of the tokenizer's output (all of it). task: of a data set that is not in
-    TASKS. Raises Refused for an unknown split, for one without rows, and for rows that cannot give a right answer
+    TASKS. cache: whether tokens of many rows may be kept on the disk.
+    Raises Refused for an unknown split, for one without rows, and for rows that cannot give a right answer
     (see `raw`).
     """
     task = task or get_task(data_name)
@@ -147,7 +148,7 @@ def get_glue_dataset(
     fewest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < fewest:
         raise Refused(f"--max_length {max_length} leaves no room for text; it takes at least {fewest}")
-    encoded = tokenize(table, task.columns, tokenizer, max_length)
+    encoded = tokenize(table, task.columns, tokenizer, max_length, cache)
     return GlueDataset(table, task, labels, {name: encoded[name] for name in inputs or encoded})
 
 

@@ -33,7 +33,7 @@ from attribution.evidence.study import (
 )
 from attribution.evidence.verdict import Check, run_check
 from attribution.files import Refused, check_numbers, run_script
-from attribution.influence.names import analyze_command
+from attribution.influence.names import remedy
 from attribution.influence.stored import seeds_behind, stored_scores
 from attribution.show import plotting, results, tables, verdicts
 from attribution.show.reading import show_removed
@@ -105,8 +105,8 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
             arms[name] = by_score(scores[name], args.direction)
         else:
             why = stale.get(name, "there are no such scores")
-            command = analyze_command(name, args.dataset_name, args.checkpoint_dir, args.max_queries, name in stale)
-            raise Refused(f"cannot remove by {name}: {why}; make them with: {command}")
+            where = args.dataset_name, args.checkpoint_dir, args.max_queries
+            raise Refused(f"cannot remove by {name}: {why}; {remedy(name, *where, again=name in stale)}")
     return arms
 
 

@@ -77,6 +77,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
+def limit_of(args: argparse.Namespace, tables: Tables) -> int | None:
+    """How many training rows are taken: as asked, else as the task has it; None for all."""
+    return args.max_train_samples or tables.task.max_train_samples
+
+
 def open_tokenizer(args: argparse.Namespace):
     """The tokenizer that was asked for, else that of the model."""
     if args.tokenizer_name_or_path:
@@ -106,7 +111,7 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables) -> None:
     """Evaluates and stores a model that was fine-tuned elsewhere; nothing is trained."""
     device, tokenizer = choose_device(), open_tokenizer(args)
     model, order = open_adopted(args.adopt, tables.task, args.label_order)
-    material = read_rows(tables, model, tokenizer, args.max_length, args.max_train_samples)
+    material = read_rows(tables, model, tokenizer, args.max_length, limit_of(args, tables))
     check_attribution(model, material.train)
     known = args.model_name_or_path is not None or any(getattr(args, name) is not None for name in RECIPE)
     start = fingerprint_of_start(open_model(args, tables, 0)) if known else None
@@ -151,8 +156,7 @@ def fine_tune(args: argparse.Namespace, folder: Path, tables: Tables, processes:
     recipe, tokenizer = recipe_of(vars(args), args.dataset_name), open_tokenizer(args)
     first = args.seed or 0
     model = open_model(args, tables, first)
-    max_samples = args.max_train_samples or tables.task.max_train_samples
-    material = read_rows(tables, model, tokenizer, args.max_length, max_samples)
+    material = read_rows(tables, model, tokenizer, args.max_length, limit_of(args, tables))
     check_attribution(model, material.train)
     size = f"{len(material.train):,} training rows, {model.num_parameters():,} parameters"
     print(f"{args.dataset_name}: {size}, on {name_of(choose_device())}")

@@ -34,8 +34,13 @@ class Refused(Exception):
 
 
 def check_numbers(values: dict, *positive: str) -> None:
-    """Raises Refused for an argument (name -> value or None) that is not finite, or not above zero where it must be."""
+    """Raises Refused for an argument (name -> value or None) that is not finite, or not above zero where it must be.
+
+    Seeds are numbers from 0 up, of at most 62 bits: NumPy and torch take no others, and a few are counted up from them.
+    """
     for name, value in values.items():
+        if name.endswith("seed") and value is not None and not 0 <= value < 2**62:
+            raise Refused(f"--{name} must be from 0 up and below 2**62, not {value}")
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused(f"--{name} must be a finite number, not {value}")
         if name in positive and value is not None and value <= 0:

@@ -19,18 +19,20 @@ CACHED_ROWS = 10_000  # from so many rows on tokens are cached: of fewer they ar
 ROWS_A_PROCESS = 50_000  # at least, where several processes make them
 
 
-def tokenize(table: datasets.Dataset, columns: tuple[str, ...], tokenizer, max_length: int) -> dict[str, tuple]:
+def tokenize(
+    table: datasets.Dataset, columns: tuple[str, ...], tokenizer, max_length: int, cache: bool = True
+) -> dict[str, tuple]:
     """What the tokenizer makes of the text columns, cut to max_length tokens: name -> (flat (T,), lengths (N,)).
 
     Cached below the datasets library's own cache, under a fingerprint of table, tokenizer and length. Of several
-    processes one makes them while the others wait.
+    processes one makes them while the others wait. cache: False for texts that shall leave nothing behind.
     """
 
     def encode(batch: dict) -> dict:
         texts = [list(batch[column]) for column in columns]
         return dict(tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False))
 
-    if len(table) < CACHED_ROWS:
+    if len(table) < CACHED_ROWS or not cache:
         return {name: flatten(values) for name, values in encode(table).items()}
     encode({column: [""] for column in columns})  # a tokenizer keeps the length of its last call, which changes it
     parts = f"{table._fingerprint}|{fingerprint_of_tokenizer(tokenizer)}|{max_length}|{columns}"

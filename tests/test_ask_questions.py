@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 import analyze
 import evaluate_lds
 import train
-from attribution.files import run_script
+from attribution.files import Refused, run_script
 from attribution.influence import analysis, eigenbasis
+from attribution.task import GlueTask
 from attribution.training import questions
-from attribution.training.questions import ask, read_queries
+from attribution.training.questions import ask, read_label, read_queries
 from attribution.training.run import open_run
 from pipeline import DEMO_MODEL, get_glue_dataset
 
@@ -188,3 +189,11 @@ def test_a_regression_asks_about_its_output(tmp_path, capsys):
     analyze.main([*query, "--query_label", str(output + 1.0)])
     below = json.loads(capsys.readouterr().out)  # the label is above the output: what raises it helps
     assert [r["row"] for r in below["helpful"]] == [r["row"] for r in answer["helpful"]]
+
+
+def test_a_class_whose_name_is_a_number_is_meant_by_its_name():
+    stars, named = GlueTask(("text",), 3, ("1", "2", "3")), GlueTask(("text",), 2, ("bad", "good"))
+    assert [read_label(value, stars) for value in ("1", 3)] == [0, 2]
+    with pytest.raises(Refused, match="it knows 1, 2, 3$"):
+        read_label("0", stars)
+    assert read_label("0", named) == 0 and read_label("good", named) == 1

@@ -128,6 +128,7 @@ def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, c
     assert {"ekfac + tfidf2", "ekfac, 2 seeds"} <= set(result["scores"])
     assert result["scores"]["ekfac, 2 seeds"]["spearman_with_ekfac"] < 0.999
     assert "same weights" in LDS.refused(capsys, copied, tmp_path, "--ensemble", str(copied))
+    assert "same weights" in LDS.refused(capsys, copied, tmp_path, "--ensemble", str(other), str(other))
 
 
 def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tmp_path, capsys):

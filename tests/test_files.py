@@ -124,3 +124,11 @@ def test_a_file_that_is_gone_is_one_sentence(capsys):
         assert run_script(fail) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and "runs/x" in said and "run the same command again" in said
+
+
+@pytest.mark.parametrize("seed", [-1, 2**62])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    for name in ("seed", "mask_seed", "retrain_seed", "random_seed"):
+        with pytest.raises(Refused, match=f"--{name} must be from 0 up"):
+            check_numbers({name: seed})
+    check_numbers({"seed": None, "mask_seed": 0})

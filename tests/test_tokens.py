@@ -73,3 +73,7 @@ def test_rows_are_padded_behind_their_end():
     assert padded.dtype == torch.int32 and padded.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]]
     flat, lengths = tokens.flatten([[7], [8, 9]])
     assert flat.tolist() == [7, 8, 9] and lengths.tolist() == [1, 2] and lengths.dtype == np.int64
+
+
+def test_texts_that_shall_leave_nothing_behind_are_not_cached(cache):
+    assert rows(None, cache=False).fingerprint() == TRAIN and not list(cache.glob("*"))

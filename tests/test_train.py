@@ -1,6 +1,8 @@
 """What train.py saves opens elsewhere and is described; bad input and a full disk leave nothing that counts."""
 
 import json
+from argparse import Namespace
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -11,7 +13,7 @@ from transformers import pipeline as transformers_pipeline
 import analyze
 import train
 from attribution.files import Refused
-from pipeline import DEMO_MODEL
+from pipeline import DEMO_MODEL, get_task
 
 
 def test_the_saved_run_opens_with_transformers_and_is_described(trained):
@@ -85,3 +87,14 @@ def test_two_validation_splits_and_regression_are_evaluated(tmp_path):
         analyze.main([*common, "--factor_strategy", "ekfac"])
         scores = load_file(tmp_path / "checkpoints" / task / "influence/scores/ekfac/pairwise_scores.safetensors")
         assert scores["all_modules"].shape == (6, 6) and scores["all_modules"].isfinite().all()
+
+
+def test_a_share_that_keeps_no_row_is_refused(tmp_path, capsys):
+    few = [*SMALL, "--checkpoint_dir", str(tmp_path), "--num_members", "2", "--member_share", "0.0004"]
+    assert "keeps none of them" in refusal(capsys, train.main, few)
+
+
+def test_an_adopted_model_gets_as_many_rows_as_a_trained_one():
+    tables = SimpleNamespace(task=get_task("rte"))
+    assert train.limit_of(Namespace(max_train_samples=None), tables) == 2432
+    assert train.limit_of(Namespace(max_train_samples=7), tables) == 7

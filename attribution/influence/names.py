@@ -70,6 +70,18 @@ def flags_of(name: str) -> str:
     return " ".join(flags)
 
 
+def remedy(
+    name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None, again: bool = False, more: str = ""
+) -> str:
+    """The end of a refusal: what stores scores of this name, and for no such name what names there are.
+
+    Arguments as of `analyze_command`. more: further arguments of the command.
+    """
+    if name.split("_")[0] not in STRATEGIES:
+        return f"scores have names that begin with {', '.join(STRATEGIES)}"
+    return f"make them with: {analyze_command(name, data_name, checkpoint_dir, max_queries, again)} {more}".rstrip()
+
+
 def analyze_command(
     name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None, again: bool = False
 ) -> str:

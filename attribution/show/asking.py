@@ -113,11 +113,12 @@ class Session:
         window = window_name(first_query)
         self.influence = open_influence(members, train, queries, settings, arguments, window, processes)
 
-    def of(self, questions: Questions) -> Influence:
-        """The analysis of queries of one's own."""
+    def of(self, questions: Questions, alone: bool = False) -> Influence:
+        """The analysis of queries of one's own. alone: by this process, whoever else was launched."""
         settings = replace(self.settings, overwrite=False)  # factors and other scores stay
         data, suffix = questions.data, questions.suffix
-        return open_influence(self.members, self.train, data, settings, self.arguments, suffix, self.processes)
+        processes = ALONE if alone else self.processes
+        return open_influence(self.members, self.train, data, settings, self.arguments, suffix, processes)
 
     def calibrate(self, bare: bool = False) -> str:
         """The command whose retrains calibrate scores. bare: without an absolute path."""
@@ -152,9 +153,12 @@ class Session:
 
     # --- queries -------------------------------------------------------------------------------------
 
-    def queries_of(self, questions: Questions) -> list[Query]:
-        """Queries of one's own with their scores, which are computed where they are not stored; on the main process."""
-        influence = self.of(questions)
+    def queries_of(self, questions: Questions, alone: bool = False) -> list[Query]:
+        """Queries of one's own with their scores, which are computed where they are not stored; on the main process.
+
+        alone: only this process asks, and the others do not wait for it.
+        """
+        influence = self.of(questions, alone)
         with self.hold(influence, ["pairwise"]):
             computed = influence.compute("pairwise")
         if computed is None:
@@ -199,7 +203,8 @@ class Session:
         queries = self.rows(indices, scores, rich=True)
         if self.train.task.num_labels == 2:
             return [turned(query, self.train.task.class_names) for query in queries]
-        asked = self.queries_of(ask(self.folder, self.run, [query.texts for query in queries], [None] * len(queries)))
+        questions = ask(self.folder, self.run, [query.texts for query in queries], [None] * len(queries))
+        asked = self.queries_of(questions, alone=True)
         return [replace(query, number=index) for query, index in zip(asked, indices, strict=True)]
 
     # --- showing -------------------------------------------------------------------------------------

@@ -46,16 +46,17 @@ def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int)
 
 def add_ensembles(asked: dict, run: dict, scores: dict[str, np.ndarray], queries: GlueDataset) -> list[int]:
     """Adds the mean over checkpoints of every score that all of them have; returns the seeds of the others."""
-    members, seeds = [], []
+    members, seeds, weights = [], [], {run["weights"]}
     for directory in asked["ensemble"]:
         folder, other = open_run(directory, asked["dataset_name"])
         for part in ("train_rows", "recipe"):
             if other[part] != run[part]:
                 raise Refused(f"--ensemble {directory} has {others([part.replace('_', ' ')])} than this run")
-        if other["weights"] == run["weights"]:
+        if other["weights"] in weights:
             raise Refused(
                 f"--ensemble {directory} has the same weights as another member; train it with another --seed"
             )
+        weights.add(other["weights"])
         members.append(open_scores(folder, other, queries, asked["first_query"]))
         seeds.append(other["seed"])
     shared = [name for name in scores if members and all(name in other for other in members)]

@@ -130,7 +130,8 @@ def trust(context: Context, command: str) -> list[str]:
         "extrapolated to single rows"
     )
     if not slope.usable:
-        return [f"No margin is shown: the slope of margins on scores cannot be told from 0 (measured on {measured})."]
+        what = "is negative" if slope.high < 0 else "cannot be told from 0"
+        return [f"No margin is shown: the slope of margins on scores {what} (measured on {measured})."]
     return [
         f"The margin is what a row adds to the query's: its score times a slope that was measured on {measured}; "
         "brackets are 95 % intervals of the slope alone. Of a single row the size is not to be relied on; "

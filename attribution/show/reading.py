@@ -88,6 +88,10 @@ def show_query_lds(
     name = REFERENCE if REFERENCE in scores else next(iter(scores), None)
     if name is None:
         raise Refused("no stored scores; make them with analyze.py")
+    whole = stats.complete_masks(margins)
+    if whole.sum() < stats.MIN_MASKS:
+        raise Refused(f"only {whole.sum()} masks have finite margins; a correlation needs {stats.MIN_MASKS}")
+    masks, margins = masks[whole], margins[whole]
     agreed = stats.agreement(scores[name], masks, stats.make_truth(stats.mean_margins(margins)))
     top = int(np.argmax(scores[name][index]))
     print(f"{headline(queries, index)}\n  most influential by {name}:")

@@ -110,7 +110,7 @@ def own_queries(session: Session) -> list[Query]:
         labels = [row["label"] if row["target"] == "label" else None for row in rows]
         questions = ask(session.folder, session.run, [row["texts"] for row in rows], labels)
         if scores_named(session.folder, session.run, place.name, questions.data.fingerprint()) is not None:
-            found += session.queries_of(questions)
+            found += session.queries_of(questions, alone=True)
     return found
 
 

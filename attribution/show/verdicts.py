@@ -8,8 +8,8 @@ from pathlib import Path
 from attribution.evidence.calibration import Slope, random_subsets, slope
 from attribution.evidence.verdict import Target
 from attribution.files import Refused, printable, read_json, write_json
-from attribution.influence.names import analyze_command
-from attribution.influence.stored import scores_named, stored_scores
+from attribution.influence.names import remedy
+from attribution.influence.stored import look_up, scores_named
 from attribution.rows import GlueDataset
 from attribution.show.reading import check_index, heading
 from attribution.show.tables import aligned
@@ -35,10 +35,11 @@ def validation_targets(
 
     max_queries: how many rows were asked for, None for the default; the command that the refusal names repeats it.
     """
-    scores = stored_scores(folder, run, queries.fingerprint())[0].get(name)
-    if scores is None:
-        command = analyze_command(name, run["dataset_name"], checkpoint_dir, max_queries)
-        raise Refused(f"there are no scores {name} of the validation rows; make them with: {command}")
+    if (scores := scores_named(folder, run, name, queries.fingerprint())) is None:
+        where = run["dataset_name"], checkpoint_dir, max_queries
+        _, why = look_up(folder, run, queries.fingerprint()).get(name, (None, None))
+        what = f"the scores {name} do not count: {why}" if why else f"there are no scores {name} of the validation rows"
+        raise Refused(f"{what}; {remedy(name, *where, again=why is not None)}")
     targets = []
     for i in wanted:
         check_index(queries, i, "--targets")
@@ -56,8 +57,8 @@ def own_target(
     scores = scores_named(folder, run, name + questions.suffix, questions.data.fingerprint())
     if scores is None:
         flags = f"--query_text {shlex.join(texts)}" + (f" --query_label {shlex.quote(label)}" if label else "")
-        command = f"{analyze_command(name, run['dataset_name'], checkpoint_dir)} {flags}"
-        raise Refused(f"there are no scores {name} of this query; make them with: {command}")
+        command = remedy(name, run["dataset_name"], checkpoint_dir, more=flags)
+        raise Refused(f"there are no scores {name} of this query; {command}")
     about = {"query": None, "texts": texts, "label": questions.data.label_name(0), "target": questions.targets[0]}
     return Asked(questions.data, [Target(0, scores[0], about)], questions.suffix)
 
@@ -65,7 +66,7 @@ def own_target(
 def known_slope(folder: Path, run: dict, name: str, queries: GlueDataset) -> Slope | None:
     """What a score of this name is worth in margins; None without scores of the validation rows, or random subsets."""
     truth = random_subsets(folder, run, queries.fingerprint())
-    scores = stored_scores(folder, run, queries.fingerprint())[0].get(name) if truth is not None else None
+    scores = scores_named(folder, run, name, queries.fingerprint()) if truth is not None else None
     return None if truth is None or scores is None else slope(scores, *truth)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from attribution.files import exclusive, others, printable, read_json
+from attribution.files import Refused, exclusive, others, printable, read_json
 from attribution.start import name_classes
 from attribution.training.bar import train
 from attribution.training.fit import choose_device, evaluate_model, steps_of
@@ -51,6 +51,8 @@ class Making:
         share: of the rows that it sees, drawn from its seed.
         """
         rows, recipe = kept_rows(len(self.material.train), share, seed), self.recipe
+        if not len(rows):
+            raise Refused(f"--member_share {share:g} of {len(self.material.train):,} rows keeps none of them")
         steps = recipe["num_train_epochs"] * steps_of(len(rows), recipe["train_batch_size"])
         record = self.record | {"seed": seed, "steps": steps} | ({"share": share} if share < 1 else {})
         kept = self.members.kept_steps(steps) if share == self.members.share else []

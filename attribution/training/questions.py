@@ -91,7 +91,7 @@ def tokenized(folder: Path, run: dict, task: GlueTask, texts: list[list[str]], l
     features["label"] = datasets.Value("float64") if task.regression else named
     table = datasets.Dataset.from_dict(columns | {"label": labels}, features=datasets.Features(features))
     tables = datasets.DatasetDict({task.validation[0]: table})
-    return get_glue_dataset(run["dataset_name"], "valid", tables=tables, **reading(folder, run))
+    return get_glue_dataset(run["dataset_name"], "valid", tables=tables, cache=False, **reading(folder, run))
 
 
 def predict_run(folder: Path, data: GlueDataset) -> torch.Tensor:
@@ -116,11 +116,11 @@ def read_label(value, task: GlueTask) -> float | int:
     if (name := name_of_label(value)) in task.class_names:
         return task.class_names.index(name)
     number = number_of(value, ())
-    if number not in range(task.num_labels):
-        raise Refused(
-            f"the task does not know the query label {shown!r}; it knows {', '.join(task.class_names)}, or 0 to "
-            f"{task.num_labels - 1}"
-        )
+    named = all(name.lstrip("-").isdigit() for name in task.class_names) and bool(task.class_names)
+    if named or number not in range(task.num_labels):  # classes whose names are numbers have no other numbers
+        counted = "" if named else f", or 0 to {task.num_labels - 1}"
+        known = ", ".join(task.class_names)
+        raise Refused(f"the task does not know the query label {shown!r}; it knows {known}{counted}")
     return int(number)
 
 

@@ -1,6 +1,7 @@
 """A name says which arguments store scores under it, and other arguments store them under another name."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 import analyze
 from attribution.influence.analysis import Settings
-from attribution.influence.names import DAMPING, STRATEGIES, factors_name, flags_of, scores_name
+from attribution.influence.names import DAMPING, STRATEGIES, factors_name, flags_of, remedy, scores_name
 
 HALVES, STOCKS, RANKS, DAMPINGS = (False, True), (False, True), (None, 1, 16), (DAMPING, 0.0, 1e-4, 0.01, 5.0, None)
 
@@ -49,4 +50,15 @@ def test_a_name_leaves_out_what_is_at_its_default():
     assert scores_name("kfac", True, True, 8, None) == everything
     assert flags_of(everything) == (
         "--factor_strategy kfac --use_half_precision --stock --query_gradient_rank 8 --damping_factor heuristic"
+    )
+
+
+def test_a_refusal_names_a_command_only_where_one_can_help():
+    command = remedy("ekfac_damping0.01", "demo", Path("checkpoints"), 50, True)
+    assert command == (
+        "make them with: python analyze.py --dataset_name demo --checkpoint_dir checkpoints --max_queries 50 "
+        "--factor_strategy ekfac --damping_factor 0.01 --overwrite"
+    )
+    assert remedy("tfidf", "demo", Path("checkpoints")) == (
+        "scores have names that begin with identity, diagonal, kfac, ekfac"
     )

@@ -50,3 +50,15 @@ def test_the_lds_of_a_query_is_that_of_ekfac_where_there_is_ekfac(data, capsys):
     assert "LDS of ekfac for this query: 1.000" in out and shown_rows(out) == [scores["ekfac"][1].argmax()]
     with pytest.raises(Refused, match="no stored scores"):
         show_query_lds(*data, {}, 1, masks, np.ones((8, 1, 2)))
+
+
+def test_masks_without_margins_are_left_out_of_a_querys_lds(data, capsys):
+    generator = np.random.default_rng(0)
+    scores, masks = generator.normal(size=(2, 60)), generator.integers(0, 2, (12, 60))
+    margins = (masks @ scores.T)[:, None].astype(np.float32)
+    margins[3] = np.nan
+    show_query_lds(*data, {"ekfac": scores}, 1, masks, margins)
+    assert "LDS of ekfac for this query: 1.000 (11 masks; mean over queries 1.000)" in capsys.readouterr().out
+    margins[2:] = np.nan
+    with pytest.raises(Refused, match="only 2 masks have finite margins"):
+        show_query_lds(*data, {"ekfac": scores}, 1, masks, margins)
