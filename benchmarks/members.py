@@ -9,8 +9,8 @@ they are chosen so that no result uses them: masks of seed 1, retrain seeds from
 Each set of members has as many checkpoints as others in its row. Three means are compared: the one that the scripts
 take, after each checkpoint was divided by its standard deviation (one number a checkpoint), the plain one, and the one
 in which a checkpoint counts as much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1).
-Of each score the sets that are complete are compared, all of them with the run alone under the first score. Writes
-RESULTS_DIR/members_DATASET_NAME.json and .md.
+Of each score the sets that are complete are compared, all of them with the run alone under the first score, and with
+the same members under the first score. Writes RESULTS_DIR/members_DATASET_NAME.json and .md.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     sets = open_sets(args, folder, run, queries)
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
-        alone = None
+        alone, alike = None, {}
         for one in sets:
             singles = [stats.agreement(scores, truth.masks, ranks).mean for scores in one.each]
             for name in MEANS if one.count > 1 else MEANS[:1]:
@@ -156,6 +156,9 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                 agreed = stats.agreement(total, truth.masks, ranks)
                 sample = stats.bootstrap(agreed, ranks, draws)
                 alone = (agreed.mean, sample) if alone is None else alone
+                first = alike.setdefault((one.count, one.label, name), (one.score, agreed.mean, sample))
+                beside = {"against_first": agreed.mean - first[1]} if first[0] != one.score else {}
+                beside |= {"against_first_interval": stats.interval(sample - first[2])} if beside else {}
                 rows.append({
                     "kind": kind, "score": one.score, "checkpoints": one.count, "members": one.label, "mean": name,
                     "lds": agreed.mean,
@@ -163,6 +166,7 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                     "difference_interval": stats.interval(sample - alone[1]),
                     "deviations": [float(np.std(scores)) for scores in one.each],
                     "singles": singles,
+                    **beside,
                 })  # fmt: skip
     ceiling = {"plain": stats.noise_ceiling(truth.margins), "balanced": stats.noise_ceiling(truth.margins, controls)}
     sizes = {"masks": len(truth.masks), "repeats": truth.margins.shape[1], "queries": len(queries)}

@@ -60,4 +60,11 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     assert of_steps["lds"] == pytest.approx(theirs["lds"], abs=1e-6) and len(of_steps["deviations"]) == 2
     alone = next(row for row in found["rows"] if row["checkpoints"] == 1)
     assert of_steps["singles"][1] == pytest.approx(alone["lds"]) and alone["singles"] == [alone["lds"]]
-    assert "| identity | 2 | steps |" in (tmp_path / "members_demo.md").read_text()
+    assert "| identity | 2 | steps |" in (table := (tmp_path / "members_demo.md").read_text())
+    assert "minus the same" not in table
+    analyze.main([*where, *window, "--factor_strategy", "diagonal"])
+    bench.main([*mine, "--scores", "identity", "diagonal"])
+    rows = json.loads((tmp_path / "members_demo.json").read_text())["rows"]
+    theirs, ours = (next(r for r in rows if r["score"] == name) for name in ("diagonal", "identity"))
+    assert theirs["against_first"] == pytest.approx(theirs["lds"] - ours["lds"]) and "against_first" not in ours
+    assert "minus the same members' identity" in (tmp_path / "members_demo.md").read_text()

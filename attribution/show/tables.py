@@ -137,12 +137,13 @@ def lds_markdown(result: dict) -> str:
 def members_markdown(result: dict) -> str:
     """One line a set of checkpoints: LDS of the mean that the scripts take, beside it those of other means.
 
-    What each set adds is against the first line, one checkpoint.
+    What each set adds is against the first line, one checkpoint; another score also against the same members under the
+    first score.
     """
     first, *others = dict.fromkeys(row["mean"] for row in result["rows"])
     keys = ("kind", "score", "checkpoints", "members", "mean")
     found = {tuple(row[key] for key in keys): row for row in result["rows"]}
-    rows = []
+    rows, more = [], any("against_first" in row for row in result["rows"])
     for kind, *which, mean in found:
         if (kind, mean) == ("plain", first):
             cells = list(map(str, which))
@@ -152,15 +153,19 @@ def members_markdown(result: dict) -> str:
             beside = [found.get(("plain", *which, name)) for name in others]
             cells += ["-" if other is None else f"{other['lds']:.3f}" for other in beside]
             entry = found["plain", *which, mean]
+            if more:
+                against = entry.get("against_first"), entry.get("against_first_interval")
+                cells.append("-" if against[0] is None else with_interval(*against, sign=True))
             spread, singles = entry["deviations"], entry.get("singles", [])
             rows.append([
                 *cells, f"{min(spread):.2g} to {max(spread):.2g}", ", ".join(f"{one:.2f}" for one in singles) or "-",
             ])  # fmt: skip
     shown = {kind: "-" if value is None else f"{value:.3f}" for kind, value in result["ceiling"].items()}
-    rows.append(["noise ceiling", "-", "-", shown["plain"], "-", shown["balanced"], *["-"] * (len(others) + 3)])
+    rows.append(["noise ceiling", "-", "-", shown["plain"], "-", shown["balanced"], *["-"] * (len(others) + 3 + more)])
     header = ["score", "checkpoints", "members", "LDS [95 %]", "minus the first line", "class balance controlled"]
-    header += ["minus the first line", *(f"{name} mean" for name in others), "standard deviation of the scores"]
-    header.append("LDS of each alone")
+    header += ["minus the first line", *(f"{name} mean" for name in others)]
+    header += [f"minus the same members' {result['scores'][0]}"] * more
+    header += ["standard deviation of the scores", "LDS of each alone"]
     note = (
         f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['queries']} queries from "
         f"row {result['first_query']} on. Used for tuning only."
