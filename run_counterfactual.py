@@ -10,7 +10,7 @@
 The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed classifies
 correctly. A target counts as flipped when fewer than half of its retrains classify it correctly, and, unless
 --no_carry_forward is given, at every larger removal too. An arm says which rows go: the top of any stored score
-(analyze.py makes them), or `random` rows of the target's class, `tfidf`, `tfidf2`, `representation`.
+(analyze.py makes them) or of a baseline, or `random` rows of the target's class; --strategies names them.
 """
 
 import argparse

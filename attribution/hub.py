@@ -10,9 +10,9 @@ from huggingface_hub.utils import get_session
 
 from attribution.files import Refused, printable
 
+SUFFIXES = (".safetensors", ".bin", ".pt", ".json", ".txt", ".parquet", ".csv", ".tsv", ".jsonl", ".arrow")
 # Seconds until an unanswered hub counts as out of reach; transformers itself retries for 47. HF_HUB_ETAG_TIMEOUT and
 # HF_HUB_DOWNLOAD_TIMEOUT, the hub's own variables, make it longer: behind a slow proxy, say.
-SUFFIXES = (".safetensors", ".bin", ".pt", ".json", ".txt", ".parquet", ".csv", ".tsv", ".jsonl", ".arrow")
 PATIENCE = float(max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from attribution.evidence import wrong_labels  # noqa: E402
 from attribution.evidence.baselines import represent  # noqa: E402
-from attribution.evidence.retraining import run_jobs  # noqa: E402
+from attribution.evidence.retraining import RETRAIN_SEED, run_jobs  # noqa: E402
 from attribution.evidence.store import Job  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
 from attribution.files import Refused, run_script  # noqa: E402
@@ -35,7 +35,7 @@ from attribution.training.recipe import Parser, add_data_arguments  # noqa: E402
 from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402
 
-FOLDS, FOLD_SEED, RETRAIN_SEED = 5, 0, 100
+FOLDS, FOLD_SEED = 5, 0
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from attribution.evidence.baselines import NAMES
 from attribution.evidence.study import add_retrain_seed
 from attribution.evidence.verdict import DIRECTIONS, MIN_SEEDS
 from attribution.files import Refused
@@ -22,7 +23,7 @@ def add_removal_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is removed").add_argument
     add(
         "--strategies", nargs="+", default=["ekfac", "identity", "tfidf", "random"], metavar="ARM",
-        help="stored scores, random, tfidf, tfidf2 or representation; others are compared with the first "
+        help=f"stored scores, random, {', '.join(NAMES)}; others are compared with the first "
         "(ekfac identity tfidf random)",
     )  # fmt: skip
     add(

@@ -73,9 +73,10 @@ def random_subsets(folder: Path, run: dict, query_rows: str) -> tuple[np.ndarray
 
 
 def slope(scores: np.ndarray, masks: np.ndarray, margins: np.ndarray, count: int = NUM_BOOTSTRAP) -> Slope:
-    """The slope of margins (M, R, Q) on sums of kept scores (Q, N), with an interval.
+    """The slope of margins (M, R, Q) on sums of kept scores (Q, N), in margins a unit of score, with an interval.
 
-    Bootstrap over masks and queries (see `stats.draw`); every draw centres anew.
+    Least squares: the sum of x y over that of x x, over masks and queries, both centred for each query. Bootstrap
+    over masks and queries (see `stats.draw`); every draw centres anew.
     """
     x = masks.astype(np.float64) @ np.asarray(scores, np.float64).T
     y = stats.mean_margins(margins)

@@ -28,7 +28,7 @@ class Settings:
     query_batch_size: int = 32
     train_batch_size: int = 64
     max_factor_rows: int = MAX_FACTOR_ROWS  # training rows that factors are fitted on: the first so many
-    data_partitions: int | None = None  # None: so many that each takes some ten minutes
+    data_partitions: int | None = None  # None: as the work needs, see memory.plan_parts; stock: by the time
     rotate: str = "auto"  # a key of memory.ROTATE
     overwrite: bool = False
     profile: bool = False

@@ -58,7 +58,7 @@ def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list
 
     results: split -> metrics. One-sided at 5 %: the accuracy against the share of the most frequent class, by the
     normal approximation; a correlation (Pearson's; Matthews', which is that of two binary columns) against 0, by
-    Fisher's transformation.
+    Fisher's transformation (Fisher 1921: atanh r has standard deviation 1 / sqrt(n - 3)).
     """
     found = []
     for split, data in validation.items():
