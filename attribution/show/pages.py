@@ -34,10 +34,10 @@ RECIPE_SCORES = {
     "tfidf2": "squared TF-IDF",
 }  # fmt: skip
 SHORT_LDS = {  # label -> score on the demo, on SST-2
-    "EKFAC, mean of ten halves (SST-2: eight)": ("ekfac_members10_share0.5", "ekfac_exact_members8_share0.5"),
-    "EKFAC, two steps of each of four halves": (
-        "ekfac_members4_steps2_share0.5", "ekfac_exact_members4_steps2_share0.5"
+    "EKFAC, mean of ten halves (SST-2: eight), damping 1e-4": (
+        "ekfac_damping0.0001_members10_share0.5", "ekfac_exact_damping0.0001_members8_share0.5"
     ),
+    "the same at the default damping": ("ekfac_members10_share0.5", "ekfac_exact_members8_share0.5"),
     "EKFAC, one checkpoint": ("ekfac", "ekfac"),
     "plain gradients, one checkpoint": ("identity", "identity"),
     "[CLS] cosine": ("representation", "representation"),
