@@ -25,7 +25,7 @@ STYLE = {
 def save(figure, path: Path) -> None:
     """Writes the figure as PNG, complete or absent, without the date and version of its making."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
+    figure.savefig(content, format="png", metadata={"Software": None}, bbox_inches="tight")  # a legend may be wider
     plt.close(figure)
     write_bytes(Path(path), content.getvalue())
 
@@ -34,8 +34,8 @@ def draw_lds(result: dict, path: Path) -> None:
     """Bars of LDS with 95 % intervals, the class-balance control beside them; LDS against the number of masks."""
     names = sorted(result["scores"], key=lambda name: result["scores"][name]["plain"]["lds"])
     with plt.rc_context(STYLE):
-        height = 1.2 + 0.34 * max(8, len(names))
-        figure, (bars, lines) = plt.subplots(1, 2, figsize=(11, height), width_ratios=(1.25, 1))
+        width, height = 9 + 0.085 * max(map(len, names)), 1.2 + 0.34 * max(8, len(names))  # names stand beside bars
+        figure, (bars, lines) = plt.subplots(1, 2, figsize=(width, height), width_ratios=(1.25, 1))
         _draw_bars(bars, result, names)
         _draw_growth(lines, result, names)
         save(figure, path)
