@@ -281,11 +281,6 @@ def exclusive(folder: Path, name: str = ".lock", shared: bool = False, wait_for:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
-
-
 def meant(name: str, known) -> str:
     """` (did you mean 'sst2'?)` where one of the known names is near; else nothing."""
     near = difflib.get_close_matches(name.casefold().replace("-", "").replace("_", ""), list(known), n=1)

@@ -12,7 +12,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from attribution.files import exclusive, num_cores, read_json, write_json
+from attribution.files import exclusive, read_json, write_json
+from attribution.machine import num_cores
 from attribution.start import fingerprint_of_tokenizer
 
 CACHED_ROWS = 10_000  # from so many rows on tokens are cached: of fewer they are made in a second

@@ -2,7 +2,6 @@
 
 import errno
 import math
-import os
 import shutil
 
 import numpy as np
@@ -223,11 +222,6 @@ def test_temporary_names_of_two_hosts_with_one_process_number_differ(tmp_path, m
         monkeypatch.setattr(files.socket, "gethostname", lambda host=host: host)
         names.add(files.temporary_name(tmp_path / "x"))
     assert len(names) == 3
-
-
-def test_cores_are_counted_where_there_is_no_affinity(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert files.num_cores() == (os.cpu_count() or 1)
 
 
 def test_what_steers_a_terminal_is_shown_as_what_it_is():

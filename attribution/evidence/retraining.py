@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch.multiprocessing
 from tqdm import tqdm
 
 from attribution.evidence.store import Job, Results, Store
-from attribution.files import num_cores, read_json
+from attribution.files import read_json
+from attribution.machine import free_host_memory, num_cores
 
 RETRAIN_SEED = 100  # the first seed of retrains; scored models have others, or they would share head and row order
 POLL = 0.5  # seconds between two looks at what other processes have finished
@@ -62,7 +62,7 @@ def default_workers(device: torch.device, parameters: int) -> int:
     """
     if device.type != "cpu" or launched()[1] > 1:
         return 1
-    affordable = psutil.virtual_memory().available // 2 // (2**30 + 24 * parameters)
+    affordable = free_host_memory() // 2 // (2**30 + 24 * parameters)
     return max(1, min(num_cores(), int(affordable)))
 
 

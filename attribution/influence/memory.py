@@ -4,13 +4,13 @@ import math
 import time
 
 import numpy as np
-import psutil
 import torch
 
 from attribution.influence.analyzer import EigenAnalyzer
 from attribution.influence.batching import batches_within, group_ends
 from attribution.influence.eigenbasis import CACHE_ELEMENTS, EigenLinear, tracked
 from attribution.influence.parts import SMALLEST_BUDGET
+from attribution.machine import free_host_memory
 from attribution.training.processes import here
 
 PATIENCE = 600.0  # seconds of work between two points from which an interrupted run of stock kronfluence goes on
@@ -31,7 +31,7 @@ def parameters_of(model) -> int:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that this process can still take on the device, which it may share with others of its launch."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
     return free // here().sharers(device)
 
 
