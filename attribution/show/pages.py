@@ -118,15 +118,16 @@ def recipes(read: Reader) -> str:
 
 
 def flips_short(read: Reader) -> str:
-    """Share of flipped targets of three arms, on the demo and on SST-2."""
+    """Share of flipped targets of a few arms, on the demo and on SST-2; `-` where the study has no such arm."""
     studies = {dataset: read(f"counterfactual_{dataset}") for dataset in ("demo", "sst2")}
-    header, rows = ["rows removed"], [[label] for label in ARMS.values()]
+    arms = {"ekfac_members5": "EKFAC, mean of five seeds"} | ARMS
+    header, rows = ["rows removed"], [[label] for label in arms.values()]
     for dataset, result in studies.items():
         for i, count in enumerate(result["removals"][1:], start=1):  # the first is 0, where nothing flips
             header.append(f"{CASES[dataset]}, {count} of {result['rows']:,}")
-            for row, arm in zip(rows, ARMS, strict=True):
-                curve = result["curves"][arm]
-                row.append(two_digits(curve["flipped"][i], curve["flipped_interval"][i]))
+            for row, arm in zip(rows, arms, strict=True):
+                curve = result["curves"].get(arm)
+                row.append("-" if curve is None else two_digits(curve["flipped"][i], curve["flipped_interval"][i]))
     return tables.markdown(header, rows)
 
 
