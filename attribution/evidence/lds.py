@@ -53,17 +53,23 @@ class Beside:
     singles: dict[str, list[np.ndarray]] = field(default_factory=dict)  # name -> (Q, N) of each member
 
 
+def usable_masks(margins: np.ndarray) -> np.ndarray:
+    """(M,) bool: masks for which margins (M, R, Q) are complete. Raises Refused where they are too few to correlate."""
+    complete = stats.complete_masks(margins)
+    if complete.sum() < stats.MIN_MASKS:
+        raise Refused(f"only {complete.sum()} masks have finite margins; a correlation needs {stats.MIN_MASKS}")
+    return complete
+
+
 def evaluate(
     scores: dict[str, np.ndarray], evidence: Evidence, num_bootstrap: int, beside: Beside | None = None
 ) -> dict:
     """Everything that is reported, as plain numbers. scores: name -> (Q, N); `random` is among them."""
     beside = beside or Beside()
-    complete = stats.complete_masks(evidence.margins)
+    complete = usable_masks(evidence.margins)
     missing = int((~np.isfinite(evidence.margins)).any(2).sum())
     evidence = evidence.of(complete)
     masks, margins = evidence.masks, evidence.margins
-    if len(masks) < stats.MIN_MASKS:
-        raise Refused(f"only {len(masks)} masks have finite margins; a correlation needs {stats.MIN_MASKS}")
     draws = stats.draw(len(masks), margins.shape[2], num_bootstrap)
     result = {
         "masks": len(masks), "incomplete_masks": int((~complete).sum()), "missing_repeats": missing,

@@ -15,7 +15,7 @@ import torch
 
 from attribution.evidence import stats, wrong_labels
 from attribution.evidence.counterfactual import Arm
-from attribution.evidence.lds import REFERENCE
+from attribution.evidence.lds import REFERENCE, usable_masks
 from attribution.files import Refused, printable
 from attribution.show import tables
 from attribution.show.explain import MARK
@@ -88,9 +88,7 @@ def show_query_lds(
     name = REFERENCE if REFERENCE in scores else next(iter(scores), None)
     if name is None:
         raise Refused("no stored scores; make them with analyze.py")
-    whole = stats.complete_masks(margins)
-    if whole.sum() < stats.MIN_MASKS:
-        raise Refused(f"only {whole.sum()} masks have finite margins; a correlation needs {stats.MIN_MASKS}")
+    whole = usable_masks(margins)
     masks, margins = masks[whole], margins[whole]
     agreed = stats.agreement(scores[name], masks, stats.make_truth(stats.mean_margins(margins)))
     top = int(np.argmax(scores[name][index]))
