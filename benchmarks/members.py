@@ -147,7 +147,7 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     sets = open_sets(args, folder, run, queries)
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
-        alone, alike = None, {}
+        alone, alike = None, {}  # LDS and draws: of the run alone, and of each set under the first score
         for one in sets:
             singles = [stats.agreement(scores, truth.masks, ranks).mean for scores in one.each]
             for name in MEANS if one.count > 1 else MEANS[:1]:
@@ -156,9 +156,13 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                 agreed = stats.agreement(total, truth.masks, ranks)
                 sample = stats.bootstrap(agreed, ranks, draws)
                 alone = (agreed.mean, sample) if alone is None else alone
-                first = alike.setdefault((one.count, one.label, name), (one.score, agreed.mean, sample))
-                beside = {"against_first": agreed.mean - first[1]} if first[0] != one.score else {}
-                beside |= {"against_first_interval": stats.interval(sample - first[2])} if beside else {}
+                beside, which = {}, (one.count, one.label, name)
+                if one.score == args.scores[0]:
+                    alike[which] = agreed.mean, sample
+                elif which in alike:  # else the first score lacks a checkpoint of this set
+                    of_first, draws_of_first = alike[which]
+                    beside["against_first"] = agreed.mean - of_first
+                    beside["against_first_interval"] = stats.interval(sample - draws_of_first)
                 rows.append({
                     "kind": kind, "score": one.score, "checkpoints": one.count, "members": one.label, "mean": name,
                     "lds": agreed.mean,
