@@ -141,7 +141,7 @@ def main(argv=None) -> None:
     results.save(
         result, stem, figures, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,
         arguments=vars(args), device=study.retrain.device, fingerprints=fingerprints_of(run, queries),
-        arrays={"masks": truth.masks, "margins": truth.margins},
+        arrays=truth.arrays(),
     )  # fmt: skip
 
 

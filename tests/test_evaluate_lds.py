@@ -14,6 +14,8 @@ import evaluate_lds
 import train
 from attribution.evidence import baselines
 from attribution.evidence.retraining import RETRAIN_SEED
+from attribution.files import read_json
+from pipeline import DEMO_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,22 @@ def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked
     assert result["ceiling"]["plain"] is None and own["ceiling"]["plain"] is not None
     assert "carries no fingerprint" in capsys.readouterr().out
     assert "scores of 12" in LDS.refused(capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy"))
+
+
+def test_a_regressions_exported_ground_truth_gives_its_outputs_too(tmp_path):
+    rows = tmp_path / "rows.csv"
+    lines = [f"the {'soup' if i % 3 else 'bread'} number {i},{i % 5}.5" for i in range(40)]
+    rows.write_text("\n".join(["text,value", *lines]))
+    where = ["--dataset_name", "rows", "--checkpoint_dir", str(tmp_path / "checkpoints")]
+    start = ["--dataset_path", str(rows), "--model_name_or_path", str(DEMO_MODEL)]
+    train.main([*where, *start, "--text_columns", "text", "--label_column", "value", "--num_train_epochs", "1"])
+    few = [*where, "--max_queries", "4", "--num_masks", "4", "--num_repeats", "2", "--num_bootstrap", "20"]
+    few += ["--jobs_per_device", "1", "--figure_path", str(tmp_path / "lds.png"), "--results_dir"]
+    evaluate_lds.main([*few, str(tmp_path / "own")])
+    both = str(tmp_path / "own/lds_rows.npz")
+    evaluate_lds.main([*few, str(tmp_path / "again"), "--masks_path", both, "--margins_path", both])
+    own, again = (read_json(tmp_path / name / "lds_rows.json") for name in ("own", "again"))
+    assert own["scores"]["representation"]["output"] and again["scores"] == own["scores"]
 
 
 def test_exported_ground_truth_of_other_retrain_seeds_stands_beside_the_first(copied, tmp_path):

@@ -138,6 +138,11 @@ class GroundTruth:
     correct: np.ndarray | None  # (M, R, Q) bool; None where only margins are known
     outputs: np.ndarray | None = None  # (M, R, Q) of a regression
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is known, by name."""
+        found = {"masks": self.masks, "margins": self.margins, "correct": self.correct, "outputs": self.outputs}
+        return {name: values for name, values in found.items() if values is not None}
+
     def accuracy(self, num_labels: int) -> float | None:
         """Share of correct predictions; None where margins of more than two classes do not tell, and for regression."""
         if num_labels == 1 or (self.correct is None and num_labels > 2):
@@ -161,13 +166,13 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
     results = run_jobs(store, jobs, study.retrain, study.workers)
     if launched()[0] > 0:
         return None
-    margins, correct = results.margins.reshape(shape), results.correct.reshape(shape)
+    outputs = results.predictions.reshape(shape) if study.train.task.regression else None
+    truth = GroundTruth(masks, results.margins.reshape(shape), results.correct.reshape(shape), outputs)
     fingerprint = truth_fingerprint(study)
     path = store.folder / f"{subsets.name}_queries{fingerprint['query rows'][:8]}.npz"
-    write_npz(path, masks=masks, margins=margins, correct=correct)
+    write_npz(path, **truth.arrays())
     write_json(path.with_suffix(".json"), {"fingerprint": fingerprint, "arrays": sha256_of(path)})
-    outputs = results.predictions.reshape(shape) if study.train.task.regression else None
-    return GroundTruth(masks, margins, correct, outputs)
+    return truth
 
 
 def truth_fingerprint(study: Study) -> dict:
@@ -186,5 +191,8 @@ def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundT
         elif parts := differing_parts(record["fingerprint"], fingerprint):
             raise Refused(f"{path} was made with {others(parts)} than this run")
     masks = check_masks(load_array(masks_path, "masks"), len(study.train))
-    margins = check_margins(load_array(margins_path, "margins"), len(masks), len(study.queries))
-    return GroundTruth(masks, margins, None)
+    shape = len(masks), len(study.queries)
+    margins, outputs = check_margins(load_array(margins_path, "margins"), *shape), None
+    if study.train.task.regression and margins_path.suffix == ".npz" and "outputs" in np.load(margins_path).files:
+        outputs = check_margins(load_array(margins_path, "outputs"), *shape)
+    return GroundTruth(masks, margins, None, outputs)
