@@ -137,6 +137,7 @@ def main(argv=None) -> None:
     result |= {"dataset": args.dataset_name, "stratified": args.stratify, "foreign": args.masks_path is not None}
     result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(subsets.retrain_seeds))
     result |= {"evaluation": run["evaluation"], "retrained_accuracy": truth.accuracy(train.task.num_labels)}
+    result["retrained_pearson"] = truth.pearson(queries.labels)
     print(tables.lds_text(result))
     results.save(
         result, stem, figures, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,

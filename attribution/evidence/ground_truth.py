@@ -149,6 +149,16 @@ class GroundTruth:
             return None
         return float((self.margins > 0).mean() if self.correct is None else self.correct.mean())
 
+    def pearson(self, labels: np.ndarray) -> float | None:
+        """Pearson correlation of a regression's outputs with labels (Q,), mean over retrains; None where not known."""
+        if self.outputs is None:
+            return None
+        outputs = self.outputs.astype(np.float64)
+        centred = outputs - outputs.mean(2, keepdims=True)
+        sizes = np.linalg.norm(centred, axis=2) * np.linalg.norm(labels - labels.mean())
+        known = sizes > 0  # neither diverged nor constant
+        return float(((centred @ (labels - labels.mean()))[known] / sizes[known]).mean()) if known.any() else None
+
 
 def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> GroundTruth | None:
     """The ground truth of the store; what is missing is retrained.

@@ -220,6 +220,7 @@ TABLES: dict[str, Table] = {
     "speed_short": speed_short,
     "lds_demo": of_result("lds_demo", tables.lds_markdown),
     "lds_sst2": of_result("lds_sst2", tables.lds_markdown),
+    "lds_stsb": of_result("lds_stsb", tables.lds_markdown),
     "members_demo": of_result("members_demo", tables.members_markdown),
     "members_sst2": of_result("members_sst2", tables.members_markdown),
     "additive_demo": of_result("additive_demo", tables.additive_markdown),

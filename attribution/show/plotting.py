@@ -15,6 +15,7 @@ from attribution.files import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+BARS = {"plain": COLOURS[0], "balanced": COLOURS[4], "output": COLOURS[2]}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
@@ -42,17 +43,20 @@ def draw_lds(result: dict, path: Path) -> None:
 
 
 def _draw_bars(axes, result: dict, names: list[str]) -> None:
-    kinds = [("plain", "as usual", COLOURS[0], 0.0)]
-    if "balanced" in result["ceiling"]:
-        kinds = [("plain", "as usual", COLOURS[0], 0.19), ("balanced", "class balance controlled", COLOURS[4], -0.19)]
-    for kind, label, colour, offset in kinds:
-        places = np.arange(len(names)) + offset
+    regression = "output" in result["ceiling"]
+    labels = {"plain": "as usual", "balanced": "class balance controlled"}
+    if regression:
+        labels = {"plain": "of the margin", "balanced": "label sum controlled", "output": "of the output"}
+    kinds = [kind for kind in labels if kind in result["ceiling"]]  # JSON sorts its keys
+    thick = 0.76 / max(len(kinds), 1.1)
+    for i, kind in enumerate(kinds):
+        places = np.arange(len(names)) + thick * ((len(kinds) - 1) / 2 - i)
         values = np.array([result["scores"][name][kind]["lds"] for name in names])
         low, high = np.array([result["scores"][name][kind]["interval"] for name in names]).T
-        axes.barh(places, values, height=0.38 if len(kinds) > 1 else 0.7, color=colour, label=label)
+        axes.barh(places, values, height=thick, color=BARS[kind], label=labels[kind])
         axes.hlines(places, low, high, color="black", linewidth=1.2)
         if (ceiling := result["ceiling"][kind]) is not None:
-            axes.axvline(ceiling, color=colour, linestyle="--", linewidth=1.2)
+            axes.axvline(ceiling, color=BARS[kind], linestyle="--", linewidth=1.2)
     if result["ceiling"]["plain"] is not None:
         axes.plot([], [], color="grey", linestyle="--", linewidth=1.2, label="noise ceiling")
     axes.axvline(0, color="black", linewidth=0.8)

@@ -87,6 +87,9 @@ def lds_notes(result: dict) -> str:
     if "accuracy" in metrics and result["retrained_accuracy"] is not None:
         retrained = f"of retrains, on these queries, {result['retrained_accuracy']:.3f}"
         notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; {retrained}.")
+    if "pearson" in metrics and result.get("retrained_pearson") is not None:
+        both = f"Validation Pearson {metrics['pearson']:.3f}, Spearman {metrics['spearmanr']:.3f}"
+        notes.append(f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}.")
     notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}.")
     if result["foreign"]:
         notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")

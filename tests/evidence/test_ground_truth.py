@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.evidence.ground_truth import check_margins, check_masks, draw_masks, load_array
+from attribution.evidence.ground_truth import GroundTruth, check_margins, check_masks, draw_masks, load_array
 from attribution.files import Refused
 
 
@@ -22,6 +22,17 @@ def test_stratified_masks_keep_the_share_of_every_class():
     labels = np.array([0] * 30 + [1] * 70)
     masks = draw_masks(100, 5, 0.5, 0, labels)
     assert (masks[:, :30].sum(1) == 15).all() and (masks[:, 30:].sum(1) == 35).all()
+
+
+def test_the_pearson_of_a_regressions_retrains_leaves_out_what_diverged_or_never_changed():
+    generator = np.random.default_rng(0)
+    outputs, labels = generator.normal(size=(3, 2, 9)), generator.normal(size=9)
+    each = [np.corrcoef(one, labels)[0, 1] for one in outputs.reshape(-1, 9)]
+    masks = draw_masks(20, 3, 0.5, 0)
+    assert GroundTruth(masks, outputs, None, outputs).pearson(labels) == pytest.approx(np.mean(each))
+    outputs[0], outputs[1, 0] = np.nan, 1.0
+    assert GroundTruth(masks, outputs, None, outputs).pearson(labels) == pytest.approx(np.mean(each[3:]))
+    assert GroundTruth(masks, outputs, None).pearson(labels) is None
 
 
 def test_every_format_gives_the_array_back(tmp_path):
