@@ -99,12 +99,7 @@ def lds_cell(result: dict, name: str, kind: str = "plain") -> str:
     if name not in result["scores"]:
         return "-"
     entry = result["scores"][name][kind]
-    return two_digits(entry["lds"], entry["interval"])
-
-
-def two_digits(value: float, interval: list[float]) -> str:
-    """`0.32 [0.30, 0.35]`."""
-    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return tables.two_digits(entry["lds"], entry["interval"])
 
 
 def recipes(read: Reader) -> str:
@@ -126,8 +121,9 @@ def flips_short(read: Reader) -> str:
         for i, count in enumerate(result["removals"][1:], start=1):  # the first is 0, where nothing flips
             header.append(f"{CASES[dataset]}, {count} of {result['rows']:,}")
             for row, arm in zip(rows, arms, strict=True):
-                curve = result["curves"].get(arm)
-                row.append("-" if curve is None else two_digits(curve["flipped"][i], curve["flipped_interval"][i]))
+                curve = result["curves"].get(arm, {})
+                known = [curve[key][i] for key in ("flipped", "flipped_interval") if curve]
+                row.append(tables.two_digits(*known) if known else "-")
     return tables.markdown(header, rows)
 
 

@@ -21,7 +21,7 @@ from attribution.evidence.study import models_of
 from attribution.files import Refused, printable, read_json, write_bytes
 from attribution.influence.names import analyze_command, flags_of
 from attribution.influence.stored import scores_named
-from attribution.show import verdicts
+from attribution.show import tables, verdicts
 from attribution.show.asking import Session, stored_questions
 from attribution.show.explain import MARK, Context, Query, describe_row, explain, trust
 from attribution.training.questions import ask
@@ -30,6 +30,7 @@ from pipeline import compute_correct, compute_margin
 TEMPLATES = Path(__file__).parent / "templates"
 WRONG, RIGHT, SUSPECTS = 5, 5, 12  # queries of each kind, and rows to look at first
 SAMPLE, COMMON = 20_000, 0.2  # training rows that are looked at for words that stand everywhere, and their share
+DRAWS = 300  # bootstrap draws behind an interval
 LONGEST = 1500  # characters of a text that are shown
 BASELINE = "tfidf2"  # the strongest score that sees no model, on the data where it was measured
 WORD = re.compile(r"\w+")
@@ -63,7 +64,7 @@ def render(page: dict) -> str:
 def build(session: Session, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
     """Everything that the page says, as plain values."""
     context, found = session.context(scores, rich=True), verdicts.stored(session.folder, session.run)
-    common = common_words(session.train.texts()[:SAMPLE])
+    common, known = common_words(session.train.texts()[:SAMPLE]), measured(session, scores)
     logits = session.predict(list(range(len(session.queries))))
     chosen = {"The queries that were asked for": indices} if indices is not None else choose(session, logits)
     groups = [
@@ -76,8 +77,8 @@ def build(session: Session, scores: np.ndarray, indices: list[int] | None, top_k
         one["anchor"] = f"q{number}"
     return {
         "name": session.run["dataset_name"], "groups": groups, "run": about(session), "context": context,
-        "words": [*lds_words(session, scores), *trust(context, session.calibrate(bare=True))],
-        "lds": lds_table(session, scores), "flips": counterfactual_table(session), **suspects(session, context),
+        "words": [*lds_words(session, known), *trust(context, session.calibrate(bare=True))],
+        "lds": lds_table(known), "flips": counterfactual_table(session), **suspects(session, context),
         "mark": MARK, "calibrated": context.slope is not None and context.slope.usable,
     }  # fmt: skip
 
@@ -219,8 +220,8 @@ def about(session: Session) -> list[tuple[str, str]]:
 # --- how far the scores may be trusted here ----------------------------------------------------------
 
 
-def measured(session: Session, scores: np.ndarray) -> dict[str, float | None] | None:
-    """LDS of the scores and of a baseline, and the noise ceiling, from stored retrains; None without any."""
+def measured(session: Session, scores: np.ndarray) -> dict | None:
+    """LDS of the scores and of a baseline, with intervals, and the noise ceiling, from stored retrains; else None."""
     truth = random_subsets(session.folder, session.run, session.queries.fingerprint())
     if truth is None:
         return None
@@ -228,31 +229,37 @@ def measured(session: Session, scores: np.ndarray) -> dict[str, float | None] | 
     ranks = stats.make_truth(stats.mean_margins(margins))
     models = models_of(session.folder, session.run, session.train.task, None)
     plain = baselines.baseline_scores(BASELINE, session.queries, session.train, models)
+    own, baseline = (stats.agreement(one, masks, ranks) for one in (scores, plain))
+    draws = stats.draw(len(masks), margins.shape[2], DRAWS)
+    samples = [stats.bootstrap(agreed, ranks, draws) for agreed in (own, baseline)]
+    ceiling, ceilings = stats.noise_ceiling(margins), stats.bootstrap_ceiling(margins, draws)
     return {
-        "masks": len(masks), "repeats": margins.shape[1], "ceiling": stats.noise_ceiling(margins),
-        "scores": stats.agreement(scores, masks, ranks).mean, "baseline": stats.agreement(plain, masks, ranks).mean,
+        "masks": len(masks), "repeats": margins.shape[1], "ceiling": ceiling, "baseline": baseline.mean,
+        "scores": own.mean, "interval": stats.interval(samples[0]),
+        "difference": stats.interval(samples[0] - samples[1]),
+        **stats.share_of_ceiling(own.mean, samples[0], ceiling, ceilings),
     }  # fmt: skip
 
 
-def lds_words(session: Session, scores: np.ndarray) -> list[str]:
-    """One sentence on how far the scores may be trusted here, or how to find out."""
-    found = measured(session, scores)
+def lds_words(session: Session, found: dict | None) -> list[str]:
+    """One sentence on how far the scores may be trusted here, or how to find out. found: what `measured` says."""
     if found is None:
         command = session.calibrate(bare=True)
         return [f"Nobody has retrained yet, so nobody knows how true these scores are here; find out with: {command}"]
-    own, baseline, ceiling = found["scores"], found["baseline"], found["ceiling"]
-    assert own is not None and baseline is not None  # they are there
-    most = f"{own / ceiling:.0%} of what a perfect score could reach ({ceiling:.2f})" if ceiling else "ceiling unknown"
-    better = "more than" if own > baseline else "no more than"
+    low, high = found["difference"]
+    beside = "is more than" if low > 0 else "is less than" if high < 0 else "cannot be told from"
+    most = "what a perfect score could reach is not known well enough"
+    if "share" in found:
+        most = f"{found['share']:.0%} of what a perfect score could reach ({found['ceiling']:.2f})"
     return [
         f"On {found['masks']} random subsets these scores predict retrained margins with a rank correlation (LDS) of "
-        f"{own:.2f}, {most}; that is {better} the {baseline:.2f} of word overlap, which sees no model."
+        f"{tables.two_digits(found['scores'], found['interval'])}, 95 % interval; {most}. That {beside} the "
+        f"{found['baseline']:.2f} of word overlap, which sees no model."
     ]
 
 
-def lds_table(session: Session, scores: np.ndarray) -> list[tuple[str, str]]:
-    """Name -> LDS as shown; empty without retrains."""
-    found = measured(session, scores)
+def lds_table(found: dict | None) -> list[tuple[str, str]]:
+    """Name -> LDS as shown; empty without retrains. found: what `measured` says."""
     if found is None:
         return []
     ceiling = found["ceiling"]

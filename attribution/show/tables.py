@@ -29,6 +29,11 @@ def with_interval(value: float | None, interval: list[float] | None, sign: bool 
     return f"{value:{style}} [{interval[0]:{style}}, {interval[1]:{style}}]"
 
 
+def two_digits(value: float, interval: list[float]) -> str:
+    """`0.32 [0.30, 0.35]`."""
+    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
 KINDS = {"plain": "LDS [95 %]", "balanced": "class balance controlled", "output": "LDS of the output"}
 
 

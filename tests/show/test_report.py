@@ -14,7 +14,7 @@ import run_counterfactual
 import train
 from attribution.files import run_script
 from attribution.show.explain import Query
-from attribution.show.report import clipped, common_words, marked, mistaken, shown, signed
+from attribution.show.report import clipped, common_words, lds_words, marked, mistaken, shown, signed
 from pipeline import DEMO_MODEL
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "30", "--factor_strategy", "identity"]
@@ -133,3 +133,14 @@ def test_wrong_is_another_class_than_the_labels_and_nothing_of_a_regression():
     assert not mistaken(query) and mistaken(replace(query, label_number=0.0))
     assert not mistaken(replace(query, logits=np.array([3.2]), label_number=3.21))
     assert not mistaken(replace(query, logits=None))
+
+
+@pytest.mark.parametrize(
+    ("difference", "says"),
+    [([0.1, 0.3], "is more than"), ([-0.3, -0.1], "is less than"), ([-0.1, 0.2], "cannot be told")],
+)
+def test_what_retraining_says_of_the_scores_is_claimed_as_far_as_intervals_go(difference, says):
+    found = {"masks": 9, "repeats": 2, "ceiling": 0.5, "baseline": 0.2, "scores": 0.4, "interval": [0.3, 0.5]}
+    (words,) = lds_words(None, found | {"difference": difference, "share": 0.8, "share_interval": [0.6, 1.0]})
+    assert says in words and "0.40 [0.30, 0.50]" in words and "80% of what a perfect score could reach" in words
+    assert "not known well enough" in lds_words(None, found | {"difference": difference})[0]
