@@ -250,7 +250,7 @@ def lds_words(session: Session, found: dict | None) -> list[str]:
     beside = "is more than" if low > 0 else "is less than" if high < 0 else "cannot be told from"
     most = "what a perfect score could reach is not known well enough"
     if "share" in found:
-        most = f"{found['share']:.0%} of what a perfect score could reach ({found['ceiling']:.2f})"
+        most = f"{tables.share_of(found)} of what a perfect score could reach ({found['ceiling']:.2f})"
     return [
         f"On {found['masks']} random subsets these scores predict retrained margins with a rank correlation (LDS) of "
         f"{tables.two_digits(found['scores'], found['interval'])}, 95 % interval; {most}. That {beside} the "
