@@ -118,10 +118,10 @@ def main(argv=None) -> None:
     recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
     study = open_study(folder, run, rows, recipe, **study_arguments(vars(args)))
     subsets = subsets_of(args)
-    if args.query_index is None and not args.dry_run:
-        results.check_places(stem, figures)
     if args.query_index is None:
         evaluated.announce(folder, run, queries, vars(args))
+        if not args.dry_run:
+            results.check_places(stem, figures)
     if args.masks_path:
         truth: GroundTruth | None = foreign_truth(args.masks_path, args.margins_path, study)
     else:
@@ -130,14 +130,13 @@ def main(argv=None) -> None:
         return
     if args.query_index is not None:
         stored = evaluated.open_scores(folder, run, queries, args.first_query)
-        show_query_lds(queries, train, stored, args.query_index, truth.masks, truth.margins)
-        return
+        return show_query_lds(queries, train, stored, args.query_index, truth.masks, truth.margins)
     found, seeds = evaluated.evaluate(vars(args), folder, run, (train, queries), truth)
-    result = found | {"recipe": recipe}
+    result = found | {"recipe": recipe, "evaluation": run["evaluation"]}
     result |= {"dataset": args.dataset_name, "stratified": args.stratify, "foreign": args.masks_path is not None}
     result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(subsets.retrain_seeds))
-    result |= {"evaluation": run["evaluation"], "retrained_accuracy": truth.accuracy(train.task.num_labels)}
-    result["retrained_pearson"] = truth.pearson(queries.labels)
+    accuracy, pearson = truth.accuracy(train.task.num_labels), truth.pearson(queries.labels)
+    result |= {"retrained_accuracy": accuracy, "retrained_pearson": pearson}
     print(tables.lds_text(result))
     results.save(
         result, stem, figures, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,

@@ -28,7 +28,7 @@ from attribution.training.fit import choose_device, evaluate_model, name_of
 from attribution.training.making import Making, evaluate_all, show_metrics
 from attribution.training.material import Tables, add_own_arguments, corrupted, open_tables_of_task, read_rows
 from attribution.training.metrics import doubts
-from attribution.training.processes import Processes, check_launcher, launched
+from attribution.training.processes import APART, Processes, check_launcher, launched
 from attribution.training.recipe import (
     RECIPE,
     Parser,
@@ -136,7 +136,7 @@ def main(argv=None) -> None:
     """Fine-tunes and evaluates what is asked, or adopts it, and stores it. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
-    with launched() as processes:
+    with launched(APART if members_of(vars(args)).apart else None) as processes:
         check_launcher(choose_device(), processes)
         folder = args.checkpoint_dir / args.dataset_name
         tables = open_tables_of_task(args.dataset_name, args.dataset_path, vars(args))

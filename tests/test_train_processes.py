@@ -143,3 +143,13 @@ def test_what_a_launcher_configures_is_refused_or_said(monkeypatch, tmp_path, ca
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(Refused, match="2 processes would share GPUs"):
         check_launcher(torch.device("cuda", 0), Processes(0, 2, 0, 2))
+
+
+def test_processes_that_train_members_wait_for_each_other_for_days(monkeypatch, tmp_path):
+    def stop(wait):
+        raise Refused(str(wait))
+
+    monkeypatch.setattr(train, "launched", stop)
+    for flags, wait in (([], "None"), (["--num_members", "2"], "7 days"), (["--member_share", "0.5"], "7 days")):
+        with pytest.raises(Refused, match=wait):
+            train.main([*SMALL, "--checkpoint_dir", str(tmp_path), *flags])

@@ -37,7 +37,7 @@ class Making:
         folder: the run's; first: its seed. The run itself is always among them.
         """
         members = self.members
-        if members.count == 1 and members.share == 1:
+        if not members.apart:
             self.one(folder, first, 1.0, processes)
             return
         wanted = [(place, seed, members.share) for place, seed in members.trainings(folder, first)]

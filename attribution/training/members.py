@@ -46,6 +46,11 @@ class Members:
         return self == Members()
 
     @property
+    def apart(self) -> bool:
+        """Whether there are several trainings, each in one process of a launch."""
+        return self.count > 1 or self.share < 1
+
+    @property
     def name(self) -> str:
         """What a name of scores says of them; empty for the run alone."""
         count = f"_members{self.count}" * (self.count > 1)

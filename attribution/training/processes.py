@@ -3,7 +3,8 @@
     with launched() as processes:            # one process without a launcher
         processes.add([total])               # every process has the sum now
 
-Rows and parts are shared out by the callers. Every wait ends after `WAIT`, or at once where a process has died.
+Rows and parts are shared out by the callers. Every wait ends after `WAIT` (or `APART`), or at once where a process has
+died.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from attribution.files import Refused
 
 WAIT = datetime.timedelta(hours=2)  # for the slowest process; one that dies is noticed at once
+APART = datetime.timedelta(days=7)  # the same where each trains checkpoints of its own: one may have one more
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
