@@ -86,16 +86,16 @@ def compare(masks: np.ndarray, margins: np.ndarray, others: np.ndarray, scores: 
     count, repeats, queries = margins.shape
     draws, once = stats.draw(count, queries), stats.Draws(np.ones((1, count)), np.ones((1, queries)))
     odd = (margins - others) / 2
-    truth, ceilings = stats.make_truth(odd.mean(1)), stats.bootstrap_ceiling(odd, draws)
-    ceiling = stats.noise_ceiling(odd)
+    truth, ceiling = stats.make_truth(odd.mean(1)), stats.ceiling_of(odd, draws)
     found = {}
     for name, values in scores.items():
         agreed = stats.agreement(values, masks, truth)
         sample = stats.bootstrap(agreed, truth, draws)
         found[name] = {"lds": agreed.mean, "interval": stats.interval(sample)}
-        found[name] |= stats.share_of_ceiling(agreed.mean, sample, ceiling, ceilings)
+        found[name] |= stats.share_of_ceiling(agreed.mean, sample, ceiling)
     return {
-        "masks": count, "repeats": repeats, "queries": queries, "scores": found, "ceiling": ceiling,
+        "masks": count, "repeats": repeats, "queries": queries, "scores": found,
+        "ceiling": ceiling and ceiling.value,
         "additive": float(shares(margins, others, once)[0]), "interval": stats.interval(shares(margins, others, draws)),
         "ceiling of margins": stats.noise_ceiling(np.concatenate([margins, others])),
     }  # fmt: skip

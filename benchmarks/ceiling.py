@@ -23,6 +23,7 @@ from attribution.provenance import check_clean, origin  # noqa: E402
 QUERIES = {  # name -> reliability of one repeat, from the first query to the last
     "alike, reliable": (0.6, 0.6),
     "alike, noisy": (0.1, 0.1),
+    "nothing but noise": (0.0, 0.0),
     "from noisy to reliable": (0.02, 0.9),
 }
 REPEATS = (2, 3, 5)

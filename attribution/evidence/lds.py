@@ -75,7 +75,7 @@ def evaluate(
         "masks": len(masks), "incomplete_masks": int((~complete).sum()), "missing_repeats": missing,
         "repeats": margins.shape[1], "queries": margins.shape[2], "rows": masks.shape[1], "alpha": float(masks.mean()),
         "scores": {name: beside_score(name, values, scores, beside) for name, values in scores.items()},
-        "ceiling": {}, "ceiling_interval": {}, "constant_queries": {}, "chance": {},
+        "ceiling": {}, "ceiling_interval": {}, "agreement": {}, "constant_queries": {}, "chance": {},
     }  # fmt: skip
     for kind, (truth, columns, sign) in evidence.kinds().items():
         add_kind(result, kind, scores, masks, (truth, columns, sign), draws, beside)
@@ -103,9 +103,10 @@ def add_kind(
     truth = stats.make_truth(stats.mean_margins(margins), columns)
     agreements = {name: stats.agreement(values * sign[:, None], masks, truth) for name, values in scores.items()}
     samples = {name: stats.bootstrap(agreed, truth, draws) for name, agreed in agreements.items()}
-    ceiling = result["ceiling"][kind] = stats.noise_ceiling(margins, columns)
-    ceilings = stats.bootstrap_ceiling(margins, draws, columns)
-    result["ceiling_interval"][kind] = None if ceilings is None else stats.interval(ceilings)
+    ceiling = stats.ceiling_of(margins, draws, columns)
+    result["ceiling"][kind] = ceiling and ceiling.value
+    result["ceiling_interval"][kind] = ceiling and stats.interval(ceiling.draws)
+    result["agreement"][kind] = ceiling and [ceiling.agreement, *stats.interval(ceiling.agreements)]
     result["constant_queries"][kind] = int((~truth.valid).sum())
     result["chance"][kind] = max(stats.chance(agreed, truth) for agreed in agreements.values())
     for name, agreed in agreements.items():
@@ -113,7 +114,7 @@ def add_kind(
         if REFERENCE in scores and name != REFERENCE:
             entry["difference"] = agreed.mean - agreements[REFERENCE].mean
             entry["difference_interval"] = stats.interval(samples[name] - samples[REFERENCE])
-        entry |= stats.share_of_ceiling(agreed.mean, samples[name], ceiling, ceilings)
+        entry |= stats.share_of_ceiling(agreed.mean, samples[name], ceiling)
         if name in beside.singles:
             each = [stats.agreement(one * sign[:, None], masks, truth).mean for one in beside.singles[name]]
             entry["single"] = each

@@ -165,29 +165,49 @@ def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> fl
     if (found := _repeats(margins, controls)) is None:
         return None
     ranks, valid, _ = found
-    pairs = [(ranks[i] * ranks[j]).sum(0)[valid] for i in range(len(ranks)) for j in range(i)]
-    return float(_reliability(pairs, len(ranks)).mean())
+    return float(_reliability(_agreements(ranks)[:, valid], len(ranks)).mean())
 
 
-def bootstrap_ceiling(margins: np.ndarray, draws: Draws, controls: np.ndarray | None = None) -> np.ndarray | None:
-    """(B,): the noise ceiling in every draw, as `noise_ceiling` has it on all masks; None where that is None."""
+@dataclass(frozen=True)
+class Ceiling:
+    """A noise ceiling, and how far two retrains on the same rows agree at all."""
+
+    value: float  # `noise_ceiling`
+    draws: np.ndarray  # (B,): the same in every draw
+    agreement: float  # Spearman correlation over masks of two repeats: mean over pairs and queries
+    agreements: np.ndarray  # (B,)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a signal: repeats agree, and the interval of the ceiling does not come near zero.
+
+        Noise alone also has a ceiling above zero, because a query's negative correlation counts as 0.
+        """
+        return interval(self.agreements)[0] > 0 and interval(self.draws)[0] > LEAST_CEILING * self.value
+
+
+def ceiling_of(margins: np.ndarray, draws: Draws, controls: np.ndarray | None = None) -> Ceiling | None:
+    """The noise ceiling with its bootstrap; None where `noise_ceiling` is None."""
     if (found := _repeats(margins, controls)) is None:
         return None
     ranks, valid, complete = found
-    drawn = Draws(draws.masks[:, complete], draws.queries)
-    pairs = [weighted_correlations(ranks[i], ranks[j], drawn) for i in range(len(ranks)) for j in range(i)]
-    return _means(_reliability(pairs, len(ranks)), draws.queries * valid)
+    drawn, weights = Draws(draws.masks[:, complete], draws.queries), draws.queries * valid
+    pairs = _agreements(ranks)[:, valid]
+    sampled = [weighted_correlations(ranks[i], ranks[j], drawn) for i in range(len(ranks)) for j in range(i)]
+    return Ceiling(
+        float(_reliability(pairs, len(ranks)).mean()), _means(_reliability(sampled, len(ranks)), weights),
+        float(pairs.mean()), _means(np.mean(sampled, axis=0), weights),
+    )  # fmt: skip
 
 
-def share_of_ceiling(lds: float, sample: np.ndarray, ceiling: float | None, ceilings: np.ndarray | None) -> dict:
+def share_of_ceiling(lds: float, sample: np.ndarray, ceiling: Ceiling | None) -> dict:
     """{"share", "share_interval"}: an LDS divided by the noise ceiling; nothing where that is not known.
 
-    sample, ceilings: both in the same bootstrap draws (B,). A ceiling whose interval comes near zero is not known: the
-    ratio could be anything.
+    sample: the LDS in the bootstrap draws (B,) of the ceiling.
     """
-    if not ceiling or ceilings is None or not interval(ceilings)[0] > LEAST_CEILING * ceiling:
+    if ceiling is None or not ceiling.known:
         return {}
-    return {"share": lds / ceiling, "share_interval": interval(sample / np.maximum(ceilings, 1e-12))}
+    return {"share": lds / ceiling.value, "share_interval": interval(sample / np.maximum(ceiling.draws, 1e-12))}
 
 
 def _repeats(
@@ -207,7 +227,12 @@ def _repeats(
     return ([ranks for ranks, _ in found], valid, complete) if valid.any() else None
 
 
-def _reliability(pairs: list[np.ndarray], repeats: int) -> np.ndarray:
+def _agreements(ranks: list[np.ndarray]) -> np.ndarray:
+    """(pairs of repeats, Q): their correlations, from standardized ranks (M, Q) of each repeat."""
+    return np.stack([(ranks[i] * ranks[j]).sum(0) for i in range(len(ranks)) for j in range(i)])
+
+
+def _reliability(pairs, repeats: int) -> np.ndarray:
     """Square root of the reliability of a mean of repeats, from the correlations of their pairs (arrays alike)."""
     r = np.maximum(np.mean(pairs, axis=0), 0.0)
     return np.sqrt(repeats * r / (1 + (repeats - 1) * r))

@@ -232,12 +232,12 @@ def measured(session: Session, scores: np.ndarray) -> dict | None:
     own, baseline = (stats.agreement(one, masks, ranks) for one in (scores, plain))
     draws = stats.draw(len(masks), margins.shape[2], DRAWS)
     samples = [stats.bootstrap(agreed, ranks, draws) for agreed in (own, baseline)]
-    ceiling, ceilings = stats.noise_ceiling(margins), stats.bootstrap_ceiling(margins, draws)
+    ceiling = stats.ceiling_of(margins, draws)
     return {
-        "masks": len(masks), "repeats": margins.shape[1], "ceiling": ceiling, "baseline": baseline.mean,
-        "scores": own.mean, "interval": stats.interval(samples[0]),
+        "masks": len(masks), "repeats": margins.shape[1], "ceiling": ceiling and ceiling.value,
+        "scores": own.mean, "baseline": baseline.mean, "interval": stats.interval(samples[0]),
         "difference": stats.interval(samples[0] - samples[1]),
-        **stats.share_of_ceiling(own.mean, samples[0], ceiling, ceilings),
+        **stats.share_of_ceiling(own.mean, samples[0], ceiling),
     }  # fmt: skip
 
 

@@ -96,6 +96,7 @@ def lds_notes(result: dict) -> str:
         both = f"Validation Pearson {metrics['pearson']:.3f}, Spearman {metrics['spearmanr']:.3f}"
         notes.append(f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}.")
     notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}.")
+    notes += agreement_notes(result)
     if result["foreign"]:
         notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
     if result["shared_seeds"]:
@@ -115,6 +116,20 @@ def lds_notes(result: dict) -> str:
         counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items() if count)
         notes.append(f"The same prediction for every mask, counted as 0: {counts}.")
     return " ".join([*notes, *member_notes(result)])
+
+
+def agreement_notes(result: dict) -> list[str]:
+    """How far two retrains on the same rows agree, and what is to be thought of a ceiling where they do not."""
+    notes = []
+    for kind, found in result.get("agreement", {}).items():  # older results do not say it
+        if found is None or kind == "balanced":
+            continue
+        what = "Outputs" if kind == "output" else "Margins"
+        value, *interval = found
+        notes.append(f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} (Spearman).")
+        if interval[0] <= 0:
+            notes[-1] += " That cannot be told from nothing: noise alone gives such a ceiling, and no score is judged."
+    return notes
 
 
 def member_notes(result: dict) -> list[str]:

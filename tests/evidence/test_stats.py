@@ -146,10 +146,28 @@ def test_wilson_equals_published_values():
 
 def test_of_a_ceiling_that_may_be_zero_no_share_is_known():
     rng = np.random.default_rng(0)
-    sample = rng.normal(0.3, 0.05, 400)
-    assert stats.share_of_ceiling(0.3, sample, 0.6, rng.normal(0.6, 0.3, 400).clip(0)) == {}
-    known = stats.share_of_ceiling(0.3, sample, 0.6, rng.normal(0.6, 0.1, 400))
+    sample, agreements = rng.normal(0.3, 0.05, 400), rng.normal(0.4, 0.05, 400)
+    unknown = stats.Ceiling(0.6, rng.normal(0.6, 0.3, 400).clip(0), 0.4, agreements)
+    assert stats.share_of_ceiling(0.3, sample, unknown) == stats.share_of_ceiling(0.3, sample, None) == {}
+    known = stats.share_of_ceiling(0.3, sample, stats.Ceiling(0.6, rng.normal(0.6, 0.1, 400), 0.4, agreements))
     assert known["share"] == 0.5 and 0.2 < known["share_interval"][0] < 0.5 < known["share_interval"][1] < 0.9
+
+
+def test_noise_alone_has_a_ceiling_which_is_not_taken_for_one():
+    noise = np.random.default_rng(0).standard_normal((50, 2, 40))
+    found = stats.ceiling_of(noise, stats.draw(50, 40, 200))
+    assert found is not None and found.value > 0.1 and abs(found.agreement) < 0.05 and not found.known
+    assert stats.share_of_ceiling(0.1, np.full(200, 0.1), found) == {}
+
+
+def test_the_bootstrapped_ceiling_is_the_ceiling_and_repeats_agree_by_their_correlation():
+    _, _, margins = make(noise=1.5, repeats=3)
+    found = stats.ceiling_of(margins, stats.draw(M, Q, 200))
+    assert found is not None and found.value == pytest.approx(stats.noise_ceiling(margins)) and found.known
+    by_hand = [spearmanr(margins[:, i], margins[:, j], axis=0).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.agreement == pytest.approx(np.mean([np.diag(both[:Q, Q:]) for both in by_hand]))
+    low, high = stats.interval(found.draws)
+    assert low < found.value < high
 
 
 def test_a_draw_without_a_query_that_counts_is_missing_and_not_zero():
