@@ -44,9 +44,8 @@ test-oldest: requirements.txt
 	.venv-oldest/bin/python -m pytest
 
 figures: .venv/ready
-	for task in sst2 demo; do \
-		$(BIN)/python evaluate_lds.py --dataset_name $$task --plot_only && \
-		$(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only || exit 1; done
+	for task in stsb sst2 demo; do $(BIN)/python evaluate_lds.py --dataset_name $$task --plot_only || exit 1; done
+	for task in sst2 demo; do $(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only || exit 1; done
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/speed.py $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))

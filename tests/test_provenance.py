@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from running import ROOT
 
 from attribution import provenance
-from attribution.files import Refused
+from attribution.files import Refused, read_json
 
 
 @pytest.fixture
@@ -78,3 +79,18 @@ def test_a_process_keeps_the_commit_that_it_began_with(repository, monkeypatch):
     (repository / "code.py").write_text("2")
     assert provenance.git_commit() == first and not first.endswith("+")
     provenance.git_commit.cache_clear()
+
+
+OLDER = {"counterfactual_sst2": ("commit", "command"), "scale": ("command",), "speed": ("command",)}  # lack these
+RESULTS = sorted(
+    path.relative_to(ROOT / "results").with_suffix("").as_posix()
+    for path in (ROOT / "results").rglob("*.json") if not path.name.endswith(".run.json")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in RESULTS if name != "published"])
+def test_every_result_of_the_project_says_its_command_its_versions_and_a_clean_commit(name):
+    path = ROOT / "results" / f"{name}.run.json"
+    record = read_json(path if path.exists() else ROOT / "results" / f"{name}.json") or {}
+    said = {"commit": len(record["commit"]) == 40, "command": "command" in record, "versions": "versions" in record}
+    assert tuple(part for part, there in said.items() if not there) == OLDER.get(name, ())
