@@ -15,6 +15,8 @@ import train
 from attribution.evidence import baselines
 from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.files import read_json
+from attribution.training.questions import predict_run
+from attribution.training.run import open_data, open_run
 from pipeline import DEMO_MODEL
 
 
@@ -68,20 +70,34 @@ def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked
     assert "scores of 12" in LDS.refused(capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy"))
 
 
-def test_a_regressions_exported_ground_truth_gives_its_outputs_too(tmp_path):
+def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_by_its_residual(tmp_path):
     rows = tmp_path / "rows.csv"
     lines = [f"the {'soup' if i % 3 else 'bread'} number {i},{i % 5}.5" for i in range(40)]
     rows.write_text("\n".join(["text,value", *lines]))
     where = ["--dataset_name", "rows", "--checkpoint_dir", str(tmp_path / "checkpoints")]
-    start = ["--dataset_path", str(rows), "--model_name_or_path", str(DEMO_MODEL)]
-    train.main([*where, *start, "--text_columns", "text", "--label_column", "value", "--num_train_epochs", "1"])
+    start = ["--dataset_path", str(rows), "--text_columns", "text", "--label_column", "value"]
+    start += ["--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1", "--num_members", "2"]
+    train.main([*where, *start])
+    analyze.main([*where, "--max_queries", "4", "--factor_strategy", "identity", "--num_members", "2"])
     few = [*where, "--max_queries", "4", "--num_masks", "4", "--num_repeats", "2", "--num_bootstrap", "20"]
     few += ["--jobs_per_device", "1", "--figure_path", str(tmp_path / "lds.png"), "--results_dir"]
     evaluate_lds.main([*few, str(tmp_path / "own")])
     both = str(tmp_path / "own/lds_rows.npz")
     evaluate_lds.main([*few, str(tmp_path / "again"), "--masks_path", both, "--margins_path", both])
     own, again = (read_json(tmp_path / name / "lds_rows.json") for name in ("own", "again"))
-    assert own["scores"]["representation"]["output"] and again["scores"] == own["scores"]
+    assert again["scores"] == own["scores"] and own["residuals"]["models"] == 2
+    with np.load(both) as truth:
+        masks, outputs = truth["masks"], truth["outputs"].mean(1)
+    said = []
+    folder, run = open_run(tmp_path / "checkpoints", "rows")
+    queries = open_data(folder, run, None, 4)[1]
+    for place in (folder, folder / "members/seed1"):
+        residuals = queries.labels - predict_run(place, queries).squeeze(-1).numpy()
+        scores = load_file(place / "influence/scores/identity/pairwise_scores.safetensors")["all_modules"]
+        said.append(scores / residuals[:, None])
+    mean = sum(one / one.std() for one in said)
+    each = [spearmanr(masks @ mean[q], outputs[:, q]).statistic for q in range(4)]
+    assert own["scores"]["identity_members2"]["output"]["lds"] == pytest.approx(np.mean(each), abs=1e-6)
 
 
 def test_exported_ground_truth_of_other_retrain_seeds_stands_beside_the_first(copied, tmp_path):

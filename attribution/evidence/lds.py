@@ -34,7 +34,8 @@ class Evidence:
         """Kind -> (what retrains said (M, R, Q), controls, sign of each query's scores (Q,)).
 
         plain: margins; balanced: the same, controlled; output: a regression's own output. Its gradient is the margin's
-        divided by twice the residual, so that a score of the margin predicts it up to the residual's sign.
+        divided by twice the residual, so that a score of the margin predicts it up to the residual's sign. Members have
+        residuals of their own; what they say of the output together is `Beside.outputs`.
         """
         one = np.ones(self.margins.shape[2])
         found: dict[str, tuple] = {"plain": (self.margins, None, one)}
@@ -51,6 +52,7 @@ class Beside:
 
     starts: dict[str, np.ndarray] = field(default_factory=dict)  # name -> (Q, N) of the model before fine-tuning
     singles: dict[str, list[np.ndarray]] = field(default_factory=dict)  # name -> (Q, N) of each member
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)  # name -> (Q, N): what members say of the output
 
 
 def usable_masks(margins: np.ndarray) -> np.ndarray:
@@ -101,7 +103,9 @@ def add_kind(
     """Adds one column of the table. evidence: a value of `Evidence.kinds`."""
     margins, columns, sign = evidence
     truth = stats.make_truth(stats.mean_margins(margins), columns)
-    agreements = {name: stats.agreement(values * sign[:, None], masks, truth) for name, values in scores.items()}
+    asked = {name: values * sign[:, None] for name, values in scores.items()}
+    asked |= beside.outputs if kind == "output" else {}
+    agreements = {name: stats.agreement(values, masks, truth) for name, values in asked.items()}
     samples = {name: stats.bootstrap(agreed, truth, draws) for name, agreed in agreements.items()}
     ceiling = stats.ceiling_of(margins, draws, columns)
     result["ceiling"][kind] = ceiling and ceiling.value
@@ -115,9 +119,8 @@ def add_kind(
             entry["difference"] = agreed.mean - agreements[REFERENCE].mean
             entry["difference_interval"] = stats.interval(samples[name] - samples[REFERENCE])
         entry |= stats.share_of_ceiling(agreed.mean, samples[name], ceiling)
-        if name in beside.singles:
-            each = [stats.agreement(one * sign[:, None], masks, truth).mean for one in beside.singles[name]]
-            entry["single"] = each
+        if name in beside.singles and kind != "output":
+            entry["single"] = [stats.agreement(one, masks, truth).mean for one in beside.singles[name]]
         result["scores"][name][kind] = entry
 
 

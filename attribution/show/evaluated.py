@@ -82,38 +82,57 @@ def collect_scores(
 
 
 def beside_scores(
-    asked: dict, folder: Path, run: dict, queries: GlueDataset, scores: dict[str, np.ndarray]
-) -> lds.Beside:
-    """What stands beside the scores: those of the model before fine-tuning, and those of single members."""
-    starts, singles = {}, {}
+    asked: dict, folder: Path, run: dict, queries: GlueDataset, scores: dict[str, np.ndarray],
+    residuals: dict[Path, np.ndarray],
+) -> lds.Beside:  # fmt: skip
+    """What stands beside the scores: those of the model before fine-tuning, and those of single members.
+
+    residuals: of a regression, see `residuals_of`. A checkpoint's scores of the margin, divided by its residuals, are
+    its scores of the output; of several the mean is taken, as of scores.
+    """
+    starts, singles, outputs = {}, {}, {}
     for name in scores:
         start = scores.get(with_members(name, Members(start=True)))
         if start is not None and start is not scores[name]:
             starts[name] = start
         members = Members.of(name)
-        if members.count * members.steps > 1 and "," not in name:
-            single = with_members(name, Members())
-            places = members.places(folder, run)
-            parts = [open_scores_of(place, single, queries, asked["first_query"]) for place in places]
-            if found := [part for part in parts if part is not None]:
-                singles[name] = found
-    return lds.Beside(starts, singles)
+        if members.single or "," in name:
+            continue
+        single, places = with_members(name, Members()), members.places(folder, run)
+        parts = [open_scores_of(place, single, queries, asked["first_query"]) for place in places]
+        found = [part for part in parts if part is not None]
+        if found and len(places) > 1:
+            singles[name] = found
+        if residuals and len(found) == len(places):
+            outputs[name] = mean_of(map(divided, found, (residuals[place] for place in places)))
+    return lds.Beside(starts, singles, outputs)
 
 
-def residual_signs(folder: Path, run: dict, queries: GlueDataset, names) -> dict | None:
-    """For how many queries of a regression the members behind scores of these names disagree about the residual's sign.
+def divided(scores: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """Scores (Q, N) by residuals (Q,); 0 where a residual is 0, and with it the scores of the margin."""
+    by = residuals[:, None]
+    return np.divide(scores, by, out=np.zeros(scores.shape), where=by != 0)
 
-    None for classes, and where there is one member.
+
+def residuals_of(folder: Path, run: dict, queries: GlueDataset, names) -> dict[Path, np.ndarray]:
+    """Place -> residuals (Q,), label minus output, of every checkpoint behind scores of these names.
+
+    Empty for classes.
     """
     if not queries.task.regression:
+        return {}
+    places = sorted({place for name in names for place in Members.of(name).places(folder, run)})
+    there = [place for place in places if (place / "run.json").exists()]
+    return {place: queries.labels - predict_run(place, queries).squeeze(-1).numpy() for place in there}
+
+
+def residual_signs(residuals: dict[Path, np.ndarray]) -> dict | None:
+    """For how many queries trained checkpoints disagree about the residual's sign; None where there are not two."""
+    trained = [values for place, values in residuals.items() if place.parts[-2:] != ("steps", "0")]
+    if len(trained) < 2:
         return None
-    several = [members for members in map(Members.of, names) if not members.start]
-    places = sorted({place for members in several for place in members.places(folder, run)})
-    places = [place for place in places if (place / "run.json").exists()]
-    if len(places) < 2:
-        return None
-    signs = [np.sign(queries.labels - predict_run(place, queries).squeeze(-1).numpy()) for place in places]
-    return {"apart": int((np.stack(signs) != signs[0]).any(0).sum()), "queries": len(queries), "models": len(places)}
+    signs = np.sign(np.stack(trained))
+    return {"apart": int((signs != signs[0]).any(0).sum()), "queries": signs.shape[1], "models": len(signs)}
 
 
 def evidence_of(truth: GroundTruth, train, queries, models: baselines.Models) -> lds.Evidence:
@@ -132,6 +151,7 @@ def evaluate(
     models = models_of(folder, run, train.task, asked["model_name_or_path"])
     scores, seeds = collect_scores(asked, folder, run, train, queries, models)
     evidence = evidence_of(truth, train, queries, models)
-    beside = beside_scores(asked, folder, run, queries, scores)
+    residuals = residuals_of(folder, run, queries, scores)
+    beside = beside_scores(asked, folder, run, queries, scores, residuals)
     result = lds.evaluate(scores, evidence, asked["num_bootstrap"], beside)
-    return result | {"residuals": residual_signs(folder, run, queries, scores)}, seeds
+    return result | {"residuals": residual_signs(residuals)}, seeds

@@ -50,6 +50,17 @@ def test_a_regressions_output_is_predicted_up_to_the_sign_of_the_residual():
     assert found["plain"]["lds"] > 0.99 and found["output"]["lds"] > 0.999 and "balanced" in found
 
 
+def test_of_a_regressions_members_the_output_is_what_they_say_of_it_each_by_its_own_residual():
+    scores, masks, outputs = linear_study(0.0)
+    residuals = np.array([[2.0, -3.0, 1.0, 1.0, 4.0], [-1.0, -3.0, 2.0, -5.0, 0.5]])  # of two members, apart for two
+    of_margin = (residuals[:, :, None] * scores).sum(0)
+    named = {"ekfac_members2": of_margin, "random": np.random.default_rng(2).standard_normal((5, 30))}
+    evidence = Evidence(masks, -np.square(outputs), masks.sum(1, keepdims=True), outputs, residuals=residuals[0])
+    alone = evaluate(named, evidence, 20)["scores"]["ekfac_members2"]["output"]
+    together = evaluate(named, evidence, 20, Beside(outputs={"ekfac_members2": scores}))["scores"]["ekfac_members2"]
+    assert together["output"]["lds"] > 0.999 > 0.7 > alone["lds"] and "single" not in together["output"]
+
+
 def test_beside_a_score_stand_its_top_rows_its_start_and_its_members():
     scores, masks, margins = linear_study()
     everywhere = np.tile(np.arange(30.0), (5, 1))  # the same ten rows for every query
