@@ -203,6 +203,8 @@ def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundT
     masks = check_masks(load_array(masks_path, "masks"), len(study.train))
     shape = len(masks), len(study.queries)
     margins, outputs = check_margins(load_array(margins_path, "margins"), *shape), None
-    if study.train.task.regression and margins_path.suffix == ".npz" and "outputs" in np.load(margins_path).files:
-        outputs = check_margins(load_array(margins_path, "outputs"), *shape)
+    if study.train.task.regression and margins_path.suffix == ".npz":
+        with np.load(margins_path, allow_pickle=False) as arrays:
+            there = "outputs" in arrays.files
+        outputs = check_margins(load_array(margins_path, "outputs"), *shape) if there else None
     return GroundTruth(masks, margins, None, outputs)
