@@ -128,7 +128,7 @@ def agreement_notes(result: dict) -> list[str]:
         value, *interval = found
         notes.append(f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} (Spearman).")
         if interval[0] <= 0:
-            notes[-1] += " That cannot be told from nothing: noise alone gives such a ceiling, and no score is judged."
+            notes[-1] += " That cannot be told from nothing. Noise alone gives such a ceiling, so no share is given."
     return notes
 
 
