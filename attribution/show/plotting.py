@@ -48,6 +48,8 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
     if regression:
         labels = {"plain": "of the margin", "balanced": "label sum controlled", "output": "of the output"}
     kinds = [kind for kind in labels if kind in result["ceiling"]]  # JSON sorts its keys
+    agree = {kind: found[1] > 0 for kind, found in result.get("agreement", {}).items() if found}  # or noise has one
+    known = [kind for kind in kinds if result["ceiling"][kind] is not None and agree.get(kind, True)]
     thick = 0.76 / max(len(kinds), 1.1)
     for i, kind in enumerate(kinds):
         places = np.arange(len(names)) + thick * ((len(kinds) - 1) / 2 - i)
@@ -55,9 +57,9 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
         low, high = np.array([result["scores"][name][kind]["interval"] for name in names]).T
         axes.barh(places, values, height=thick, color=BARS[kind], label=labels[kind])
         axes.hlines(places, low, high, color="black", linewidth=1.2)
-        if (ceiling := result["ceiling"][kind]) is not None:
-            axes.axvline(ceiling, color=BARS[kind], linestyle="--", linewidth=1.2)
-    if result["ceiling"]["plain"] is not None:
+        if kind in known:
+            axes.axvline(result["ceiling"][kind], color=BARS[kind], linestyle="--", linewidth=1.2)
+    if known:
         axes.plot([], [], color="grey", linestyle="--", linewidth=1.2, label="noise ceiling")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
