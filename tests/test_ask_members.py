@@ -257,3 +257,8 @@ def test_names_say_how_many_members_and_a_launcher_shares_them_out(monkeypatch):
         monkeypatch.setenv("RANK", str(rank)), monkeypatch.setenv("WORLD_SIZE", "2")
         shares.append(share_of_process(range(5)))
     assert np.array_equal(sorted(sum(shares, [])), range(5)) and shares[0] == [0, 2, 4]
+
+
+def test_the_run_alone_has_its_place_whether_or_not_its_seed_is_known(tmp_path):
+    for seed in (None, 3):
+        assert Members.of("random").places(tmp_path, {"seed": seed}) == [tmp_path]

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import LDS, QUERIES, SMALL, retrains, tamper
+from running import LDS, QUERIES, SMALL, refusal, retrains, tamper
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
@@ -70,7 +70,7 @@ def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked
     assert "scores of 12" in LDS.refused(capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy"))
 
 
-def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_by_its_residual(tmp_path):
+def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_by_its_residual(tmp_path, capsys):
     rows = tmp_path / "rows.csv"
     lines = [f"the {'soup' if i % 3 else 'bread'} number {i},{i % 5}.5" for i in range(40)]
     rows.write_text("\n".join(["text,value", *lines]))
@@ -86,6 +86,10 @@ def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_b
     evaluate_lds.main([*few, str(tmp_path / "again"), "--masks_path", both, "--margins_path", both])
     own, again = (read_json(tmp_path / name / "lds_rows.json") for name in ("own", "again"))
     assert again["scores"] == own["scores"] and own["residuals"]["models"] == 2
+    with np.load(both) as truth:
+        np.savez(tmp_path / "odd.npz", **{**truth, "outputs": np.full_like(truth["outputs"], np.nan)})
+    odd = ["--masks_path", both, "--margins_path", str(tmp_path / "odd.npz")]
+    assert "not of the same retrains" in refusal(capsys, evaluate_lds.main, [*few, str(tmp_path / "again"), *odd])
     with np.load(both) as truth:
         masks, outputs = truth["masks"], truth["outputs"].mean(1)
     said = []

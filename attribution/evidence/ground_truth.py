@@ -207,4 +207,6 @@ def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundT
         with np.load(margins_path, allow_pickle=False) as arrays:
             there = "outputs" in arrays.files
         outputs = check_margins(load_array(margins_path, "outputs"), *shape) if there else None
+        if outputs is not None and not np.array_equal(np.isfinite(outputs), np.isfinite(margins)):
+            raise Refused(f"{margins_path}: its outputs and its margins are not of the same retrains")
     return GroundTruth(masks, margins, None, outputs)

@@ -77,7 +77,8 @@ def evaluate(
         "masks": len(masks), "incomplete_masks": int((~complete).sum()), "missing_repeats": missing,
         "repeats": margins.shape[1], "queries": margins.shape[2], "rows": masks.shape[1], "alpha": float(masks.mean()),
         "scores": {name: beside_score(name, values, scores, beside) for name, values in scores.items()},
-        "ceiling": {}, "ceiling_interval": {}, "agreement": {}, "constant_queries": {}, "chance": {},
+        "ceiling": {}, "ceiling_interval": {}, "agreement": {}, "ceiling_known": {},
+        "constant_queries": {}, "chance": {},
     }  # fmt: skip
     for kind, (truth, columns, sign) in evidence.kinds().items():
         add_kind(result, kind, scores, masks, (truth, columns, sign), draws, beside)
@@ -110,6 +111,7 @@ def add_kind(
     ceiling = stats.ceiling_of(margins, draws, columns)
     result["ceiling"][kind] = ceiling and ceiling.value
     result["ceiling_interval"][kind] = ceiling and stats.interval(ceiling.draws)
+    result["ceiling_known"][kind] = ceiling is not None and ceiling.known
     result["agreement"][kind] = ceiling and [ceiling.agreement, *stats.interval(ceiling.agreements)]
     result["constant_queries"][kind] = int((~truth.valid).sum())
     result["chance"][kind] = max(stats.chance(agreed, truth) for agreed in agreements.values())

@@ -48,8 +48,8 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
     if regression:
         labels = {"plain": "of the margin", "balanced": "label sum controlled", "output": "of the output"}
     kinds = [kind for kind in labels if kind in result["ceiling"]]  # JSON sorts its keys
-    agree = {kind: found[1] > 0 for kind, found in result.get("agreement", {}).items() if found}  # or noise has one
-    known = [kind for kind in kinds if result["ceiling"][kind] is not None and agree.get(kind, True)]
+    known = result.get("ceiling_known", {kind: result["ceiling"][kind] is not None for kind in kinds})
+    known = [kind for kind in kinds if known[kind]]
     thick = 0.76 / max(len(kinds), 1.1)
     for i, kind in enumerate(kinds):
         places = np.arange(len(names)) + thick * ((len(kinds) - 1) / 2 - i)

@@ -263,10 +263,11 @@ def lds_table(found: dict | None) -> list[tuple[str, str]]:
     if found is None:
         return []
     ceiling = found["ceiling"]
+    known = f"{ceiling:.2f}" if "share" in found else "not known well enough"
     return [
         ("these scores", f"{found['scores']:.2f}"),
         ("squared TF-IDF cosine, signed by class", f"{found['baseline']:.2f}"),
-        ("noise ceiling", "needs repeats" if ceiling is None else f"{ceiling:.2f}"),
+        ("noise ceiling", "needs repeats" if ceiling is None else known),
     ]  # fmt: skip
 
 

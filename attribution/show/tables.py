@@ -95,7 +95,8 @@ def lds_notes(result: dict) -> str:
     if "pearson" in metrics and result.get("retrained_pearson") is not None:
         both = f"Validation Pearson {metrics['pearson']:.3f}, Spearman {metrics['spearmanr']:.3f}"
         notes.append(f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}.")
-    notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}.")
+    output = f", of the output within +-{chance:.3f}" if (chance := result["chance"].get("output")) else ""
+    notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}{output}.")
     notes += agreement_notes(result)
     if result["foreign"]:
         notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
@@ -127,8 +128,8 @@ def agreement_notes(result: dict) -> list[str]:
         what = "Outputs" if kind == "output" else "Margins"
         value, *interval = found
         notes.append(f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} (Spearman).")
-        if interval[0] <= 0:
-            notes[-1] += " That cannot be told from nothing. Noise alone gives such a ceiling, so no share is given."
+        if not result.get("ceiling_known", {}).get(kind, True):
+            notes[-1] += " Noise alone may give such a ceiling, so no share of it is given."
     return notes
 
 
@@ -141,8 +142,8 @@ def member_notes(result: dict) -> list[str]:
     ]
     if (apart := result.get("residuals")) is not None:
         notes.append(
-            f"Members disagree about the sign of the residual (label minus output) for {apart['apart']} of "
-            f"{apart['queries']} queries."
+            f"The {apart['models']} checkpoints disagree about the sign of the residual (label minus output) for "
+            f"{apart['apart']} of {apart['queries']} queries."
         )
     return notes
 

@@ -79,6 +79,8 @@ class Members:
 
     def places(self, folder: Path, run: dict) -> list[Path]:
         """The folder of each checkpoint, seed by seed and step by step; what is missing may stand there as well."""
+        if self.single:  # also where the run's seed is not known
+            return [folder]
         if self.start:
             return [folder / "steps" / "0"]
         found = []

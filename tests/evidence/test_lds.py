@@ -61,6 +61,16 @@ def test_of_a_regressions_members_the_output_is_what_they_say_of_it_each_by_its_
     assert together["output"]["lds"] > 0.999 > 0.7 > alone["lds"] and "single" not in together["output"]
 
 
+def test_a_ceiling_is_known_where_repeats_agree_and_no_share_is_given_where_it_is_not():
+    scores, masks, margins = linear_study()
+    named = {"ekfac": scores, "random": np.random.default_rng(2).standard_normal((5, 30))}
+    noise = np.random.default_rng(3).standard_normal(margins.shape)
+    for truth, known in ((margins, True), (noise, False)):
+        result = evaluate(named, Evidence(masks, truth), 200)
+        assert result["ceiling_known"] == {"plain": known} and result["ceiling"]["plain"] > 0
+        assert ("share" in result["scores"]["ekfac"]["plain"]) == known
+
+
 def test_beside_a_score_stand_its_top_rows_its_start_and_its_members():
     scores, masks, margins = linear_study()
     everywhere = np.tile(np.arange(30.0), (5, 1))  # the same ten rows for every query

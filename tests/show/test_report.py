@@ -14,7 +14,7 @@ import run_counterfactual
 import train
 from attribution.files import run_script
 from attribution.show.explain import Query
-from attribution.show.report import clipped, common_words, lds_words, marked, mistaken, shown, signed
+from attribution.show.report import clipped, common_words, lds_table, lds_words, marked, mistaken, shown, signed
 from pipeline import DEMO_MODEL
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "30", "--factor_strategy", "identity"]
@@ -143,4 +143,6 @@ def test_what_retraining_says_of_the_scores_is_claimed_as_far_as_intervals_go(di
     found = {"masks": 9, "repeats": 2, "ceiling": 0.5, "baseline": 0.2, "scores": 0.4, "interval": [0.3, 0.5]}
     (words,) = lds_words(None, found | {"difference": difference, "share": 0.8, "share_interval": [0.6, 1.0]})
     assert says in words and "0.40 [0.30, 0.50]" in words and "80 % [60, 100] of what a perfect score could" in words
-    assert "not known well enough" in lds_words(None, found | {"difference": difference})[0]
+    unknown = found | {"difference": difference}
+    assert "not known well enough" in lds_words(None, unknown)[0]
+    assert lds_table(unknown)[-1] == ("noise ceiling", "not known well enough")
