@@ -4,6 +4,7 @@
     python evaluate_lds.py --dataset_name rte --num_masks 100 --num_repeats 5 --alpha 0.5 --checkpoint_dir ./checkpoints
     python evaluate_lds.py --dataset_name rte --masks_path masks.pt --margins_path margins.pt    # truth of others
     python evaluate_lds.py --dataset_name rte --query_index 79       # query, top influential row, its LDS
+    python evaluate_lds.py --dataset_name demo --correct ekfac       # scores corrected by the retrains
     accelerate launch --num_processes 8 evaluate_lds.py --dataset_name rte    # retrains are shared out
 
 For M random subsets of the training rows (share alpha kept), the Spearman correlation, a query, between the
@@ -15,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from attribution.evidence import stats
+from attribution.evidence import correction, stats
 from attribution.evidence.ground_truth import GroundTruth, Subsets, foreign_truth, own_truth
 from attribution.evidence.study import (
     add_retrain_seed,
@@ -25,7 +26,7 @@ from attribution.evidence.study import (
     study_arguments,
 )
 from attribution.files import Refused, check_numbers, run_script
-from attribution.show import evaluated, plotting, results, tables
+from attribution.show import evaluated, lds_tables, plotting, results
 from attribution.show.reading import show_query_lds
 from attribution.training.recipe import (
     Parser,
@@ -60,6 +61,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         raise Refused(f"--num_masks must be at least {stats.MIN_MASKS}, not {args.num_masks}")
     if not 0 < args.alpha < 1:
         raise Refused(f"--alpha must lie between 0 and 1, not {args.alpha}")
+    if args.correct and args.masks_path is None:
+        correction.check_masks(args.num_masks)
     if (args.masks_path is None) != (args.margins_path is None):
         raise Refused("--masks_path and --margins_path belong together; give both")
     return args
@@ -75,6 +78,10 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--combine_by", choices=("zscore", "rank"), default="zscore",
         help="what makes a query's scores comparable before the mean (zscore)",
+    )  # fmt: skip
+    add(
+        "--correct", nargs="+", default=[], metavar="SCORE",
+        help="also correct these stored scores by the retrains, judge that on masks held out, and keep what comes out",
     )  # fmt: skip
     add(
         "--ensemble", nargs="+", type=Path, default=[], metavar="DIR",
@@ -137,9 +144,9 @@ def main(argv=None) -> None:
     result["shared_seeds"] = [] if args.masks_path else sorted(set(seeds) & set(subsets.retrain_seeds))
     accuracy, pearson = truth.accuracy(train.task.num_labels), truth.pearson(queries.labels)
     result |= {"retrained_accuracy": accuracy, "retrained_pearson": pearson}
-    print(tables.lds_text(result))
+    print(lds_tables.lds_text(result))
     results.save(
-        result, stem, figures, markdown=tables.lds_markdown(result), draw=plotting.draw_lds,
+        result, stem, figures, markdown=lds_tables.lds_markdown(result), draw=plotting.draw_lds,
         arguments=vars(args), device=study.retrain.device, fingerprints=fingerprints_of(run, queries),
         arrays=truth.arrays(),
     )  # fmt: skip

@@ -199,3 +199,29 @@ def test_the_figure_is_drawn_again_from_the_json_without_its_checkpoint(copied, 
     assert (tmp_path / "figure/lds.png").read_bytes() == first
     shutil.rmtree(tmp_path / "results")
     assert "run without --plot_only" in LDS.refused(capsys, copied, tmp_path, "--plot_only")
+
+
+def test_scores_are_corrected_by_the_retrains_and_kept_apart_from_stored_scores(copied, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "masks.npy", generator.random((30, 120)) < 0.5)
+    np.save(tmp_path / "margins.npy", generator.standard_normal((30, 2, 12)))
+    truth = ["--masks_path", str(tmp_path / "masks.npy"), "--margins_path", str(tmp_path / "margins.npy")]
+    result = LDS.run(copied, tmp_path, *truth, "--correct", "ekfac")
+    assert set(result["corrected"]) == {"ekfac"} and set(result["corrected"]["ekfac"]) == {"plain", "balanced"}
+    out = capsys.readouterr().out
+    assert "retrains alone" in out and "LDS on held-out masks" in (tmp_path / "results/lds_demo.md").read_text()
+    path = copied / "demo/influence/corrected/ekfac.safetensors"
+    kept, record = load_file(path)["all_modules"], read_json(path.with_suffix(".json"))
+    assert kept.shape == (12, 120) and record["fingerprint"]["masks"] == 30
+    again = LDS.run(copied, tmp_path, *truth)  # a corrected score has seen these retrains, and is not evaluated
+    assert set(again["scores"]) == {"ekfac", "identity", *baselines.NAMES} and "corrected" not in again
+
+
+def test_a_correction_that_cannot_be_is_refused_before_anything_is_retrained(copied, tmp_path, capsys):
+    stored = retrains(copied)
+    enough = ["--num_masks", "25"]
+    said = LDS.refused(capsys, copied, tmp_path, *enough, "--correct", "ekfak")
+    assert "no stored score 'ekfak' fits (did you mean 'ekfac'?)" in said
+    assert "no stored score 'tfidf' fits" in LDS.refused(capsys, copied, tmp_path, *enough, "--correct", "tfidf")
+    assert "needs 25, not 4" in LDS.refused(capsys, copied, tmp_path, "--correct", "ekfac")
+    assert retrains(copied) == stored

@@ -12,10 +12,11 @@ import numpy as np
 from attribution.evidence import baselines, lds, stats
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
-from attribution.files import Refused, others
+from attribution.files import Refused, meant, others
 from attribution.influence.names import with_members
 from attribution.influence.stored import look_up, open_scores_of, seeds_behind, stored_scores
 from attribution.rows import GlueDataset
+from attribution.show.corrected import correct_all
 from attribution.training.members import Members, mean_of
 from attribution.training.questions import predict_run
 from attribution.training.recipe import queries_flag
@@ -28,7 +29,12 @@ def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None
     for name, (_, why) in found.items():
         if why:
             print(f"{name}: will be left out, {why}", file=sys.stderr)
-    if any(why is None for _, why in found.values()):
+    fitting = [name for name, (_, why) in found.items() if why is None]
+    for name in asked["correct"]:
+        if name not in fitting:
+            known = ", ".join(fitting) or "none"
+            raise Refused(f"--correct: no stored score {name!r} fits{meant(name, fitting)}; there are {known}")
+    if fitting:
         return
     limit, again = queries_flag(asked["max_queries"], asked["first_query"]), " --overwrite" * bool(found)
     where = f"--dataset_name {run['dataset_name']} --checkpoint_dir {shlex.quote(str(folder.parent))}"
@@ -154,4 +160,7 @@ def evaluate(
     residuals = residuals_of(folder, run, queries, scores)
     beside = beside_scores(asked, folder, run, queries, scores, residuals)
     result = lds.evaluate(scores, evidence, asked["num_bootstrap"], beside)
+    if asked["correct"]:
+        wanted = {name: scores[name] for name in asked["correct"]}
+        result["corrected"] = correct_all(folder, run, rows, wanted, evidence, asked["num_bootstrap"])
     return result | {"residuals": residual_signs(residuals)}, seeds

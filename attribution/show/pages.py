@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attribution.files import run_script, write_bytes, write_json
 from attribution.provenance import check_clean, origin
-from attribution.show import tables, timings
+from attribution.show import lds_tables, tables, timings
 from attribution.show.timings import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,9 +214,9 @@ TABLES: dict[str, Table] = {
     "lds_short": lds_short,
     "flips_short": flips_short,
     "speed_short": speed_short,
-    "lds_demo": of_result("lds_demo", tables.lds_markdown),
-    "lds_sst2": of_result("lds_sst2", tables.lds_markdown),
-    "lds_stsb": of_result("lds_stsb", tables.lds_markdown),
+    "lds_demo": of_result("lds_demo", lds_tables.lds_markdown),
+    "lds_sst2": of_result("lds_sst2", lds_tables.lds_markdown),
+    "lds_stsb": of_result("lds_stsb", lds_tables.lds_markdown),
     "members_demo": of_result("members_demo", tables.members_markdown),
     "members_sst2": of_result("members_sst2", tables.members_markdown),
     "additive_demo": of_result("additive_demo", tables.additive_markdown),

@@ -1,7 +1,5 @@
 """Results as tables: aligned text for the screen, Markdown for a page. Nothing is computed here."""
 
-import numpy as np
-
 from attribution.evidence.counterfactual import TURNED
 from attribution.evidence.wrong_labels import MEASURES
 
@@ -34,128 +32,12 @@ def two_digits(value: float, interval: list[float]) -> str:
     return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-KINDS = {"plain": "LDS [95 %]", "balanced": "class balance controlled", "output": "LDS of the output"}
-
-
-def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of an LDS result, best first. What an older result does not hold has no column."""
-    kinds = [kind for kind in KINDS if kind in result["ceiling"]]  # JSON sorts its keys
-    titles = KINDS | ({"balanced": "label sum controlled"} if "output" in kinds else {})
-    entries = result["scores"]
-    shares = any("share" in entry["plain"] for entry in entries.values())
-    header = ["score"]
-    for kind in kinds:
-        header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
-    asides = {"rows_at_top": "rows in all top 10s", "spearman_with_ekfac": "Spearman with ekfac"}
-    asides["spearman_with_start"] = "with its own start"
-    asides = {key: title for key, title in asides.items() if any(entry.get(key) for entry in entries.values())}
-    rows = []
-    for name, entry in sorted(entries.items(), key=lambda item: -item[1]["plain"]["lds"]):
-        row = [name]
-        for kind in kinds:
-            part = entry[kind]
-            row.append(with_interval(part["lds"], part["interval"]))
-            row.append(with_interval(part.get("difference"), part.get("difference_interval"), sign=True))
-            row += [share_of(part)] * shares
-        rows.append([*row, *(aside(entry.get(key)) for key in asides)])
-    ceiling = ["noise ceiling"]
-    for kind in kinds:
-        value, interval = result["ceiling"][kind], result.get("ceiling_interval", {}).get(kind)
-        shown = "needs repeats" if value is None else f"{value:.3f}"
-        ceiling += [with_interval(value, interval) if interval else shown, "-"] + ["-"] * shares
-    return [*header, *asides.values()], [*rows, [*ceiling, *["-"] * len(asides)]]
-
-
 def share_of(part: dict) -> str:
     """`58 % [52, 63]`, what a score reaches of the noise ceiling; `-` where that is not known."""
     if "share" not in part or part["share"] != part["share"]:
         return "-"
     low, high = part["share_interval"]
     return f"{100 * part['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def aside(value: float | int | None) -> str:
-    """A count as it is, a correlation with three digits, `-` for nothing."""
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def lds_notes(result: dict) -> str:
-    """What the reader must know beside the table."""
-    drawn = "with the same share of every class" if result["stratified"] else "drawn at random"
-    notes = [
-        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['rows']:,} rows of which "
-        f"{result['alpha']:.0%} are kept, {drawn}; {result['queries']} queries."
-    ]
-    metrics: dict = next(iter(result["evaluation"].values()), {})
-    if "accuracy" in metrics and result["retrained_accuracy"] is not None:
-        retrained = f"of retrains, on these queries, {result['retrained_accuracy']:.3f}"
-        notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; {retrained}.")
-    if "pearson" in metrics and result.get("retrained_pearson") is not None:
-        both = f"Validation Pearson {metrics['pearson']:.3f}, Spearman {metrics['spearmanr']:.3f}"
-        notes.append(f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}.")
-    output = f", of the output within +-{chance:.3f}" if (chance := result["chance"].get("output")) else ""
-    notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}{output}.")
-    notes += agreement_notes(result)
-    if result["foreign"]:
-        notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
-    if result["shared_seeds"]:
-        seeds = ", ".join(map(str, result["shared_seeds"]))
-        notes.append(
-            f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS is too high."
-        )
-    if result["ceiling"]["plain"] is None:
-        notes.append("No noise ceiling: it needs two repeats of at least three masks, and margins that vary.")
-    if result["incomplete_masks"] or result["missing_repeats"]:
-        left_out = f"{result['incomplete_masks']} masks are left out for it"
-        notes.append(f"{result['missing_repeats']} repeats have no finite margin; {left_out}.")
-    if result["constant_queries"]["plain"]:
-        notes.append(f"{result['constant_queries']['plain']} queries whose margin never changes are left out.")
-    constant = {name: entry["plain"]["constant"] for name, entry in result["scores"].items()}
-    if any(constant.values()):
-        counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items() if count)
-        notes.append(f"The same prediction for every mask, counted as 0: {counts}.")
-    return " ".join([*notes, *member_notes(result)])
-
-
-def agreement_notes(result: dict) -> list[str]:
-    """How far two retrains on the same rows agree, and what is to be thought of a ceiling where they do not."""
-    notes = []
-    for kind, found in result.get("agreement", {}).items():  # older results do not say it
-        if found is None or kind == "balanced":
-            continue
-        what = "Outputs" if kind == "output" else "Margins"
-        value, *interval = found
-        notes.append(f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} (Spearman).")
-        if not result.get("ceiling_known", {}).get(kind, True):
-            notes[-1] += " Noise alone may give such a ceiling, so no share of it is given."
-    return notes
-
-
-def member_notes(result: dict) -> list[str]:
-    """What single members reach, and where those of a regression disagree."""
-    notes = [
-        f"Single members of {name}: {np.mean(each):.3f}, {min(each):.3f} to {max(each):.3f}."
-        for name, entry in result["scores"].items()
-        if (each := entry["plain"].get("single"))
-    ]
-    if (apart := result.get("residuals")) is not None:
-        notes.append(
-            f"The {apart['models']} checkpoints disagree about the sign of the residual (label minus output) for "
-            f"{apart['apart']} of {apart['queries']} queries."
-        )
-    return notes
-
-
-def lds_text(result: dict) -> str:
-    """The table of an LDS result with aligned columns, and its notes."""
-    return aligned(*lds_rows(result)) + "\n\n" + lds_notes(result)
-
-
-def lds_markdown(result: dict) -> str:
-    """The same in Markdown."""
-    return markdown(*lds_rows(result)) + "\n\n" + lds_notes(result)
 
 
 def members_markdown(result: dict) -> str:
