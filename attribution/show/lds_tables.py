@@ -112,8 +112,8 @@ def member_notes(result: dict) -> list[str]:
 
 
 def corrected_rows(result: dict) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of the scores that retrains have corrected."""
-    found = result["corrected"]
+    """(header, rows) of the scores that retrains have corrected, best first."""
+    found = dict(sorted(result["corrected"].items(), key=lambda item: -item[1]["plain"]["corrected"]))
     kinds = [kind for kind in KINDS if all(kind in entry for entry in found.values())]
     controlled = "label sum controlled" if "output" in result["ceiling"] else KINDS["balanced"]
     header, rows = ["score"], [[name] for name in found]
@@ -132,10 +132,16 @@ def corrected_rows(result: dict) -> tuple[list[str], list[list[str]]]:
 def corrected_notes(result: dict) -> str:
     """What the reader must know beside the corrected scores."""
     return (
+        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['queries']} queries. "
         f"Corrected by the retrains of {correction.FOLDS - 1} in {correction.FOLDS} masks, judged on the others in "
         "turn; a correlation over so few masks is a little lower than one over all. Retrains alone: the same without "
         "a score."
     )
+
+
+def corrected_markdown(result: dict) -> str:
+    """The table of the corrected scores alone, in Markdown."""
+    return markdown(*corrected_rows(result)) + "\n\n" + corrected_notes(result)
 
 
 def parts_of(result: dict) -> list[tuple[tuple, str]]:
