@@ -283,7 +283,8 @@ def exclusive(folder: Path, name: str = ".lock", shared: bool = False, wait_for:
 
 def meant(name: str, known) -> str:
     """` (did you mean 'sst2'?)` where one of the known names is near; else nothing."""
-    near = difflib.get_close_matches(name.casefold().replace("-", "").replace("_", ""), list(known), n=1)
+    plain = name.casefold().replace("-", "").replace("_", "")
+    near = difflib.get_close_matches(name, list(known), n=1) or difflib.get_close_matches(plain, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

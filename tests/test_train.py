@@ -35,6 +35,9 @@ def test_the_saved_run_opens_with_transformers_and_is_described(trained):
         (["--learning_rate", "0"], "--learning_rate must be above 0"),
         (["--model_name_or_path", "/nowhere/bert"], "/nowhere/bert"),
         (["--dataset_path", "/nowhere/glue"], "neither a folder nor a hub id"),
+        (["--quantum", "3"], "there is no argument --quantum; --help"),
+        (["--train_batchsize=8"], "no argument --train_batchsize (did you mean '--train_batch_size'?)"),
+        (["stray"], "unrecognized arguments: stray; --help"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(extra, message, tmp_path, capsys, monkeypatch):

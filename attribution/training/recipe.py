@@ -8,7 +8,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from attribution.files import Refused, check_numbers
+from attribution.files import Refused, check_numbers, meant, printable
 from attribution.training.members import Members
 from pipeline import TASKS
 
@@ -29,6 +29,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Raises Refused, so that a wrong argument ends like every other refusal."""
+        kind, _, unknown = message.partition("unrecognized arguments: ")
+        flag = unknown.split("=")[0].split(" ")[0]
+        if not kind and flag.startswith("--"):
+            message = f"there is no argument {printable(flag)}{meant(flag, self._option_string_actions)}"
         raise Refused(f"{message}; --help lists the arguments")
 
 
