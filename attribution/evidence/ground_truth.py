@@ -194,7 +194,7 @@ def truth_fingerprint(study: Study) -> dict:
 def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth:
     """The ground truth in files of others. Raises Refused where they cannot belong to this run."""
     fingerprint = truth_fingerprint(study)
-    for path in (masks_path, margins_path):
+    for path in dict.fromkeys((masks_path, margins_path)):
         record = read_json(path.with_suffix(".json"))
         if record is None or "fingerprint" not in record:
             print(f"{path} carries no fingerprint: only its shape is checked")
