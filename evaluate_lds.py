@@ -81,7 +81,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--correct", nargs="+", default=[], metavar="SCORE",
-        help="also correct these stored scores by the retrains, judge that on masks held out, and keep what comes out",
+        help="also correct these stored scores by the retrains, judge that on masks held out, store SCORE_corrected",
     )  # fmt: skip
     add(
         "--ensemble", nargs="+", type=Path, default=[], metavar="DIR",

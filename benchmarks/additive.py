@@ -35,6 +35,7 @@ from attribution.evidence.retraining import run_jobs  # noqa: E402
 from attribution.evidence.store import Job  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
 from attribution.files import Refused, run_script  # noqa: E402
+from attribution.influence.names import CORRECTED  # noqa: E402
 from attribution.influence.stored import open_scores_of  # noqa: E402
 from attribution.show import results  # noqa: E402
 from attribution.show.tables import additive_markdown  # noqa: E402
@@ -113,6 +114,8 @@ def main(argv=None) -> None:
     rows = open_data(folder, run, args.dataset_path, max(args.first_query + args.max_queries, args.retrain_queries))
     queries = rows[1].window(args.first_query, args.max_queries)
     stored = {name: open_scores_of(folder, name, queries, args.first_query) for name in args.scores}
+    if seen := [name for name in args.scores if CORRECTED in name]:
+        raise Refused(f"{seen[0]} has seen retrains, perhaps these; name the score as it was")
     if lost := [name for name, scores in stored.items() if scores is None]:
         raise Refused(f"{folder} has no scores {', '.join(lost)} of these queries; run analyze.py for them")
     asked = {"first_query": args.first_query, "max_queries": args.max_queries, "jobs_per_device": args.jobs_per_device}

@@ -15,6 +15,8 @@ import train
 from attribution.evidence import baselines
 from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.files import read_json
+from attribution.influence.stored import stored_scores
+from attribution.show.verdicts import known_slope
 from attribution.training.questions import predict_run
 from attribution.training.run import open_data, open_run
 from pipeline import DEMO_MODEL
@@ -201,27 +203,34 @@ def test_the_figure_is_drawn_again_from_the_json_without_its_checkpoint(copied, 
     assert "run without --plot_only" in LDS.refused(capsys, copied, tmp_path, "--plot_only")
 
 
-def test_scores_are_corrected_by_the_retrains_and_kept_apart_from_stored_scores(copied, tmp_path, capsys):
+def test_scores_are_corrected_by_the_retrains_and_stored_but_not_evaluated_by_them(copied, tmp_path, capsys):
     generator = np.random.default_rng(0)
-    np.save(tmp_path / "masks.npy", generator.random((30, 120)) < 0.5)
-    np.save(tmp_path / "margins.npy", generator.standard_normal((30, 2, 12)))
+    np.save(tmp_path / "masks.npy", generator.random((60, 120)) < 0.5)
+    np.save(tmp_path / "margins.npy", generator.standard_normal((60, 2, 12)))
     truth = ["--masks_path", str(tmp_path / "masks.npy"), "--margins_path", str(tmp_path / "margins.npy")]
     result = LDS.run(copied, tmp_path, *truth, "--correct", "ekfac")
     assert set(result["corrected"]) == {"ekfac"} and set(result["corrected"]["ekfac"]) == {"plain", "balanced"}
     out = capsys.readouterr().out
-    assert "retrains alone" in out and "LDS on held-out masks" in (tmp_path / "results/lds_demo.md").read_text()
-    path = copied / "demo/influence/corrected/ekfac.safetensors"
-    kept, record = load_file(path)["all_modules"], read_json(path.with_suffix(".json"))
-    assert kept.shape == (12, 120) and record["fingerprint"]["masks"] == 30
-    again = LDS.run(copied, tmp_path, *truth)  # a corrected score has seen these retrains, and is not evaluated
+    assert "without the score" in out and "LDS on held-out masks" in (tmp_path / "results/lds_demo.md").read_text()
+    folder, run = open_run(copied, "demo")
+    queries = open_data(folder, run, None, 12)[1]
+    stored, stale = stored_scores(folder, run, queries.fingerprint())
+    assert stored["ekfac_corrected"].shape == (12, 120) and not stale
+    assert known_slope(folder, run, "ekfac_corrected", queries) is None
+    again = LDS.run(copied, tmp_path, *truth)
     assert set(again["scores"]) == {"ekfac", "identity", *baselines.NAMES} and "corrected" not in again
 
 
 def test_a_correction_that_cannot_be_is_refused_before_anything_is_retrained(copied, tmp_path, capsys):
     stored = retrains(copied)
-    enough = ["--num_masks", "25"]
+    enough = ["--num_masks", "50"]
     said = LDS.refused(capsys, copied, tmp_path, *enough, "--correct", "ekfak")
     assert "no stored score 'ekfak' fits (did you mean 'ekfac'?)" in said
     assert "no stored score 'tfidf' fits" in LDS.refused(capsys, copied, tmp_path, *enough, "--correct", "tfidf")
-    assert "needs 25, not 4" in LDS.refused(capsys, copied, tmp_path, "--correct", "ekfac")
+    assert "needs 50, not 4" in LDS.refused(capsys, copied, tmp_path, "--correct", "ekfac")
+    with np.load(next((copied / "demo/retraining").glob("*/lds_*.npz"))) as truth:
+        for name in ("masks", "margins"):
+            np.save(tmp_path / f"{name}.npy", np.repeat(truth[name], 20, axis=0))
+    same = ["--masks_path", str(tmp_path / "masks.npy"), "--margins_path", str(tmp_path / "margins.npy")]
+    assert "needs 50, not 4" in LDS.refused(capsys, copied, tmp_path, *same, "--correct", "ekfac")
     assert retrains(copied) == stored

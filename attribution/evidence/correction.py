@@ -1,10 +1,11 @@
 """Scores corrected by retrains: what a score says of the rows, and what random subsets have shown of them since.
 
 Margins are taken to be sums over the kept rows. What a row adds to a query's margin has a normal prior: its mean is the
-score times one number a query, and its covariance that of the rows' gradients (see `influence.gram`), so that rows with
-like gradients are corrected alike. Retrains on random subsets then give the posterior mean: Gaussian process regression
-on masks with an explicit basis (Rasmussen and Williams 2006, sections 2.2 and 2.7). The noise, relative to the prior,
-is that of the highest likelihood, one number for all queries; a query's scale follows in closed form.
+score times a slope of the query's own, its covariance the Gram matrix of the rows' gradients (see `influence.gram`), so
+that rows with like gradients are corrected alike. Retrains on random subsets then give the posterior mean: Gaussian
+process regression on masks with an explicit basis (Rasmussen and Williams 2006, sections 2.2 and 2.7). A slope is not
+below zero: few retrains do not turn a score round. Slopes, scales and the noise, relative to the prior and the same for
+all queries, are those of the highest likelihood.
 
 A corrected score has seen the retrains. So it is judged on masks that were held out, beside the score as it was.
 Symbols: M masks, N training rows, Q queries. masks (M, N), 1 = kept; alike (N, M), the Gram matrix times the masks.
@@ -17,7 +18,8 @@ from attribution.evidence import stats
 from attribution.files import Refused
 
 FOLDS = 5
-LEAST_MASKS = 25  # five a fold
+LEAST_MASKS = 50  # ten a fold
+SPARE = 5  # masks of a fold beyond the columns that are controlled for
 NOISES = np.logspace(-2.5, 3.5, 31)  # variance of the noise by the mean prior variance of a margin
 
 
@@ -38,7 +40,7 @@ def corrected(scores: np.ndarray, alike: np.ndarray, masks: np.ndarray, margins:
 
 
 def most_likely(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """(noise, slopes (Q,)) of the highest likelihood of y (K, Q), by generalized least squares on x (K, Q).
+    """(noise, slopes (Q,), none below 0) of the highest likelihood of y (K, Q) = slopes x (K, Q) and normal errors.
 
     values: (K,), the prior variance of each row of y; queries differ in their scale alone.
     """
@@ -46,7 +48,7 @@ def most_likely(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float
     for noise in NOISES:
         variance = (values + noise)[:, None]
         squares = (x * x / variance).sum(0)
-        slopes = np.divide((x * y / variance).sum(0), squares, out=np.zeros(len(squares)), where=squares > 0)
+        slopes = np.divide((x * y / variance).sum(0), squares, out=np.zeros(len(squares)), where=squares > 0).clip(0)
         scale = ((y - slopes * x) ** 2 / variance).mean(0)
         likelihood = -(len(y) * np.log(scale[scale > 0]) + np.log(variance).sum()).sum() / 2
         if likelihood > best:
@@ -55,9 +57,16 @@ def most_likely(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float
 
 
 def check_masks(count: int) -> None:
-    """Raises Refused where masks are too few to be held out in turn."""
+    """Raises Refused where so many different masks are too few to be held out in turn."""
     if count < LEAST_MASKS:
         raise Refused(f"--correct holds out a fifth of the masks in turn; it needs {LEAST_MASKS}, not {count}")
+
+
+def folds_of(masks: np.ndarray) -> list[np.ndarray]:
+    """Positions of the masks (M, N) in each fold; the same mask drawn twice is in one fold."""
+    _, which = np.unique(masks, axis=0, return_inverse=True)
+    order = np.random.default_rng(0).permutation(which.max() + 1)
+    return [np.flatnonzero(np.isin(which, order[k::FOLDS])) for k in range(FOLDS)]
 
 
 def cross_validate(
@@ -68,39 +77,35 @@ def cross_validate(
 
     margins: means (M, Q). controls: columns (M, K) of the balanced kind, or None. Correlations are over the masks of
     one fold, averaged over folds and queries; draws give the intervals. Returns kind -> {"lds", "interval",
-    "corrected", "corrected_interval", "difference", "difference_interval", "alone"}.
+    "corrected", "corrected_interval", "difference", "difference_interval", "alone"}; balanced only where folds have
+    SPARE more masks than columns.
     """
-    order = np.random.default_rng(0).permutation(len(masks))
-    folds = [np.sort(order[k::FOLDS]) for k in range(FOLDS)]
-    kept = [np.setdiff1d(order, fold) for fold in folds]
-    zero = np.zeros_like(scores)
-    ways = {
-        "": [scores] * FOLDS,
-        "corrected": [corrected(scores, alike[:, rest], masks[rest], margins[rest]) for rest in kept],
-        "alone": [corrected(zero, alike[:, rest], masks[rest], margins[rest]) for rest in kept],
-    }
-    return {
-        kind: judge(ways, folds, masks, margins, columns, draws)
-        for kind, columns in (("plain", None), ("balanced", controls))
-        if kind == "plain" or columns is not None
-    }
+    folds = folds_of(masks)
+    kinds: dict[str, np.ndarray | None] = {"plain": None}
+    if controls is not None and min(map(len, folds)) >= controls.shape[1] + SPARE:
+        kinds["balanced"] = controls
+    sums: dict[str, list[np.ndarray]] = {"": [], "corrected": [], "alone": []}  # (masks of the fold, Q)
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(len(masks)), fold)
+        known = alike[:, rest], masks[rest], margins[rest]
+        sums[""].append(masks[fold] @ scores.T)
+        sums["corrected"].append(masks[fold] @ corrected(scores, *known).T)
+        sums["alone"].append(masks[fold] @ corrected(np.zeros(scores.shape, np.float32), *known).T)
+    return {kind: judge(sums, folds, margins, columns, draws) for kind, columns in kinds.items()}
 
 
 def judge(
-    ways: dict[str, list[np.ndarray]], folds: list[np.ndarray], masks: np.ndarray, margins: np.ndarray,
-    columns: np.ndarray | None, draws: stats.Draws,
+    sums: dict[str, list[np.ndarray]], folds: list[np.ndarray], margins: np.ndarray, columns: np.ndarray | None,
+    draws: stats.Draws,
 ) -> dict:  # fmt: skip
-    """One kind of `cross_validate`. ways: name -> scores of each fold."""
+    """One kind of `cross_validate`. sums: name -> predictions (masks of the fold, Q) of each fold."""
     truths = [stats.make_truth(margins[fold], None if columns is None else columns[fold]) for fold in folds]
     valid = np.all([truth.valid for truth in truths], axis=0)
     drawn = stats.Draws(draws.masks[:, np.concatenate(folds)], draws.queries)
-    together = stats.Truth(np.concatenate([truth.ranks for truth in truths]), np.ones((len(masks), 1)), valid)
+    together = stats.Truth(np.concatenate([truth.ranks for truth in truths]), np.ones((len(margins), 1)), valid)
     lds, samples = {}, {}
-    for name, of_folds in ways.items():
-        agreed = [
-            stats.agreement(values, masks[fold], truth)
-            for values, fold, truth in zip(of_folds, folds, truths, strict=True)
-        ]
+    for name, of_folds in sums.items():
+        agreed = [stats.agreement_of(values, truth) for values, truth in zip(of_folds, truths, strict=True)]
         per_query = np.mean([one.per_query for one in agreed], axis=0)
         whole = stats.Agreement(per_query, np.concatenate([one.predicted for one in agreed]), 0)
         lds[name], samples[name] = whole.mean, stats.bootstrap(whole, together, drawn)

@@ -191,8 +191,13 @@ def truth_fingerprint(study: Study) -> dict:
     return study.retrain.fingerprint() | parts
 
 
-def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth:
-    """The ground truth in files of others. Raises Refused where they cannot belong to this run."""
+def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth | None:
+    """The ground truth in files of others; None in all processes of a launcher but the first.
+
+    Raises Refused where they cannot belong to this run.
+    """
+    if launched()[0] > 0:
+        return None
     fingerprint = truth_fingerprint(study)
     for path in dict.fromkeys((masks_path, margins_path)):
         record = read_json(path.with_suffix(".json"))

@@ -91,7 +91,12 @@ def agreement(scores: np.ndarray, masks: np.ndarray, truth: Truth) -> Agreement:
     # Sums that differ in the last bits only are equal: ranks of rounding errors would look like an opinion.
     scale = np.abs(scores).sum(1, dtype=np.float64)
     grid = np.maximum(scale * 1e-12, np.finfo(np.float64).tiny)
-    predicted, valid = _standardize(np.round(predictions / grid), truth.basis)
+    return agreement_of(np.round(predictions / grid), truth)
+
+
+def agreement_of(predictions: np.ndarray, truth: Truth) -> Agreement:
+    """The same of predictions (M, Q) that are there."""
+    predicted, valid = _standardize(predictions, truth.basis)
     per_query = np.where(truth.valid, (predicted * truth.ranks).sum(0), np.nan)
     return Agreement(per_query, predicted, int((~valid).sum()))
 

@@ -18,7 +18,7 @@ from attribution.training.questions import open_trained
 from pipeline import compute_loss, model_inputs
 
 WIDTH = 64
-TOKENS = 2048  # of a batch, with padding
+ROWS = 32  # of a batch
 
 
 def alike(checkpoint: Path, train: GlueDataset, masks: np.ndarray, width: int = WIDTH) -> np.ndarray:
@@ -30,18 +30,18 @@ def alike(checkpoint: Path, train: GlueDataset, masks: np.ndarray, width: int = 
     model = open_trained(checkpoint).eval()
     sides = projections(model, width)
     chosen = torch.from_numpy(masks).to(model.device, torch.float32)
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    total = torch.zeros((), device=model.device)
     for rows, found in features(model, train, sides):
-        total = total + (chosen[:, rows] @ found).double()  # (M, L W W): the gradients of each mask, added up
+        total = total + chosen[:, rows] @ found  # (M, L W W): the gradients of each mask, added up
     products, trace = np.empty((len(train), len(masks))), 0.0
     for rows, found in features(model, train, sides):
-        products[rows] = (found.double() @ total.T).cpu().numpy()
-        trace += float(found.double().square().sum())
+        products[rows] = (found @ total.T).cpu().numpy()
+        trace += float(found.square_().sum())
     return products * (len(train) / trace if trace > 0 else 0.0)
 
 
 def projections(model: nn.Module, width: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Name -> (of inputs and a one for the bias, of outputs) of every linear layer; always the same for a model."""
+    """Name -> (of inputs, with a one where there is a bias, of outputs) of every linear layer; always the same."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(size: int) -> torch.Tensor:
@@ -49,7 +49,10 @@ def projections(model: nn.Module, width: int) -> dict[str, tuple[torch.Tensor, t
         return (torch.eye(size) if size <= width else drawn).to(model.device)
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {name: (draw(layer.in_features + 1), draw(layer.out_features)) for name, layer in layers.items()}
+    return {
+        name: (draw(layer.in_features + (layer.bias is not None)), draw(layer.out_features))
+        for name, layer in layers.items()
+    }
 
 
 def features(model: nn.Module, train: GlueDataset, sides: dict) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -65,7 +68,7 @@ def features(model: nn.Module, train: GlueDataset, sides: dict) -> Iterator[tupl
         for name in sides
     ]
     try:
-        for rows in batches_within(train.lengths, TOKENS):
+        for rows in batches_within(train.lengths, 0, ROWS):
             batch = {name: value.to(model.device) for name, value in train.batch(rows).items()}
             loss = compute_loss(model(**model_inputs(batch)).logits, batch["labels"])
             gradients = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
@@ -80,10 +83,11 @@ def features(model: nn.Module, train: GlueDataset, sides: dict) -> Iterator[tupl
 
 
 def projected(given: torch.Tensor, gradient: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(B, W W): the projected gradient of a layer's weight and bias for every row.
+    """(B, W W): the projected gradient of a layer's weight, and bias where it has one, for every row.
 
-    given: (B, ..., inputs); gradient: of the outputs, (B, ..., outputs).
+    given: (B, ..., inputs); gradient: of the outputs, (B, ..., outputs); left and right: its `projections`.
     """
     given, gradient = (x.reshape(len(x), -1, x.shape[-1]) for x in (given, gradient))
-    with_one = torch.cat([given, torch.ones_like(given[..., :1])], dim=-1)
-    return torch.einsum("bti,bto->bio", with_one @ left, gradient @ right).flatten(1)
+    if len(left) > given.shape[-1]:
+        given = torch.cat([given, torch.ones_like(given[..., :1])], dim=-1)
+    return torch.einsum("bti,bto->bio", given @ left, gradient @ right).flatten(1)

@@ -8,6 +8,7 @@ from attribution.training.recipe import queries_flag
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 DAMPING = 1e-8  # kronfluence's default
+CORRECTED = "_corrected"  # ends the name of scores that retrains have corrected, before what `window_name` adds
 
 
 def factors_name(strategy: str, half: bool = False, stock: bool = False, exact: bool = False) -> str:
@@ -77,6 +78,10 @@ def remedy(
 
     Arguments as of `analyze_command`. more: further arguments of the command.
     """
+    if CORRECTED in name:
+        where, (score, first) = place_flags(data_name, checkpoint_dir, max_queries), without_window(name)
+        begin = f" --first_query {first}" * (first > 0)
+        return f"make them with: python evaluate_lds.py {where}{begin} --correct {score.removesuffix(CORRECTED)}"
     if name.split("_")[0] not in STRATEGIES:
         return f"scores have names that begin with {', '.join(STRATEGIES)}"
     return f"make them with: {analyze_command(name, data_name, checkpoint_dir, max_queries, again)} {more}".rstrip()
@@ -86,5 +91,10 @@ def analyze_command(
     name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None, again: bool = False
 ) -> str:
     """The command that stores scores under this name. max_queries: None for the default. again: over what is there."""
-    where = f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{queries_flag(max_queries)}"
+    where = place_flags(data_name, checkpoint_dir, max_queries)
     return f"python analyze.py {where} {flags_of(name)}{' --overwrite' * again}"
+
+
+def place_flags(data_name: str, checkpoint_dir: Path, max_queries: int | None) -> str:
+    """The arguments that say which run and which queries."""
+    return f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{queries_flag(max_queries)}"

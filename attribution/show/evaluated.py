@@ -13,10 +13,10 @@ from attribution.evidence import baselines, lds, stats
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused, meant, others
-from attribution.influence.names import with_members
+from attribution.influence.names import CORRECTED, with_members
 from attribution.influence.stored import look_up, open_scores_of, seeds_behind, stored_scores
 from attribution.rows import GlueDataset
-from attribution.show.corrected import correct_all
+from attribution.show.corrected import check_corrections, check_masks, correct_all
 from attribution.training.members import Members, mean_of
 from attribution.training.questions import predict_run
 from attribution.training.recipe import queries_flag
@@ -26,6 +26,7 @@ from attribution.training.run import open_run
 def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None:
     """Says before the long work which stored scores will not be in the table, and how to have some where none fit."""
     found = look_up(folder, run, queries.fingerprint(), asked["first_query"])
+    found = {name: value for name, value in found.items() if not name.endswith(CORRECTED)}
     for name, (_, why) in found.items():
         if why:
             print(f"{name}: will be left out, {why}", file=sys.stderr)
@@ -34,6 +35,7 @@ def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None
         if name not in fitting:
             known = ", ".join(fitting) or "none"
             raise Refused(f"--correct: no stored score {name!r} fits{meant(name, fitting)}; there are {known}")
+    check_corrections(folder, run, asked["correct"])
     if fitting:
         return
     limit, again = queries_flag(asked["max_queries"], asked["first_query"]), " --overwrite" * bool(found)
@@ -46,8 +48,9 @@ def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int)
     """Name -> scores (Q, N) of everything that fits this run; what does not is left out, and that is said."""
     scores, stale = stored_scores(folder, run, queries.fingerprint(), first_query)
     for name, reason in stale.items():
-        print(f"{name}: left out, {reason}", file=sys.stderr)
-    return scores
+        if not name.endswith(CORRECTED):
+            print(f"{name}: left out, {reason}", file=sys.stderr)
+    return {name: values for name, values in scores.items() if not name.endswith(CORRECTED)}  # they have seen retrains
 
 
 def add_ensembles(asked: dict, run: dict, scores: dict[str, np.ndarray], queries: GlueDataset) -> list[int]:
@@ -157,10 +160,14 @@ def evaluate(
     models = models_of(folder, run, train.task, asked["model_name_or_path"])
     scores, seeds = collect_scores(asked, folder, run, train, queries, models)
     evidence = evidence_of(truth, train, queries, models)
+    if asked["correct"]:
+        check_masks(evidence)
     residuals = residuals_of(folder, run, queries, scores)
     beside = beside_scores(asked, folder, run, queries, scores, residuals)
     result = lds.evaluate(scores, evidence, asked["num_bootstrap"], beside)
     if asked["correct"]:
         wanted = {name: scores[name] for name in asked["correct"]}
-        result["corrected"] = correct_all(folder, run, rows, wanted, evidence, asked["num_bootstrap"])
+        result["corrected"] = correct_all(
+            folder, run, rows, wanted, evidence, asked["num_bootstrap"], asked["first_query"]
+        )
     return result | {"residuals": residual_signs(residuals)}, seeds

@@ -119,7 +119,7 @@ def corrected_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     header, rows = ["score"], [[name] for name in found]
     for kind in kinds:
         what = "LDS on held-out masks" if kind == "plain" else controlled
-        header += [what, "corrected", "gain [95 %]", "retrains alone"]
+        header += [what, "corrected", "gain [95 %]", "without the score"]
         for row, entry in zip(rows, found.values(), strict=True):
             part = entry[kind]
             row.append(with_interval(part["lds"], part["interval"]))
@@ -134,8 +134,8 @@ def corrected_notes(result: dict) -> str:
     return (
         f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['queries']} queries. "
         f"Corrected by the retrains of {correction.FOLDS - 1} in {correction.FOLDS} masks, judged on the others in "
-        "turn; a correlation over so few masks is a little lower than one over all. Retrains alone: the same without "
-        "a score."
+        "turn; a correlation over so few masks is lower than one over all. Without the score: the same correction of "
+        "nothing."
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from attribution.evidence.calibration import Slope, random_subsets, slope
 from attribution.evidence.verdict import Target
 from attribution.files import Refused, printable, read_json, write_json
-from attribution.influence.names import remedy
+from attribution.influence.names import CORRECTED, remedy
 from attribution.influence.stored import look_up, scores_named
 from attribution.rows import GlueDataset
 from attribution.show.reading import check_index, heading
@@ -64,7 +64,12 @@ def own_target(
 
 
 def known_slope(folder: Path, run: dict, name: str, queries: GlueDataset) -> Slope | None:
-    """What a score of this name is worth in margins; None without scores of the validation rows, or random subsets."""
+    """What a score of this name is worth in margins; None without scores of the validation rows, or random subsets.
+
+    None also for scores that these retrains may have corrected.
+    """
+    if CORRECTED in name:
+        return None
     truth = random_subsets(folder, run, queries.fingerprint())
     scores = scores_named(folder, run, name, queries.fingerprint()) if truth is not None else None
     return None if truth is None or scores is None else slope(scores, *truth)

@@ -93,15 +93,42 @@ def test_margins_that_are_noise_are_not_learned():
 
 def test_the_uncorrected_score_is_judged_fold_by_fold():
     scores, _, masks, margins = made()
-    order = np.random.default_rng(0).permutation(M)
     each = []
-    for k in range(correction.FOLDS):
-        fold = order[k :: correction.FOLDS]
+    for fold in correction.folds_of(masks):
         each.append(stats.agreement(scores, masks[fold], stats.make_truth(margins[fold])).mean)
     assert judged()["plain"]["lds"] == pytest.approx(np.mean(each))
 
 
 def test_too_few_masks_are_refused():
     correction.check_masks(correction.LEAST_MASKS)
-    with pytest.raises(Refused, match="needs 25, not 24"):
-        correction.check_masks(24)
+    with pytest.raises(Refused, match="needs 50, not 49"):
+        correction.check_masks(49)
+
+
+def test_a_mask_that_was_drawn_twice_is_held_out_as_a_whole():
+    """Else its other copy would be learned by heart."""
+    masks = np.random.default_rng(0).integers(0, 2, (20, N)).repeat(3, axis=0)
+    folds = correction.folds_of(masks)
+    assert sorted(np.concatenate(folds)) == list(range(60))
+    for fold in folds:
+        inside, outside = ({tuple(masks[i]) for i in some} for some in (fold, set(range(60)) - set(fold)))
+        assert not inside & outside
+
+    def noise(scores, gram, _, margins):
+        return scores, gram, masks.astype(float), np.random.default_rng(1).standard_normal((20, Q)).repeat(3, axis=0)
+
+    assert abs(judged(change=noise)["plain"]["corrected"]) < 0.2
+
+
+def test_few_retrains_do_not_turn_a_score_round():
+    scores, gram, masks, margins = made()
+    against = correction.corrected(-scores, 0 * gram @ masks.T, masks, margins)
+    assert np.abs(against).max() == 0
+
+
+def test_classes_are_controlled_for_only_where_enough_masks_are_left():
+    scores, gram, masks, margins = made()
+    for columns, kinds in ((7, {"plain", "balanced"}), (8, {"plain"})):
+        controls = np.random.default_rng(0).random((M, columns))
+        found = correction.cross_validate(scores, gram @ masks.T, masks, margins, controls, stats.draw(M, Q, 20))
+        assert set(found) == kinds and np.isfinite(found["plain"]["difference"])

@@ -62,3 +62,7 @@ def test_a_refusal_names_a_command_only_where_one_can_help():
     assert remedy("tfidf", "demo", Path("checkpoints")) == (
         "scores have names that begin with identity, diagonal, kfac, ekfac"
     )
+    assert remedy("ekfac_corrected", "demo", Path("checkpoints"), 50) == (
+        "make them with: python evaluate_lds.py --dataset_name demo --checkpoint_dir checkpoints --max_queries 50 "
+        "--correct ekfac"
+    )

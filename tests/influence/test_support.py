@@ -1,5 +1,6 @@
 """Scores of every supported encoder equal autograd's gradients; a model whose scores would be wrong is refused."""
 
+import numpy as np
 import pytest
 import small
 import torch
@@ -10,6 +11,7 @@ import analyze
 import train
 from attribution.evidence.baselines import represent
 from attribution.files import Refused
+from attribution.influence.gram import alike
 from attribution.influence.stored import stored_scores
 from attribution.influence.support import check_attribution
 from attribution.training.run import open_data, open_run
@@ -53,6 +55,9 @@ def test_scores_equal_inner_products_of_autograds_gradients_and_the_first_token_
     whole = open_data(folder, run, None, 2000)[1]
     scores = torch.from_numpy(stored_scores(folder, run, whole.fingerprint())[0]["identity"][:3, :6]).double()
     assert (scores - expected).norm() < 1e-5 * expected.norm()
+    gram = torch.stack(own) @ torch.stack(own).t()
+    among_rows = torch.from_numpy(alike(folder, rows.first(6), np.eye(6), width=10_000))
+    assert (among_rows - gram / gram.diagonal().mean()).norm() < 1e-4 * among_rows.norm()
     (found,) = represent(model, queries)
     with torch.no_grad():
         outputs = model.base_model(**model_inputs(queries.batch(range(3))))
