@@ -19,6 +19,7 @@ from attribution.files import Refused
 
 FOLDS = 5
 LEAST_MASKS = 50  # ten a fold
+PARTITIONS = 5  # ways to form folds
 SPARE = 5  # masks of a fold beyond the columns that are controlled for
 NOISES = np.logspace(-2.5, 3.5, 31)  # variance of the noise by the mean prior variance of a margin
 
@@ -62,10 +63,10 @@ def check_masks(count: int) -> None:
         raise Refused(f"--correct holds out a fifth of the masks in turn; it needs {LEAST_MASKS}, not {count}")
 
 
-def folds_of(masks: np.ndarray) -> list[np.ndarray]:
+def folds_of(masks: np.ndarray, partition: int) -> list[np.ndarray]:
     """Positions of the masks (M, N) in each fold; the same mask drawn twice is in one fold."""
     _, which = np.unique(masks, axis=0, return_inverse=True)
-    order = np.random.default_rng(0).permutation(which.max() + 1)
+    order = np.random.default_rng(partition).permutation(which.max() + 1)
     return [np.flatnonzero(np.isin(which, order[k::FOLDS])) for k in range(FOLDS)]
 
 
@@ -73,46 +74,59 @@ def cross_validate(
     scores: np.ndarray, alike: np.ndarray, masks: np.ndarray, margins: np.ndarray, controls: np.ndarray | None,
     draws: stats.Draws,
 ) -> dict:  # fmt: skip
-    """LDS of scores (Q, N) as they are, corrected, and of retrains alone, on the same held-out masks.
+    """LDS of scores (Q, N) as they are, corrected, and of the same correction of nothing, on the same held-out masks.
 
     margins: means (M, Q). controls: columns (M, K) of the balanced kind, or None. Correlations are over the masks of
-    one fold, averaged over folds and queries; draws give the intervals. Returns kind -> {"lds", "interval",
+    one fold, averaged over folds, PARTITIONS and queries; draws give the intervals. Returns kind -> {"lds", "interval",
     "corrected", "corrected_interval", "difference", "difference_interval", "alone"}; balanced only where folds have
     SPARE more masks than columns.
     """
-    folds = folds_of(masks)
     kinds: dict[str, np.ndarray | None] = {"plain": None}
-    if controls is not None and min(map(len, folds)) >= controls.shape[1] + SPARE:
+    if controls is not None and len(masks) // FOLDS >= controls.shape[1] + SPARE:
         kinds["balanced"] = controls
-    sums: dict[str, list[np.ndarray]] = {"": [], "corrected": [], "alone": []}  # (masks of the fold, Q)
-    for fold in folds:
-        rest = np.setdiff1d(np.arange(len(masks)), fold)
-        known = alike[:, rest], masks[rest], margins[rest]
-        sums[""].append(masks[fold] @ scores.T)
-        sums["corrected"].append(masks[fold] @ corrected(scores, *known).T)
-        sums["alone"].append(masks[fold] @ corrected(np.zeros(scores.shape, np.float32), *known).T)
-    return {kind: judge(sums, folds, margins, columns, draws) for kind, columns in kinds.items()}
+    found: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for partition in range(PARTITIONS):
+        folds = folds_of(masks, partition)
+        sums = [predictions(scores, alike, masks, margins, fold) for fold in folds]
+        for kind, columns in kinds.items():
+            found[kind].append(judge(sums, folds, margins, columns, draws))
+    return {kind: summary(np.mean(judged, axis=0)) for kind, judged in found.items()}
+
+
+def predictions(
+    scores: np.ndarray, alike: np.ndarray, masks: np.ndarray, margins: np.ndarray, fold: np.ndarray
+) -> list[np.ndarray]:
+    """Sums (masks of the fold, Q) of scores, of corrected ones and of corrected nothing, from the other masks alone."""
+    rest = np.setdiff1d(np.arange(len(masks)), fold)
+    known = alike[:, rest], masks[rest], margins[rest]
+    nothing = np.zeros(scores.shape, np.float32)
+    return [masks[fold] @ scores.T, *(masks[fold] @ corrected(given, *known).T for given in (scores, nothing))]
 
 
 def judge(
-    sums: dict[str, list[np.ndarray]], folds: list[np.ndarray], margins: np.ndarray, columns: np.ndarray | None,
+    sums: list[list[np.ndarray]], folds: list[np.ndarray], margins: np.ndarray, columns: np.ndarray | None,
     draws: stats.Draws,
-) -> dict:  # fmt: skip
-    """One kind of `cross_validate`. sums: name -> predictions (masks of the fold, Q) of each fold."""
+) -> np.ndarray:  # fmt: skip
+    """(3, 1 + B): the LDS of each of the `predictions` of each fold, and the same in every draw."""
     truths = [stats.make_truth(margins[fold], None if columns is None else columns[fold]) for fold in folds]
     valid = np.all([truth.valid for truth in truths], axis=0)
     drawn = stats.Draws(draws.masks[:, np.concatenate(folds)], draws.queries)
     together = stats.Truth(np.concatenate([truth.ranks for truth in truths]), np.ones((len(margins), 1)), valid)
-    lds, samples = {}, {}
-    for name, of_folds in sums.items():
+    lines = []
+    for of_folds in zip(*sums, strict=True):
         agreed = [stats.agreement_of(values, truth) for values, truth in zip(of_folds, truths, strict=True)]
         per_query = np.mean([one.per_query for one in agreed], axis=0)
         whole = stats.Agreement(per_query, np.concatenate([one.predicted for one in agreed]), 0)
-        lds[name], samples[name] = whole.mean, stats.bootstrap(whole, together, drawn)
+        lines.append([whole.mean, *stats.bootstrap(whole, together, drawn)])
+    return np.array(lines)
+
+
+def summary(judged: np.ndarray) -> dict:
+    """What `cross_validate` returns of one kind, from `judge`."""
+    (plain, corrected_one, alone), samples = judged[:, 0], judged[:, 1:]
     return {
-        "lds": lds[""], "interval": stats.interval(samples[""]),
-        "corrected": lds["corrected"], "corrected_interval": stats.interval(samples["corrected"]),
-        "difference": lds["corrected"] - lds[""],
-        "difference_interval": stats.interval(samples["corrected"] - samples[""]),
-        "alone": lds["alone"],
+        "lds": float(plain), "interval": stats.interval(samples[0]),
+        "corrected": float(corrected_one), "corrected_interval": stats.interval(samples[1]),
+        "difference": float(corrected_one - plain), "difference_interval": stats.interval(samples[1] - samples[0]),
+        "alone": float(alone),
     }  # fmt: skip

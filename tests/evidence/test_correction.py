@@ -93,9 +93,9 @@ def test_margins_that_are_noise_are_not_learned():
 
 def test_the_uncorrected_score_is_judged_fold_by_fold():
     scores, _, masks, margins = made()
-    each = []
-    for fold in correction.folds_of(masks):
-        each.append(stats.agreement(scores, masks[fold], stats.make_truth(margins[fold])).mean)
+    folds = [fold for partition in range(correction.PARTITIONS) for fold in correction.folds_of(masks, partition)]
+    assert len({tuple(fold) for fold in folds}) == correction.PARTITIONS * correction.FOLDS
+    each = [stats.agreement(scores, masks[fold], stats.make_truth(margins[fold])).mean for fold in folds]
     assert judged()["plain"]["lds"] == pytest.approx(np.mean(each))
 
 
@@ -108,7 +108,7 @@ def test_too_few_masks_are_refused():
 def test_a_mask_that_was_drawn_twice_is_held_out_as_a_whole():
     """Else its other copy would be learned by heart."""
     masks = np.random.default_rng(0).integers(0, 2, (20, N)).repeat(3, axis=0)
-    folds = correction.folds_of(masks)
+    folds = correction.folds_of(masks, 0)
     assert sorted(np.concatenate(folds)) == list(range(60))
     for fold in folds:
         inside, outside = ({tuple(masks[i]) for i in some} for some in (fold, set(range(60)) - set(fold)))
