@@ -133,8 +133,8 @@ def corrected_notes(result: dict) -> str:
     """What the reader must know beside the corrected scores."""
     return (
         f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['queries']} queries. "
-        f"Corrected by the retrains of {correction.FOLDS - 1} in {correction.FOLDS} masks and judged on the others, "
-        f"each in turn, for {correction.PARTITIONS} partitions. A correlation over so few masks is lower than one over all. "
+        f"Corrected by the retrains of {correction.FOLDS - 1} in {correction.FOLDS} masks, judged on the others, each "
+        f"in turn, for {correction.PARTITIONS} partitions. Over so few masks a correlation is lower than over all. "
         "Without the score: the same correction of nothing."
     )
 
