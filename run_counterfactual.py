@@ -20,7 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from attribution.evidence import baselines, counterfactual
-from attribution.evidence.arguments import add_removal_arguments, add_retrain_arguments, check_verdict_arguments
+from attribution.evidence.arguments import (
+    ARMS,
+    add_removal_arguments,
+    add_retrain_arguments,
+    check_verdict_arguments,
+)
 from attribution.evidence.counterfactual import Arm, Removals, base_runs, by_score, run_study, summarize
 from attribution.evidence.retraining import launched
 from attribution.evidence.study import (
@@ -106,7 +111,10 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
         else:
             why = stale.get(name, "there are no such scores")
             where = args.dataset_name, args.checkpoint_dir, args.max_queries
-            raise Refused(f"cannot remove by {name}: {why}; {remedy(name, *where, again=name in stale)}")
+            command = remedy(name, *where, again=name in stale)
+            if not arms or args.strategies is not ARMS:  # the first, or one that was asked for
+                raise Refused(f"cannot remove by {name}: {why}; {command}")
+            print(f"{name} is left out: {why}; {command}", file=sys.stderr)
     return arms
 
 
@@ -176,7 +184,7 @@ def main(argv=None) -> None:
     base = base_runs(study, plan)
     if (outcome := run_study(study, plan, arms, base, args.dry_run)) is None or launched()[0] > 0:
         return
-    settings = {"dataset": args.dataset_name, "strategies": args.strategies, "random_seed": args.random_seed}
+    settings = {"dataset": args.dataset_name, "strategies": list(arms), "random_seed": args.random_seed}
     result = settings | {"recipe": recipe} | summarize(study, plan, base, outcome)
     print(tables.counterfactual_text(result))
     results.save(

@@ -68,6 +68,15 @@ def test_bad_input_is_refused_in_one_sentence(copied, tmp_path, capsys):
     COUNTERFACTUAL.refused(capsys, copied, tmp_path, "--strategies", "ekfac", "ekfac")
 
 
+def test_without_named_arms_one_that_nobody_scored_is_left_out_and_said_and_the_first_is_needed(copied, capsys):
+    few = [*QUERIES, "--checkpoint_dir", str(copied), "--removals", "10", "--dry_run", "--num_targets", "1"]
+    run_counterfactual.main([*few, "--num_base_seeds", "1", "--num_retrain_seeds", "2"])
+    said = capsys.readouterr().err
+    assert "identity is left out: there are no such scores; make them with: python analyze.py" in said
+    shutil.rmtree(copied / "demo/influence/scores")
+    assert "cannot remove by ekfac: there are no such scores" in refusal(capsys, run_counterfactual.main, few)
+
+
 def test_a_regression_task_is_refused(glue_dir, tmp_path, capsys):
     shared = ["--dataset_name", "stsb", "--dataset_path", str(glue_dir), "--checkpoint_dir", str(tmp_path)]
     small = ["--model_name_or_path", str(DEMO_MODEL), "--max_train_samples", "16", "--num_train_epochs", "1"]

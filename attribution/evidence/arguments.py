@@ -8,6 +8,7 @@ from attribution.evidence.verdict import DIRECTIONS, MIN_SEEDS
 from attribution.files import Refused
 
 REMOVALS = (20, 40, 60, 80, 100, 120)
+ARMS = ["ekfac", "identity", "tfidf", "random"]  # where nobody names any
 
 
 def add_tuning_arguments(add) -> None:
@@ -22,9 +23,9 @@ def add_removal_arguments(parser: argparse.ArgumentParser) -> None:
     """The group of what is removed, and from what."""
     add = parser.add_argument_group("what is removed").add_argument
     add(
-        "--strategies", nargs="+", default=["ekfac", "identity", "tfidf", "random"], metavar="ARM",
-        help=f"stored scores, random, {', '.join(NAMES)}; others are compared with the first "
-        "(ekfac identity tfidf random)",
+        "--strategies", nargs="+", default=ARMS, metavar="ARM",
+        help=f"stored scores, {', '.join(NAMES)}; others are compared with the first ({' '.join(ARMS)}; where "
+        "no identity is stored, without it)",
     )  # fmt: skip
     add(
         "--num_targets", type=int, default=100,
