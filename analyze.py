@@ -133,6 +133,7 @@ def main(argv=None) -> None:
             eigenbasis.check_version()
         gc.freeze()  # kronfluence collects garbage in every phase; what was imported need not be looked at each time
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # partial sums stay in float32
         folder, run = open_run(args.checkpoint_dir, args.dataset_name)
         if args.forget_queries:
             forget_queries(folder)

@@ -90,6 +90,8 @@ def open_config(name: str, task: GlueTask, num_hidden_layers: int | None):
     config.problem_type = "regression" if task.regression else "single_label_classification"
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     config.gradient_checkpointing = False
+    if hasattr(config, "reference_compile"):  # ModernBERT's in transformers 4, which would compile on a GPU
+        config.reference_compile = False
     if num_hidden_layers is not None:
         if not 1 <= num_hidden_layers <= (most := config.num_hidden_layers):
             raise Refused(f"--num_hidden_layers is {num_hidden_layers}, but the model {name!r} has {most} layers")

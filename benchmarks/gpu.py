@@ -289,7 +289,7 @@ def main(argv=None) -> None:
         return
     if not torch.cuda.is_available():
         raise Refused("there is no GPU here; --estimate needs none")
-    card, name, measured = card_rates(), torch.cuda.get_device_name(), measure(args)
+    measured, card, name = measure(args), card_rates(), torch.cuda.get_device_name()  # rates last: they keep memory
     print(f"{name}: " + ", ".join(f"{kind} {rate:.3g}/s" for kind, rate in card.items()))
     write_json(args.results_dir / "gpu.json", measured)
     write_json(args.results_dir / "gpu_card.json", origin("cuda") | {"rates": card, "estimate": estimate(card)})

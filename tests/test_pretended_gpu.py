@@ -12,7 +12,7 @@ from pretend_cuda import OLDEST, pretend
 from running import COUNTERFACTUAL, LDS, SMALL, analyze_quickly, close, scores_of
 
 import train
-from attribution.influence import fitting, memory, scoring
+from attribution.influence import fitting, memory, scoring, trackers
 from attribution.influence.analyzer import EigenAnalyzer
 from attribution.training.fit import choose_device
 from attribution.training.processes import Processes
@@ -42,6 +42,22 @@ def test_scores_are_the_cpus_whatever_the_strategy_and_the_flags(run_copy, strat
         analyze_quickly(run_copy, *asked, "--overwrite")
     tolerance = 1e-2 if "--use_half_precision" in flags else 1e-3
     assert gpu.peak > 0 and close(scores_of(run_copy, name), expected, tolerance)
+
+
+def test_products_of_rotated_rows_have_a_width_that_a_gpu_multiplies_fast(run_copy, monkeypatch):
+    widths, real = set(), trackers.inner_products
+
+    def watched(queries, pieces, elements):
+        widths.update(a.shape[-1] for _, a in pieces)
+        return real(queries, pieces, elements)
+
+    analyze_quickly(run_copy, "--rotate", "rows")
+    expected = scores_of(run_copy)
+    monkeypatch.setattr(trackers, "inner_products", watched)
+    with pretend():
+        analyze_quickly(run_copy, "--rotate", "rows", "--overwrite")
+    assert widths and not any(width % 16 for width in widths)
+    assert close(scores_of(run_copy), expected)
 
 
 def test_the_studies_run(run_copy, tmp_path):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import train
 from attribution.files import Refused
 from attribution.training import fit as fitting
+from attribution.training import processes
 from attribution.training.processes import Processes, check_launcher
 from attribution.training.progress import Progress, share_of
 from attribution.training.run import open_run
@@ -153,3 +154,18 @@ def test_processes_that_train_members_wait_for_each_other_for_days(monkeypatch, 
     for flags, wait in (([], "None"), (["--num_members", "2"], "7 days"), (["--member_share", "0.5"], "7 days")):
         with pytest.raises(Refused, match=wait):
             train.main([*SMALL, "--checkpoint_dir", str(tmp_path), *flags])
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_process_that_fails_on_a_gpu_of_its_own_does_not_wait_for_the_others_to_leave(monkeypatch, gpus):
+    """NCCL's end is collective; gloo's is not, and is done in any case."""
+    left = []
+    monkeypatch.setattr(processes, "here", lambda: Processes(0, 2, 0, 2))
+    monkeypatch.setattr(processes, "end_group", lambda: left.append(True))
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with pytest.raises(Refused), processes.launched():
+        raise Refused("not finite")
+    assert len(left) == (gpus == 0)

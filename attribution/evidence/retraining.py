@@ -87,6 +87,8 @@ def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool
         each, processes = sum(seconds[1:]) / 2, max(workers, launched()[1])
         minutes = (len(missing) - 3) * each / processes / 60
         print(f"one takes {each:.1f} s here: about {minutes:.0f} minutes with {processes} processes")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the processes that follow share the GPU
     return not dry_run
 
 

@@ -81,6 +81,7 @@ class Influence:
         }  # fmt: skip
         if settings.rank and not settings.stock:
             self.score_parts["rank draws"] = "by seed and module"
+        self.profiles: list[str] = []  # of what was let go
         self._fitted = False  # in this process: overwriting replaces factors once, not for every kind of score
 
     # --- what is stored ---
@@ -174,8 +175,14 @@ class Influence:
         return analyzer
 
     def profile(self) -> str | None:
-        """The table of actions and their seconds; None where nothing was computed."""
-        return self.analyzer.profiler.summary() if "analyzer" in self.__dict__ else None
+        """The tables of actions and their seconds; None where nothing was computed."""
+        here = [self.analyzer.profiler.summary()] if "analyzer" in self.__dict__ else []
+        return "\n".join([*self.profiles, *here]) or None
+
+    def let_go(self) -> None:
+        """Frees the model, and what is held beside it; it comes back where something must be computed."""
+        self.profiles = [table] if (table := self.profile()) else []
+        self.__dict__.pop("analyzer", None)
 
     def loading(self, **sizes) -> dict:
         """Batch sizes and collation for a kronfluence call; stock pads to the maximum length."""

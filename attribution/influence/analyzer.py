@@ -185,7 +185,8 @@ def symmetric_eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for attempt in (matrix, matrix.double().cpu()):
         try:
             return torch.linalg.eigh(attempt)
-        except torch.linalg.LinAlgError:
-            continue
+        except RuntimeError as error:  # cuSOLVER has failures that are no LinAlgError
+            if attempt.device.type == "cpu" and not isinstance(error, torch.linalg.LinAlgError):
+                raise
     values, vectors = scipy.linalg.eigh(matrix.double().cpu().numpy(), driver="ev")
     return torch.from_numpy(values), torch.from_numpy(vectors)

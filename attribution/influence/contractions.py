@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 GRAM_STEP = 192  # rows of a block of a symmetric product
+ALIGNED = 16  # a GPU multiplies fastest where sizes are multiples of this
 MAX_WORKERS = 8  # threads that form blocks at a time; more would wait for Python's lock
 
 
@@ -33,11 +34,11 @@ def gram(x: torch.Tensor) -> torch.Tensor:
 
 def widened(basis: torch.Tensor) -> torch.Tensor:
     """The basis (D, D) with columns of zeros up to a multiple of 16: products of that width are faster."""
-    return torch.nn.functional.pad(basis, (0, -len(basis) % 16))
+    return torch.nn.functional.pad(basis, (0, -len(basis) % ALIGNED))
 
 
 def rotate(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Tensor:
-    """[x, 1] basis for x (B, T, D) and a `widened` basis, its zeros left out; without a basis just [x, 1].
+    """[x, 1] basis for x (B, T, D) and a `widened` basis, with its zeros; without a basis just [x, 1].
 
     No 1 is appended where there is no bias.
     """
@@ -45,7 +46,7 @@ def rotate(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Ten
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if bias else x
     flat = x.reshape(-1, x.shape[-1])
     flat = torch.addmm(basis[-1], flat, basis[:-1]) if bias else flat @ basis
-    return flat.view(*x.shape[:-1], -1)[..., : len(basis)]
+    return flat.view(*x.shape[:-1], -1)
 
 
 def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
@@ -95,7 +96,8 @@ class LowRank:
 class Tokens:
     """Query gradients as pieces (g, a), multiplied by weight (1 or none, D_out, D_in) when a block is asked for.
 
-    Far smaller than the gradients, as long as a query has fewer tokens than a layer has inputs or outputs.
+    Far smaller than the gradients, as long as a query has fewer tokens than a layer has inputs or outputs. What a has
+    beyond D_in columns are zeros.
     """
 
     def __init__(self, pieces: list, weight: torch.Tensor | None, dtype: torch.dtype) -> None:
@@ -120,7 +122,8 @@ class Tokens:
         block = self.buffer[: math.prod(shape)].view(shape)
         outer_products([(g[:, :, outputs], a) for g, a in self.pieces], block)
         if self.weight is not None:
-            block = block.to(self.weight.dtype).mul_(self.weight[outputs])
+            block = block.to(self.weight.dtype)
+            block[..., : self.weight.shape[-1]].mul_(self.weight[outputs])
         return block.to(self.dtype)
 
 
@@ -185,6 +188,8 @@ def gradient_blocks(pieces: list, elements: int, queries: int = 1):
     d_out, d_in = first.shape[-1], a.shape[-1]
     rows = -(-count // -(-count // max(1, 4 * math.isqrt(elements // d_in))))
     outputs = min(d_out, max(1, elements // (max(rows, queries) * d_in)))
+    if first.device.type != "cpu" and outputs > ALIGNED:
+        outputs -= outputs % ALIGNED
     buffer = torch.empty(rows * outputs * d_in, dtype=first.dtype, device=first.device)
     groups = [(slice(b, min(b + rows, count)), cut(pieces, b, b + rows)) for b in range(0, count, rows)]
     for o in range(0, d_out, outputs):

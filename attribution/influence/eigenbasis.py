@@ -92,10 +92,14 @@ class EigenLinear(TrackedLinear):
         """Numbers in a block of per-example gradients on this tensor's device."""
         return CACHE_ELEMENTS[tensor.device.type]
 
-    def tokens(self, entry: SharedInput, gradient: torch.Tensor, dtype, rotated: bool = True, cheapest: bool = False):
+    def tokens(
+        self, entry: SharedInput, gradient: torch.Tensor, dtype, rotated: bool = True, cheapest: bool = False,
+        wide: bool = False,
+    ):  # fmt: skip
         """(g (B, T, D_out), a (B, T, D_in), whether rotated) of this batch, with a column of ones for a bias.
 
-        cheapest: rotate only where that costs less than rotating the gradient that they form. Positions
+        cheapest: rotate only where that costs less than rotating the gradient that they form. wide: on a GPU, a keeps
+        the zeros of its basis (see `widened`), because products of that width are far faster in bfloat16. Positions
         after the last one with a gradient are left out: in BERT's last layer only [CLS] has one.
 
         Rounded to dtype after the rotation, never before: rounding noise of a token is spread over all
@@ -114,12 +118,12 @@ class EigenLinear(TrackedLinear):
             a_basis = g_basis = None
         g = self._rounded(gradient[:, :alive], g_basis, False, dtype)
         key = (id(a_basis), bias, dtype)
-        if key in entry.rotated:
-            return g, entry.rotated[key][:, :alive], rotated
-        inputs = inputs if entry.users > 1 else inputs[:, :alive]
-        a = self._rounded(inputs, a_basis, bias, dtype)
-        entry.rotated[key] = a
-        return g, a[:, :alive], rotated
+        if key not in entry.rotated:
+            inputs = inputs if entry.users > 1 else inputs[:, :alive]
+            entry.rotated[key] = self._rounded(inputs, a_basis, bias, dtype)
+        a = entry.rotated[key][:, :alive]
+        d_in = inputs.shape[-1] + bias
+        return g[..., : gradient.shape[-1]], a if wide and a.device.type == "cuda" else a[..., :d_in], rotated
 
     @staticmethod
     def _rounded(x: torch.Tensor, basis: torch.Tensor | None, bias: bool, dtype: torch.dtype) -> torch.Tensor:

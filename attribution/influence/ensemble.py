@@ -49,7 +49,9 @@ class Ensemble(Influence):
         """Scores of this kind of one member after the other; on other processes than the main one, nothing."""
         for i, influence in enumerate(self.each):
             print(f"member {i + 1} of {len(self.each)}: {influence.folder}")
-            if (part := influence.compute(kind)) is not None:
+            part = influence.compute(kind)
+            influence.let_go()
+            if part is not None:
                 print(f"  standard deviation of its {kind} scores: {part.std():.4g}")
                 yield part.numpy()
 

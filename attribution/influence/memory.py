@@ -30,9 +30,14 @@ def parameters_of(model) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still take on the device, which it may share with others of its launch."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
-    return free // here().sharers(device)
+    """Bytes that this process can still take on the device, which it may share with others of its launch.
+
+    What torch keeps of a GPU without using it is given back first: the driver counts it as taken.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0] // here().sharers(device)
+    return free_host_memory() // here().sharers(device)
 
 
 def affordable_tokens(model, device: torch.device, wanted: int) -> int:

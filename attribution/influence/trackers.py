@@ -200,7 +200,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
         module, args = self.module, self.module.score_args
         name, inverse = names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME, module.storage[names.LAMBDA_MATRIX_NAME]
         if module.rotate_rows:
-            piece = module.tokens(entry, gradient, args.per_sample_gradient_dtype)[:2]
+            piece = module.tokens(entry, gradient, args.per_sample_gradient_dtype, wide=True)[:2]
             kept = module.storage[name] or Tokens([], inverse, args.score_dtype)
             module.storage[name] = Tokens([*kept.pieces, piece], inverse, args.score_dtype)
             return
@@ -266,7 +266,8 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         """Puts the group's scores (queries, rows) where kronfluence collects them, once it is complete."""
         module = self.module
-        self.waiting.append(module.tokens(entry, gradient, module.score_args.score_dtype, module.rotate_rows)[:2])
+        dtype = module.score_args.score_dtype
+        self.waiting.append(module.tokens(entry, gradient, dtype, module.rotate_rows, wide=True)[:2])
         queries = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
         if module.shared.complete:
             scores = inner_products(queries, self.waiting, module.block_elements(gradient))

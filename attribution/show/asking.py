@@ -148,8 +148,8 @@ class Session:
         """(N,): loss of each training row, mean over the members; None where nobody recorded which labels are wrong."""
         if truth_of(self.train) is None:
             return None
-        models = [open_trained(place) for place, _ in self.members.checkpoints]
-        return np.mean([row_losses(model, self.train) for model in models], axis=0)
+        places = [place for place, _ in self.members.checkpoints]
+        return np.mean([row_losses(open_trained(place), self.train) for place in places], axis=0)
 
     # --- queries -------------------------------------------------------------------------------------
 

@@ -146,9 +146,17 @@ def launched(wait: datetime.timedelta | None = None):
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             yield processes
             processes.meet()
-    finally:
-        time.sleep(0.1)  # torch 2.6's gloo may lock up if its thread is still letting go of the last message
-        dist.destroy_process_group()
+    except BaseException:
+        if not own_gpu:  # NCCL's end waits for all processes; one that fails just exits, and the launcher ends the rest
+            end_group()
+        raise
+    end_group()
+
+
+def end_group() -> None:
+    """Leaves the group of processes."""
+    time.sleep(0.1)  # torch 2.6's gloo may lock up if its thread is still letting go of the last message
+    dist.destroy_process_group()
 
 
 def share_out(weights: list[float], count: int) -> list[list[int]]:
