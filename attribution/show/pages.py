@@ -46,6 +46,7 @@ SHORT_LDS = {  # label -> score on the demo, on SST-2
 }  # fmt: skip
 SEARCH_ENDS = {"ran": "ran to its end", "refused": "refused in one sentence"}
 ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
+MEANS = {"demo": "ekfac_members5", "sst2": "ekfac_damping0.0001_members8_share0.5"}  # arms of several checkpoints
 
 
 def read_result(results: Path, name: str) -> dict:
@@ -115,12 +116,12 @@ def recipes(read: Reader) -> str:
 def flips_short(read: Reader) -> str:
     """Share of flipped targets of a few arms, on the demo and on SST-2; `-` where the study has no such arm."""
     studies = {dataset: read(f"counterfactual_{dataset}") for dataset in ("demo", "sst2")}
-    arms = {"ekfac_members5": "EKFAC, mean of five seeds"} | ARMS
-    header, rows = ["rows removed"], [[label] for label in arms.values()]
+    mean = "EKFAC, mean of five seeds (SST-2: eight halves, damping 1e-4)"
+    header, rows = ["rows removed"], [[label] for label in (mean, *ARMS.values())]
     for dataset, result in studies.items():
         for i, count in enumerate(result["removals"][1:], start=1):  # the first is 0, where nothing flips
             header.append(f"{CASES[dataset]}, {count} of {result['rows']:,}")
-            for row, arm in zip(rows, arms, strict=True):
+            for row, arm in zip(rows, (MEANS[dataset], *ARMS), strict=True):
                 curve = result["curves"].get(arm, {})
                 known = [curve[key][i] for key in ("flipped", "flipped_interval") if curve]
                 row.append(tables.two_digits(*known) if known else "-")
@@ -135,7 +136,7 @@ def published_flips(read: Reader) -> str:
         [f"{name}, RTE, BERT-base, published", *(f"{share:.3f}" for share in shares)]
         for name, shares in published["shares"].items()
     ]
-    for arm, label in ARMS.items():
+    for arm, label in ({MEANS["sst2"]: "EKFAC, mean of eight halves"} | ARMS).items():
         shares = dict(zip(ours["removals"], ours["curves"][arm]["flipped"], strict=True))
         cells = (f"{shares[count]:.3f}" if count in shares else "-" for count in counts)
         rows.append([f"{label}, SST-2, MiniLM, ours", *cells])
