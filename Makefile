@@ -45,6 +45,7 @@ test-oldest: requirements.txt
 
 figures: .venv/ready
 	for task in stsb sst2 demo; do $(BIN)/python evaluate_lds.py --dataset_name $$task --plot_only || exit 1; done
+	$(BIN)/python run_counterfactual.py --dataset_name sst2 --direction harmful --plot_only
 	for task in sst2 demo; do $(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only || exit 1; done
 
 bench: .venv/ready

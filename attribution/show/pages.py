@@ -232,6 +232,7 @@ TABLES: dict[str, Table] = {
     "ceiling": ceiling,
     "counterfactual_demo": of_result("counterfactual_demo", tables.counterfactual_markdown),
     "counterfactual_sst2": of_result("counterfactual_sst2", tables.counterfactual_markdown),
+    "harmful_sst2": of_result("counterfactual_sst2_harmful", tables.counterfactual_markdown),
     "published_flips": published_flips,
     "faults": faults,
     "speed_cases": of_result("speed", timings.speed_cases),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from running import ROOT
 
+from attribution.evidence.counterfactual import TURNED
 from attribution.files import read_json
 from attribution.show import plotting
 from attribution.show.pages import read_result
@@ -65,8 +66,9 @@ def test_lines_and_intervals_are_the_shares_of_their_arms(drawn, name):
     assert [line.get_label() for line in axes.lines] == result["strategies"]
     for line, intervals in zip(axes.lines, axes.collections, strict=True):
         curve = result["curves"][line.get_label()]
-        assert line.get_ydata() == pytest.approx(curve["flipped"])
-        assert ends(intervals)[:, :, 1] == pytest.approx(np.array(curve["flipped_interval"]))
+        turned = TURNED[result.get("direction", "helpful")]
+        assert line.get_ydata() == pytest.approx(curve[turned])
+        assert ends(intervals)[:, :, 1] == pytest.approx(np.array(curve[f"{turned}_interval"]))
         assert np.round(line.get_xdata(), -1) == pytest.approx(np.round(result["removals"], -1))
 
 
