@@ -11,6 +11,8 @@ A corrected score has seen the retrains. So it is judged on masks that were held
 Symbols: M masks, N training rows, Q queries. masks (M, N), 1 = kept; alike (N, M), the Gram matrix times the masks.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.linalg import helmert
 
@@ -24,20 +26,34 @@ SPARE = 5  # masks of a fold beyond the columns that are controlled for
 NOISES = np.logspace(-2.5, 3.5, 31)  # variance of the noise by the mean prior variance of a margin
 
 
-def corrected(scores: np.ndarray, alike: np.ndarray, masks: np.ndarray, margins: np.ndarray) -> np.ndarray:
-    """Scores (Q, N) corrected by mean margins (M, Q) of these masks, in units of the margin: (Q, N) float64."""
-    chosen = masks - masks.mean(0)
-    alike = alike - alike.mean(1, keepdims=True)
-    sums, wanted = chosen @ np.asarray(scores, np.float64).T, margins - margins.mean(0)
-    contrasts = helmert(len(masks))  # (M - 1, M): all but the mean, which was taken out
-    values, basis = np.linalg.eigh(contrasts @ chosen @ alike @ contrasts.T)
-    values, basis = np.maximum(values, 0.0), contrasts.T @ basis
-    size = values.mean() or 1.0
-    values, alike = values / size, alike / size
-    x, y = (basis.T @ part for part in (sums, wanted))
-    noise, slopes = most_likely(values, x, y)
-    weights = basis @ ((y - slopes * x) / (values + noise)[:, None])
-    return slopes[:, None] * scores + (alike @ weights).T
+@dataclass(frozen=True)
+class Retrains:
+    """What retrains on M masks have shown, and how alike the prior takes them to be."""
+
+    chosen: np.ndarray  # (M, N): masks less their mean
+    wanted: np.ndarray  # (M, Q): margins less their mean
+    alike: np.ndarray  # (N, M), in units in which the mean of `values` is 1
+    basis: np.ndarray  # (M, M - 1): directions among masks that are independent before the retrains
+    values: np.ndarray  # (M - 1,): prior variance of a margin in each direction
+
+    @classmethod
+    def of(cls, alike: np.ndarray, masks: np.ndarray, margins: np.ndarray) -> "Retrains":
+        """From mean margins (M, Q) of masks (M, N), and the Gram matrix times the masks (N, M)."""
+        chosen = masks - masks.mean(0)
+        alike = alike - alike.mean(1, keepdims=True)
+        contrasts = helmert(len(masks))  # (M - 1, M): all but the mean, which was taken out
+        values, basis = np.linalg.eigh(contrasts @ chosen @ alike @ contrasts.T)
+        values = np.maximum(values, 0.0)
+        size = values.mean() or 1.0
+        return cls(chosen, margins - margins.mean(0), alike / size, contrasts.T @ basis, values / size)
+
+    def correct(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (Q, N) corrected by these retrains, in units of the margin: (Q, N) float64."""
+        sums = self.chosen @ np.asarray(scores, np.float64).T
+        x, y = (self.basis.T @ part for part in (sums, self.wanted))
+        noise, slopes = most_likely(self.values, x, y)
+        weights = self.basis @ ((y - slopes * x) / (self.values + noise)[:, None])
+        return slopes[:, None] * scores + (self.alike @ weights).T
 
 
 def most_likely(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
@@ -98,9 +114,9 @@ def predictions(
 ) -> list[np.ndarray]:
     """Sums (masks of the fold, Q) of scores, of corrected ones and of corrected nothing, from the other masks alone."""
     rest = np.setdiff1d(np.arange(len(masks)), fold)
-    known = alike[:, rest], masks[rest], margins[rest]
-    nothing = np.zeros(scores.shape, np.float32)
-    return [masks[fold] @ scores.T, *(masks[fold] @ corrected(given, *known).T for given in (scores, nothing))]
+    retrains = Retrains.of(alike[:, rest], masks[rest], margins[rest])
+    corrected = [retrains.correct(given) for given in (scores, np.zeros(scores.shape, np.float32))]
+    return [masks[fold] @ values.T for values in (scores, *corrected)]
 
 
 def judge(

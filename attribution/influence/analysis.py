@@ -28,14 +28,12 @@ from attribution.files import (
     intact,
     read_json,
     refuse_if_stale,
-    sha256_of,
-    write_json,
-    write_tensors,
 )
 from attribution.influence import eigenbasis, fitting, memory, phases, result, scoring
 from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
 from attribution.influence.phases import Phases
 from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_factor_arguments, make_score_arguments
+from attribution.influence.stored import write_scores
 from attribution.influence.support import check_attribution
 from attribution.provenance import environment
 from attribution.rows import GlueDataset, collate
@@ -104,7 +102,7 @@ class Influence:
         if not intact(self.result, record["files"]):
             print(f"{self.result}: {kind} scores are damaged and are computed again", file=sys.stderr)
             return None
-        return load_file(self.result / f"{kind}_scores.safetensors")["all_modules"]
+        return load_file(self.result / f"{kind}_scores.safetensors")[result.KEY]
 
     def stored_row(self, query: int) -> torch.Tensor | None:
         """One query's stored pairwise scores (N,), read without the others; None where there are none, or damaged ones.
@@ -136,13 +134,8 @@ class Influence:
                 f"the {kind} scores are not finite (first at {place}), so nothing is stored; raise --damping_factor, "
                 "or train with a lower --learning_rate"
             )
-        path = self.result / f"{kind}_scores.safetensors"
-        (self.result / f"{kind}_scores.json").unlink(missing_ok=True)
-        write_tensors(path, {"all_modules": scores})
         arguments = {name: str(value) for name, value in self.arguments.items()}
-        write_json(self.result / f"{kind}_scores.json", {
-            "fingerprint": self.parts(kind), "files": {path.name: sha256_of(path)}, "shape": list(scores.shape),
-            "rows": result.row_checksums(scores) if scores.dim() == 2 else None,
+        write_scores(self.result / f"{kind}_scores.json", scores, self.parts(kind), {
             "seconds": seconds, "arguments": arguments, **environment(choose_device()),
             **{name: part for name, part in (work or {}).items() if name in ("plan", "replanned")},
         })  # fmt: skip

@@ -1,34 +1,62 @@
-"""Scores that analyze.py stored: which of them belong to a run, and their values."""
+"""Stored scores: how they are written, which of them belong to a run, and their values."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 
-from attribution.files import differing_parts, intact, others, queries_of, read_json
-from attribution.influence.names import is_own, window_name, without_window
+from attribution.files import (
+    differing_parts,
+    intact,
+    others,
+    queries_of,
+    read_json,
+    sha256_of,
+    write_json,
+    write_tensors,
+)
+from attribution.influence.names import CORRECTED, is_own, window_name, without_window
+from attribution.influence.result import KEY, row_checksums
 from attribution.training.members import Members, fingerprint_of
 
 
+def write_scores(path: Path, scores: torch.Tensor, fingerprint: dict, beside: dict) -> None:
+    """Writes scores, float32 (Q, N) or (N,), then the record that makes them count.
+
+    path: of the record, a JSON; the tensor lies beside it. beside: what else the record says.
+    """
+    path.unlink(missing_ok=True)
+    place = path.with_suffix(".safetensors")
+    write_tensors(place, {KEY: scores})
+    write_json(path, {
+        "fingerprint": fingerprint, "files": {place.name: sha256_of(place)}, "shape": list(scores.shape),
+        "rows": row_checksums(scores) if scores.dim() == 2 else None, **beside,
+    })  # fmt: skip
+
+
 def stored_scores(
-    folder: Path, run: dict, query_rows: str, first_query: int = 0
+    folder: Path, run: dict, query_rows: str, first_query: int = 0, *, corrected: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(name -> scores (Q, N), name -> why they do not count) of everything that analyze.py stored in the run's folder.
+    """(name -> scores (Q, N), name -> why they do not count) of all scores that are stored in the run's folder.
 
     Scores count where they were made from the run's weights and rows, and from the queries with this fingerprint, of
-    which the first is this validation row. Names say nothing of where queries begin.
+    which the first is this validation row. Names say nothing of where queries begin. corrected: also those that
+    retrains have corrected.
     """
-    found = look_up(folder, run, query_rows, first_query)
+    found = look_up(folder, run, query_rows, first_query, corrected=corrected)
     stale = {name: why for name, (_, why) in found.items() if why}
     return {name: values_of(path) for name, (path, why) in found.items() if not why}, stale
 
 
-def look_up(folder: Path, run: dict, query_rows: str, first_query: int = 0) -> dict[str, tuple[Path, str | None]]:
+def look_up(
+    folder: Path, run: dict, query_rows: str, first_query: int = 0, *, corrected: bool = True
+) -> dict[str, tuple[Path, str | None]]:
     """Name -> (JSON of the scores, why they do not count), as `stored_scores` has it; no scores are read."""
     found = {}
     for path in sorted((folder / "influence" / "scores").glob("*/pairwise_scores.json")):
         name, begin = without_window(path.parent.name)
-        if not is_own(name) and begin == first_query:  # else queries of one's own, or other validation rows
+        if not is_own(name) and begin == first_query and (corrected or not name.endswith(CORRECTED)):
             found[name] = path, why_stale(path, folder, run, query_rows)
     return found
 
@@ -68,7 +96,7 @@ def why_stale(path: Path, folder: Path, run: dict, query_rows: str | None = None
 
 def values_of(path: Path) -> np.ndarray:
     """The scores beside their JSON: pairwise (Q, N) or self (N,)."""
-    return load_file(path.with_suffix(".safetensors"))["all_modules"]
+    return load_file(path.with_suffix(".safetensors"))[KEY]
 
 
 def open_scores_of(place: Path, name: str, queries, first_query: int) -> np.ndarray | None:

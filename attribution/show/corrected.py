@@ -9,17 +9,10 @@ import numpy as np
 import torch
 
 from attribution.evidence import correction, lds, stats
-from attribution.files import (
-    check_writable,
-    fingerprint_of_tensors,
-    read_json,
-    sha256_of,
-    write_json,
-    write_tensors,
-)
+from attribution.files import check_writable, fingerprint_of_tensors, read_json
 from attribution.influence.gram import alike
 from attribution.influence.names import CORRECTED, window_name
-from attribution.influence.result import row_checksums
+from attribution.influence.stored import write_scores
 from attribution.rows import GlueDataset
 from attribution.training.members import Members, open_members
 
@@ -57,7 +50,8 @@ def correct_all(
                 known[place] = alike(place, rows[0], masks)
         together = np.mean([known[place] for place in places], axis=0)
         found[name] = correction.cross_validate(values, together, masks, margins, evidence.controls, draws)
-        keep(folder, name, window_name(first_query), correction.corrected(values, together, masks, margins), evidence)
+        better = correction.Retrains.of(together, masks, margins).correct(values)
+        keep(folder, name, window_name(first_query), better, evidence)
     return found
 
 
@@ -68,12 +62,6 @@ def keep(folder: Path, name: str, window: str, values: np.ndarray, evidence: lds
     made |= {"retrains": fingerprint_of_tensors({
         "masks": torch.from_numpy(evidence.masks), "margins": torch.from_numpy(evidence.margins)
     })}  # fmt: skip
-    path = scores / (name + CORRECTED + window) / "pairwise_scores.safetensors"
-    tensor = torch.from_numpy(values).float()
-    path.with_suffix(".json").unlink(missing_ok=True)
-    write_tensors(path, {"all_modules": tensor})
-    write_json(path.with_suffix(".json"), {
-        "fingerprint": made, "files": {path.name: sha256_of(path)}, "shape": list(values.shape),
-        "rows": row_checksums(tensor),
-    })  # fmt: skip
-    print(f"wrote {path}")
+    path = scores / (name + CORRECTED + window) / "pairwise_scores.json"
+    write_scores(path, torch.from_numpy(values).float(), made, {})
+    print(f"wrote {path.with_suffix('.safetensors')}")

@@ -13,7 +13,7 @@ from attribution.evidence import baselines, lds, stats
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused, meant, others
-from attribution.influence.names import CORRECTED, with_members
+from attribution.influence.names import with_members
 from attribution.influence.stored import look_up, open_scores_of, seeds_behind, stored_scores
 from attribution.rows import GlueDataset
 from attribution.show.corrected import check_corrections, check_masks, correct_all
@@ -25,8 +25,7 @@ from attribution.training.run import open_run
 
 def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None:
     """Says before the long work which stored scores will not be in the table, and how to have some where none fit."""
-    found = look_up(folder, run, queries.fingerprint(), asked["first_query"])
-    found = {name: value for name, value in found.items() if not name.endswith(CORRECTED)}
+    found = look_up(folder, run, queries.fingerprint(), asked["first_query"], corrected=False)
     for name, (_, why) in found.items():
         if why:
             print(f"{name}: will be left out, {why}", file=sys.stderr)
@@ -45,12 +44,14 @@ def announce(folder: Path, run: dict, queries: GlueDataset, asked: dict) -> None
 
 
 def open_scores(folder: Path, run: dict, queries: GlueDataset, first_query: int) -> dict[str, np.ndarray]:
-    """Name -> scores (Q, N) of everything that fits this run; what does not is left out, and that is said."""
-    scores, stale = stored_scores(folder, run, queries.fingerprint(), first_query)
+    """Name -> scores (Q, N) of everything that fits this run; what does not is left out, and that is said.
+
+    Corrected scores are left out: they have seen retrains.
+    """
+    scores, stale = stored_scores(folder, run, queries.fingerprint(), first_query, corrected=False)
     for name, reason in stale.items():
-        if not name.endswith(CORRECTED):
-            print(f"{name}: left out, {reason}", file=sys.stderr)
-    return {name: values for name, values in scores.items() if not name.endswith(CORRECTED)}  # they have seen retrains
+        print(f"{name}: left out, {reason}", file=sys.stderr)
+    return scores
 
 
 def add_ensembles(asked: dict, run: dict, scores: dict[str, np.ndarray], queries: GlueDataset) -> list[int]:

@@ -21,10 +21,15 @@ def made(noise: float = 1.0, seed: int = 0):
     return scores * 1e4, gram, masks, margins
 
 
+def corrected(gram, masks, margins, scores) -> np.ndarray:
+    """Scores corrected by all of these retrains."""
+    return correction.Retrains.of(gram @ masks.T, masks, margins).correct(scores)
+
+
 def test_it_is_the_posterior_mean_of_every_rows_effect():
     """Against the textbook's formula in the space of rows, with the same noise and slope."""
     scores, gram, masks, margins = made()
-    found = correction.corrected(scores, gram @ masks.T, masks, margins)
+    found = corrected(gram, masks, margins, scores)
     chosen, wanted = masks - masks.mean(0), margins - margins.mean(0)
     kernel = chosen @ gram @ chosen.T
     values, basis = np.linalg.eigh(kernel + np.ones((M, M)) * 1e6)  # the mean becomes the last direction
@@ -50,19 +55,19 @@ def test_the_noise_is_that_of_the_highest_likelihood():
 
 def test_scores_in_any_unit_are_corrected_alike_and_there_need_be_none():
     scores, gram, masks, margins = made()
-    found = correction.corrected(scores, gram @ masks.T, masks, margins)
-    other = correction.corrected(scores * 1e-7, 3 * gram @ masks.T, masks, margins)
+    found = corrected(gram, masks, margins, scores)
+    other = corrected(3 * gram, masks, margins, scores * 1e-7)
     np.testing.assert_allclose(other, found, rtol=1e-6)
-    alone = correction.corrected(np.zeros_like(scores), gram @ masks.T, masks, margins)
+    alone = corrected(gram, masks, margins, np.zeros_like(scores))
     assert np.isfinite(alone).all() and np.abs(alone).max() > 0
 
 
 def test_where_rows_are_not_alike_at_all_or_margins_never_change_nothing_breaks():
     scores, gram, masks, margins = made()
-    plain = correction.corrected(scores, np.zeros((N, M)), masks, margins)
+    plain = corrected(np.zeros((N, N)), masks, margins, scores)
     assert np.isfinite(plain).all() and np.abs(np.corrcoef(plain[0], scores[0])[0, 1]) > 0.999
     margins[:, 3] = 1.0
-    assert np.abs(correction.corrected(scores, gram @ masks.T, masks, margins)[3]).max() == pytest.approx(0, abs=1e-9)
+    assert np.abs(corrected(gram, masks, margins, scores)[3]).max() == pytest.approx(0, abs=1e-9)
 
 
 def judged(seed: int = 0, change=lambda *made: made) -> dict:
@@ -122,7 +127,7 @@ def test_a_mask_that_was_drawn_twice_is_held_out_as_a_whole():
 
 def test_few_retrains_do_not_turn_a_score_round():
     scores, gram, masks, margins = made()
-    against = correction.corrected(-scores, 0 * gram @ masks.T, masks, margins)
+    against = corrected(0 * gram, masks, margins, -scores)
     assert np.abs(against).max() == 0
 
 
