@@ -86,16 +86,16 @@ def _draw_growth(axes, result: dict, names: list[str]) -> None:
     _legend_below(axes)
 
 
-def _legend_below(axes) -> None:
-    """A legend under the axes, one name a line: beside it stands another, and names may be long."""
-    below = -0.55 / axes.figure.get_figheight()  # the axis and its label take half an inch
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, below))
+def _legend_below(axes, size: int = 9) -> None:
+    """A legend under the axes, one name a line, in letters of this size: names may be long."""
+    below = -0.05 * plt.rcParams["font.size"] / axes.figure.get_figheight()  # the axis and its label, in inches
+    axes.legend(frameon=False, fontsize=size, loc="upper left", bbox_to_anchor=(0, below))
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:
     """Share of flipped (or mended) targets against removed rows, one line an arm; to be read at 380 pixels."""
     with plt.rc_context(STYLE | {"font.size": 15}):
-        figure, axes = plt.subplots(figsize=(6.4, 4.8))
+        figure, axes = plt.subplots(figsize=(6.4, 6))
         turned = TURNED[result.get("direction", "helpful")]
         arms, removals = result["strategies"], np.array(result["removals"], dtype=float)
         width = removals.max() * 0.012  # intervals of several arms stand beside each other
@@ -112,5 +112,5 @@ def draw_counterfactual(result: dict, path: Path) -> None:
         axes.set_ylabel(f"share of targets {turned}")
         title = f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals"
         axes.set_title(title, loc="left", fontsize=14)
-        axes.legend(frameon=False, loc="upper left")
+        _legend_below(axes, size=14)
         save(figure, path)
