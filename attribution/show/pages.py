@@ -220,6 +220,7 @@ TABLES: dict[str, Table] = {
     "lds_stsb": of_result("lds_stsb", lds_tables.lds_markdown),
     "corrected_demo": of_result("corrected/lds_demo", lds_tables.corrected_markdown),
     "corrected_sst2": of_result("corrected/lds_sst2", lds_tables.corrected_markdown),
+    "corrected_stsb": of_result("corrected/lds_stsb", lds_tables.corrected_markdown),
     "members_demo": of_result("members_demo", tables.members_markdown),
     "members_sst2": of_result("members_sst2", tables.members_markdown),
     "additive_demo": of_result("additive_demo", tables.additive_markdown),
