@@ -154,7 +154,7 @@ def profile_block(actions: list[dict]) -> str:
 
 def exponent(sizes: list[int], values: list[float]) -> str:
     """The exponent of a power law through the values; "-" for fewer than two."""
-    return f"{np.polyfit(np.log(sizes), np.log(values), 1)[0]:.2f}" if len(sizes) > 1 else "-"
+    return f"{np.polyfit(np.log(sizes), np.log(values), 1)[0]:z.2f}" if len(sizes) > 1 else "-"
 
 
 def scale_table(result: dict) -> str:
