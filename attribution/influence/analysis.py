@@ -21,14 +21,7 @@ from kronfluence.utils.dataset import DataLoaderKwargs
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from attribution.files import (
-    Refused,
-    exclusive,
-    fingerprint_of_tensors,
-    intact,
-    read_json,
-    refuse_if_stale,
-)
+from attribution.files import Refused, exclusive, fingerprint_of_tensors, intact, read_json, refuse_if_stale
 from attribution.influence import eigenbasis, fitting, memory, phases, result, scoring
 from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
 from attribution.influence.phases import Phases

@@ -52,7 +52,10 @@ def stored_scores(
 def look_up(
     folder: Path, run: dict, query_rows: str, first_query: int = 0, *, corrected: bool = True
 ) -> dict[str, tuple[Path, str | None]]:
-    """Name -> (JSON of the scores, why they do not count), as `stored_scores` has it; no scores are read."""
+    """Name -> (JSON of the scores, why they do not count), as `stored_scores` has it; no scores are read.
+
+    Scores of one's own queries, and of validation rows that begin elsewhere, are left out.
+    """
     found = {}
     for path in sorted((folder / "influence" / "scores").glob("*/pairwise_scores.json")):
         name, begin = without_window(path.parent.name)
