@@ -24,7 +24,7 @@ def add_removal_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what is removed").add_argument
     add(
         "--strategies", nargs="+", default=ARMS, metavar="ARM",
-        help=f"stored scores, {', '.join(NAMES)}; others are compared with the first ({' '.join(ARMS)}; where "
+        help=f"stored scores, {', '.join(NAMES)}; each is compared with those before it ({' '.join(ARMS)}; where "
         "no identity is stored, without it)",
     )  # fmt: skip
     add(

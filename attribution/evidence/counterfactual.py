@@ -1,4 +1,4 @@
-"""Removal of the most helpful (or harmful) rows: what to retrain next, and what came out.
+"""Removal of the most helpful (or harmful) rows: which rows go, and what is retrained.
 
 Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins and correctness (1 or 0)
 of an arm are (S, D, L, R), NaN where nothing was retrained, and where a retrain diverged, which says nothing.
@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from attribution.evidence.flips import converged, curves, listed, turned
 from attribution.evidence.retraining import announce, launched, run_jobs
-from attribution.evidence.stats import interval, wilson
 from attribution.evidence.store import Job, Results
 from attribution.evidence.study import Study
 from attribution.files import Refused
 
-NUM_BOOTSTRAP = 2000
-TURNED = {"helpful": "flipped", "harmful": "mended"}  # which rows go -> what becomes of a target
 Arm = Callable[[int], list[np.ndarray]]  # a query's number -> for every draw, training rows in removal order
 
 
@@ -198,13 +196,10 @@ def run_level(study: Study, plan: Plan, level: int, targets: np.ndarray, carry_f
         plan.record(place, level, margins[i, :, target], correct[i, :, target])
 
 
-# --- what came out -------------------------------------------------------------------------------------
-
-
 def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome) -> dict:
     """Everything that is reported: every margin, whether it was right, every removed row, shares and intervals."""
     most, plan = removals.counts[-1], outcome.plan
-    return {
+    result = {
         "removals": [0, *removals.counts], "carry_forward": removals.carry_forward, "direction": removals.direction,
         "targets": outcome.targets.tolist(), "sought": min(removals.num_targets, len(study.queries)),
         "base_accuracy": float(base.correct.mean()), "base_run_margins": listed(base.margins),
@@ -218,81 +213,5 @@ def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome)
             name: [[order[:most].tolist() for order in draws] for draws in rows]
             for name, rows in plan.orders.items()
         },
-        "curves": curves(outcome),
     }  # fmt: skip
-
-
-def converged(margins: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Correctness as 1 or 0, NaN where the margin says that the retrain diverged."""
-    return np.where(np.isfinite(margins), correct, np.nan)
-
-
-def turned(correct: np.ndarray, direction: str) -> np.ndarray:
-    """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where there is none.
-
-    correct: 1 or 0; NaN does not count.
-    """
-    there = np.isfinite(correct)
-    share = (correct > 0).sum(-1) / np.maximum(there.sum(-1), 1)
-    return there.any(-1) & (share < 0.5 if direction == "helpful" else share > 0.5)
-
-
-def states(
-    base: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarray], direction: str = "helpful"
-) -> tuple[np.ndarray, np.ndarray]:
-    """(flipped or mended, margin change) of an arm, both (S, D, 1 + L), with nothing removed in front.
-
-    base: margins and correctness (S, R) of the same seeds with nothing removed; arm: those of the arm (S, D, L, R).
-    A target that was carried forward stays turned and keeps its last change; one whose retrains all diverged stays as
-    before. Changes are paired: means over seeds of the differences from base.
-    """
-    draws, repeats = arm[0].shape[1], arm[0].shape[3]
-    starts = [np.broadcast_to(np.asarray(x, np.float64)[:, None, None], (len(x), draws, 1, repeats)) for x in base]
-    margins, correct = (np.concatenate(pair, axis=2) for pair in zip(starts, arm, strict=True))
-    differences = margins - margins[:, :, :1]
-    there = np.isfinite(differences)
-    flips = turned(correct, direction)
-    change = np.where(there, differences, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
-    for level in range(1, flips.shape[2]):
-        kept = ~there[:, :, level].any(-1)
-        flips[kept, level], change[kept, level] = flips[kept, level - 1], change[kept, level - 1]
-    return flips, change
-
-
-def curves(outcome: Outcome) -> dict:
-    """Arm -> at every removal: share flipped or mended (Wilson), mean margin change, both minus the first arm's.
-
-    Bootstrap over targets, the same draws for every arm: differences are paired. Draws of an arm are averaged first.
-    """
-    generator = np.random.default_rng(0)
-    count, result, what = len(outcome.targets), {}, TURNED[outcome.plan.direction]
-    reference: tuple | None = None
-    picks = generator.integers(count, size=(NUM_BOOTSTRAP, count))
-    for name, margins in outcome.plan.margins.items():
-        base = outcome.base_margins, outcome.base_correct
-        pair = states(base, (margins, outcome.plan.correct[name]), outcome.plan.direction)
-        flips, change = (values.mean(1) for values in pair)  # (S, 1 + L)
-        reference = (flips, change) if reference is None else reference
-        curve = {
-            what: flips.mean(0).tolist(),
-            f"{what}_interval": [wilson(share * count, count) for share in flips.mean(0)],
-            "margin_change": change.mean(0).tolist(),
-            "margin_change_interval": _intervals(change, picks),
-        }
-        for key, values, of in ((what, flips, reference[0]), ("margin_change", change, reference[1])):
-            curve[f"{key}_difference"] = (values - of).mean(0).tolist()
-            curve[f"{key}_difference_interval"] = _intervals(values - of, picks)
-        result[name] = curve
-    return result
-
-
-def _intervals(values: np.ndarray, picks: np.ndarray) -> list[tuple[float, float]]:
-    """Percentile intervals of the mean over targets of values (S, L), for every column."""
-    return [interval(values[:, level][picks].mean(1)) for level in range(values.shape[1])]
-
-
-def listed(margins: np.ndarray) -> list:
-    """Nested lists with None where nothing was retrained, for JSON."""
-    values = margins.astype(object)
-    values[~np.isfinite(margins)] = None
-    return values.tolist()
+    return result | {"curves": curves(result)}

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from attribution.evidence.calibration import Slope
-from attribution.evidence.counterfactual import TURNED, alike, converged, listed, most_helpful
+from attribution.evidence.counterfactual import alike, most_helpful
+from attribution.evidence.flips import TURNED, converged, listed
 from attribution.evidence.retraining import announce, run_jobs
 from attribution.evidence.store import Job, Results
 from attribution.evidence.study import Study

@@ -1,6 +1,6 @@
 """Results as tables: aligned text for the screen, Markdown for a page. Nothing is computed here."""
 
-from attribution.evidence.counterfactual import TURNED
+from attribution.evidence.flips import TURNED, differences
 from attribution.evidence.wrong_labels import MEASURES
 
 
@@ -100,23 +100,24 @@ def additive_markdown(result: dict) -> str:
 
 
 def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, header, rows) of the tables of a counterfactual result."""
-    arms, removals, first = result["curves"], result["removals"], result["strategies"][0]
+    """(title, header, rows) of the tables of a counterfactual result. Before the first removal, arms do not differ."""
+    arms = {name: result["curves"][name] for name in result["strategies"]}
+    pairs = {f"{name} minus {other}": values for (name, other), values in differences(result).items()}
     turned = TURNED[result.get("direction", "helpful")]
     wanted = [
-        (f"share of {turned} targets [95 %, Wilson]", turned, False),
-        ("mean margin change [95 %, bootstrap over targets]", "margin_change", True),
-        (f"share {turned} minus {first}'s [95 %, paired bootstrap]", f"{turned}_difference", True),
-        (f"margin change minus {first}'s [95 %, paired bootstrap]", "margin_change_difference", True),
+        (f"share of {turned} targets [95 %, Wilson]", arms, turned, False, 0),
+        ("mean margin change [95 %, bootstrap over targets]", arms, "margin_change", True, 0),
+        (f"share {turned}, difference [95 %, paired bootstrap]", pairs, turned, True, 1),
+        ("margin change, difference [95 %, paired bootstrap]", pairs, "margin_change", True, 1),
     ]
     parts = []
-    for title, key, sign in wanted:
-        header = ["rows removed", *(str(count) for count in removals)]
-        names = [name for name in result["strategies"] if not (name == first and key.endswith("difference"))]
-        pairs = {name: zip(arms[name][key], arms[name][f"{key}_interval"], strict=True) for name in names}
-        rows = [[name, *(with_interval(*pair, sign) for pair in pairs[name])] for name in names]
+    for title, found, key, sign, first in wanted:
+        rows = []
+        for name, values in found.items():
+            cells = list(zip(values[key], values[f"{key}_interval"], strict=True))
+            rows.append([name, *(with_interval(*cell, sign) for cell in cells[first:])])
         if rows:
-            parts.append((title, header, rows))
+            parts.append((title, ["rows removed", *map(str, result["removals"][first:])], rows))
     return parts
 
 
