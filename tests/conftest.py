@@ -13,6 +13,7 @@ from running import ROOT, SMALL
 import train
 from pipeline import quiet_libraries
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what tests compare bit for bit is promised of the CPU
 quiet_libraries()
 torch.set_num_threads(1)
 settings.register_profile("no deadline", deadline=None)  # a busy machine is slow, not wrong

@@ -21,6 +21,7 @@ from attribution.influence.analysis import Influence
 from attribution.training.run import open_data, open_run
 
 ROOT = Path(__file__).resolve().parent.parent
+GPUS = torch.cuda.device_count()  # of this machine; conftest.py hides them from all but test_cuda.py
 SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]  # of train.py
 QUICK = ["--dataset_name", "demo", "--max_queries", "9", "--damping_factor", "1e-4"]  # of analyze.py
 QUERIES = ["--dataset_name", "demo", "--max_queries", "12"]  # of the studies, and of analyze.py before them

@@ -10,6 +10,8 @@ import torch
 from running import analyze_quickly, benchmark, refusal
 from safetensors.numpy import save_file
 
+from benchmarks.estimates import A100
+
 
 @pytest.fixture
 def gpu():
@@ -23,19 +25,20 @@ def test_each_measurement_is_kept_and_not_made_again(gpu, tmp_path, monkeypatch)
         commands.append([str(part) for part in command[1:]])
         if "analyze.py" in commands[-1][0]:
             name = "ekfac_half" if "--use_half_precision" in command else "ekfac"
-            scores = tmp_path / "sst2/influence/scores" / name
+            scores = tmp_path / "9_rows/sst2/influence/scores" / name
             scores.mkdir(parents=True, exist_ok=True)
             seconds = {"covariance": 1.0, "lambda": 2.0, "pairwise": 3.0, "eigendecomposition": 4.0, "all": 10.0}
             (scores / "pairwise_scores.json").write_text(json.dumps({"seconds": seconds}))
             save_file({"all_modules": np.random.rand(3, 9).astype("f")}, scores / "pairwise_scores.safetensors")
         else:
-            (tmp_path / "sst2").mkdir()
-            (tmp_path / "sst2/run.json").write_text("{}")
+            (tmp_path / "9_rows/sst2").mkdir(parents=True)
+            (tmp_path / "9_rows/sst2/run.json").write_text("{}")
 
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
     args = argparse.Namespace(
-        work_dir=tmp_path, model_name_or_path=None, dataset_path="glue", random_weights=False, precisions=["float32"]
-    )
+        work_dir=tmp_path, model_name_or_path=None, dataset_path="glue", random_weights=False, precisions=["float32"],
+        rows=9,
+    )  # fmt: skip
     assert set(gpu.measure(args)) == {"float32"} and len(commands) == 2
     args.precisions = ["float32", "bfloat16"]
     result = gpu.measure(args)
@@ -44,15 +47,40 @@ def test_each_measurement_is_kept_and_not_made_again(gpu, tmp_path, monkeypatch)
 
 
 def test_a_card_that_is_twice_as_fast_takes_half_the_time(gpu):
-    twice = gpu.estimate({kind: 2 * rate for kind, rate in gpu.A100.items()})
+    twice = gpu.estimate({kind: 2 * rate for kind, rate in A100.items()})
     for precision, seconds in gpu.estimate().items():
         for phase in ("covariance", "lambda", "pairwise"):
             assert twice[precision][phase] == pytest.approx(seconds[phase] / 2)
 
 
+def test_half_the_rows_take_half_the_time_but_for_eigenvectors_and_what_groups_share(gpu):
+    whole, half = gpu.estimate(), gpu.estimate(work=gpu.Work(rows=gpu.ROWS // 2))
+    for precision, seconds in whole.items():
+        for phase in ("covariance", "lambda", "pairwise"):
+            assert half[precision][phase] == pytest.approx(seconds[phase] / 2, rel=1e-3)
+        assert half[precision]["eigendecomposition"] == seconds["eigendecomposition"]
+
+
+def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_rows(gpu, glue_dir, tmp_path, monkeypatch):
+    config = gpu.transformers.BertConfig
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    monkeypatch.setattr(gpu.transformers, "BertConfig", lambda **given: config(**given, **small))
+    monkeypatch.setattr(gpu.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+    args = argparse.Namespace(
+        work_dir=tmp_path, model_name_or_path=None, dataset_path=str(glue_dir), random_weights=True, rows=40,
+        precisions=["float32"],
+    )  # fmt: skip
+    measured = gpu.measure(args)["float32"]
+    work = gpu.work_of(args)
+    assert (work.rows, work.queries) == (40, 872) and measured["Spearman"] == pytest.approx(1)
+    found = {"rows": 40, "queries": 872, "device": "a card", "estimate": gpu.estimate(work=work)}
+    table = gpu.gpu_measured({"40": found | {"measured": {"float32": measured}}})
+    assert "| a card | 40 x 872 | float32 |" in table and " s -> " in table
+
+
 def test_rates_are_multiply_adds_and_bytes_a_second(gpu):
     rates = gpu.card_rates("cpu", 64, 2)
-    assert set(rates) == set(gpu.A100) and all(rate > 0 for rate in rates.values())
+    assert set(rates) == set(A100) and all(rate > 0 for rate in rates.values())
     assert torch.get_float32_matmul_precision() == "highest"
 
 

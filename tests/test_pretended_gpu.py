@@ -79,6 +79,9 @@ def peaks(monkeypatch, gpu, found: dict):
             queries = args[0].count if name == "scores" else 0
             anyway = memory.held_anyway(model, kind, queries, device)
             planned = anyway + analyzer.token_budget * memory.held_a_token(model, device)
+            if name == "scores":  # what waits beyond a batch's tokens
+                more = args[0].plan["parts"]["group"] - analyzer.token_budget
+                planned += more * 4 * sum(map(sum, memory.shapes_of(model)))
             found[analyzer.task.phase if name != "scores" else name] = gpu.peak - before, planned, gpu.now - before
             return result
 

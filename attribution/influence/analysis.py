@@ -190,6 +190,7 @@ class Influence:
             self.analyzer.token_budget = plan["parts"]["budget"]
             sizes = self.analyzer, train, self.queries, settings.query_batch_size, score_args, settings.rotate
             plan |= memory.plan_passes(*sizes)
+            plan["parts"]["group"] = memory.plan_group(self.analyzer, train, self.queries, score_args, plan)
         return plan
 
     def phases(self, kind: str, name: str, parts: dict, make_plan) -> Phases:

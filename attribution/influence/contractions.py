@@ -122,8 +122,10 @@ class Tokens:
         block = self.buffer[: math.prod(shape)].view(shape)
         outer_products([(g[:, :, outputs], a) for g, a in self.pieces], block)
         if self.weight is not None:
-            block = block.to(self.weight.dtype)
-            block[..., : self.weight.shape[-1]].mul_(self.weight[outputs])
+            if block.device.type == "cpu":
+                block = block.to(self.weight.dtype)  # a CPU multiplies two types slowly; the product is the same
+            missing, weight = shape[-1] - self.weight.shape[-1], self.weight[outputs]
+            block.mul_(torch.nn.functional.pad(weight, (0, missing)) if missing else weight)  # whole blocks: faster
         return block.to(self.dtype)
 
 
@@ -202,10 +204,7 @@ def gradient_blocks(pieces: list, elements: int, queries: int = 1):
 
 
 def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements: int) -> None:
-    """total (D_out, D_in) += sum over examples of (sum_t g_t a_t^T)^2, the square entry by entry.
-
-    Blocks are summed in float32 or above and added in the type of the total.
-    """
+    """total (D_out, D_in) += sum over examples of (sum_t g_t a_t^T)^2, entry by entry; blocks in float32 or above."""
     if g.shape[1] == 1:
         total += (g[:, 0].square().t() @ a[:, 0].square()).to(total.dtype)
         return
@@ -214,9 +213,16 @@ def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements:
     def work(share: slice) -> None:
         part = total[share]
         for _, outputs, block in gradient_blocks([(g[:, :, share], a)], elements):
-            part[outputs] += block.square_().sum(0, dtype=dtype)
+            part[outputs] += squares(block, dtype)
 
     over_outputs(work, g)
+
+
+def squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sum of squares over the rows of a block (rows, outputs, D_in), in this type; the block may be overwritten."""
+    if block.device.type == "cpu":
+        return block.square_().sum(0, dtype=dtype)
+    return torch.linalg.vector_norm(block, dim=0, dtype=dtype).square_()  # a GPU reads once and writes nothing back
 
 
 def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | None, elements: int) -> torch.Tensor:
@@ -284,8 +290,7 @@ def randomized_factors(matrices: torch.Tensor, rank: int, seed: str) -> tuple[to
     for _ in range(2):  # as torch.svd_lowrank does
         basis = torch.linalg.qr(tall.mT @ basis).Q
         basis = torch.linalg.qr(tall @ basis).Q
-    u, s, vh = torch.linalg.svd(basis.mT @ tall, full_matrices=False)
-    left, right = (basis @ u) * s[:, None], vh
+    left, right = basis, basis.mT @ tall  # of no more columns than the rank: a decomposition would cut nothing off
     return (right.mT, left.mT) if wide else (left, right)
 
 

@@ -20,6 +20,8 @@ SAFETY = 0.9  # share of the free memory that is planned with; the rest is for w
 # temporaries; on a CPU as in `affordable_tokens`, on a GPU as measured (tests/test_pretended_gpu.py).
 PASS_BYTES = {"cpu": 32, "cuda": 4}
 GROUPS_A_PROCESS = 4  # at least, so that processes get about the same
+# Rows that meet the queries together, where memory allows: a GPU multiplies many rows up to three times as fast as few.
+GROUP_ROWS = {"cpu": 0, "cuda": 4800}
 CPU_TOKENS = 4096  # of a batch, at most
 ROTATE = {"auto": None, "rows": True, "queries": False}  # which side of a pairwise score is rotated
 
@@ -89,6 +91,48 @@ def fitting_budget(analyzer: EigenAnalyzer, kind: str, queries: int) -> int:
     return budget
 
 
+def room_for_queries(analyzer: EigenAnalyzer, queries: int) -> float:
+    """Bytes that bases, blocks, a batch and a group of as many tokens leave to what is held of so many queries."""
+    device, model = analyzer.state.device, analyzer.model
+    room = SAFETY * free_memory(device) - held_anyway(model, "pairwise", queries, device)
+    return max(0.0, room - analyzer.token_budget * held_a_token(model, device))
+
+
+def held_of(model, lengths: np.ndarray, batch: int, score_args, rotate_rows: bool) -> np.ndarray:
+    """(Q,): bytes held of the first 1, 2, ... queries with these lengths (Q,), longest first: their tokens, or their
+    gradients where rows are not rotated.
+
+    batch: query rows a batch, which are padded to its longest.
+    """
+    shapes, rank = shapes_of(model), score_args.query_gradient_low_rank
+    padded = np.repeat(lengths[::batch], batch)[: len(lengths)].astype(np.int64)
+    kept = sum(rank * sum(shape) if rank and rank < min(shape) else shape[0] * shape[1] for shape in shapes)
+    numbers = padded * sum(map(sum, shapes)) if rotate_rows else np.full(len(lengths), kept)
+    return np.cumsum(numbers) * score_args.score_dtype.itemsize
+
+
+def wanted_group(analyzer: EigenAnalyzer, lengths: np.ndarray) -> int:
+    """Tokens of a group of training batches that are wanted, for training rows of these lengths (N,)."""
+    rows = min(GROUP_ROWS[analyzer.state.device.type], len(lengths))
+    return max(analyzer.token_budget, round(rows * float(lengths.mean())))
+
+
+def plan_group(analyzer: EigenAnalyzer, train, queries, score_args, plan: dict) -> int:
+    """Tokens of a group: those wanted, as far as the queries of a pass leave memory, and processes get groups enough.
+
+    plan: of `plan_passes`. Of the process that has least memory.
+    """
+    budget, model, lengths = analyzer.token_budget, analyzer.model, np.sort(queries.lengths)[::-1]
+    wanted, processes = wanted_group(analyzer, train.lengths), analyzer.processes
+    held = held_of(model, lengths, plan["query_batch"], score_args, plan["rotate_rows"])[plan["pass_queries"] - 1]
+    left = max(0.0, room_for_queries(analyzer, len(lengths)) - held)
+    token = sum(map(sum, shapes_of(model))) * score_args.score_dtype.itemsize
+    group = min(wanted, budget + int(left / 2 // token))  # half: what is planned tightly may run out
+    if processes.count > 1:
+        group = min(group, int(train.lengths.sum()) // (GROUPS_A_PROCESS * processes.count))
+    return max(budget, min(processes.all_of(group)))
+
+
 def plan_queries(analyzer: EigenAnalyzer, train, queries, batch: int, score_args, force: str = "auto") -> int:
     """How many passes over the training rows the queries need; says for every module which side is rotated.
 
@@ -99,17 +143,15 @@ def plan_queries(analyzer: EigenAnalyzer, train, queries, batch: int, score_args
     ROTATE) names one; low rank always rotates back. batch: query rows a batch.
     """
     model, rank, lengths = analyzer.model, score_args.query_gradient_low_rank, np.sort(queries.lengths)[::-1]
-    shapes, device = shapes_of(model), analyzer.state.device
+    shapes = shapes_of(model)
     size = sum(d_out * d_in for d_out, d_in in shapes)
-    kept = sum(rank * sum(shape) if rank and rank < min(shape) else shape[0] * shape[1] for shape in shapes)
-    room = SAFETY * free_memory(device) - held_anyway(model, "pairwise", len(lengths), device)
-    room = max(0.0, room - analyzer.token_budget * held_a_token(model, device)) / score_args.score_dtype.itemsize
-    padded = np.repeat(lengths[::batch], batch)[: len(lengths)]
-    holds = {True: int((np.cumsum(padded) * sum(map(sum, shapes)) <= room).sum()), False: int(room // kept)}
-    passes = {side: -(-len(lengths) // min(max(held, 1), len(lengths))) for side, held in holds.items()}
+    room = room_for_queries(analyzer, len(lengths))
+    holds = {side: (held_of(model, lengths, batch, score_args, side) <= room).sum() for side in (True, False)}
+    passes = {side: int(-(-len(lengths) // max(held, 1))) for side, held in holds.items()}
     tokens, asked = int(train.lengths.sum()), int(lengths.sum())
     batches = batches_within(train.lengths, analyzer.token_budget)
-    groups = sum(group_ends(batches, train.lengths, analyzer.token_budget)) if analyzer.shared else len(batches)
+    group = wanted_group(analyzer, train.lengths)
+    groups = sum(group_ends(batches, train.lengths, group)) if analyzer.shared else len(batches)
     rotations = sum(d_out**2 + d_in**2 for d_out, d_in in shapes)
     back = len(lengths) * sum(d_out * d_in * (d_out + d_in) for d_out, d_in in shapes)
     costs = {

@@ -66,10 +66,13 @@ class Part:
         return Part([[rows[i] for i in batch] for batch in batches], ends)
 
 
-def divide(lengths: np.ndarray, budget: int, count: int) -> list[Part]:
-    """The rows with these lengths (N,) in about `count` parts of like many tokens, never more than there are groups."""
+def divide(lengths: np.ndarray, budget: int, count: int, group: int | None = None) -> list[Part]:
+    """The rows with these lengths (N,) in about `count` parts of like many tokens, never more than there are groups.
+
+    budget: tokens of a batch with padding; group: those of a group (as many as a batch).
+    """
     batches = batches_within(lengths, budget)
-    ends = group_ends(batches, lengths, budget)
+    ends = group_ends(batches, lengths, group or budget)
     tokens = [int(lengths[batch].sum()) for batch in batches]
     total, done, start = sum(tokens), 0, 0
     parts: list[Part] = []

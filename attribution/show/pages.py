@@ -245,6 +245,7 @@ TABLES: dict[str, Table] = {
     "speed_operators": of_result("speed", timings.speed_operators),
     "scale": of_result("scale", timings.scale_table),
     "gpu": gpu,
+    "gpu_measured": of_result("gpu", lambda found: timings.gpu_measured(found["sizes"])),
     "glue_tasks": of_result("glue_tasks", lambda found: tables.markdown(found["header"], found["rows"])),
 }
 

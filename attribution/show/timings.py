@@ -130,6 +130,20 @@ def gpu_table(published: dict, estimated: dict, measured: dict | None = None) ->
     return tables.markdown(["SST-2, BERT-base", *PHASES, "Spearman with float32"], rows)
 
 
+def gpu_measured(sizes: dict[str, dict]) -> str:
+    """What benchmarks/gpu.py measured, beside its estimate for that card: number of rows -> its content."""
+    rows = []
+    for found in (sizes[size] for size in sorted(sizes, key=int)):
+        what = f"{found['rows']:,} x {found['queries']:,}"
+        for name in (name for name in PRECISIONS if name in found["measured"]):
+            estimated, measured = found["estimate"][name], found["measured"][name]
+            cells = [f"{estimated[phase]:,.1f} s -> {measured[phase]:,.1f} s" for phase in PHASES]
+            agreement = f"{measured['Spearman']:.4f}" if "Spearman" in measured else "-"
+            rows.append([found["device"], what, name, *cells, f"{measured['whole process']:,.0f} s", agreement])
+    header = ["estimate -> measured", "rows x queries", "precision", *PHASES, "whole process", "Spearman with float32"]
+    return tables.markdown(header, rows)
+
+
 def read_profile(text: str) -> list[dict]:
     """The table that analyze.py --profile prints, as one dictionary a row. Raises ValueError where there is none."""
     rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line]
