@@ -1,8 +1,7 @@
 """The scripts on a real GPU: what they compute there is what the CPU computes, up to rounding. Skipped without one.
 
 All other tests run on the CPU; `test_pretended_gpu.py` tells what can be told without a GPU. Tolerances are shares of
-the norm. On an H200, float32 scores differed by 1e-6, bfloat16 by 2e-4, TF32 by 1e-3, and rank 8 by 2e-2: where
-the curvature is nearly zero, its inverse makes rounding large, and the low rank keeps what is large.
+the norm. On an H200, float32 scores differed by 1e-6, bfloat16 by 2e-4 and TF32 by 1e-3.
 """
 
 import os
@@ -54,7 +53,7 @@ def test_training_ends_where_it_ends_on_the_cpu(gpu_run, tmp_path):
 
 @pytest.mark.parametrize(("flags", "tolerance"), [
     ([], 1e-4), (["--fisher", "exact"], 1e-4), (["--rotate", "rows"], 1e-4), (["--rotate", "queries"], 1e-4),
-    (["--factor_strategy", "diagonal"], 1e-4), (["--query_gradient_rank", "4"], 0.1),
+    (["--factor_strategy", "diagonal"], 1e-4), (["--query_gradient_rank", "4"], 1e-3),
     (["--use_half_precision"], 1e-2), (["--tf32", "--rotate", "rows"], 1e-2),
 ])  # fmt: skip
 def test_scores_are_the_cpus(gpu_run, tmp_path, flags, tolerance):

@@ -71,7 +71,7 @@ class Influence:
             "rank seed": settings.seed if settings.rank else None,
         }  # fmt: skip
         if settings.rank and not settings.stock:
-            self.score_parts["rank draws"] = "by seed and module"
+            self.score_parts["rank draws"] = "by seed and module, outside of the eigenbasis"
         self.profiles: list[str] = []  # of what was let go
         self._fitted = False  # in this process: overwriting replaces factors once, not for every kind of score
 
@@ -111,12 +111,12 @@ class Influence:
         return result.read_row(path.with_suffix(".safetensors"), record["rows"], query)
 
     def _refuse_earlier_draws(self, kind: str) -> None:
-        """Raises Refused for low-rank scores of an earlier version, whose draws depended on batches and partitions."""
-        record = read_json(self.result / f"{kind}_scores.json")
-        if record and "rank draws" in self.parts(kind) and "rank draws" not in record.get("fingerprint", {}):
+        """Raises Refused for low-rank scores of an earlier version, whose draws were others."""
+        record, drawn = read_json(self.result / f"{kind}_scores.json"), self.parts(kind).get("rank draws")
+        if record and drawn and record.get("fingerprint", {}).get("rank draws") != drawn:
             raise Refused(
-                f"the low-rank scores in {self.result} are of an earlier version, whose draws depended on how the work "
-                "was cut up; they are kept until you pass --overwrite, which makes factors and scores again"
+                f"the low-rank scores in {self.result} are of an earlier version, whose draws depended on the signs of "
+                "eigenvectors; they are kept until you pass --overwrite, which makes factors and scores again"
             )
 
     def save(self, kind: str, scores: torch.Tensor, seconds: dict, work: dict | None = None) -> None:

@@ -213,16 +213,12 @@ def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements:
     def work(share: slice) -> None:
         part = total[share]
         for _, outputs, block in gradient_blocks([(g[:, :, share], a)], elements):
-            part[outputs] += squares(block, dtype)
+            if block.device.type == "cpu":
+                part[outputs] += block.square_().sum(0, dtype=dtype)
+            else:  # a GPU reads the block once and writes nothing back
+                part[outputs] += torch.linalg.vector_norm(block, dim=0, dtype=dtype).square_()
 
     over_outputs(work, g)
-
-
-def squares(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Sum of squares over the rows of a block (rows, outputs, D_in), in this type; the block may be overwritten."""
-    if block.device.type == "cpu":
-        return block.square_().sum(0, dtype=dtype)
-    return torch.linalg.vector_norm(block, dim=0, dtype=dtype).square_()  # a GPU reads once and writes nothing back
 
 
 def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | None, elements: int) -> torch.Tensor:
@@ -276,17 +272,22 @@ def token_products(queries: LowRank, g: torch.Tensor, a: torch.Tensor, elements:
     return total
 
 
-def randomized_factors(matrices: torch.Tensor, rank: int, seed: str) -> tuple[torch.Tensor, torch.Tensor]:
+def randomized_factors(
+    matrices: torch.Tensor, rank: int, seed: str, bases: tuple = (None, None)
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(left (Q, M, R), right (Q, R, N)) whose product is close to the best of rank R to each of the matrices (Q, M, N).
 
     Randomized subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithms 4.4 and 5.1). The test
-    matrix is drawn on the CPU in float32 from the seed, one for all queries: the same on every device.
+    matrix is drawn on the CPU in float32 from the seed, one for all queries: the same on any device. bases: (N, N) and
+    (M, M) in which the matrices are given; it is drawn outside of them, where eigenvectors' signs do not matter.
     """
     wide = matrices.shape[1] < matrices.shape[2]
     tall = matrices.mT if wide else matrices
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little") >> 1
-    test = torch.randn(tall.shape[2], rank, generator=torch.Generator().manual_seed(number))
-    basis = torch.linalg.qr(tall @ test.to(tall)).Q
+    test = torch.randn(tall.shape[2], rank, generator=torch.Generator().manual_seed(number)).to(tall)
+    if (given := bases[wide]) is not None:
+        test = given.to(tall).t() @ test
+    basis = torch.linalg.qr(tall @ test).Q
     for _ in range(2):  # as torch.svd_lowrank does
         basis = torch.linalg.qr(tall.mT @ basis).Q
         basis = torch.linalg.qr(tall @ basis).Q

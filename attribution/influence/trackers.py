@@ -238,7 +238,8 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
         gradients = gradients.to(args.query_gradient_svd_dtype).contiguous()
         if args.use_full_svd:
             return self._compute_low_rank_preconditioned_gradient(gradients, args.score_dtype)
-        left, right = randomized_factors(gradients, rank, f"{module.projection_seed}/{module.name}")
+        drawn = f"{module.projection_seed}/{module.name}"
+        left, right = randomized_factors(gradients, rank, drawn, module.square_bases())
         return [left.to(args.score_dtype), right.to(args.score_dtype)]
 
     def accumulate_iterations(self) -> None:

@@ -245,7 +245,9 @@ TABLES: dict[str, Table] = {
     "speed_operators": of_result("speed", timings.speed_operators),
     "scale": of_result("scale", timings.scale_table),
     "gpu": gpu,
-    "gpu_measured": of_result("gpu", lambda found: timings.gpu_measured(found["sizes"])),
+    "h200_scores": of_result("h200", timings.h200_scores),
+    "h200_seconds": of_result("h200", timings.h200_seconds),
+    "h200_products": of_result("h200", timings.h200_products),
     "glue_tasks": of_result("glue_tasks", lambda found: tables.markdown(found["header"], found["rows"])),
 }
 

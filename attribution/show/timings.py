@@ -144,6 +144,36 @@ def gpu_measured(sizes: dict[str, dict]) -> str:
     return tables.markdown(header, rows)
 
 
+def h200_scores(found: dict) -> str:
+    """How far scores on the GPU are from the CPU's, from one checkpoint."""
+    rows = [
+        [name, f"{one['norm']:.0e}", f"{one['largest']:.0e}", f"{one['spearman']:.6f}"]
+        for name, one in sorted(found["scores"].items(), key=lambda item: item[1]["norm"])
+    ]
+    return tables.markdown(["demo, 400 x 60", "by norm", "of a query's largest score", "mean Spearman"], rows)
+
+
+def h200_seconds(found: dict) -> str:
+    """Seconds of one analysis on the GPU, beside the estimate for that card."""
+    one = found["analysis"]
+    title = f"SST-2, BERT-base's shape, TF32, {one['rows']:,} x {one['queries']}"
+    arms = (("estimate", "estimate"), ("measured", "measured"), ("measured, without storing", "computing"))
+    rows = [[name, *(f"{one[key][phase]:.1f} s" for phase in PHASES)] for name, key in arms]
+    return tables.markdown([title, *PHASES], rows)
+
+
+def h200_products(found: dict) -> str:
+    """Milliseconds of one module's inner products with few and with many rows at a time."""
+    rows = []
+    for name, times in found["products"]["milliseconds"].items():
+        few, many = times["1170"], times["4680"]
+        shares = [found["products"]["floor"][name][count] / times[count] for count in ("1170", "4680")]
+        cells = [f"{value:.1f} ms, {share:.0%}" for value, share in zip((few, many), shares, strict=True)]
+        rows.append([name, *cells, f"{4 * few / many:.1f}"])
+    header = ["one module, 872 queries", "1,170 rows, of the card's rate", "4,680 rows", "times faster a row"]
+    return tables.markdown(header, rows)
+
+
 def read_profile(text: str) -> list[dict]:
     """The table that analyze.py --profile prints, as one dictionary a row. Raises ValueError where there is none."""
     rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line]
