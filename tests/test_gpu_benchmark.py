@@ -4,12 +4,15 @@ import argparse
 import json
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from running import analyze_quickly, benchmark, refusal
+from running import analyze_quickly, benchmark, refusal, save_tables
 from safetensors.numpy import save_file
 
+import analyze
+import train
 from benchmarks.estimates import A100
 
 
@@ -61,21 +64,27 @@ def test_half_the_rows_take_half_the_time_but_for_eigenvectors_and_what_groups_s
         assert half[precision]["eigendecomposition"] == seconds["eigendecomposition"]
 
 
-def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_rows(gpu, glue_dir, tmp_path, monkeypatch):
+def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_rows(gpu, tmp_path, monkeypatch):
+    words = {"sentence": ["a fine film", "a dull and long film"] * 30, "label": [1, 0] * 30, "idx": list(range(60))}
+    rows = datasets.Dataset.from_dict(words)
+    save_tables(tmp_path / "glue", {"sst2": {"train": rows, "validation": rows.select(range(8))}})
+    scripts = {"train.py": train.main, "analyze.py": analyze.main}
+    run = lambda command, check: scripts[command[1].name]([str(part) for part in command[2:]])  # noqa: E731
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
     config = gpu.transformers.BertConfig
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     monkeypatch.setattr(gpu.transformers, "BertConfig", lambda **given: config(**given, **small))
     monkeypatch.setattr(gpu.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
     args = argparse.Namespace(
-        work_dir=tmp_path, model_name_or_path=None, dataset_path=str(glue_dir), random_weights=True, rows=40,
+        work_dir=tmp_path, model_name_or_path=None, dataset_path=str(tmp_path / "glue"), random_weights=True, rows=40,
         precisions=["float32"],
     )  # fmt: skip
     measured = gpu.measure(args)["float32"]
     work = gpu.work_of(args)
-    assert (work.rows, work.queries) == (40, 872) and measured["Spearman"] == pytest.approx(1)
-    found = {"rows": 40, "queries": 872, "device": "a card", "estimate": gpu.estimate(work=work)}
+    assert (work.rows, work.queries) == (40, 8) and measured["Spearman"] == pytest.approx(1)
+    found = {"rows": 40, "queries": 8, "device": "a card", "estimate": gpu.estimate(work=work)}
     table = gpu.gpu_measured({"40": found | {"measured": {"float32": measured}}})
-    assert "| a card | 40 x 872 | float32 |" in table and " s -> " in table
+    assert "| a card | 40 x 8 | float32 |" in table and " s -> " in table
 
 
 def test_rates_are_multiply_adds_and_bytes_a_second(gpu):
