@@ -6,6 +6,8 @@ import pytest
 import torch
 from running import benchmark
 
+from benchmarks import estimates
+
 
 @pytest.fixture(scope="module")
 def inner():
@@ -48,13 +50,12 @@ def test_every_measurement_stores_its_number_and_leaves_the_run_as_it_was(inner,
 
 
 def test_the_estimate_for_a_gpu_reproduces_what_was_published_for_stock():
-    gpu = benchmark("gpu")
-    stock, ours = gpu.stock(), gpu.ours(4)
+    stock, ours = estimates.stock(), estimates.ours(4)
     assert all(sum(ours[phase].values()) - ours[phase].get("moved", 0) < stock[phase] for phase in stock)
     # The stock phases are limited by products, so that one rate fits all three within 40 %: the counts are plausible.
-    rates = [stock[phase] / gpu.PUBLISHED["float32"][phase] for phase in stock]
+    rates = [stock[phase] / estimates.PUBLISHED["float32"][phase] for phase in stock]
     assert max(rates) < 1.4 * min(rates)
-    assert gpu.estimate()["float32"]["all"] < sum(gpu.PUBLISHED["float32"].values())
+    assert estimates.estimate()["float32"]["all"] < sum(estimates.PUBLISHED["float32"].values())
 
 
 def test_of_several_runs_the_median_counts():
