@@ -21,9 +21,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 
 
 def on_gpu(*command: str) -> subprocess.CompletedProcess:
-    """A command run to its end in the repository, by this Python unless it names a program, with the first GPU."""
+    """A command run to its end in the repository with the first GPU; a script, by this Python."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1"}
-    if command[0].endswith(".py") or command[0] == "-c":
+    if command[0].endswith(".py"):
         command = (sys.executable, *command)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 

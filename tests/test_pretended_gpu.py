@@ -81,7 +81,7 @@ def peaks(monkeypatch, gpu, found: dict):
             planned = anyway + analyzer.token_budget * memory.held_a_token(model, device)
             if name == "scores":  # what waits beyond a batch's tokens
                 more = args[0].plan["parts"]["group"] - analyzer.token_budget
-                planned += more * 4 * sum(map(sum, memory.shapes_of(model)))
+                planned += more * 4 * memory.features_of(model)
             found[analyzer.task.phase if name != "scores" else name] = gpu.peak - before, planned, gpu.now - before
             return result
 

@@ -62,6 +62,11 @@ def shapes_of(model) -> list[tuple[int, int]]:
     return [(m.weight.shape[0], m.weight[0].numel() + (m.bias is not None)) for m in tracked(model)]
 
 
+def features_of(model) -> int:
+    """Numbers that are held of a token: inputs and outputs of every tracked module."""
+    return sum(map(sum, shapes_of(model)))
+
+
 def held_anyway(model, kind: str, queries: int, device: torch.device) -> int:
     """Bytes that a phase of this kind ("factors", "pairwise", "self") holds whatever the size of its batches.
 
@@ -79,7 +84,7 @@ def held_anyway(model, kind: str, queries: int, device: torch.device) -> int:
 
 def held_a_token(model, device: torch.device, itemsize: int = 4) -> int:
     """Bytes a token of a batch: of the pass itself, and of a waiting group, which has as many tokens as a batch."""
-    return sum(map(sum, shapes_of(model))) * (PASS_BYTES[device.type] + itemsize)
+    return features_of(model) * (PASS_BYTES[device.type] + itemsize)
 
 
 def fitting_budget(analyzer: EigenAnalyzer, kind: str, queries: int) -> int:
@@ -107,7 +112,7 @@ def held_of(model, lengths: np.ndarray, batch: int, score_args, rotate_rows: boo
     shapes, rank = shapes_of(model), score_args.query_gradient_low_rank
     padded = np.repeat(lengths[::batch], batch)[: len(lengths)].astype(np.int64)
     kept = sum(rank * sum(shape) if rank and rank < min(shape) else shape[0] * shape[1] for shape in shapes)
-    numbers = padded * sum(map(sum, shapes)) if rotate_rows else np.full(len(lengths), kept)
+    numbers = padded * features_of(model) if rotate_rows else np.full(len(lengths), kept)
     return np.cumsum(numbers) * score_args.score_dtype.itemsize
 
 
@@ -126,7 +131,7 @@ def plan_group(analyzer: EigenAnalyzer, train, queries, score_args, plan: dict) 
     wanted, processes = wanted_group(analyzer, train.lengths), analyzer.processes
     held = held_of(model, lengths, plan["query_batch"], score_args, plan["rotate_rows"])[plan["pass_queries"] - 1]
     left = max(0.0, room_for_queries(analyzer, len(lengths)) - held)
-    token = sum(map(sum, shapes_of(model))) * score_args.score_dtype.itemsize
+    token = features_of(model) * score_args.score_dtype.itemsize
     group = min(wanted, budget + int(left / 2 // token))  # half: what is planned tightly may run out
     if processes.count > 1:
         group = min(group, int(train.lengths.sum()) // (GROUPS_A_PROCESS * processes.count))

@@ -50,7 +50,7 @@ def test_a_group_has_the_rows_that_are_wanted_as_far_as_half_of_what_is_left_hol
     score_args, device = make_score_arguments(influence.settings), analyzer.state.device
     analyzer.token_budget = 128
     plan = {"query_batch": 9, "pass_queries": 9, "rotate_rows": True}
-    token = 4 * sum(map(sum, memory.shapes_of(analyzer.model)))
+    token = 4 * memory.features_of(analyzer.model)
     taken = memory.held_anyway(analyzer.model, "pairwise", 9, device)
     taken += 128 * memory.held_a_token(analyzer.model, device)
     taken += 9 * int(queries.lengths.max()) * token
