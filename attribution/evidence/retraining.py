@@ -85,9 +85,9 @@ def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool
             work(store, [job], retrain)
             seconds.append(time.perf_counter() - start)
         each, processes = sum(seconds[1:]) / 2, max(workers, launched()[1])
-        minutes = max(1, round((len(missing) - 3) * each / processes / 60))
-        some = "a minute" if minutes == 1 else f"{minutes} minutes"
-        print(f"one takes {each:.1f} s here: about {some} with {processes} processes")
+        minutes = (len(missing) - 3) * each / processes / 60
+        some = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "under 2 minutes"
+        print(f"one takes {each:.1f} s here: {some} with {processes} processes")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the processes that follow share the GPU
     return not dry_run
