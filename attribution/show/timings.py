@@ -115,14 +115,13 @@ def speed_report(speed: dict) -> str:
 # --- one GPU, one profile ------------------------------------------------------------------------------
 
 
-def gpu_table(published: dict, estimated: dict, measured: dict | None = None) -> str:
-    """Published, estimated and measured seconds: precision -> phase -> seconds, for all three."""
+def gpu_table(published: dict, estimated: dict) -> str:
+    """Published and estimated seconds on an A100: precision -> phase -> seconds, for both."""
     columns = {
         f"published for an A100, {name}": published[name] | {"all": sum(published[name].values())}
         for name in PRECISIONS if name in published
     }  # fmt: skip
-    for what, seconds in (("estimate for an A100", estimated), ("measured here", measured or {})):
-        columns |= {f"{what}, {name}": seconds[name] for name in PRECISIONS if name in seconds}
+    columns |= {f"estimate for an A100, {name}": estimated[name] for name in PRECISIONS if name in estimated}
     rows = []
     for name, seconds in columns.items():
         agreement = f"{seconds['Spearman']:.4f}" if "Spearman" in seconds else "-"
