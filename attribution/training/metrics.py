@@ -65,7 +65,7 @@ def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list
         result, count = results[split], max(len(data), 4)
         if "accuracy" in result:
             counts = np.bincount(data.labels, minlength=data.task.num_labels)
-            share = counts.max() / counts.sum()
+            share = float(counts.max() / counts.sum())
             name, least = "accuracy", share + ONE_SIDED * (share * (1 - share) / count) ** 0.5
             beside = f"the {share:.3f} of always saying {data.task.class_names[int(counts.argmax())]!r}"
         else:
