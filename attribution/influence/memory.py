@@ -152,7 +152,7 @@ def plan_queries(analyzer: EigenAnalyzer, train, queries, batch: int, score_args
     size = sum(d_out * d_in for d_out, d_in in shapes)
     room = room_for_queries(analyzer, len(lengths))
     holds = {side: int((held_of(model, lengths, batch, score_args, side) <= room).sum()) for side in (True, False)}
-    passes = {side: int(-(-len(lengths) // max(held, 1))) for side, held in holds.items()}
+    passes = {side: -(-len(lengths) // max(held, 1)) for side, held in holds.items()}
     tokens, asked = int(train.lengths.sum()), int(lengths.sum())
     batches = batches_within(train.lengths, analyzer.token_budget)
     group = wanted_group(analyzer, train.lengths)
