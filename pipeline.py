@@ -19,13 +19,14 @@ import transformers
 from kronfluence.task import Task
 from torch.utils.data import DataLoader
 
-from attribution import demo, start
+from attribution import models
+from attribution.data import demo
+from attribution.data.dataset import GlueDataset, collate
+from attribution.data.tables import check_splits, check_texts, labels_of, open_tables
+from attribution.data.task import GlueTask
+from attribution.data.tokens import tokenize
 from attribution.draws import fisher_column, fisher_columns, sample_labels, uniform_hash
 from attribution.files import Refused, meant
-from attribution.raw import check_splits, check_texts, labels_of, open_tables
-from attribution.rows import GlueDataset, collate
-from attribution.task import GlueTask
-from attribution.tokens import tokenize
 
 DEFAULT_MODEL = "bert-base-cased"
 DEFAULT_DATASET = "nyu-mll/glue"
@@ -110,9 +111,9 @@ def resolve_model(model_name_or_path: str | None, data_name: str) -> str:
     return str(model_name_or_path or (DEMO_MODEL if data_name == "demo" else DEFAULT_MODEL))
 
 
-def get_tokenizer(model_name_or_path: str | None, data_name: str, flag: str = start.FLAG):
+def get_tokenizer(model_name_or_path: str | None, data_name: str, flag: str = models.FLAG):
     """The fast tokenizer that belongs to the model. flag: the argument that named it."""
-    return start.open_tokenizer(resolve_model(model_name_or_path, data_name), flag)
+    return models.open_tokenizer(resolve_model(model_name_or_path, data_name), flag)
 
 
 def get_glue_dataset(
@@ -172,12 +173,12 @@ def construct_bert(
     model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`). num_hidden_layers: keep
     only the first so many layers. new_head: draw the head even where there is one. The process's random state is
     left as it was. `model.drawn` names the parameters that were drawn. task: of a data set that is not in TASKS.
-    Raises Refused as `start.open_model` does.
+    Raises Refused as `models.open_model` does.
     """
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         torch.manual_seed(seed)
         name = resolve_model(model_name_or_path, data_name)
-        return start.open_model(name, task or get_task(data_name), num_hidden_layers, new_head)
+        return models.open_model(name, task or get_task(data_name), num_hidden_layers, new_head)
 
 
 def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

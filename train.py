@@ -19,8 +19,8 @@ from pathlib import Path
 
 from attribution.files import Refused, check_numbers, exclusive, read_json, run_script
 from attribution.influence.support import check_attribution
+from attribution.models import fingerprint_of_start, name_classes
 from attribution.provenance import environment
-from attribution.start import fingerprint_of_start, name_classes
 from attribution.training.adopt import FLAG as ADOPT
 from attribution.training.adopt import judge, open_adopted
 from attribution.training.corruption import add_corruption_arguments, check_corruption

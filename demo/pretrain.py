@@ -3,7 +3,7 @@
     python demo/pretrain.py                    # writes the weights, configuration and vocabulary beside itself
     python demo/pretrain.py --output_dir /tmp/bert --num_epochs 2
 
-The sentences come from `attribution.demo.make_corpus`; none of them is a row of the demo's data set. Of the
+The sentences come from `attribution.data.demo.make_corpus`; none of them is a row of the demo's data set. Of the
 chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay, as in BERT (arXiv:1810.04805, section 3.1).
 BERT chooses 15 % of all tokens; here it is half of the words that tell a good verdict from a bad one, and 10 %
 of the others: with BERT's even choice the encoder is slow to learn which words praise (on fresh sentences a
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from attribution.demo import VERDICTS, make_corpus  # noqa: E402
+from attribution.data.demo import VERDICTS, make_corpus  # noqa: E402
 
 VERDICT_RATE, OTHER_RATE = 0.5, 0.1  # shares of tokens that are chosen
 # BERT's spread of 0.02 suits 768 features. With 64, 1 / sqrt(64) passes a signal on; 0.02 makes a plateau of most

@@ -6,7 +6,7 @@ import datasets
 import torch
 import transformers as tf
 
-from attribution.demo import LABEL_NAMES, make_rows
+from attribution.data.demo import LABEL_NAMES, make_rows
 from pipeline import DEMO_MODEL, TASKS
 
 ROWS = make_rows()

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import analyze
 import evaluate_lds
 import train
+from attribution.data.task import GlueTask
 from attribution.files import Refused, run_script
 from attribution.influence import analysis, eigenbasis
-from attribution.task import GlueTask
 from attribution.training import questions
 from attribution.training.questions import ask, read_label, read_queries
 from attribution.training.run import open_run

@@ -1,6 +1,6 @@
 """The embedded data set is what it says it is, and its BERT never saw it."""
 
-from attribution.demo import FLIP_SHARE, TOPICS, make_corpus, make_rows
+from attribution.data.demo import FLIP_SHARE, TOPICS, make_corpus, make_rows
 from pipeline import DEMO_MODEL
 
 

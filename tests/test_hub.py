@@ -13,7 +13,7 @@ from hub_standin import serve
 from running import ROOT, save_tables
 
 from attribution import hub as hub_module
-from attribution.demo import LABEL_NAMES, make_rows
+from attribution.data.demo import LABEL_NAMES, make_rows
 from attribution.files import Refused
 from pipeline import DEMO_MODEL
 

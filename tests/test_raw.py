@@ -7,8 +7,8 @@ import datasets
 import pytest
 import small
 
+from attribution.data.tables import labels_of
 from attribution.files import Refused
-from attribution.raw import labels_of
 from pipeline import TASKS, get_glue_dataset, get_tokenizer, load_tables
 
 

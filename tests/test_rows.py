@@ -2,7 +2,7 @@
 
 import torch
 
-from attribution.rows import collate
+from attribution.data.dataset import collate
 from pipeline import construct_bert, get_glue_dataset, model_inputs
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import train
 from attribution.files import Refused, run_script
-from attribution.start import fingerprint_of_start, fingerprint_of_tokenizer, inputs_of, usable_positions
+from attribution.models import fingerprint_of_start, fingerprint_of_tokenizer, inputs_of, usable_positions
 from pipeline import construct_bert, get_tokenizer
 
 

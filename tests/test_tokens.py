@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from attribution import tokens
-from attribution.rows import pad
+from attribution.data import tokens
+from attribution.data.dataset import pad
 from pipeline import get_glue_dataset, get_tokenizer, load_tables
 
 TRAIN = "f4166aaa07bdeca0e8e9be0facda7167b032e1f1c85181023062728d6deb61a2"  # of the demo's first 120 rows, as always

@@ -14,7 +14,7 @@ import torch
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
-from attribution.rows import GlueDataset
+from attribution.data.dataset import GlueDataset
 from attribution.training.fit import over_rows, predict
 
 NAMES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.task import GlueTask
 from attribution.evidence.store import Result
 from attribution.files import Refused, fingerprint_of_tensors
-from attribution.rows import GlueDataset
-from attribution.start import fingerprint_of_start
-from attribution.task import GlueTask
+from attribution.models import fingerprint_of_start
 from attribution.training.fit import Diverged, fit, predict
 from attribution.training.run import start_of
 from pipeline import compute_correct, compute_margin, construct_bert, quiet_libraries

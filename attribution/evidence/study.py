@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.task import GlueTask
 from attribution.evidence.baselines import Models
 from attribution.evidence.retrainer import Retrainer, open_start
 from attribution.evidence.retraining import RETRAIN_SEED, default_workers, launched
 from attribution.evidence.store import Store, earlier_retrains
 from attribution.files import Refused, read_json, write_json
-from attribution.rows import GlueDataset
-from attribution.task import GlueTask
 from attribution.training.fit import choose_device, fit, name_of, predict
 from attribution.training.questions import open_trained
 from attribution.training.recipe import MAX_QUERIES

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from attribution.data.dataset import GlueDataset
 from attribution.evidence.baselines import cosine
 from attribution.evidence.stats import interval
 from attribution.files import Refused
-from attribution.rows import GlueDataset
 from attribution.training.corruption import TRUTH
 from attribution.training.fit import predict
 from pipeline import compute_margin

@@ -21,6 +21,7 @@ from kronfluence.utils.dataset import DataLoaderKwargs
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from attribution.data.dataset import GlueDataset, collate
 from attribution.files import Refused, exclusive, fingerprint_of_tensors, intact, read_json, refuse_if_stale
 from attribution.influence import eigenbasis, fitting, memory, phases, result, scoring
 from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
@@ -29,7 +30,6 @@ from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_facto
 from attribution.influence.stored import write_scores
 from attribution.influence.support import check_attribution
 from attribution.provenance import environment
-from attribution.rows import GlueDataset, collate
 from attribution.training.fit import choose_device
 from attribution.training.processes import ALONE, Processes
 from pipeline import InfluenceTask

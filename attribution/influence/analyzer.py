@@ -11,11 +11,11 @@ from kronfluence.utils.state import State
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from attribution.data.dataset import collate
 from attribution.files import Refused, write_tensors
 from attribution.influence.batching import WeighedLoader, batches_within, group_ends
 from attribution.influence.contractions import accumulator
 from attribution.influence.eigenbasis import EigenLinear, tracked
-from attribution.rows import collate
 from attribution.training.fit import choose_device
 from attribution.training.processes import ALONE, Processes, share_out
 

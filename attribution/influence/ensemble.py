@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from attribution.data.dataset import GlueDataset
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
-from attribution.rows import GlueDataset
 from attribution.training.members import Opened, fingerprint_of, mean_of
 from attribution.training.processes import ALONE, Processes
 

@@ -14,12 +14,12 @@ from kronfluence.factor.covariance import fit_covariance_matrices_with_loader
 from kronfluence.factor.eigen import fit_lambda_matrices_with_loader
 from kronfluence.utils import constants as names
 
+from attribution.data.dataset import GlueDataset
 from attribution.files import write_bytes, write_tensors
 from attribution.influence.analyzer import EigenAnalyzer, is_out_of_memory
 from attribution.influence.eigenbasis import tracked
 from attribution.influence.parts import SMALLEST_BUDGET, Kept, Part, divide
 from attribution.influence.phases import Phases, keep_factors
-from attribution.rows import GlueDataset
 
 
 def fit_in_parts(

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from attribution.data.dataset import GlueDataset
 from attribution.influence.batching import batches_within
-from attribution.rows import GlueDataset
 from attribution.training.questions import open_trained
 from pipeline import compute_loss, model_inputs
 

@@ -24,12 +24,12 @@ from kronfluence.score.self import compute_self_scores_with_loaders
 from kronfluence.utils import constants as names
 from torch.amp import GradScaler
 
+from attribution.data.dataset import GlueDataset
 from attribution.influence.analyzer import EigenAnalyzer, is_out_of_memory
 from attribution.influence.batching import order_by_length, runs_within
 from attribution.influence.eigenbasis import tracked
 from attribution.influence.parts import SMALLEST_BUDGET, Kept, Part, divide
 from attribution.influence.phases import Phases
-from attribution.rows import GlueDataset
 
 DONE = "done"  # key of a file: (parts, Q) which queries a part has met
 

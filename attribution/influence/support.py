@@ -10,8 +10,8 @@ import torch
 from kronfluence.module.tracked_module import TrackedModule
 from torch import nn
 
+from attribution.data.dataset import GlueDataset
 from attribution.files import Refused
-from attribution.rows import GlueDataset
 from pipeline import model_inputs
 
 ROWS = 2

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attribution.data.dataset import GlueDataset
 from attribution.evidence.calibration import random_subsets, slope
 from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, read_json
@@ -21,7 +22,6 @@ from attribution.influence.analysis import Influence
 from attribution.influence.ensemble import open_influence, scores_of_members
 from attribution.influence.names import window_name
 from attribution.influence.settings import Settings
-from attribution.rows import GlueDataset
 from attribution.show import reading
 from attribution.show.explain import Context, Query, everywhere, explain, trust
 from attribution.show.reading import check_index

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attribution.data.dataset import GlueDataset
 from attribution.evidence import correction, lds, stats
 from attribution.files import check_writable, fingerprint_of_tensors, read_json
 from attribution.influence.gram import alike
 from attribution.influence.names import CORRECTED, window_name
 from attribution.influence.stored import write_scores
-from attribution.rows import GlueDataset
 from attribution.training.members import Members, open_members
 
 

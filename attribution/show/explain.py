@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from attribution.data.dataset import GlueDataset
 from attribution.evidence.calibration import Slope
 from attribution.evidence.lds import TOP
-from attribution.rows import GlueDataset
 from pipeline import compute_margin
 
 MIN_QUERIES = 20  # from which it can be said that a row ranks high whatever is asked

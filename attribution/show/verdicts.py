@@ -5,12 +5,12 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from attribution.data.dataset import GlueDataset
 from attribution.evidence.calibration import Slope, random_subsets, slope
 from attribution.evidence.verdict import Target
 from attribution.files import Refused, printable, read_json, write_json
 from attribution.influence.names import CORRECTED, remedy
 from attribution.influence.stored import look_up, scores_named
-from attribution.rows import GlueDataset
 from attribution.show.reading import check_index, heading
 from attribution.show.tables import aligned
 from attribution.training.questions import ask

@@ -6,11 +6,11 @@ Only weights, configuration and tokenizer of the folder are opened.
 import torch
 from transformers import AutoConfig
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.task import GlueTask
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
-from attribution.rows import GlueDataset
-from attribution.start import is_head, open_model
-from attribution.task import GlueTask
+from attribution.models import is_head, open_model
 from attribution.training.metrics import doubts
 
 FLAG = "--adopt"

@@ -3,8 +3,8 @@
 import numpy as np
 from tqdm import tqdm
 
+from attribution.data.dataset import GlueDataset
 from attribution.files import Refused
-from attribution.rows import GlueDataset
 from attribution.training.fit import Diverged, fit, unwatched
 from attribution.training.processes import Processes
 from attribution.training.progress import Progress

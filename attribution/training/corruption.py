@@ -10,10 +10,10 @@ import argparse
 import datasets
 import numpy as np
 
+from attribution.data.tables import labels_of
+from attribution.data.task import GlueTask
 from attribution.draws import uniform_hash
 from attribution.files import Refused
-from attribution.raw import labels_of
-from attribution.task import GlueTask
 
 TRUTH = "flipped"  # the column that says which labels are wrong
 

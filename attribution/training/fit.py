@@ -11,8 +11,8 @@ import time
 import numpy as np
 import torch
 
+from attribution.data.dataset import GlueDataset
 from attribution.draws import uniform_hash
-from attribution.rows import GlueDataset
 from attribution.training.metrics import GlueMetric
 from attribution.training.processes import ALONE, Processes
 from attribution.training.progress import SEEDS_APART, Progress, add_up, share_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from attribution.files import Refused, exclusive, others, printable, read_json
-from attribution.start import name_classes
+from attribution.models import name_classes
 from attribution.training.bar import train
 from attribution.training.fit import choose_device, evaluate_model, steps_of
 from attribution.training.material import Material

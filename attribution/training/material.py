@@ -1,6 +1,6 @@
 """What a run is made of beside weights: the task, its tables, and the rows as a model reads them.
 
-The rows are GLUE's, the demo's, or one's own (`attribution/own.py`); what run.json must say of them is made here.
+The rows are GLUE's, the demo's, or one's own (`attribution/data/own.py`); what run.json must say of them is made here.
 """
 
 import argparse
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import datasets
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.own import KINDS, SHARE, OwnData, encode, make_task, open_own, shared_texts
+from attribution.data.task import GlueTask, check_name
 from attribution.files import Refused, printable
-from attribution.own import KINDS, SHARE, OwnData, encode, make_task, open_own, shared_texts
-from attribution.rows import GlueDataset
-from attribution.start import check_tokens, fingerprint_of_tokenizer, inputs_of, usable_positions
-from attribution.task import GlueTask, check_name
+from attribution.models import check_tokens, fingerprint_of_tokenizer, inputs_of, usable_positions
 from attribution.training.corruption import corrupt, draw
 from attribution.training.run import absolute
 from pipeline import MAX_LENGTH, TASKS, get_glue_dataset, get_task, load_tables, unknown_task

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from attribution.rows import GlueDataset
+from attribution.data.dataset import GlueDataset
 
 ONE_SIDED = 1.645  # standard deviations that chance exceeds once in twenty
 

@@ -20,11 +20,11 @@ import pyarrow.parquet
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.own import name_of_label
+from attribution.data.tables import number_of
+from attribution.data.task import GlueTask
 from attribution.files import Refused, printable, write_json
-from attribution.own import name_of_label
-from attribution.raw import number_of
-from attribution.rows import GlueDataset
-from attribution.task import GlueTask
 from attribution.training.fit import choose_device, predict
 from attribution.training.run import reading, task_of
 from pipeline import get_glue_dataset

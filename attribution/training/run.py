@@ -13,6 +13,9 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.own import OwnData, encode, open_own
+from attribution.data.task import GlueTask, check_name, task_from
 from attribution.files import (
     Refused,
     check_writable,
@@ -23,9 +26,6 @@ from attribution.files import (
     write_bytes,
     write_json,
 )
-from attribution.own import OwnData, encode, open_own
-from attribution.rows import GlueDataset
-from attribution.task import GlueTask, check_name, task_from
 from attribution.training.corruption import corrupt
 from pipeline import TASKS, get_glue_dataset, get_task, load_tables, unknown_task
 

@@ -15,11 +15,11 @@ from kronfluence.utils.dataset import DataLoaderKwargs
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from attribution.data.dataset import collate
 from attribution.influence import eigenbasis
 from attribution.influence.analyzer import EigenAnalyzer
 from attribution.influence.batching import restore_order
 from attribution.influence.memory import plan_queries
-from attribution.rows import collate
 from pipeline import InfluenceTask
 
 N, Q = 23, 7  # an uneven last batch for every batch size used here

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 import torch
 
+from attribution.data.task import GlueTask
 from attribution.files import Refused, fingerprint_of_tensors
-from attribution.task import GlueTask
 
 
 class GlueDataset(torch.utils.data.Dataset):

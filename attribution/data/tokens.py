@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from attribution.files import exclusive, read_json, write_json
 from attribution.machine import num_cores
-from attribution.start import fingerprint_of_tokenizer
+from attribution.models import fingerprint_of_tokenizer
 
 CACHED_ROWS = 10_000  # from so many rows on tokens are cached: of fewer they are made in a second
 ROWS_A_PROCESS = 50_000  # at least, where several processes make them

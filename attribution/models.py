@@ -13,10 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.task import GlueTask
 from attribution.files import Refused, fingerprint_of_tensors
 from attribution.hub import open_asset
-from attribution.rows import GlueDataset
-from attribution.task import GlueTask
 
 FLAG = "--model_name_or_path"
 VOCABULARIES = (

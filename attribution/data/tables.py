@@ -13,9 +13,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from attribution.data.task import GlueTask
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
-from attribution.task import GlueTask
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl", "json")
 LAYOUT = (

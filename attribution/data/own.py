@@ -15,11 +15,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from attribution.data.tables import SUFFIXES, arrow_column, count_records, open_tables, text_options
+from attribution.data.task import GlueTask
 from attribution.draws import uniform_hash
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
-from attribution.raw import SUFFIXES, arrow_column, count_records, open_tables, text_options
-from attribution.task import GlueTask
 
 SHARE = 0.1  # of the rows that are kept for validation where there is one split only
 MOST_CLASSES = 100  # without --task
