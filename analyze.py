@@ -28,14 +28,14 @@ from attribution.influence.arguments import add_running_arguments, add_score_arg
 from attribution.influence.names import window_name
 from attribution.influence.settings import Settings
 from attribution.influence.stored import recorded_queries
+from attribution.processes import launched
 from attribution.show.asking import Session, View, add_asking_arguments, check_asking, forget_queries, read_questions
 from attribution.show.explain import FORMAT
 from attribution.show.reading import default_format, show_self_influence
 from attribution.show.report import write_report
 from attribution.training.fit import choose_device, name_of
 from attribution.training.members import open_members
-from attribution.training.processes import launched
-from attribution.training.questions import Questions
+from attribution.training.queries import Questions
 from attribution.training.recipe import (
     MAX_QUERIES,
     Parser,

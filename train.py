@@ -20,15 +20,15 @@ from pathlib import Path
 from attribution.files import Refused, check_numbers, exclusive, read_json, run_script
 from attribution.influence.support import check_attribution
 from attribution.models import fingerprint_of_start, name_classes
+from attribution.processes import APART, Processes, check_launcher, launched
 from attribution.provenance import environment
 from attribution.training.adopt import FLAG as ADOPT
 from attribution.training.adopt import judge, open_adopted
+from attribution.training.checkpoints import Making, evaluate_all, show_metrics
 from attribution.training.corruption import add_corruption_arguments, check_corruption
+from attribution.training.data import Tables, add_own_arguments, corrupted, open_tables_of_task, read_rows
 from attribution.training.fit import choose_device, evaluate_model, name_of
-from attribution.training.making import Making, evaluate_all, show_metrics
-from attribution.training.material import Tables, add_own_arguments, corrupted, open_tables_of_task, read_rows
 from attribution.training.metrics import doubts
-from attribution.training.processes import APART, Processes, check_launcher, launched
 from attribution.training.recipe import (
     RECIPE,
     Parser,

@@ -30,7 +30,7 @@ from attribution.show import results  # noqa: E402
 from attribution.show.tables import wrong_labels_markdown, wrong_labels_text  # noqa: E402
 from attribution.training.fit import choose_device  # noqa: E402
 from attribution.training.members import Members, open_members  # noqa: E402
-from attribution.training.questions import open_trained  # noqa: E402
+from attribution.training.queries import open_trained  # noqa: E402
 from attribution.training.recipe import Parser, add_data_arguments  # noqa: E402
 from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402

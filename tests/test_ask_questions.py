@@ -16,8 +16,8 @@ import train
 from attribution.data.task import GlueTask
 from attribution.files import Refused, run_script
 from attribution.influence import analysis, eigenbasis
-from attribution.training import questions
-from attribution.training.questions import ask, read_label, read_queries
+from attribution.training import queries
+from attribution.training.queries import ask, read_label, read_queries
 from attribution.training.run import open_run
 from pipeline import DEMO_MODEL, get_glue_dataset
 

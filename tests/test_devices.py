@@ -9,8 +9,8 @@ from running import QUICK
 import analyze
 import train
 from attribution.files import run_script
+from attribution.processes import Processes
 from attribution.training import fit
-from attribution.training.processes import Processes
 
 
 @pytest.mark.parametrize(("rank", "visible", "expected"), [("0", 1, 0), ("3", 4, 3), ("5", 4, 1), ("7", 1, 0)])

@@ -17,7 +17,7 @@ from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.files import read_json
 from attribution.influence.stored import stored_scores
 from attribution.show.verdicts import known_slope
-from attribution.training.questions import predict_run
+from attribution.training.queries import predict_run
 from attribution.training.run import open_data, open_run
 from pipeline import DEMO_MODEL
 

@@ -100,7 +100,7 @@ def test_an_evaluation_that_fails_loses_no_training(tmp_path, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("attribution.training.making.evaluate_model", fail)
+    monkeypatch.setattr("attribution.training.checkpoints.evaluate_model", fail)
     with pytest.raises(ZeroDivisionError):
         train.main([*SMALL, "--checkpoint_dir", str(tmp_path)])
     folder, run = open_run(tmp_path, "demo")

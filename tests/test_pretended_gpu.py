@@ -14,8 +14,8 @@ from running import COUNTERFACTUAL, LDS, SMALL, analyze_quickly, close, scores_o
 import train
 from attribution.influence import fitting, memory, scoring, trackers
 from attribution.influence.analyzer import EigenAnalyzer
+from attribution.processes import Processes
 from attribution.training.fit import choose_device
-from attribution.training.processes import Processes
 from pipeline import InfluenceTask
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes

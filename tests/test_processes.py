@@ -12,12 +12,12 @@ from processes import together
 from running import QUICK, launched, scores_of
 
 import analyze
+from attribution import processes
 from attribution.evidence.stats import mean_spearman
 from attribution.files import Refused
 from attribution.influence import parts
 from attribution.influence.parts import Kept
-from attribution.training import processes
-from attribution.training.processes import Processes, here
+from attribution.processes import Processes, here
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes
 

@@ -13,11 +13,11 @@ from running import SMALL, refusal
 from safetensors.torch import load_file
 
 import train
+from attribution import processes
 from attribution.files import Refused
+from attribution.processes import Processes, check_launcher
 from attribution.training import fit as fitting
-from attribution.training import processes
-from attribution.training.processes import Processes, check_launcher
-from attribution.training.progress import Progress, share_of
+from attribution.training.resume import Progress, share_of
 from attribution.training.run import open_run
 from pipeline import DEMO_MODEL, construct_bert, get_glue_dataset
 

@@ -17,7 +17,7 @@ from attribution.evidence.retraining import RETRAIN_SEED, default_workers, launc
 from attribution.evidence.store import Store, earlier_retrains
 from attribution.files import Refused, read_json, write_json
 from attribution.training.fit import choose_device, fit, name_of, predict
-from attribution.training.questions import open_trained
+from attribution.training.queries import open_trained
 from attribution.training.recipe import MAX_QUERIES
 from attribution.training.run import find_again
 

@@ -29,9 +29,9 @@ from attribution.influence.phases import Phases
 from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_factor_arguments, make_score_arguments
 from attribution.influence.stored import write_scores
 from attribution.influence.support import check_attribution
+from attribution.processes import ALONE, Processes
 from attribution.provenance import environment
 from attribution.training.fit import choose_device
-from attribution.training.processes import ALONE, Processes
 from pipeline import InfluenceTask
 
 

@@ -16,8 +16,8 @@ from attribution.files import Refused, write_tensors
 from attribution.influence.batching import WeighedLoader, batches_within, group_ends
 from attribution.influence.contractions import accumulator
 from attribution.influence.eigenbasis import EigenLinear, tracked
+from attribution.processes import ALONE, Processes, share_out
 from attribution.training.fit import choose_device
-from attribution.training.processes import ALONE, Processes, share_out
 
 EIGEN_PAIRS = (
     (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED,

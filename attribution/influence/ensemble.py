@@ -11,8 +11,8 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
+from attribution.processes import ALONE, Processes
 from attribution.training.members import Opened, fingerprint_of, mean_of
-from attribution.training.processes import ALONE, Processes
 
 
 class Ensemble(Influence):

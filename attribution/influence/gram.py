@@ -14,7 +14,7 @@ from torch import nn
 
 from attribution.data.dataset import GlueDataset
 from attribution.influence.batching import batches_within
-from attribution.training.questions import open_trained
+from attribution.training.queries import open_trained
 from pipeline import compute_loss, model_inputs
 
 WIDTH = 64

@@ -11,7 +11,7 @@ from attribution.influence.batching import batches_within, group_ends
 from attribution.influence.eigenbasis import CACHE_ELEMENTS, EigenLinear, tracked
 from attribution.influence.parts import SMALLEST_BUDGET
 from attribution.machine import free_host_memory
-from attribution.training.processes import here
+from attribution.processes import here
 
 PATIENCE = 600.0  # seconds of work between two points from which an interrupted run of stock kronfluence goes on
 PART_MADDS = {"cpu": 1.2e12, "cuda": 3e14}  # multiply-adds of a part: some minutes at most, whatever the machine

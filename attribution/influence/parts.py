@@ -20,7 +20,7 @@ import torch
 
 from attribution.files import fingerprint_of_tensors, write_tensors
 from attribution.influence.batching import batches_within, group_ends
-from attribution.training.processes import Processes, share_out
+from attribution.processes import Processes, share_out
 
 PATIENCE = 600.0  # seconds of work that a killed process loses at most
 SMALLEST_BUDGET = 128  # tokens of a batch below which nothing more is tried

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from attribution.files import Refused, checksums, intact, refuse_if_stale, write_json
 from attribution.influence.analyzer import FolderAnalyzer
-from attribution.training.processes import ALONE, Processes
+from attribution.processes import ALONE, Processes
 
 
 class Phases:

@@ -22,12 +22,12 @@ from attribution.influence.analysis import Influence
 from attribution.influence.ensemble import open_influence, scores_of_members
 from attribution.influence.names import window_name
 from attribution.influence.settings import Settings
+from attribution.processes import ALONE, Processes
 from attribution.show import reading
 from attribution.show.explain import Context, Query, everywhere, explain, trust
 from attribution.show.reading import check_index
 from attribution.training.members import Opened
-from attribution.training.processes import ALONE, Processes
-from attribution.training.questions import Questions, ask, open_trained, predict_run, read_queries
+from attribution.training.queries import Questions, ask, open_trained, predict_run, read_queries
 from attribution.training.recipe import queries_flag
 
 

@@ -18,7 +18,7 @@ from attribution.influence.names import with_members
 from attribution.influence.stored import look_up, open_scores_of, seeds_behind, stored_scores
 from attribution.show.corrected import check_corrections, check_masks, correct_all
 from attribution.training.members import Members, mean_of
-from attribution.training.questions import predict_run
+from attribution.training.queries import predict_run
 from attribution.training.recipe import queries_flag
 from attribution.training.run import open_run
 

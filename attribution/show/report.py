@@ -24,7 +24,7 @@ from attribution.influence.stored import scores_named
 from attribution.show import tables, verdicts
 from attribution.show.asking import Session, stored_questions
 from attribution.show.explain import MARK, Context, Query, describe_row, explain, trust
-from attribution.training.questions import ask
+from attribution.training.queries import ask
 from pipeline import compute_correct, compute_margin
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -13,7 +13,7 @@ from attribution.influence.names import CORRECTED, remedy
 from attribution.influence.stored import look_up, scores_named
 from attribution.show.reading import check_index, heading
 from attribution.show.tables import aligned
-from attribution.training.questions import ask
+from attribution.training.queries import ask
 
 # --- what is asked -----------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ from tqdm import tqdm
 
 from attribution.data.dataset import GlueDataset
 from attribution.files import Refused
+from attribution.processes import Processes
 from attribution.training.fit import Diverged, fit, unwatched
-from attribution.training.processes import Processes
-from attribution.training.progress import Progress
+from attribution.training.resume import Progress
 
 
 def train(

@@ -13,9 +13,9 @@ import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.draws import uniform_hash
+from attribution.processes import ALONE, Processes
 from attribution.training.metrics import GlueMetric
-from attribution.training.processes import ALONE, Processes
-from attribution.training.progress import SEEDS_APART, Progress, add_up, share_of
+from attribution.training.resume import SEEDS_APART, Progress, add_up, share_of
 from pipeline import compute_loss, compute_margin, model_inputs
 
 

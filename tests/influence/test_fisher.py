@@ -12,7 +12,7 @@ from attribution.draws import fisher_column, fisher_columns
 from attribution.influence import fitting
 from attribution.influence.names import flags_of
 from attribution.influence.phases import Phases
-from attribution.training.processes import ALONE
+from attribution.processes import ALONE
 from pipeline import InfluenceTask, compute_loss
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from attribution.influence.gram import alike
-from attribution.training.questions import open_trained
+from attribution.training.queries import open_trained
 from attribution.training.run import open_data, open_run
 from pipeline import compute_loss, model_inputs
 

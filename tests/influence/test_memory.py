@@ -6,7 +6,7 @@ from running import analyze_quickly, close, influence_of, scores_of
 from attribution.influence import eigenbasis, memory, trackers
 from attribution.influence.analysis import make_score_arguments
 from attribution.influence.eigenbasis import tracked
-from attribution.training.processes import Processes
+from attribution.processes import Processes
 from pipeline import InfluenceTask, construct_bert
 
 

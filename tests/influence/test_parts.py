@@ -15,7 +15,7 @@ from attribution.influence import memory, parts
 from attribution.influence.analyzer import is_out_of_memory
 from attribution.influence.batching import batches_within, group_ends, runs_within
 from attribution.influence.parts import Kept, accept, divide
-from attribution.training.processes import ALONE, share_out
+from attribution.processes import ALONE, share_out
 from pipeline import InfluenceTask
 
 CUT = ("--train_batch_size", "2", "--data_partitions", "6", "--query_batch_size", "4")  # several groups, several parts

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from attribution.files import differing_parts, intact, others, read_json, sha256_of, write_json, write_tensors
-from attribution.training.processes import ALONE, Processes
+from attribution.processes import ALONE, Processes
 
 SEEDS_APART = 1_000_003  # between the seeds of two processes' dropout masks
 

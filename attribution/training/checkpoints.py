@@ -9,14 +9,14 @@ import torch
 
 from attribution.files import Refused, exclusive, others, printable, read_json
 from attribution.models import name_classes
+from attribution.processes import ALONE, Processes
 from attribution.training.bar import train
+from attribution.training.data import Material
 from attribution.training.fit import choose_device, evaluate_model, steps_of
-from attribution.training.material import Material
 from attribution.training.members import Members, differences, fits, kept_rows, share_of_process
 from attribution.training.metrics import doubts
-from attribution.training.processes import ALONE, Processes
-from attribution.training.progress import Progress
-from attribution.training.questions import open_trained
+from attribution.training.queries import open_trained
+from attribution.training.resume import Progress
 from attribution.training.run import add_to_run, save_run
 
 
