@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from attribution.engine import modules
 from attribution.files import Refused, check_numbers, check_writable, exclusive, printable, run_script
-from attribution.influence import eigenbasis
 from attribution.influence.analysis import Influence
 from attribution.influence.arguments import add_running_arguments, add_score_arguments, parse_damping
 from attribution.influence.names import window_name
@@ -130,7 +130,7 @@ def main(argv=None) -> None:
         if args.stock and processes.count > 1:  # each would do everything
             raise Refused("analyze.py --stock runs in one process; start it without a launcher")
         if not args.stock:
-            eigenbasis.check_version()
+            modules.check_version()
         gc.freeze()  # kronfluence collects garbage in every phase; what was imported need not be looked at each time
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # partial sums stay in float32

@@ -22,8 +22,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from attribution.influence.contractions import GRAM_STEP
-from attribution.influence.memory import GROUP_ROWS
+from attribution.engine.contractions import GRAM_STEP
+from attribution.engine.memory import GROUP_ROWS
 from attribution.show.pages import read_result
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -77,7 +77,7 @@ def test_stock_under_a_launcher_of_two_ends_with_the_refusal_and_writes_nothing(
 
 
 def test_an_unknown_kronfluence_is_refused_by_name(trained, monkeypatch):
-    monkeypatch.setattr("attribution.influence.eigenbasis.importlib.metadata.version", lambda name: "9.9")
+    monkeypatch.setattr("attribution.engine.modules.importlib.metadata.version", lambda name: "9.9")
     with pytest.raises(Refused, match="kronfluence 9.9 .*--stock"):
         analyze_quickly(trained)
 

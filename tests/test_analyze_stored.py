@@ -12,8 +12,8 @@ from running import QUICK, ROOT, SMALL, analyze_quickly, close, refusal, scores_
 
 import analyze
 import train
+from attribution.engine.phases import Phases
 from attribution.files import Refused
-from attribution.influence.phases import Phases
 from pipeline import get_glue_dataset
 
 
@@ -23,8 +23,8 @@ def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(run_copy
     folder = run_copy / "demo/influence"
     factor = folder / "factors/ekfac/lambda_matrix.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr("attribution.influence.phases.fit_factors", None)
-        patch.setattr("attribution.influence.phases.compute_scores", None)
+        patch.setattr("attribution.engine.phases.fit_factors", None)
+        patch.setattr("attribution.engine.phases.compute_scores", None)
         analyze_quickly(run_copy)
     factor.write_bytes(factor.read_bytes()[:-10])
     (folder / "scores/ekfac_damping0.0001/pairwise_scores.safetensors").write_bytes(b"short")

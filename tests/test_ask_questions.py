@@ -14,8 +14,9 @@ import analyze
 import evaluate_lds
 import train
 from attribution.data.task import GlueTask
+from attribution.engine import modules
 from attribution.files import Refused, run_script
-from attribution.influence import analysis, eigenbasis
+from attribution.influence import analysis
 from attribution.training import queries
 from attribution.training.queries import ask, read_label, read_queries
 from attribution.training.run import open_run
@@ -78,12 +79,12 @@ def test_in_float64_its_scores_are_the_stored_ones_to_1e9(run_copy, monkeypatch)
 
         return made
 
-    prepare = eigenbasis.prepare_model
+    prepare = modules.prepare_model
     monkeypatch.setattr(eigenbasis, "prepare_model", lambda model, task: prepare(model.double(), task))
     for name in ("make_factor_arguments", "make_score_arguments"):
         monkeypatch.setattr(analysis, name, double(getattr(analysis, name)))
     monkeypatch.setattr(questions, "predict_run", lambda folder, data: torch.zeros(len(data), 2))
-    monkeypatch.setattr("attribution.influence.scoring.STORED", torch.float64)  # scores are stored as they are
+    monkeypatch.setattr("attribution.engine.scoring.STORED", torch.float64)  # scores are stored as they are
     text, label = row(5)
     analyze.main([*QUICK, "--checkpoint_dir", str(run_copy)])
     analyze.main([*QUICK, "--checkpoint_dir", str(run_copy), "--query_text", text, "--query_label", label])

@@ -23,7 +23,7 @@ LONG: dict[str, str] = {}  # `file` or `file: function` -> why it may be longer 
 UNDOCUMENTED: dict[str, str] = {}  # `file: name` -> why it needs no docstring
 ANSWERS = {  # what a reader asks first -> where the README sends them
     "sign": ("pipeline.py", "InfluenceTask.compute_measurement"),
-    "damping": ("attribution/influence/eigenbasis.py", "EigenLinear.prepare_storage"),
+    "damping": ("attribution/engine/modules.py", "EigenLinear.prepare_storage"),
     "mask": ("attribution/evidence/ground_truth.py", "draw_masks"),
     "keyed": ("attribution/evidence/store.py", "Job.key"),
     "add a task": ("pipeline.py", "TASKS"),

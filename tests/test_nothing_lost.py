@@ -83,7 +83,7 @@ def test_scores_and_factors_that_are_not_finite_are_not_stored(run_copy, monkeyp
     assert "the pairwise scores are not finite (first at 0, 0), so nothing is stored" in capsys.readouterr().err
     assert not list((run_copy / "demo/influence/scores").rglob("*.json"))
     monkeypatch.undo()
-    from attribution.influence.trackers import EigenLambdaTracker
+    from attribution.engine.trackers import EigenLambdaTracker
 
     whole_update = EigenLambdaTracker.update
     monkeypatch.setattr(EigenLambdaTracker, "update", lambda self, entry, g: whole_update(self, entry, g * math.inf))

@@ -12,8 +12,8 @@ from pretend_cuda import OLDEST, pretend
 from running import COUNTERFACTUAL, LDS, SMALL, analyze_quickly, close, scores_of
 
 import train
-from attribution.influence import fitting, memory, scoring, trackers
-from attribution.influence.analyzer import EigenAnalyzer
+from attribution.engine import factors, memory, scoring, trackers
+from attribution.engine.analyzer import EigenAnalyzer
 from attribution.processes import Processes
 from attribution.training.fit import choose_device
 from pipeline import InfluenceTask
@@ -88,7 +88,7 @@ def peaks(monkeypatch, gpu, found: dict):
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "run_parts", watched("sums", "factors", fitting.run_parts))
+        patch.setattr(fitting, "run_parts", watched("sums", "factors", factors.run_parts))
         patch.setattr(scoring.Scorer, "run", watched("scores", "pairwise", scoring.Scorer.run))
         yield
 

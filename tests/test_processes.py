@@ -13,10 +13,10 @@ from running import QUICK, launched, scores_of
 
 import analyze
 from attribution import processes
+from attribution.engine import parts
+from attribution.engine.parts import Kept
 from attribution.evidence.stats import mean_spearman
 from attribution.files import Refused
-from attribution.influence import parts
-from attribution.influence.parts import Kept
 from attribution.processes import Processes, here
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes

@@ -10,11 +10,11 @@ import pytest
 import torch
 from running import ROOT, analyze_quickly, scores_of
 
+from attribution.engine.analyzer import symmetric_eigen
 from attribution.evidence.baselines import tfidf_cosine
 from attribution.evidence.ground_truth import load_array
 from attribution.files import Refused, run_script
 from attribution.hub import reason_of
-from attribution.influence.analyzer import symmetric_eigen
 
 
 def test_windows_is_refused_before_anything_else_is_imported():

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from attribution.data.dataset import GlueDataset, collate
+from attribution.engine import factors, memory, modules, phases, scoring
+from attribution.engine.analyzer import EigenAnalyzer, FolderAnalyzer
+from attribution.engine.phases import Phases
 from attribution.files import Refused, exclusive, fingerprint_of_tensors, intact, read_json, refuse_if_stale
-from attribution.influence import eigenbasis, fitting, memory, phases, result, scoring
-from attribution.influence.analyzer import EigenAnalyzer, FolderAnalyzer
-from attribution.influence.phases import Phases
+from attribution.influence import result
 from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_factor_arguments, make_score_arguments
 from attribution.influence.stored import write_scores
 from attribution.influence.support import check_attribution
@@ -145,13 +146,13 @@ class Influence:
             raise Refused(f"the weights in {self.folder} are not those that run.json describes; train again")
         device = choose_device()
         check_attribution(model, self.train)
-        prepare = prepare_stock_model if settings.stock else eigenbasis.prepare_model
+        prepare = prepare_stock_model if settings.stock else modules.prepare_model
         model = prepare(model, task)
         kwargs = {"folder": self.influence, "model": model, "task": task, "profile": settings.profile}
         kwargs["log_level"] = logging.WARNING
         if settings.stock:
             return FolderAnalyzer(**kwargs)
-        for module in eigenbasis.tracked(model):
+        for module in modules.tracked(model):
             module.projection_seed = settings.seed
             module.covariance_products = torch.float32 if "covariance products" in self.factor_parts else None
         budget = memory.affordable_tokens(model, device, settings.train_batch_size * self.run["max_length"])
@@ -216,7 +217,7 @@ class Influence:
             loading = self.loading(per_device_batch_size=settings.train_batch_size)
             phases.fit_factors(self.analyzer, work, name, self.train, factor_args, loading)
         else:
-            fitting.fit_in_parts(self.analyzer, work, name, self.train, factor_args)
+            factors.fit_in_parts(self.analyzer, work, name, self.train, factor_args)
         return work.record["seconds"]
 
     def _factors_are_stored(self) -> bool:

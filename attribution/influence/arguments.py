@@ -2,8 +2,8 @@
 
 import argparse
 
+from attribution.engine.memory import ROTATE
 from attribution.files import Refused
-from attribution.influence.memory import ROTATE
 from attribution.influence.names import STRATEGIES
 from attribution.influence.settings import FISHER, MAX_FACTOR_ROWS
 from attribution.training.recipe import add_member_arguments

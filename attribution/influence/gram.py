@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from attribution.data.dataset import GlueDataset
-from attribution.influence.batching import batches_within
+from attribution.engine.batching import batches_within
 from attribution.training.queries import open_trained
 from pipeline import compute_loss, model_inputs
 

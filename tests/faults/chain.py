@@ -21,8 +21,8 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
+from attribution.engine import parts
 from attribution.files import CHECKSUM, run_script
-from attribution.influence import parts
 
 SMALL = ["--max_train_samples", "60", "--num_train_epochs", "2"]
 QUICK = ["--max_queries", "6", "--damping_factor", "1e-4"]

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from attribution.influence import batching
-from attribution.influence.batching import WeighedLoader, batches_within, group_ends, order_by_length, restore_order
+from attribution.engine import batching
+from attribution.engine.batching import WeighedLoader, batches_within, group_ends, order_by_length, restore_order
 
 
 def test_batches_hold_their_budget_longest_first_and_the_order_is_restored():

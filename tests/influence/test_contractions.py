@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from attribution.influence import contractions
-from attribution.influence.contractions import (
+from attribution.engine import contractions
+from attribution.engine.contractions import (
     Gradients,
     LowRank,
     Tokens,
@@ -16,7 +16,7 @@ from attribution.influence.contractions import (
     weighted_squares,
     widened,
 )
-from attribution.influence.trackers import EigenCovarianceTracker
+from attribution.engine.trackers import EigenCovarianceTracker
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from attribution.data.dataset import collate
-from attribution.influence import eigenbasis
-from attribution.influence.analyzer import EigenAnalyzer
-from attribution.influence.batching import restore_order
-from attribution.influence.memory import plan_queries
+from attribution.engine import modules
+from attribution.engine.analyzer import EigenAnalyzer
+from attribution.engine.batching import restore_order
+from attribution.engine.memory import plan_queries
 from pipeline import InfluenceTask
 
 N, Q = 23, 7  # an uneven last batch for every batch size used here
@@ -79,7 +79,7 @@ def make_analyzer(fast: bool, folder, dtype, regression: bool, convolution: bool
     if convolution:
         layers = nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(5, 3)
         model.classifier = nn.Sequential(*layers).to(dtype)
-    model = (eigenbasis.prepare_model if fast else prepare_stock)(model, task)
+    model = (modules.prepare_model if fast else prepare_stock)(model, task)
     kwargs = {"model": model, "task": task, "log_level": logging.ERROR}
     if fast:
         return EigenAnalyzer(folder, token_budget=budget, **kwargs)
@@ -189,7 +189,7 @@ def test_lambda_equals_stock_from_the_same_eigenvectors(stock, tmp_path):
     for name, threshold in (("tokens", 1e9), ("gradients", -1)):
         shutil.copytree(folder, tmp_path / name / "kronfluence" / "factors_f")
         task, train = InfluenceTask(seed=3), Rows(N, 1)
-        model = eigenbasis.prepare_model(tiny_bert(), task)
+        model = modules.prepare_model(tiny_bert(), task)
         analyzer = EigenAnalyzer(tmp_path / name, model, task, token_budget=40, log_level=logging.ERROR)
         task.phase = "lambda"
         with pytest.MonkeyPatch.context() as patch:  # force both sides of the choice of what is rotated
@@ -269,11 +269,11 @@ def test_scores_equal_the_dense_formula_without_kronfluence(stock, tmp_path):
 
 def test_registration_leaks_nothing():
     before = dict(TrackedModule.SUPPORTED_MODULES)
-    model = eigenbasis.prepare_model(tiny_bert(), InfluenceTask())
-    assert any(isinstance(module, eigenbasis.EigenLinear) for module in model.modules())
+    model = modules.prepare_model(tiny_bert(), InfluenceTask())
+    assert any(isinstance(module, modules.EigenLinear) for module in model.modules())
     assert before == TrackedModule.SUPPORTED_MODULES and before[nn.Linear] is TrackedLinear
     stock_model = prepare_stock(tiny_bert(), InfluenceTask())
-    assert not any(isinstance(module, eigenbasis.EigenLinear) for module in stock_model.modules())
+    assert not any(isinstance(module, modules.EigenLinear) for module in stock_model.modules())
 
 
 def test_modules_that_read_one_tensor_share_its_covariance_and_rotation(tmp_path):

@@ -9,9 +9,9 @@ from torch import nn
 
 import analyze
 from attribution.draws import fisher_column, fisher_columns
-from attribution.influence import fitting
+from attribution.engine import factors
+from attribution.engine.phases import Phases
 from attribution.influence.names import flags_of
-from attribution.influence.phases import Phases
 from attribution.processes import ALONE
 from pipeline import InfluenceTask, compute_loss
 
@@ -71,7 +71,7 @@ def test_factors_are_the_mean_over_all_labels(num_labels, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "first", lambda count: train, raising=False)
     plan = lambda: {"parts": {"budget": 40, "count": 3}}  # noqa: E731
     work = Phases(tmp_path / "kronfluence/factors_f", {}, "unfinished factors", plan, False, ALONE)
-    fitting.fit_in_parts(analyzer, work, "f", train, arguments("ekfac", torch.float64)[0])
+    factors.fit_in_parts(analyzer, work, "f", train, arguments("ekfac", torch.float64)[0])
     stored = {path.stem: load_file(path) for path in (tmp_path / "factors/f").glob("*.safetensors")}
 
     inputs, outputs, corrected = {}, {}, {}

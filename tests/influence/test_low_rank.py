@@ -8,10 +8,10 @@ from running import QUICK, close, scores_of, tamper
 from safetensors.torch import load_file, save_file
 
 import analyze
+from attribution.engine import parts
+from attribution.engine.contractions import randomized_factors
 from attribution.evidence.stats import mean_spearman
 from attribution.files import Refused, read_json, sha256_of
-from attribution.influence import parts
-from attribution.influence.contractions import randomized_factors
 
 NAME = "ekfac_rank4_damping0.0001"
 

@@ -3,15 +3,15 @@
 import torch
 from running import analyze_quickly, close, influence_of, scores_of
 
-from attribution.influence import eigenbasis, memory, trackers
+from attribution.engine import memory, modules, trackers
+from attribution.engine.modules import tracked
 from attribution.influence.analysis import make_score_arguments
-from attribution.influence.eigenbasis import tracked
 from attribution.processes import Processes
 from pipeline import InfluenceTask, construct_bert
 
 
 def test_short_memory_lowers_the_token_budget(monkeypatch):
-    model = eigenbasis.prepare_model(construct_bert("demo", None, seed=0), InfluenceTask())
+    model = modules.prepare_model(construct_bert("demo", None, seed=0), InfluenceTask())
     features = sum(sum(module.weight.shape) for module in tracked(model))
     monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 32 * features * 1000)
     cpu = torch.device("cpu")

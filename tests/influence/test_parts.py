@@ -10,11 +10,11 @@ import torch
 from running import analyze_quickly, close, influence_of, scores_of
 from safetensors.torch import load_file, save_file
 
+from attribution.engine import memory, parts
+from attribution.engine.analyzer import is_out_of_memory
+from attribution.engine.batching import batches_within, group_ends, runs_within
+from attribution.engine.parts import Kept, accept, divide
 from attribution.files import Refused, read_json
-from attribution.influence import memory, parts
-from attribution.influence.analyzer import is_out_of_memory
-from attribution.influence.batching import batches_within, group_ends, runs_within
-from attribution.influence.parts import Kept, accept, divide
 from attribution.processes import ALONE, share_out
 from pipeline import InfluenceTask
 

@@ -8,8 +8,8 @@ from processes import begin, statuses
 from running import QUICK, analyze_quickly, influence_of, scores_of, tamper
 
 import analyze
+from attribution.engine import factors
 from attribution.files import Refused, exclusive
-from attribution.influence import fitting
 from attribution.influence.analysis import Influence
 
 
@@ -38,7 +38,7 @@ def test_scores_of_an_earlier_version_have_no_checksums_of_rows_and_are_read(run
 
 def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(run_copy, monkeypatch, tmp_path):
     """Each is a process of its own, not of one launch."""
-    fitted, real = tmp_path / "fitted", fitting.fit_in_parts
+    fitted, real = tmp_path / "fitted", factors.fit_in_parts
 
     def counted(*args) -> None:
         with open(fitted, "a") as file:

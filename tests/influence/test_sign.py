@@ -9,9 +9,9 @@ from kronfluence.utils.dataset import DataLoaderKwargs
 from scipy.stats import spearmanr
 from torch import nn
 
-from attribution.influence import eigenbasis
-from attribution.influence.analyzer import EigenAnalyzer
-from attribution.influence.batching import restore_order
+from attribution.engine import modules
+from attribution.engine.analyzer import EigenAnalyzer
+from attribution.engine.batching import restore_order
 from pipeline import InfluenceTask, compute_loss, compute_margin
 
 N, Q, RIDGE = 200, 6, 0.05
@@ -77,7 +77,7 @@ def test_scores_follow_exact_leave_one_out_on_a_convex_model(tmp_path):
     drop = torch.stack([full - margins(solve(train, everything[everything != i])) for i in range(N)], dim=1)
 
     task = InfluenceTask()
-    wrapped = eigenbasis.prepare_model(model, task)
+    wrapped = modules.prepare_model(model, task)
     analyzer = EigenAnalyzer(tmp_path, wrapped, task, token_budget=16, log_level=logging.ERROR)
     analyzer.queries = queries
     kwargs = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=lambda items: items[0][0].batch([i for _, i in items]))}

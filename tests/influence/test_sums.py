@@ -6,9 +6,9 @@ from running import analyze_quickly, close, influence_of, refusal, scores_of
 from safetensors.torch import load_file
 
 import analyze
+from attribution.engine import trackers
+from attribution.engine.contractions import add_squares
 from attribution.files import Refused
-from attribution.influence import trackers
-from attribution.influence.contractions import add_squares
 
 # Parts of the fingerprints of factors and full-rank scores since the first version with float64 covariances.
 FACTOR_PARTS = {"weights", "training rows", "strategy", "precision", "covariance type", "path", "seed"}

@@ -17,8 +17,8 @@ from kronfluence.factor.config import FactorConfig
 from kronfluence.utils import constants as names
 from safetensors.torch import load_file
 
+from attribution.engine.analyzer import FolderAnalyzer
 from attribution.files import Refused, checksums, intact, refuse_if_stale, write_json
-from attribution.influence.analyzer import FolderAnalyzer
 from attribution.processes import ALONE, Processes
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import safetensors
 import torch
 
+from attribution.engine.batching import batches_within, group_ends
 from attribution.files import fingerprint_of_tensors, write_tensors
-from attribution.influence.batching import batches_within, group_ends
 from attribution.processes import Processes, share_out
 
 PATIENCE = 600.0  # seconds of work that a killed process loses at most

@@ -24,16 +24,16 @@ from kronfluence.module.tracked_module import ModuleMode, TrackedModule
 from kronfluence.utils import constants as names
 from torch import nn
 
-from attribution.files import Refused
-from attribution.influence.contractions import accumulator, rotate, rotation_pays, widened
-from attribution.influence.sharing import Shared, SharedInput
-from attribution.influence.trackers import (
+from attribution.engine.contractions import accumulator, rotate, rotation_pays, widened
+from attribution.engine.sharing import Shared, SharedInput
+from attribution.engine.trackers import (
     EigenCovarianceTracker,
     EigenLambdaTracker,
     EigenPairwiseTracker,
     EigenPreconditionTracker,
     EigenSelfScoreTracker,
 )
+from attribution.files import Refused
 
 KNOWN_VERSIONS = ("1.0.1",)
 CACHE_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # size of a block of per-example gradients

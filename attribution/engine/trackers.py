@@ -17,7 +17,7 @@ from kronfluence.module.tracker.self_score import SelfScoreTracker
 from kronfluence.utils import constants as names
 from torch import nn
 
-from attribution.influence.contractions import (
+from attribution.engine.contractions import (
     Gradients,
     LowRank,
     Tokens,
@@ -28,7 +28,7 @@ from attribution.influence.contractions import (
     randomized_factors,
     weighted_squares,
 )
-from attribution.influence.sharing import SharedInput
+from attribution.engine.sharing import SharedInput
 
 
 @contextlib.contextmanager

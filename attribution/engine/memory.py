@@ -6,10 +6,10 @@ import time
 import numpy as np
 import torch
 
-from attribution.influence.analyzer import EigenAnalyzer
-from attribution.influence.batching import batches_within, group_ends
-from attribution.influence.eigenbasis import CACHE_ELEMENTS, EigenLinear, tracked
-from attribution.influence.parts import SMALLEST_BUDGET
+from attribution.engine.analyzer import EigenAnalyzer
+from attribution.engine.batching import batches_within, group_ends
+from attribution.engine.modules import CACHE_ELEMENTS, EigenLinear, tracked
+from attribution.engine.parts import SMALLEST_BUDGET
 from attribution.machine import free_host_memory
 from attribution.processes import here
 

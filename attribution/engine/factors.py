@@ -15,11 +15,11 @@ from kronfluence.factor.eigen import fit_lambda_matrices_with_loader
 from kronfluence.utils import constants as names
 
 from attribution.data.dataset import GlueDataset
+from attribution.engine.analyzer import EigenAnalyzer, is_out_of_memory
+from attribution.engine.modules import tracked
+from attribution.engine.parts import SMALLEST_BUDGET, Kept, Part, divide
+from attribution.engine.phases import Phases, keep_factors
 from attribution.files import write_bytes, write_tensors
-from attribution.influence.analyzer import EigenAnalyzer, is_out_of_memory
-from attribution.influence.eigenbasis import tracked
-from attribution.influence.parts import SMALLEST_BUDGET, Kept, Part, divide
-from attribution.influence.phases import Phases, keep_factors
 
 
 def fit_in_parts(

@@ -25,11 +25,11 @@ from kronfluence.utils import constants as names
 from torch.amp import GradScaler
 
 from attribution.data.dataset import GlueDataset
-from attribution.influence.analyzer import EigenAnalyzer, is_out_of_memory
-from attribution.influence.batching import order_by_length, runs_within
-from attribution.influence.eigenbasis import tracked
-from attribution.influence.parts import SMALLEST_BUDGET, Kept, Part, divide
-from attribution.influence.phases import Phases
+from attribution.engine.analyzer import EigenAnalyzer, is_out_of_memory
+from attribution.engine.batching import order_by_length, runs_within
+from attribution.engine.modules import tracked
+from attribution.engine.parts import SMALLEST_BUDGET, Kept, Part, divide
+from attribution.engine.phases import Phases
 
 DONE = "done"  # key of a file: (parts, Q) which queries a part has met
 

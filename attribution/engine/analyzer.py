@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from attribution.data.dataset import collate
+from attribution.engine.batching import WeighedLoader, batches_within, group_ends
+from attribution.engine.contractions import accumulator
+from attribution.engine.modules import EigenLinear, tracked
 from attribution.files import Refused, write_tensors
-from attribution.influence.batching import WeighedLoader, batches_within, group_ends
-from attribution.influence.contractions import accumulator
-from attribution.influence.eigenbasis import EigenLinear, tracked
 from attribution.processes import ALONE, Processes, share_out
 from attribution.training.fit import choose_device
 
