@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from attribution.evidence import correction, stats
+from attribution.evidence import correction, evaluated, stats
 from attribution.evidence.ground_truth import GroundTruth, Subsets, foreign_truth, own_truth
 from attribution.evidence.study import (
     add_retrain_seed,
@@ -26,7 +26,7 @@ from attribution.evidence.study import (
     study_arguments,
 )
 from attribution.files import Refused, check_numbers, run_script
-from attribution.show import evaluated, lds_tables, plotting, results
+from attribution.show import lds_tables, plotting, results
 from attribution.show.reading import show_query_lds
 from attribution.training.recipe import (
     Parser,

@@ -11,12 +11,12 @@ import numpy as np
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence import baselines, lds, stats
+from attribution.evidence.corrected import check_corrections, check_masks, correct_all
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused, meant, others
 from attribution.influence.names import with_members
 from attribution.influence.stored import look_up, open_scores_of, seeds_behind, stored_scores
-from attribution.show.corrected import check_corrections, check_masks, correct_all
 from attribution.training.members import Members, mean_of
 from attribution.training.queries import predict_run
 from attribution.training.recipe import queries_flag
