@@ -49,10 +49,10 @@ figures: .venv/ready
 	for task in sst2 demo; do $(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only || exit 1; done
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/speed.py $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))
+	$(BIN)/python lab/speed.py $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))
 
 tables: .venv/ready
-	$(BIN)/python -m attribution.show.pages
+	$(BIN)/python -m lab.pages
 
 lint: .venv/ready
 	$(BIN)/ruff check .

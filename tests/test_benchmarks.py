@@ -6,7 +6,7 @@ import pytest
 import torch
 from running import benchmark
 
-from benchmarks import estimates
+from lab import estimates
 
 
 @pytest.fixture(scope="module")

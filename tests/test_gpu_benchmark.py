@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import analyze
 import train
-from benchmarks.estimates import A100
+from lab.estimates import A100
 
 
 @pytest.fixture

@@ -55,9 +55,9 @@ SOUND = {  # a small house in order: file -> content
     "attribution/show/tables.py": "from attribution.evidence import lds\nimport numpy.tests\nfrom os import path\n",
     "train.py": "from attribution.show.tables import t\nimport evaluate\n",
     "analyze.py": "from attribution import demo\n",
-    "benchmarks/speed.py": "import train\n",
-    "demo/pretrain.py": "import analyze\n",
-    "tests/test_train.py": "import train, benchmarks.speed\n",
+    "lab/speed.py": "import train\n",
+    "lab/pretrain_demo.py": "import analyze\n",
+    "tests/test_train.py": "import train, lab.speed\n",
 }
 UP = "a file imports only from floors below its own, or from its own wing"
 BESIDE = "wings side by side do not import each other"
@@ -73,8 +73,8 @@ VIOLATIONS = [  # file, content, imported file, rule
     ("attribution/influence/names.py", "import attribution.evidence.lds", "attribution/evidence/lds.py", BESIDE),
     ("attribution/evidence/lds.py", "from ..influence.names import a", "attribution/influence/names.py", BESIDE),
     ("train.py", "def f():\n    from analyze import main", "analyze.py", SCRIPT),
-    ("train.py", "import numpy, benchmarks.speed", "benchmarks/speed.py", YARD),
-    ("attribution/data/demo.py", "from demo.pretrain import x", "demo/pretrain.py", YARD),
+    ("train.py", "import numpy, lab.speed", "lab/speed.py", YARD),
+    ("attribution/data/demo.py", "from lab.pretrain_demo import x", "lab/pretrain_demo.py", YARD),
     ("pipeline.py", "from tests import test_train", "tests/test_train.py", YARD),
 ]
 
@@ -127,7 +127,7 @@ def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
 
 @pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
 def test_what_our_own_files_use_and_libraries_are_about_to_drop_is_an_error(kind):
-    for module in ("attribution.files", "train", "benchmarks.speed"):
+    for module in ("attribution.files", "train", "lab.speed"):
         with pytest.raises(kind):
             warnings.warn_explicit("going", kind, "file.py", 1, module=module)
     with warnings.catch_warnings(record=True):

@@ -59,8 +59,8 @@ def test_outside_git_there_is_no_commit_and_nothing_is_refused(repository):
 
 
 def test_a_command_starts_at_the_projects_folder_and_can_be_given_again(repository, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(repository / "benchmarks/speed.py"), "--cases", "a b"])
-    assert provenance.command() == "python benchmarks/speed.py --cases 'a b'"
+    monkeypatch.setattr(sys, "argv", [str(repository / "lab/speed.py"), "--cases", "a b"])
+    assert provenance.command() == "python lab/speed.py --cases 'a b'"
     monkeypatch.setattr(sys, "argv", ["/elsewhere/tool.py"])
     assert provenance.command() == "python tool.py"
 

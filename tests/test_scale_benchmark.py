@@ -4,7 +4,7 @@
 import pytest
 from running import benchmark
 
-from attribution.show.timings import STEPS, scale_table
+from lab.timings import STEPS, scale_table
 from pipeline import load_tables
 
 

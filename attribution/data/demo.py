@@ -6,7 +6,7 @@ beer and condemns a soup), so a model must learn each topic from its own trainin
 that shaped a prediction are, with luck, rows about the same topic. In the training set 5 % of the
 labels are flipped on purpose; the columns `topic` and `flipped` record the truth.
 
-The corpus on which the small BERT in `demo/` was pretrained (see `demo/pretrain.py`) comes from the
+The corpus on which the small BERT in `demo/` was pretrained (see `lab/pretrain_demo.py`) comes from the
 same tables and contains none of the rows of the data set.
 """
 

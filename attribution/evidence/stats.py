@@ -165,7 +165,7 @@ def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> fl
 
     The mean over queries of the square root of each query's reliability of the mean, R r / (1 + (R - 1) r)
     (Spearman 1910, Brown 1910), with r the mean Spearman correlation, over pairs of repeats, between the margins of two
-    repeats; a negative r counts as 0. Its bias for few repeats: benchmarks/ceiling.py.
+    repeats; a negative r counts as 0. Its bias for few repeats: lab/ceiling.py.
     """
     if (found := _repeats(margins, controls)) is None:
         return None

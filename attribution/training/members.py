@@ -171,7 +171,7 @@ def mean_of(members: Iterable[np.ndarray]) -> np.ndarray:
 
     Scores of a checkpoint that has fitted its rows less are larger as a whole, and would outweigh the others in a plain
     mean. So each array is divided by its standard deviation (one number a checkpoint: queries stay comparable), and the
-    mean is multiplied by the mean standard deviation: the unit stays. benchmarks/members.py compares it with others.
+    mean is multiplied by the mean standard deviation: the unit stays. lab/members.py compares it with others.
     """
     total, spreads = np.zeros(()), []
     for values in members:

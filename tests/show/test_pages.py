@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attribution.show import pages
-from attribution.show.pages import PAGES, ROOT, fill
+from lab import pages
+from lab.pages import PAGES, ROOT, fill
 
 
 @pytest.mark.parametrize("page", PAGES)

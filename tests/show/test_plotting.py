@@ -8,7 +8,7 @@ from running import ROOT
 from attribution.evidence.flips import TURNED
 from attribution.files import read_json
 from attribution.show import plotting
-from attribution.show.pages import read_result
+from lab.pages import read_result
 
 STUDIES = sorted(
     path.stem for study in ("lds", "counterfactual") for path in (ROOT / "results").glob(f"{study}_*.json")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attribution.show.timings import read_profile, speed_report
+from lab.timings import read_profile, speed_report
 
 
 def test_the_report_shows_seconds_ratios_memory_and_agreement():

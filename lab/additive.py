@@ -1,6 +1,6 @@
 """How much could any score explain? A score adds up its rows; retraining need not.
 
-    python benchmarks/additive.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac identity
+    python lab/additive.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac identity
 
 The LDS predicts the margin of a retrained model by a sum over the rows that were kept. A margin in which rows work
 together (two copies of a fact, of which one is enough) holds more than any sum can say, and the noise ceiling counts

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from attribution.engine.contractions import GRAM_STEP
 from attribution.engine.memory import GROUP_ROWS
-from attribution.show.pages import read_result
+from lab.pages import read_result
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 PUBLISHED = read_result(RESULTS, "published")["gpu_seconds"]["seconds"]  # precision -> phase -> seconds

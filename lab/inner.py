@@ -1,6 +1,6 @@
-"""Measurements inside one process, for benchmarks/speed.py: training speed, matrix products, where time goes.
+"""Measurements inside one process, for lab/speed.py: training speed, matrix products, where time goes.
 
-    python benchmarks/inner.py products --dataset_name sst2 --checkpoint_dir DIR --max_queries 64 --output products.json
+    python lab/inner.py products --dataset_name sst2 --checkpoint_dir DIR --max_queries 64 --output products.json
 
 `training`: rows a second in the second of two epochs. `products`: every matrix product of the pairwise phase, counted
 in multiply-adds and then timed alone. `profile`: the operators of a whole analysis that take the most time.

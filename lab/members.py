@@ -1,8 +1,8 @@
 """Which checkpoints should be scored together? Compares members that differ in seed, step or rows, on tuning masks.
 
     python train.py --dataset_name sst2 ... --num_members 8 ; python train.py ... --member_steps 8      # and so on:
-    python benchmarks/members.py --dataset_name sst2 --plan                 # prints the commands that make all of it
-    python benchmarks/members.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac_exact identity
+    python lab/members.py --dataset_name sst2 --plan                 # prints the commands that make all of it
+    python lab/members.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac_exact identity
 
 Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same arguments of masks;
 they are chosen so that no result uses them: masks of seed 1, retrain seeds from 200, other queries (--first_query).

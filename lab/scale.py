@@ -1,7 +1,7 @@
 """How seconds and memory grow with the training rows: generated rows in mnli's columns, the demo's BERT, one epoch.
 
-    python benchmarks/scale.py                               # 25,000 to 400,000 rows; hours on two cores
-    python benchmarks/scale.py --sizes 1000 2000             # a trial
+    python lab/scale.py                               # 25,000 to 400,000 rows; hours on two cores
+    python lab/scale.py --sizes 1000 2000             # a trial
 
 Rows have about 24 tokens, there are 32 queries, and factors are fitted on all rows. Every step is a process with the
 commands that a user gives: opening the rows, training, the phases of the analysis, showing one query. One JSON a size
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from attribution.files import Refused, read_json, run_script, write_bytes, write_json  # noqa: E402
 from attribution.provenance import check_clean, environment  # noqa: E402
-from attribution.show.timings import scale_table  # noqa: E402
+from lab.timings import scale_table  # noqa: E402
 
 SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
 WORDS = (

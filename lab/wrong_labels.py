@@ -2,7 +2,7 @@
 
     python train.py --dataset_name cola --checkpoint_dir checkpoints/wrong --corrupt_labels 0.1 --num_members 5 ...
     python analyze.py --dataset_name cola --checkpoint_dir checkpoints/wrong --self_influence --num_members 5
-    python benchmarks/wrong_labels.py --dataset_name cola --checkpoint_dir checkpoints/wrong --num_members 5
+    python lab/wrong_labels.py --dataset_name cola --checkpoint_dir checkpoints/wrong --num_members 5
 
 Ranks the training rows by every self-influence that analyze.py stored, by the loss of the row under the run and as a
 mean over members, by its loss under models that did not see it (five folds, retrained and kept like every retrain), by

@@ -130,7 +130,7 @@ def gpu_table(published: dict, estimated: dict) -> str:
 
 
 def gpu_measured(sizes: dict[str, dict]) -> str:
-    """What benchmarks/gpu.py measured, beside its estimate for that card: number of rows -> its content."""
+    """What lab/gpu.py measured, beside its estimate for that card: number of rows -> its content."""
     rows = []
     for found in (sizes[size] for size in sorted(sizes, key=int)):
         what = f"{found['rows']:,} x {found['queries']:,}"

@@ -1,7 +1,7 @@
 """The tables of README.md, results/README.md and benchmarks/README.md, made from the JSON files in results/.
 
-    python -m attribution.show.pages                            # writes every table of the three pages again
-    python -m attribution.show.pages --profile profile.txt      # first takes over what analyze.py --profile printed
+    python -m lab.pages                            # writes every table of the three pages again
+    python -m lab.pages --profile profile.txt      # first takes over what analyze.py --profile printed
 
 A page says `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends. To add a table, write a
 function of a `Reader` that returns Markdown, and enter it in TABLES. Below each table stands what it was made from.
@@ -16,8 +16,9 @@ from pathlib import Path
 
 from attribution.files import run_script, write_bytes, write_json
 from attribution.provenance import check_clean, origin
-from attribution.show import lds_tables, tables, timings
-from attribution.show.timings import CASES
+from attribution.show import lds_tables, tables
+from lab import timings
+from lab.timings import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "results/README.md", "benchmarks/README.md")

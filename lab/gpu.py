@@ -1,9 +1,9 @@
 """SST-2 with BERT-base on one GPU: what this project takes, beside what was published for stock kronfluence.
 
-    python benchmarks/gpu.py --estimate          # by arithmetic, for an A100; needs no GPU; results/gpu_estimate.json
-    python benchmarks/gpu.py                     # measures float32, TF32 and bfloat16 on this GPU; results/gpu.json
-    python benchmarks/gpu.py --tasks             # every GLUE task on one A100 and on eight, by arithmetic
-    python benchmarks/gpu.py --random_weights --rows 8192     # BERT-base's shape without the hub, fewer training rows
+    python lab/gpu.py --estimate          # by arithmetic, for an A100; needs no GPU; results/gpu_estimate.json
+    python lab/gpu.py                     # measures float32, TF32 and bfloat16 on this GPU; results/gpu.json
+    python lab/gpu.py --tasks             # every GLUE task on one A100 and on eight, by arithmetic
+    python lab/gpu.py --random_weights --rows 8192     # BERT-base's shape without the hub, fewer training rows
 
 Each measurement is one JSON below --work_dir, and what is there is not measured again. The estimate beside it is
 scaled by what this card reaches in products and copies, which is printed. `estimates.py` says how it is counted.
@@ -28,9 +28,9 @@ from attribution.evidence.stats import mean_spearman  # noqa: E402
 from attribution.files import Refused, check_numbers, read_json, run_script, write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402
 from attribution.show.tables import markdown  # noqa: E402
-from attribution.show.timings import gpu_measured, gpu_table  # noqa: E402
 from attribution.training.run import open_data, open_run  # noqa: E402
-from benchmarks.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table  # noqa: E402
+from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table  # noqa: E402
+from lab.timings import gpu_measured, gpu_table  # noqa: E402
 from pipeline import DEMO_MODEL, get_tokenizer  # noqa: E402
 
 FLAGS: dict[str, list[str]] = {"float32": [], "tf32": ["--tf32"], "bfloat16": ["--use_half_precision"]}
