@@ -1,4 +1,5 @@
-"""Fits influence factors, scores every training row for every query, and shows the most influential rows.
+"""Fits influence factors, scores every training row for every query, and shows the most influential
+rows.
 
     python analyze.py --dataset_name demo
     python analyze.py --dataset_name demo --query_index 79 --top_k 5      # reads what is stored
@@ -22,14 +23,32 @@ from pathlib import Path
 import torch
 
 from attribution.engine import modules
-from attribution.files import Refused, check_numbers, check_writable, exclusive, printable, run_script
+from attribution.files import (
+    Refused,
+    check_numbers,
+    check_writable,
+    exclusive,
+    printable,
+    run_script,
+)
 from attribution.influence.analysis import Influence
-from attribution.influence.arguments import add_running_arguments, add_score_arguments, parse_damping
+from attribution.influence.arguments import (
+    add_running_arguments,
+    add_score_arguments,
+    parse_damping,
+)
 from attribution.influence.names import window_name
 from attribution.influence.settings import Settings
 from attribution.influence.stored import recorded_queries
 from attribution.processes import launched
-from attribution.show.asking import Session, View, add_asking_arguments, check_asking, forget_queries, read_questions
+from attribution.show.asking import (
+    Session,
+    View,
+    add_asking_arguments,
+    check_asking,
+    forget_queries,
+    read_questions,
+)
 from attribution.show.explain import FORMAT
 from attribution.show.reading import default_format, show_self_influence
 from attribution.show.report import write_report
@@ -57,16 +76,30 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_asking_arguments(parser)
     add = parser.add_argument_group("what is shown").add_argument
     add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
-    add("--self_influence", action="store_true", help="score every training row against itself; show the top rows")
+    add(
+        "--self_influence",
+        action="store_true",
+        help="score every training row against itself; show the top rows",
+    )
     args = parser.parse_args(argv)
-    positive = ("query_batch_size", "train_batch_size", "top_k", "max_queries", "data_partitions", "max_factor_rows")
+    positive = (
+        "query_batch_size",
+        "train_batch_size",
+        "top_k",
+        "max_queries",
+        "data_partitions",
+        "max_factor_rows",
+    )
     check_numbers(vars(args), *positive, "query_gradient_rank")
     check_window(vars(args))
     check_asking(vars(args))
     if args.stock and args.covariance_products != "float64":
         raise Refused("--covariance_products is ours; --stock has --covariance_dtype")
     if args.stock and args.fisher != "sampled":
-        raise Refused("--fisher exact is ours; kronfluence samples labels, so leave out one of --stock and --fisher")
+        raise Refused(
+            "--fisher exact is ours; kronfluence samples labels, so leave out one of --stock and "
+            "--fisher"
+        )
     args.damping_factor = parse_damping(args.damping_factor)
     if args.factor_strategy not in ("kfac", "ekfac"):
         args.covariance_dtype = None
@@ -87,25 +120,43 @@ def work_place(influence: Influence, kinds: list[str]):
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the analysis needs of the command line."""
     return Settings(
-        strategy=args.factor_strategy, half=args.use_half_precision, stock=args.stock,
-        covariance_dtype=args.covariance_dtype, covariance_products=args.covariance_products,
-        fisher=args.fisher, rank=args.query_gradient_rank, damping=args.damping_factor, seed=args.seed, tf32=args.tf32,
+        strategy=args.factor_strategy,
+        half=args.use_half_precision,
+        stock=args.stock,
+        covariance_dtype=args.covariance_dtype,
+        covariance_products=args.covariance_products,
+        fisher=args.fisher,
+        rank=args.query_gradient_rank,
+        damping=args.damping_factor,
+        seed=args.seed,
+        tf32=args.tf32,
         query_batch_size=args.query_batch_size,
-        train_batch_size=args.train_batch_size, max_factor_rows=args.max_factor_rows,
-        data_partitions=args.data_partitions, rotate=args.rotate, overwrite=args.overwrite, profile=args.profile,
-    )  # fmt: skip
+        train_batch_size=args.train_batch_size,
+        max_factor_rows=args.max_factor_rows,
+        data_partitions=args.data_partitions,
+        rotate=args.rotate,
+        overwrite=args.overwrite,
+        profile=args.profile,
+    )
 
 
 def ask_as_scored(args: argparse.Namespace, folder: Path, members: str) -> None:
-    """A question without --max_queries is about as many validation rows as were scored under its other arguments."""
-    asks = any(value is not None for value in (args.query_index, args.query_text, args.query_path, args.report))
+    """A question without --max_queries is about as many validation rows as were scored under its
+    other arguments.
+    """
+    asks = any(
+        value is not None
+        for value in (args.query_index, args.query_text, args.query_path, args.report)
+    )
     if asks and args.max_queries == MAX_QUERIES:
         name = settings_of(args).scores + members + window_name(args.first_query)
         args.max_queries = recorded_queries(folder, name) or args.max_queries
 
 
 def score_all(session: Session, self_influence: bool, view: View) -> None:
-    """Scores what is not stored yet; prints the rows that shape themselves most, or the first query."""
+    """Scores what is not stored yet; prints the rows that shape themselves most, or the first
+    query.
+    """
     influence = session.influence
     with work_place(influence, ["pairwise"] + ["self"] * self_influence), view.progress():
         scores = influence.compute("pairwise")
@@ -113,7 +164,10 @@ def score_all(session: Session, self_influence: bool, view: View) -> None:
     if scores is None:  # not the main process
         return
     with view.progress():
-        print(f"{influence.result}: scores of {scores.shape[1]:,} training rows for {scores.shape[0]:,} queries")
+        print(
+            f"{influence.result}: scores of {scores.shape[1]:,} training rows for "
+            f"{scores.shape[0]:,} queries"
+        )
         for sentence in session.run.get("doubts", []):
             print(printable(sentence))
     if own is not None:
@@ -123,7 +177,9 @@ def score_all(session: Session, self_influence: bool, view: View) -> None:
 
 
 def main(argv=None) -> None:
-    """Scores what is not stored yet, then prints; with --query_index it only prints. Raises Refused on bad input."""
+    """Scores what is not stored yet, then prints; with --query_index it only prints. Raises Refused
+    on bad input.
+    """
     quiet_libraries()
     args = parse_args(argv)
     with launched() as processes:
@@ -131,16 +187,22 @@ def main(argv=None) -> None:
             raise Refused("analyze.py --stock runs in one process; start it without a launcher")
         if not args.stock:
             modules.check_version()
-        gc.freeze()  # kronfluence collects garbage in every phase; what was imported need not be looked at each time
+        # kronfluence collects garbage in every phase; what was imported need not be looked at each
+        # time
+        gc.freeze()
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # partial sums stay in float32
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (
+            False  # partial sums stay in float32
+        )
         folder, run = open_run(args.checkpoint_dir, args.dataset_name)
         if args.forget_queries:
             forget_queries(folder)
             return
         members = open_members(folder, run, members_of(vars(args)))
         ask_as_scored(args, folder, members.members.name)
-        train, queries = open_data(folder, run, args.dataset_path, args.max_queries, args.first_query)
+        train, queries = open_data(
+            folder, run, args.dataset_path, args.max_queries, args.first_query
+        )
         opened = (members, train, queries, settings_of(args), vars(args))
         session = Session(*opened, work_place, processes, args.first_query)
         answer(session, read_questions(folder, run, vars(args)), args)
@@ -154,7 +216,9 @@ def answer(session: Session, questions: Questions | None, args: argparse.Namespa
     elif args.report is None and args.query_index is None:
         score_all(session, args.self_influence, view)
     elif session.processes.main and args.report is not None:
-        place = write_report(session, None if args.report == Path() else args.report, args.query_index, args.top_k)
+        place = write_report(
+            session, None if args.report == Path() else args.report, args.query_index, args.top_k
+        )
         print(f"wrote {place}")
     elif session.processes.main:
         session.show_rows(args.query_index, args.query_target, view)

@@ -2,7 +2,8 @@
 
     from pipeline import construct_bert, get_dataloader, get_glue_dataset
     train = get_glue_dataset("rte", "train")                       # from the hub: nyu-mll/glue
-    train = get_glue_dataset("rte", "train", dataset_path="DIR")   # from a folder: DIR/rte/train-*.parquet
+    train = get_glue_dataset("rte", "train", dataset_path="DIR")   # from a folder:
+    DIR/rte/train-*.parquet
     model = construct_bert("rte")
 
 Splits are `train`, `eval_train` (the training rows again, for evaluating on them) and `valid`.
@@ -38,13 +39,23 @@ ACCURACY_F1 = ("accuracy", "f1")
 ENTAILMENT = ("entailment", "not_entailment")
 # Class names in the order of GLUE's own labels (https://huggingface.co/datasets/nyu-mll/glue).
 TASKS = {
-    "cola": GlueTask(("sentence",), 2, ("unacceptable", "acceptable"), metrics=("matthews_correlation",)),
+    "cola": GlueTask(
+        ("sentence",), 2, ("unacceptable", "acceptable"), metrics=("matthews_correlation",)
+    ),
     "sst2": GlueTask(("sentence",), 2, ("negative", "positive")),
-    "mrpc": GlueTask(("sentence1", "sentence2"), 2, ("not_equivalent", "equivalent"), metrics=ACCURACY_F1),
-    "qqp": GlueTask(("question1", "question2"), 2, ("not_duplicate", "duplicate"), metrics=ACCURACY_F1),
-    "stsb": GlueTask(("sentence1", "sentence2"), 1, bounds=(0.0, 5.0), metrics=("pearson", "spearmanr")),
+    "mrpc": GlueTask(
+        ("sentence1", "sentence2"), 2, ("not_equivalent", "equivalent"), metrics=ACCURACY_F1
+    ),
+    "qqp": GlueTask(
+        ("question1", "question2"), 2, ("not_duplicate", "duplicate"), metrics=ACCURACY_F1
+    ),
+    "stsb": GlueTask(
+        ("sentence1", "sentence2"), 1, bounds=(0.0, 5.0), metrics=("pearson", "spearmanr")
+    ),
     "mnli": GlueTask(
-        ("premise", "hypothesis"), 3, ("entailment", "neutral", "contradiction"),
+        ("premise", "hypothesis"),
+        3,
+        ("entailment", "neutral", "contradiction"),
         validation=("validation_matched", "validation_mismatched"),
     ),
     "qnli": GlueTask(("question", "sentence"), 2, ENTAILMENT),
@@ -52,10 +63,12 @@ TASKS = {
     "rte": GlueTask(("sentence1", "sentence2"), 2, ENTAILMENT, max_train_samples=2432),
     "wnli": GlueTask(("sentence1", "sentence2"), 2, ("not_entailment", "entailment")),
     "demo": GlueTask(
-        ("sentence",), 2, tuple(demo.LABEL_NAMES),
+        ("sentence",),
+        2,
+        tuple(demo.LABEL_NAMES),
         recipe={"learning_rate": 3e-4, "num_train_epochs": 8, "freeze_embeddings": True},
     ),
-}  # fmt: skip
+}
 
 
 def quiet_libraries() -> None:
@@ -80,14 +93,15 @@ def unknown_task(name: str) -> str:
     return f"unknown task {name!r}{meant(name, TASKS)}; known are {', '.join(TASKS)}"
 
 
-# --- data --------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.DatasetDict:
     """The task's raw tables, split name -> table.
 
     dataset_path: a folder or hub id that `datasets.load_dataset(path, task)` opens; None means the
-    hub's `nyu-mll/glue` (for the demo, the embedded sentences). Raises Refused where it cannot be opened.
+    hub's `nyu-mll/glue` (for the demo, the embedded sentences). Raises Refused where it cannot be
+    opened.
     """
     task = get_task(data_name)
     if data_name == "demo" and dataset_path is None:
@@ -100,14 +114,18 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
         )
     path = dataset_path or DEFAULT_DATASET
     if dataset_path is not None and not Path(path).is_dir() and path.count("/") != 1:
-        raise Refused(f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name")
+        raise Refused(
+            f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name"
+        )
     tables = open_tables(path, data_name)
     check_splits(tables, task, data_name)
     return tables
 
 
 def resolve_model(model_name_or_path: str | None, data_name: str) -> str:
-    """The given folder or hub id, else `bert-base-cased`, else, for the demo, the small BERT in `demo/`."""
+    """The given folder or hub id, else `bert-base-cased`, else, for the demo, the small BERT in
+    `demo/`.
+    """
     return str(model_name_or_path or (DEMO_MODEL if data_name == "demo" else DEFAULT_MODEL))
 
 
@@ -117,18 +135,27 @@ def get_tokenizer(model_name_or_path: str | None, data_name: str, flag: str = mo
 
 
 def get_glue_dataset(
-    data_name: str, split: str, indices: list[int] | None = None, *, tokenizer=None, dataset_path: str | None = None,
-    max_length: int = MAX_LENGTH, max_samples: int | None = None, tables: datasets.DatasetDict | None = None,
-    inputs: list[str] | None = None, task: GlueTask | None = None, cache: bool = True,
-) -> GlueDataset:  # fmt: skip
+    data_name: str,
+    split: str,
+    indices: list[int] | None = None,
+    *,
+    tokenizer=None,
+    dataset_path: str | None = None,
+    max_length: int = MAX_LENGTH,
+    max_samples: int | None = None,
+    tables: datasets.DatasetDict | None = None,
+    inputs: list[str] | None = None,
+    task: GlueTask | None = None,
+    cache: bool = True,
+) -> GlueDataset:
     """One split of a task, tokenized and cut to max_length tokens, unpadded.
 
-    split: train, eval_train, valid, or the name of one of several validation splits. indices: rows to
-    keep, in that order. max_samples: keep the first so many rows. tables: from `load_tables`, to read
-    them once. inputs: what the model reads of the tokenizer's output (all of it). task: of a data set that is not in
-    TASKS. cache: whether tokens of many rows may be kept on the disk.
-    Raises Refused for an unknown split, for one without rows, and for rows that cannot give a right answer
-    (see `raw`).
+    split: train, eval_train, valid, or the name of one of several validation splits. indices: rows
+    to keep, in that order. max_samples: keep the first so many rows. tables: from `load_tables`, to
+    read them once. inputs: what the model reads of the tokenizer's output (all of it). task: of a
+    data set that is not in TASKS. cache: whether tokens of many rows may be kept on the disk.
+    Raises Refused for an unknown split, for one without rows, and for rows that cannot give a right
+    answer (see `raw`).
     """
     task = task or get_task(data_name)
     names = {"train": "train", "eval_train": "train", "valid": task.validation[0]}
@@ -148,32 +175,44 @@ def get_glue_dataset(
     tokenizer = tokenizer or get_tokenizer(None, data_name)
     fewest = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2) + len(task.columns)
     if max_length < fewest:
-        raise Refused(f"--max_length {max_length} leaves no room for text; it takes at least {fewest}")
+        raise Refused(
+            f"--max_length {max_length} leaves no room for text; it takes at least {fewest}"
+        )
     encoded = tokenize(table, task.columns, tokenizer, max_length, cache)
     return GlueDataset(table, task, labels, {name: encoded[name] for name in inputs or encoded})
 
 
 def get_dataloader(
-    data_name: str, batch_size: int, split: str, indices: list[int] | None = None, **dataset_arguments
+    data_name: str,
+    batch_size: int,
+    split: str,
+    indices: list[int] | None = None,
+    **dataset_arguments,
 ) -> DataLoader:
     """Batches of one split in the order of its rows, each padded to its own longest row."""
     dataset = get_glue_dataset(data_name, split, indices, **dataset_arguments)
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
 
 
-# --- the model ---------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 def construct_bert(
-    data_name: str, model_name_or_path: str | None = None, seed: int = 0, num_hidden_layers: int | None = None,
-    new_head: bool = False, task: GlueTask | None = None,
-) -> torch.nn.Module:  # fmt: skip
-    """An encoder with a head for the task, in float32; a head that the folder lacks is drawn from `seed`.
+    data_name: str,
+    model_name_or_path: str | None = None,
+    seed: int = 0,
+    num_hidden_layers: int | None = None,
+    new_head: bool = False,
+    task: GlueTask | None = None,
+) -> torch.nn.Module:
+    """An encoder with a head for the task, in float32; a head that the folder lacks is drawn from
+    `seed`.
 
-    model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`). num_hidden_layers: keep
-    only the first so many layers. new_head: draw the head even where there is one. The process's random state is
-    left as it was. `model.drawn` names the parameters that were drawn. task: of a data set that is not in TASKS.
-    Raises Refused as `models.open_model` does.
+    model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`).
+    num_hidden_layers: keep only the first so many layers. new_head: draw the head even where there
+    is one. The process's random state is left as it was. `model.drawn` names the parameters that
+    were drawn. task: of a data set that is not in TASKS. Raises Refused as `models.open_model`
+    does.
     """
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         torch.manual_seed(seed)
@@ -187,7 +226,9 @@ def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def compute_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed training loss: cross-entropy in nats for logits (B, C), squared error for logits (B, 1)."""
+    """Summed training loss: cross-entropy in nats for logits (B, C), squared error for logits (B,
+    1).
+    """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[-1] == 1:
         return (logits.squeeze(-1) - labels.to(logits.dtype)).square().sum()
@@ -195,11 +236,12 @@ def compute_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def compute_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Margin (B,) of logits (B, C): correct logit minus log-sum-exp of the others, in natural units.
+    """Margin (B,) of logits (B, C): correct logit minus log-sum-exp of the others, in natural
+    units.
 
-    The output function of TRAK (arXiv:2303.14186, section 2, for classification: log p / (1 - p)); for
-    regression (C = 1) minus the squared error. Higher is better in both. A regression's label that is NaN asks about
-    the output itself, which is then what is measured.
+    The output function of TRAK (arXiv:2303.14186, section 2, for classification: log p / (1 - p));
+    for regression (C = 1) minus the squared error. Higher is better in both. A regression's label
+    that is NaN asks about the output itself, which is then what is measured.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[-1] == 1:
@@ -211,7 +253,8 @@ def compute_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def compute_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(B,) bool: whether the label's logit is the largest of logits (B, C), and finite; False for regression.
+    """(B,) bool: whether the label's logit is the largest of logits (B, C), and finite; False for
+    regression.
 
     Only with two classes is that the same as a margin above 0, which says p > 1/2.
     """
@@ -221,22 +264,29 @@ def compute_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class InfluenceTask(Task):
-    """The task as kronfluence sees it: training loss, sampled labels, and what is measured on queries.
+    """The task as kronfluence sees it: training loss, sampled labels, and what is measured on
+    queries.
 
-    The measurement is *minus* the summed margin, so that its gradient times the inverse Hessian times
-    the gradient of the loss is positive for training rows that help.
+    The measurement is *minus* the summed margin, so that its gradient times the inverse Hessian
+    times the gradient of the loss is positive for training rows that help.
     """
 
     def __init__(self, seed: int = 0, exact_labels: int | None = None) -> None:
-        """exact_labels: the model's outputs C, for the mean over all labels in place of sampled ones."""
+        """exact_labels: the model's outputs C, for the mean over all labels in place of sampled
+        ones.
+        """
         self.seed = seed
         self.phase = "factors"  # sampled labels are a function of seed, phase and row
         self.exact = exact_labels is not None
-        self.columns = fisher_columns(exact_labels) if exact_labels else 1  # passes over a batch for the factors
+        self.columns = (
+            fisher_columns(exact_labels) if exact_labels else 1
+        )  # passes over a batch for the factors
         self.column = 0  # of this pass
 
     def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:
-        """Summed loss of the batch. sample: for the Fisher matrix, with labels drawn from the model or their mean."""
+        """Summed loss of the batch. sample: for the Fisher matrix, with labels drawn from the model
+        or their mean.
+        """
         logits = model(**model_inputs(batch)).logits
         if sample and self.exact:
             return fisher_column(logits, self.column).sum()
@@ -254,5 +304,7 @@ class InfluenceTask(Task):
 
     @torch.no_grad()
     def sample_labels(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Labels (B,) drawn from the model's own distribution: a function of seed, phase and row (see `draws`)."""
+        """Labels (B,) drawn from the model's own distribution: a function of seed, phase and row
+        (see `draws`).
+        """
         return sample_labels(uniform_hash(self.seed, self.phase, rows.cpu().numpy()), logits)

@@ -1,4 +1,5 @@
-"""Removes the most helpful training rows of a prediction, retrains, and counts predictions that flip.
+"""Removes the most helpful training rows of a prediction, retrains, and counts predictions that
+flip.
 
     python run_counterfactual.py --dataset_name demo
     python run_counterfactual.py --dataset_name rte --checkpoint_dir ./checkpoints --strategies ekfac diagonal random \\
@@ -7,10 +8,11 @@
     python run_counterfactual.py --dataset_name demo --query_index 3 --show 20     # the rows that would be removed
     accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte   # retrains are shared out
 
-The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed classifies
-correctly. A target counts as flipped when fewer than half of its retrains classify it correctly, and, unless
---no_carry_forward is given, at every larger removal too. An arm says which rows go: the top of any stored score
-(analyze.py makes them) or of a baseline, or `random` rows of the target's class; --strategies names them.
+The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed
+classifies correctly. A target counts as flipped when fewer than half of its retrains classify it
+correctly, and, unless --no_carry_forward is given, at every larger removal too. An arm says which
+rows go: the top of any stored score (analyze.py makes them) or of a baseline, or `random` rows of
+the target's class; --strategies names them.
 """
 
 import argparse
@@ -26,7 +28,14 @@ from attribution.evidence.arguments import (
     add_retrain_arguments,
     check_verdict_arguments,
 )
-from attribution.evidence.counterfactual import Arm, Removals, base_runs, by_score, run_study, summarize
+from attribution.evidence.counterfactual import (
+    Arm,
+    Removals,
+    base_runs,
+    by_score,
+    run_study,
+    summarize,
+)
 from attribution.evidence.retraining import launched
 from attribution.evidence.study import (
     add_start_argument,
@@ -65,18 +74,35 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_retrain_arguments(parser)
     add_recipe_arguments(parser, default="that of run.json")
     add = add_study_arguments(parser, "counterfactual").add_argument
-    add("--query_index", type=int, help="print the rows that each arm would remove for this query; retrains nothing")
+    add(
+        "--query_index",
+        type=int,
+        help="print the rows that each arm would remove for this query; retrains nothing",
+    )
     add("--show", type=int, default=20, help="rows printed with --query_index (20)")
     args = parser.parse_args(argv)
-    counts = ("max_queries", "num_targets", "max_targets", "num_random_draws", "num_base_seeds", "num_retrain_seeds")
+    counts = (
+        "max_queries",
+        "num_targets",
+        "max_targets",
+        "num_random_draws",
+        "num_base_seeds",
+        "num_retrain_seeds",
+    )
     check_numbers(vars(args), *counts, "jobs_per_device", "show", "retrain_queries")
     check_recipe(vars(args))
-    if args.removals[0] < 1 or any(a >= b for a, b in zip(args.removals, args.removals[1:], strict=False)):
-        raise Refused(f"--removals must be above 0 and increasing, not {' '.join(map(str, args.removals))}")
+    if args.removals[0] < 1 or any(
+        a >= b for a, b in zip(args.removals, args.removals[1:], strict=False)
+    ):
+        raise Refused(
+            f"--removals must be above 0 and increasing, not {' '.join(map(str, args.removals))}"
+        )
     if len(set(args.strategies)) < len(args.strategies):
         raise Refused("--strategies names an arm twice")
     if args.direction == "harmful" and args.strategies[0] == "random":
-        raise Refused("random removes as many rows of each class as the first arm; name another arm first")
+        raise Refused(
+            "random removes as many rows of each class as the first arm; name another arm first"
+        )
     args.single = check_verdict_arguments(vars(args))
     plan = removals_of(args)
     if set(plan.base_seeds) & set(plan.retrain_seeds):
@@ -87,14 +113,20 @@ def parse_args(argv=None) -> argparse.Namespace:
 def removals_of(args: argparse.Namespace) -> Removals:
     """What the study needs of the command line."""
     return Removals(
-        args.removals, args.num_targets, range(args.base_seed, args.base_seed + args.num_base_seeds),
-        range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds), args.carry_forward, args.direction,
+        args.removals,
+        args.num_targets,
+        range(args.base_seed, args.base_seed + args.num_base_seeds),
+        range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds),
+        args.carry_forward,
+        args.direction,
         args.max_targets,
-    )  # fmt: skip
+    )
 
 
 def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
-    """Arm -> function of a query that returns its removal orders, a list of training rows for every draw."""
+    """Arm -> function of a query that returns its removal orders, a list of training rows for every
+    draw.
+    """
     scores, stale = stored_scores(folder, run, queries.fingerprint())
     models = models_of(folder, run, train.task, args.model_name_or_path)
     arms: dict[str, Arm] = {}
@@ -105,7 +137,9 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
         elif name == "random":
             arms[name] = counterfactual.by_chance(train, queries, *draws)
         elif name in baselines.NAMES:
-            arms[name] = by_score(baselines.baseline_scores(name, queries, train, models), args.direction)
+            arms[name] = by_score(
+                baselines.baseline_scores(name, queries, train, models), args.direction
+            )
         elif name in scores:
             arms[name] = by_score(scores[name], args.direction)
         else:
@@ -119,12 +153,19 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
 
 
 def check_sizes(args, train, queries) -> None:
-    """Raises Refused for a regression, and where more rows go than there are (for random: of the smallest class)."""
+    """Raises Refused for a regression, and where more rows go than there are (for random: of the
+    smallest class).
+    """
     if train.task.regression:
-        raise Refused(f"{args.dataset_name} is a regression task: it has margins, but no prediction that could flip")
+        raise Refused(
+            f"{args.dataset_name} is a regression task: it has margins, but no prediction that "
+            "could flip"
+        )
     most = len(train) - 1  # on nothing there is no training
     if "random" in args.strategies and args.direction == "helpful":
-        most = min(most, *(int((train.labels == label).sum()) for label in np.unique(queries.labels)))
+        most = min(
+            most, *(int((train.labels == label).sum()) for label in np.unique(queries.labels))
+        )
     if args.removals[-1] > most:
         raise Refused(
             f"--removals {args.removals[-1]} is more than the {most} training rows that can go "
@@ -136,17 +177,28 @@ def check_predictions(args, folder: Path, run: dict, rows: tuple) -> None:
     """Checks the asked predictions by retraining; stores and prints a verdict on each."""
     name, plan, valid = args.strategies[0], removals_of(args), rows[1].first(args.max_queries)
     check = Check(
-        name, args.direction, args.removals, list(plan.retrain_seeds), list(plan.base_seeds), args.num_random_draws,
+        name,
+        args.direction,
+        args.removals,
+        list(plan.retrain_seeds),
+        list(plan.base_seeds),
+        args.num_random_draws,
         args.random_seed,
-    )  # fmt: skip
+    )
     if args.query_text is not None:
-        asked = own_target(folder, run, name, args.query_text, args.query_label, args.checkpoint_dir)
+        asked = own_target(
+            folder, run, name, args.query_text, args.query_label, args.checkpoint_dir
+        )
     else:
-        asked = validation_targets(folder, run, name, valid, args.targets, args.checkpoint_dir, args.max_queries)
+        asked = validation_targets(
+            folder, run, name, valid, args.targets, args.checkpoint_dir, args.max_queries
+        )
     recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
     known = (rows[0], rows[1] if asked.queries is valid else asked.queries)
     study = open_study(folder, run, known, recipe, **study_arguments(vars(args)))
-    found = run_check(study, asked.targets, check, known_slope(folder, run, name, valid), args.dry_run)
+    found = run_check(
+        study, asked.targets, check, known_slope(folder, run, name, valid), args.dry_run
+    )
     for verdict in (found or []) if launched()[0] == 0 else []:
         path = verdicts.keep(folder, run, verdict, asked.suffix)
         print(f"\n{verdicts.text(verdict)}\n  stored in {path}")
@@ -166,7 +218,10 @@ def main(argv=None) -> None:
     check_recipe_known(run)
     plan = removals_of(args)
     if shared := sorted({*seeds_behind(run, args.strategies)} & {*plan.retrain_seeds}):
-        raise Refused(f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use again")
+        raise Refused(
+            f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
+            "again"
+        )
     rows = open_data(folder, run, args.dataset_path, max(args.max_queries, args.retrain_queries))
     if args.single:
         check_predictions(args, folder, run, rows)
@@ -184,14 +239,24 @@ def main(argv=None) -> None:
     base = base_runs(study, plan)
     if (outcome := run_study(study, plan, arms, base, args.dry_run)) is None or launched()[0] > 0:
         return
-    settings = {"dataset": args.dataset_name, "strategies": list(arms), "random_seed": args.random_seed}
+    settings = {
+        "dataset": args.dataset_name,
+        "strategies": list(arms),
+        "random_seed": args.random_seed,
+    }
     result = settings | {"recipe": recipe} | summarize(study, plan, base, outcome)
     print(tables.counterfactual_text(result))
     results.save(
-        result, stem, figures, markdown=tables.counterfactual_markdown(result),
-        draw=plotting.draw_counterfactual, arguments=vars(args), device=study.retrain.device, compact=True,
+        result,
+        stem,
+        figures,
+        markdown=tables.counterfactual_markdown(result),
+        draw=plotting.draw_counterfactual,
+        arguments=vars(args),
+        device=study.retrain.device,
+        compact=True,
         fingerprints=fingerprints_of(run, queries),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Labels drawn from a model with random numbers that are a function of seed and row, and the mean over all draws."""
+"""Labels drawn from a model with random numbers that are a function of seed and row, and the mean
+over all draws.
+"""
 
 import hashlib
 
@@ -10,12 +12,14 @@ from scipy.special import ndtri
 def uniform_hash(seed: int, stream: str, rows: np.ndarray) -> np.ndarray:
     """A number in (0, 1), float64, for every row: a function of seed, stream and row number alone.
 
-    splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195, figure 17) applied to the row
-    number, offset by a hash of seed and stream.
+    splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195, figure 17) applied to the
+    row number, offset by a hash of seed and stream.
     """
     offset = int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "little")
     with np.errstate(over="ignore"):
-        z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(offset)
+        z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+            offset
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
@@ -24,10 +28,11 @@ def uniform_hash(seed: int, stream: str, rows: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def sample_labels(uniform: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
-    """Labels (B,) drawn from the model's own distribution, by inverting its distribution function at `uniform` (B,).
+    """Labels (B,) drawn from the model's own distribution, by inverting its distribution function
+    at `uniform` (B,).
 
-    logits: (B, C). For regression (C = 1) a Gaussian around the output with variance 1/2: the squared error is then
-    the negative log-likelihood, up to a constant.
+    logits: (B, C). For regression (C = 1) a Gaussian around the output with variance 1/2: the
+    squared error is then the negative log-likelihood, up to a constant.
     """
     if logits.shape[-1] == 1:
         noise = torch.from_numpy(ndtri(uniform) * 0.5**0.5).to(logits.device)
@@ -38,19 +43,22 @@ def sample_labels(uniform: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
 
 
 def fisher_columns(num_labels: int) -> int:
-    """Number of backward passes that the mean over all labels takes: C - 1 of C classes, one of a regression."""
+    """Number of backward passes that the mean over all labels takes: C - 1 of C classes, one of a
+    regression.
+    """
     return max(1, num_labels - 1)
 
 
 def fisher_column(logits: torch.Tensor, column: int) -> torch.Tensor:
     """(B,): the quantity whose gradients are one column of a root of the Fisher matrix; float64.
 
-    The loss of a label drawn from the model has the gradient J^T r by the model's parameters, J being that of the
-    logits (B, C) and r of covariance diag(p) - p p^T = L L^T. So the mean of g g^T over labels, for any part g of the
-    gradient, is the sum of the same over the C - 1 columns l of L, with the gradients of l^T logits. L is Cholesky's,
-    in closed form (Tanabe and Sagae 1992, J. R. Statist. Soc. B 54, 211): with q_j the sum of p_j, p_j+1, ..., it is
-    sqrt(p_j q_j+1 / q_j) on the diagonal and -p_i sqrt(p_j / (q_j q_j+1)) below. Of two classes that leaves
-    sqrt(p_0 p_1) (z_0 - z_1); of a regression, with its variance of 1/2 (see `sample_labels`), sqrt(2) z.
+    The loss of a label drawn from the model has the gradient J^T r by the model's parameters, J
+    being that of the logits (B, C) and r of covariance diag(p) - p p^T = L L^T. So the mean of g
+    g^T over labels, for any part g of the gradient, is the sum of the same over the C - 1 columns l
+    of L, with the gradients of l^T logits. L is Cholesky's, in closed form (Tanabe and Sagae 1992,
+    J. R. Statist. Soc. B 54, 211): with q_j the sum of p_j, p_j+1, ..., it is sqrt(p_j q_j+1 / q_j)
+    on the diagonal and -p_i sqrt(p_j / (q_j q_j+1)) below. Of two classes that leaves sqrt(p_0 p_1)
+    (z_0 - z_1); of a regression, with its variance of 1/2 (see `sample_labels`), sqrt(2) z.
     """
     logits = logits.double()
     if logits.shape[-1] == 1:

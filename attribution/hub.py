@@ -1,4 +1,6 @@
-"""Opens models and data sets that may live on the model hub, and says quickly when the hub is silent."""
+"""Opens models and data sets that may live on the model hub, and says quickly when the hub is
+silent.
+"""
 
 import errno
 import threading
@@ -10,9 +12,21 @@ from huggingface_hub.utils import get_session
 
 from attribution.files import Refused, printable
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".json", ".txt", ".parquet", ".csv", ".tsv", ".jsonl", ".arrow")
-# Seconds until an unanswered hub counts as out of reach; transformers itself retries for 47. HF_HUB_ETAG_TIMEOUT and
-# HF_HUB_DOWNLOAD_TIMEOUT, the hub's own variables, make it longer: behind a slow proxy, say.
+SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".json",
+    ".txt",
+    ".parquet",
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".arrow",
+)
+# Seconds until an unanswered hub counts as out of reach; transformers itself retries for 47.
+# HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT, the hub's own variables, make it longer: behind a
+# slow proxy, say.
 PATIENCE = float(max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 
@@ -28,7 +42,9 @@ def hub_answers() -> bool:
         except Exception as error:  # whatever the client library raises: the hub did not answer
             answers.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)  # a name server that hangs ignores every time limit
+    thread = threading.Thread(
+        target=ask, daemon=True
+    )  # a name server that hangs ignores every time limit
     thread.start()
     thread.join(PATIENCE)
     return bool(answers) and not isinstance(answers[0], Exception)
@@ -54,32 +70,47 @@ def open_asset(name: str, flag: str, what: str, load):
         if not local and constants.HF_HUB_OFFLINE:
             models = "--model_name_or_path" if flag == "--dataset_path" else flag
             raise Refused(
-                f"the model hub is out of reach and the {what} {name!r} is not on this machine; name local folders "
-                f"with {models} and --dataset_path"
+                f"the model hub is out of reach and the {what} {name!r} is not on this machine; "
+                f"name local folders with {models} and --dataset_path"
             ) from error
-        raise Refused(f"cannot open the {what} {name!r} ({reason_of(error)}); check {flag}") from error
+        raise Refused(
+            f"cannot open the {what} {name!r} ({reason_of(error)}); check {flag}"
+        ) from error
 
 
 def is_place(name: str) -> bool:
-    """Whether the name can only mean a folder or file: a hub id is `name` or `owner/name`, without dots before it."""
+    """Whether the name can only mean a folder or file: a hub id is `name` or `owner/name`, without
+    dots before it.
+    """
     path = Path(name)
     return path.is_absolute() or len(path.parts) > 2 or name.startswith((".", "~"))
 
 
 def refuse_pointers(folder: Path) -> None:
-    """Raises Refused where a file in the folder, or one below it, is a Git LFS pointer instead of the file itself."""
-    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in SUFFIXES]
+    """Raises Refused where a file in the folder, or one below it, is a Git LFS pointer instead of
+    the file itself.
+    """
+    paths = [
+        path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in SUFFIXES
+    ]
     for path in (path for path in paths if path.is_file() and path.stat().st_size < 1024):
         if path.read_bytes().startswith(b"version https://git-lfs"):
             raise Refused(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise Refused(f"{folder} holds an adapter, not a model; merge it into its model first (PEFT: merge_and_unload)")
+        raise Refused(
+            f"{folder} holds an adapter, not a model; merge it into its model first (PEFT: "
+            "merge_and_unload)"
+        )
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in a few words: of an error, and of those that caused it, the one that says most."""
+    """What went wrong, in a few words: of an error, and of those that caused it, the one that says
+    most.
+    """
     chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+    while (
+        cause := chain[-1].__cause__ or chain[-1].__context__
+    ) is not None and cause not in chain:
         chain.append(cause)
     for one in chain:
         if isinstance(one, UnicodeDecodeError):

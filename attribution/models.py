@@ -1,6 +1,8 @@
-"""Start models: opened by name, and refused where a weight, a head or a tokenizer is not what it should be.
+"""Start models: opened by name, and refused where a weight, a head or a tokenizer is not what it
+should be.
 
-Supported are encoders with a classification head (see README); decoders and encoder-decoders are refused at once.
+Supported are encoders with a classification head (see README); decoders and encoder-decoders are
+refused at once.
 """
 
 import hashlib
@@ -20,46 +22,73 @@ from attribution.hub import open_asset
 
 FLAG = "--model_name_or_path"
 VOCABULARIES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 
 
-# --- tokenizer -----------------------------------------------------------------------------------------
+# --- tokenizer ------------------------------------------------------------------------------------
 
 
 def open_tokenizer(name: str, flag: str = FLAG):
-    """The fast tokenizer of a folder or hub id. Raises Refused where it has no tokenizer: transformers invents one."""
+    """The fast tokenizer of a folder or hub id. Raises Refused where it has no tokenizer:
+    transformers invents one.
+    """
     bare = Path(name).is_dir() and not any((Path(name) / file).is_file() for file in VOCABULARIES)
-    tokenizer = None if bare else open_asset(name, flag, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+    tokenizer = (
+        None
+        if bare
+        else open_asset(name, flag, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+    )
     if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        raise Refused(f"{name!r} has no tokenizer files; name a folder or hub id with them: --tokenizer_name_or_path")
+        raise Refused(
+            f"{name!r} has no tokenizer files; name a folder or hub id with them: "
+            "--tokenizer_name_or_path"
+        )
     if not tokenizer.is_fast:
-        raise Refused(f"the tokenizer of {name!r} has no fast version (tokenizer.json), which these scripts need")
+        raise Refused(
+            f"the tokenizer of {name!r} has no fast version (tokenizer.json), which these scripts "
+            "need"
+        )
     return tokenizer
 
 
 def fingerprint_of_tokenizer(tokenizer) -> str:
     """SHA-256 over everything that turns a text into token numbers."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state = {part: value for part, value in state.items() if part not in ("truncation", "padding")}  # of the last call
+    state = {
+        part: value for part, value in state.items() if part not in ("truncation", "padding")
+    }  # of the last call
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-# --- model ---------------------------------------------------------------------------------------------
+# --- model ----------------------------------------------------------------------------------------
 
 
-def open_model(name: str, task: GlueTask, num_hidden_layers: int | None = None, new_head: bool = False) -> nn.Module:
-    """The model of a folder or hub id with a head for the task, float32; what it lacks is drawn from torch's seed.
+def open_model(
+    name: str, task: GlueTask, num_hidden_layers: int | None = None, new_head: bool = False
+) -> nn.Module:
+    """The model of a folder or hub id with a head for the task, float32; what it lacks is drawn
+    from torch's seed.
 
-    new_head: draw the head even where there is one. `model.drawn` names the parameters that were drawn,
-    `model.unused` the stored ones that the model does not have. Raises Refused where an encoder weight is missing,
-    does not fit or is not finite, or where the head is one of another number of classes.
+    new_head: draw the head even where there is one. `model.drawn` names the parameters that were
+    drawn, `model.unused` the stored ones that the model does not have. Raises Refused where an
+    encoder weight is missing, does not fit or is not finite, or where the head is one of another
+    number of classes.
     """
 
     def load():
         config = open_config(name, task, num_hidden_layers)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
         missing = set(info["missing_keys"])
         misfits = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
@@ -67,12 +96,16 @@ def open_model(name: str, task: GlueTask, num_hidden_layers: int | None = None, 
         check_weights(name, model, missing | (misfits - head))
         if misfits and not new_head:
             raise Refused(
-                f"the model {name!r} has a head of another number of classes than {task.num_labels} "
-                f"({sorted(misfits)[0]}); pass --new_head to draw a new one"
+                f"the model {name!r} has a head of another number of classes than "
+                f"{task.num_labels} ({sorted(misfits)[0]}); pass --new_head to draw a new one"
             )
         if new_head:
-            kept = {key: value for key, value in model.state_dict().items() if key not in head | missing}
-            model = type(model).from_pretrained(None, config=config, state_dict=kept, dtype=torch.float32)
+            kept = {
+                key: value for key, value in model.state_dict().items() if key not in head | missing
+            }
+            model = type(model).from_pretrained(
+                None, config=config, state_dict=kept, dtype=torch.float32
+            )
             missing |= head
         model.drawn, model.unused = frozenset(missing), tuple(sorted(info["unexpected_keys"]))
         return model
@@ -86,15 +119,22 @@ def open_config(name: str, task: GlueTask, num_hidden_layers: int | None):
     kind = config.model_type
     decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
     if decodes or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise Refused(f"the model {name!r} ({kind}) is no encoder; only encoders such as BERT are supported")
+        raise Refused(
+            f"the model {name!r} ({kind}) is no encoder; only encoders such as BERT are supported"
+        )
     config.problem_type = "regression" if task.regression else "single_label_classification"
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     config.gradient_checkpointing = False
-    if hasattr(config, "reference_compile"):  # ModernBERT's in transformers 4, which would compile on a GPU
+    if hasattr(
+        config, "reference_compile"
+    ):  # ModernBERT's in transformers 4, which would compile on a GPU
         config.reference_compile = False
     if num_hidden_layers is not None:
         if not 1 <= num_hidden_layers <= (most := config.num_hidden_layers):
-            raise Refused(f"--num_hidden_layers is {num_hidden_layers}, but the model {name!r} has {most} layers")
+            raise Refused(
+                f"--num_hidden_layers is {num_hidden_layers}, but the model {name!r} has {most} "
+                "layers"
+            )
         config.num_hidden_layers = num_hidden_layers
     return config
 
@@ -113,13 +153,17 @@ def is_head(model: nn.Module, key: str) -> bool:
 
 
 def check_weights(name: str, model: nn.Module, lacking: set[str]) -> None:
-    """Raises Refused where encoder weights are lacking (head and pooler may be), or a weight is not finite."""
+    """Raises Refused where encoder weights are lacking (head and pooler may be), or a weight is not
+    finite.
+    """
     pooler = f"{model.base_model_prefix}.pooler."
     lost = sorted(key for key in lacking if not is_head(model, key) and not key.startswith(pooler))
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         names = ", ".join(lost[:3]) + more
-        raise Refused(f"the model {name!r} lacks weights of the encoder, or they do not fit: {names}")
+        raise Refused(
+            f"the model {name!r} lacks weights of the encoder, or they do not fit: {names}"
+        )
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise Refused(f"the model {name!r} has a weight that is not finite: {key}")
@@ -132,11 +176,13 @@ def fingerprint_of_start(model: nn.Module) -> str:
     return fingerprint_of_tensors(kept)
 
 
-# --- whether model, tokens and lengths go together -----------------------------------------------------
+# --- whether model, tokens and lengths go together ------------------------------------------------
 
 
 def usable_positions(model: nn.Module) -> int:
-    """Tokens of the longest row that the model can read (RoBERTa keeps the first positions for padding)."""
+    """Tokens of the longest row that the model can read (RoBERTa keeps the first positions for
+    padding).
+    """
     for name, module in model.base_model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -145,8 +191,12 @@ def usable_positions(model: nn.Module) -> int:
 
 
 def inputs_of(model: nn.Module, tokenizer) -> list[str]:
-    """What the tokenizer makes and the model reads: DistilBERT has no segments, whatever its tokenizer says."""
-    unread = {"attention_mask"} | (set() if getattr(model.config, "type_vocab_size", 0) else {"token_type_ids"})
+    """What the tokenizer makes and the model reads: DistilBERT has no segments, whatever its
+    tokenizer says.
+    """
+    unread = {"attention_mask"} | (
+        set() if getattr(model.config, "type_vocab_size", 0) else {"token_type_ids"}
+    )
     reads = set(inspect.signature(model.forward).parameters) - unread
     return [name for name in tokenizer.model_input_names if name in reads]
 
@@ -157,9 +207,11 @@ def check_tokens(model: nn.Module, *sets: GlueDataset) -> None:
         "input_ids": model.get_input_embeddings().num_embeddings,
         "token_type_ids": getattr(model.config, "type_vocab_size", 0) or 0,
     }
-    for name, values in ((name, values) for dataset in sets for name, values in dataset.inputs.items()):
+    for name, values in (
+        (name, values) for dataset in sets for name, values in dataset.inputs.items()
+    ):
         if name in known and (highest := int(values.max())) >= known[name]:
             raise Refused(
-                f"the tokenizer makes {name} up to {highest}, but the model knows {known[name]}; name the model's own "
-                "tokenizer with --tokenizer_name_or_path"
+                f"the tokenizer makes {name} up to {highest}, but the model knows {known[name]}; "
+                "name the model's own tokenizer with --tokenizer_name_or_path"
             )

@@ -1,4 +1,6 @@
-"""Where a result comes from: its command, the commit, versions, processor, and the fingerprints of model and data."""
+"""Where a result comes from: its command, the commit, versions, processor, and the fingerprints of
+model and data.
+"""
 
 import functools
 import importlib.metadata
@@ -15,20 +17,29 @@ from attribution.files import Refused
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"  # what the README's numbers come from
 LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
-MADE = ("results", "figure", "README.md", "*/README.md")  # results and what is made from them change no result
+MADE = (
+    "results",
+    "figure",
+    "README.md",
+    "*/README.md",
+)  # results and what is made from them change no result
 
 
 def git(*arguments: str) -> str:
     """What git says in this directory. Raises OSError or CalledProcessError where it cannot."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of this directory, with '+' where tracked files or new Python files differ from it; None outside git.
+    """The commit of this directory, with '+' where tracked files or new Python files differ from
+    it; None outside git.
 
-    As it was when this process first asked, which studies do before their long work: they run what they have loaded.
-    What is made from results does not count: two studies may follow each other without a commit between them.
+    As it was when this process first asked, which studies do before their long work: they run what
+    they have loaded. What is made from results does not count: two studies may follow each other
+    without a commit between them.
     """
 
     others = [f":(exclude){name}" for name in MADE]
@@ -44,8 +55,8 @@ def check_clean(folder: Path) -> None:
     """Raises Refused where results of changed files would go to the project's own results folder."""
     if folder.resolve().is_relative_to(RESULTS) and (git_commit() or "").endswith("+"):
         raise Refused(
-            f"files of this project differ from its last commit, so nobody could make what stands in {folder} again; "
-            "commit them, or give another --results_dir"
+            "files of this project differ from its last commit, so nobody could make what stands "
+            f"in {folder} again; commit them, or give another --results_dir"
         )
 
 
@@ -64,7 +75,10 @@ def processor() -> str:
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+        name = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+            name,
+        )
     except OSError:
         pass
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
@@ -73,7 +87,11 @@ def processor() -> str:
 def environment(device: torch.device | str = "cpu") -> dict:
     """Versions, commit, processor, device and threads, for the JSON beside a result."""
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {"versions": versions, "commit": git_commit(), "device": name, "processor": processor()}
 
@@ -86,7 +104,8 @@ def command() -> str:
 
 
 def origin(device: torch.device | str = "cpu", fingerprints: dict[str, str] | None = None) -> dict:
-    """What a table or figure is traced back by: environment, command, and the fingerprints of model and data.
+    """What a table or figure is traced back by: environment, command, and the fingerprints of model
+    and data.
 
     fingerprints: what -> SHA-256; none for a result that neither model nor data went into.
     """

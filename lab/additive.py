@@ -2,21 +2,24 @@
 
     python lab/additive.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac identity
 
-The LDS predicts the margin of a retrained model by a sum over the rows that were kept. A margin in which rows work
-together (two copies of a fact, of which one is enough) holds more than any sum can say, and the noise ceiling counts
-that as signal. This measures how much. Each random half m is retrained, and so is its complement m', with the same
-seeds. Of an additive margin the mean over the two is the same for every m. So, for each query,
+The LDS predicts the margin of a retrained model by a sum over the rows that were kept. A margin in
+which rows work together (two copies of a fact, of which one is enough) holds more than any sum can
+say, and the noise ceiling counts that as signal. This measures how much. Each random half m is
+retrained, and so is its complement m', with the same seeds. Of an additive margin the mean over the
+two is the same for every m. So, for each query,
 
-    odd part  (f(m) - f(m')) / 2: what a sum over rows can say (and interactions of three, five, ... rows),
+    odd part  (f(m) - f(m')) / 2: what a sum over rows can say (and interactions of three, five, ...
+    rows),
     even part (f(m) + f(m')) / 2: what it cannot (interactions of two, four, ... rows).
 
-Variances over masks are those of a two-way table (mask, seed) without its noise: (MS_mask - MS_rest) / R (Searle,
-Casella and McCulloch 1992, chapter 4). The share of the odd part in the sum of both, queries pooled after each was
-divided by its variance over all retrains, bounds what a score could explain: it can correlate with the signal up to the
-square root of the share. Scores are then compared with the odd part alone, beside its own noise ceiling.
+Variances over masks are those of a two-way table (mask, seed) without its noise: (MS_mask -
+MS_rest) / R (Searle, Casella and McCulloch 1992, chapter 4). The share of the odd part in the sum
+of both, queries pooled after each was divided by its variance over all retrains, bounds what a
+score could explain: it can correlate with the signal up to the square root of the share. Scores are
+then compared with the odd part alone, beside its own noise ceiling.
 
-Symbols: M masks, N training rows, Q queries, R repeats, B bootstrap draws. Retrains are stored like all others. Writes
-RESULTS_DIR/additive_DATASET_NAME.json and .md.
+Symbols: M masks, N training rows, Q queries, R repeats, B bootstrap draws. Retrains are stored like
+all others. Writes RESULTS_DIR/additive_DATASET_NAME.json and .md.
 """
 
 import argparse
@@ -51,17 +54,27 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_query_arguments(group)
     add_start_argument(group)
     add = parser.add_argument_group("ground truth").add_argument
-    add("--scores", nargs="+", default=["ekfac"], help="names of stored scores to compare with the odd part (ekfac)")
+    add(
+        "--scores",
+        nargs="+",
+        default=["ekfac"],
+        help="names of stored scores to compare with the odd part (ekfac)",
+    )
     add_tuning_arguments(add)
-    add("--retrain_queries", type=int, default=0, help="validation rows that retrains predict (those asked about)")
+    add(
+        "--retrain_queries",
+        type=int,
+        default=0,
+        help="validation rows that retrains predict (those asked about)",
+    )
     add("--jobs_per_device", type=int, help="retrains at the same time (as evaluate_lds.py)")
     add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
     return parser.parse_args(argv)
 
 
 def signal(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B, Q): variance over masks of margins (M, R, Q), noise taken out, where each mask is drawn as often as weights
-    (B, M) say. R >= 2; it may come out negative.
+    """(B, Q): variance over masks of margins (M, R, Q), noise taken out, where each mask is drawn
+    as often as weights (B, M) say. R >= 2; it may come out negative.
     """
     repeats, share = margins.shape[1], weights / weights.sum(1, keepdims=True)
     correction = weights.sum(1) / (weights.sum(1) - 1)
@@ -69,12 +82,16 @@ def signal(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
     between = share @ means**2 - (share @ means) ** 2
     seeds = np.einsum("bm,mrq->brq", share, margins)  # what a seed does to all masks
     total = share @ (margins**2).mean(1) - (seeds**2).mean(1)
-    rest = (total - between) / (repeats - 1)  # of one cell, over R - 1 of R degrees of freedom: already per mean
+    rest = (total - between) / (
+        repeats - 1
+    )  # of one cell, over R - 1 of R degrees of freedom: already per mean
     return (between - rest) * correction[:, None]
 
 
 def shares(margins: np.ndarray, others: np.ndarray, draws: stats.Draws) -> np.ndarray:
-    """(B,): the odd part's share of the signal in every draw. margins, others: (M, R, Q) of masks and complements."""
+    """(B,): the odd part's share of the signal in every draw. margins, others: (M, R, Q) of masks
+    and complements.
+    """
     everything = np.concatenate([margins, others])
     scale = np.sqrt(np.maximum(everything.reshape(-1, margins.shape[2]).var(0), 1e-300))
     odd, even = (signal((margins + sign * others) / 2 / scale, draws.masks) for sign in (-1, 1))
@@ -82,10 +99,15 @@ def shares(margins: np.ndarray, others: np.ndarray, draws: stats.Draws) -> np.nd
     return odd / np.maximum(odd + even, 1e-300)
 
 
-def compare(masks: np.ndarray, margins: np.ndarray, others: np.ndarray, scores: dict[str, np.ndarray]) -> dict:
+def compare(
+    masks: np.ndarray, margins: np.ndarray, others: np.ndarray, scores: dict[str, np.ndarray]
+) -> dict:
     """The share of the odd part, its ceiling, and how each score (Q, N) agrees with it."""
     count, repeats, queries = margins.shape
-    draws, once = stats.draw(count, queries), stats.Draws(np.ones((1, count)), np.ones((1, queries)))
+    draws, once = (
+        stats.draw(count, queries),
+        stats.Draws(np.ones((1, count)), np.ones((1, queries))),
+    )
     odd = (margins - others) / 2
     truth, ceiling = stats.make_truth(odd.mean(1)), stats.ceiling_of(odd, draws)
     found = {}
@@ -95,15 +117,21 @@ def compare(masks: np.ndarray, margins: np.ndarray, others: np.ndarray, scores: 
         found[name] = {"lds": agreed.mean, "interval": stats.interval(sample)}
         found[name] |= stats.share_of_ceiling(agreed.mean, sample, ceiling)
     return {
-        "masks": count, "repeats": repeats, "queries": queries, "scores": found,
+        "masks": count,
+        "repeats": repeats,
+        "queries": queries,
+        "scores": found,
         "ceiling": ceiling and ceiling.value,
-        "additive": float(shares(margins, others, once)[0]), "interval": stats.interval(shares(margins, others, draws)),
+        "additive": float(shares(margins, others, once)[0]),
+        "interval": stats.interval(shares(margins, others, draws)),
         "ceiling of margins": stats.noise_ceiling(np.concatenate([margins, others])),
-    }  # fmt: skip
+    }
 
 
 def main(argv=None) -> None:
-    """Retrains what is missing, and prints the table. Raises Refused where scores are missing or masks cannot be."""
+    """Retrains what is missing, and prints the table. Raises Refused where scores are missing or
+    masks cannot be.
+    """
     quiet_libraries()
     args = parse_args(argv)
     if args.num_repeats < 2:
@@ -111,16 +139,31 @@ def main(argv=None) -> None:
     stem = args.results_dir / f"additive_{args.dataset_name}"
     results.check_places(stem)
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    rows = open_data(folder, run, args.dataset_path, max(args.first_query + args.max_queries, args.retrain_queries))
+    rows = open_data(
+        folder,
+        run,
+        args.dataset_path,
+        max(args.first_query + args.max_queries, args.retrain_queries),
+    )
     queries = rows[1].window(args.first_query, args.max_queries)
     stored = {name: open_scores_of(folder, name, queries, args.first_query) for name in args.scores}
     if seen := [name for name in args.scores if CORRECTED in name]:
         raise Refused(f"{seen[0]} has seen retrains, perhaps these; name the score as it was")
     if lost := [name for name, scores in stored.items() if scores is None]:
-        raise Refused(f"{folder} has no scores {', '.join(lost)} of these queries; run analyze.py for them")
-    asked = {"first_query": args.first_query, "max_queries": args.max_queries, "jobs_per_device": args.jobs_per_device}
-    study = open_study(folder, run, rows, run["recipe"], model_name_or_path=args.model_name_or_path, **asked)
-    subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed)
+        raise Refused(
+            f"{folder} has no scores {', '.join(lost)} of these queries; run analyze.py for them"
+        )
+    asked = {
+        "first_query": args.first_query,
+        "max_queries": args.max_queries,
+        "jobs_per_device": args.jobs_per_device,
+    }
+    study = open_study(
+        folder, run, rows, run["recipe"], model_name_or_path=args.model_name_or_path, **asked
+    )
+    subsets = Subsets(
+        args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed
+    )
     masks = subsets.masks(study.train.labels, study.train.task.regression)
     both = np.concatenate([masks, 1 - masks])
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in both for seed in subsets.retrain_seeds]
@@ -129,7 +172,11 @@ def main(argv=None) -> None:
     result = compare(masks, margins[0], margins[1], stored)
     result |= {"dataset": args.dataset_name, "first_query": args.first_query}
     print(additive_markdown(result))
-    origin = {"arguments": vars(args), "device": study.retrain.device, "fingerprints": fingerprints_of(run, queries)}
+    origin = {
+        "arguments": vars(args),
+        "device": study.retrain.device,
+        "fingerprints": fingerprints_of(run, queries),
+    }
     results.save(result, stem, markdown=additive_markdown(result), **origin)
 
 

@@ -2,9 +2,10 @@
 
     python lab/ceiling.py                 # writes results/ceiling.json; takes a minute
 
-A query's margins are a signal over masks plus noise for each repeat, both normal. Its reliability, the share of the
-signal in the variance of one repeat, is the same for all queries, or differs between them. The truth is the LDS that
-the signal itself reaches against the mean of R repeats. Symbols: M masks, R repeats, Q queries.
+A query's margins are a signal over masks plus noise for each repeat, both normal. Its reliability,
+the share of the signal in the variance of one repeat, is the same for all queries, or differs
+between them. The truth is the LDS that the signal itself reaches against the mean of R repeats.
+Symbols: M masks, R repeats, Q queries.
 """
 
 import argparse
@@ -29,21 +30,31 @@ QUERIES = {  # name -> reliability of one repeat, from the first query to the la
 REPEATS = (2, 3, 5)
 
 
-def simulate(reliability: np.ndarray, masks: int, repeats: int, generator) -> tuple[float, float, float]:
-    """(what a perfect score reaches, the ceiling, the root of the mean reliability) of one simulated study.
+def simulate(
+    reliability: np.ndarray, masks: int, repeats: int, generator
+) -> tuple[float, float, float]:
+    """(what a perfect score reaches, the ceiling, the root of the mean reliability) of one
+    simulated study.
 
-    reliability (Q,). The ceiling is the mean of the roots of the reliabilities; the last is a simpler formula.
+    reliability (Q,). The ceiling is the mean of the roots of the reliabilities; the last is a
+    simpler formula.
     """
     signal = generator.standard_normal((masks, 1, len(reliability))) * np.sqrt(reliability)
     noise = generator.standard_normal((masks, repeats, len(reliability))) * np.sqrt(1 - reliability)
     margins = signal + noise
     truth = stats.make_truth(stats.mean_margins(margins))
     reached = stats.make_truth(signal[:, 0])
-    return float((reached.ranks * truth.ranks).sum(0).mean()), stats.noise_ceiling(margins), root_of_mean(margins)
+    return (
+        float((reached.ranks * truth.ranks).sum(0).mean()),
+        stats.noise_ceiling(margins),
+        root_of_mean(margins),
+    )
 
 
 def root_of_mean(margins: np.ndarray) -> float:
-    """The root of the reliability of the mean whose pairwise correlation is averaged over queries first."""
+    """The root of the reliability of the mean whose pairwise correlation is averaged over queries
+    first.
+    """
     repeats = margins.shape[1]
     ranks = [stats.make_truth(margins[:, r]).ranks for r in range(repeats)]
     pairs = [(ranks[i] * ranks[j]).sum(0).mean() for i in range(repeats) for j in range(i)]
@@ -53,25 +64,47 @@ def root_of_mean(margins: np.ndarray) -> float:
 
 def main(argv=None) -> None:
     """Simulates, writes and prints the mean of each number over the studies."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--num_masks", type=int, default=100, help="masks of a study (100)")
     add("--num_queries", type=int, default=100, help="queries of a study (100)")
     add("--num_studies", type=int, default=200, help="simulated studies a row (200)")
-    add("--results_dir", type=Path, default=ROOT / "results", help="ceiling.json goes here (results)")
+    add(
+        "--results_dir",
+        type=Path,
+        default=ROOT / "results",
+        help="ceiling.json goes here (results)",
+    )
     args = parser.parse_args(argv)
     check_numbers(vars(args), "num_masks", "num_queries", "num_studies")
     check_clean(args.results_dir)
     rows = []
     for name, (low, high) in QUERIES.items():
         for repeats in REPEATS:
-            generator, reliability = np.random.default_rng(0), np.linspace(low, high, args.num_queries)
-            found = [simulate(reliability, args.num_masks, repeats, generator) for _ in range(args.num_studies)]
+            generator, reliability = (
+                np.random.default_rng(0),
+                np.linspace(low, high, args.num_queries),
+            )
+            found = [
+                simulate(reliability, args.num_masks, repeats, generator)
+                for _ in range(args.num_studies)
+            ]
             reached, new, simple = np.mean(found, axis=0)
             rows.append(
-                {"queries": name, "repeats": repeats, "reached": reached, "ceiling": new, "root of the mean": simple}
+                {
+                    "queries": name,
+                    "repeats": repeats,
+                    "reached": reached,
+                    "ceiling": new,
+                    "root of the mean": simple,
+                }
             )
-            print(f"{name}, {repeats} repeats: reached {reached:.3f}, ceiling {new:.3f}, root of the mean {simple:.3f}")
+            print(
+                f"{name}, {repeats} repeats: reached {reached:.3f}, ceiling {new:.3f}, root of the "
+                f"mean {simple:.3f}"
+            )
     sizes = {"masks": args.num_masks, "queries": args.num_queries, "studies": args.num_studies}
     write_json(args.results_dir / "ceiling.json", {"rows": rows} | sizes | origin())
 

@@ -1,12 +1,14 @@
-"""SST-2 with BERT-base on one GPU: what this project takes, beside what was published for stock kronfluence.
+"""SST-2 with BERT-base on one GPU: what this project takes, beside what was published for stock
+kronfluence.
 
     python lab/gpu.py --estimate          # by arithmetic, for an A100; needs no GPU; results/gpu_estimate.json
     python lab/gpu.py                     # measures float32, TF32 and bfloat16 on this GPU; results/gpu.json
     python lab/gpu.py --tasks             # every GLUE task on one A100 and on eight, by arithmetic
     python lab/gpu.py --random_weights --rows 8192     # BERT-base's shape without the hub, fewer training rows
 
-Each measurement is one JSON below --work_dir, and what is there is not measured again. The estimate beside it is
-scaled by what this card reaches in products and copies, which is printed. `estimates.py` says how it is counted.
+Each measurement is one JSON below --work_dir, and what is there is not measured again. The estimate
+beside it is scaled by what this card reaches in products and copies, which is printed.
+`estimates.py` says how it is counted.
 """
 
 import argparse
@@ -33,13 +35,22 @@ from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_tab
 from lab.timings import gpu_measured, gpu_table  # noqa: E402
 from pipeline import DEMO_MODEL, get_tokenizer  # noqa: E402
 
-FLAGS: dict[str, list[str]] = {"float32": [], "tf32": ["--tf32"], "bfloat16": ["--use_half_precision"]}
+FLAGS: dict[str, list[str]] = {
+    "float32": [],
+    "tf32": ["--tf32"],
+    "bfloat16": ["--use_half_precision"],
+}
 FLAGS["bfloat16 and tf32"] = [*FLAGS["bfloat16"], *FLAGS["tf32"]]
 
 
 def card_rates(device: str = "cuda", size: int = 8192, repeats: int = 10) -> dict[str, float]:
-    """What the card reaches: multiply-adds a second in products of (size, size), and bytes a second in copies."""
-    rates, pairs = {}, (("float64", torch.float64), ("float32", torch.float32), ("tf32", torch.float32))
+    """What the card reaches: multiply-adds a second in products of (size, size), and bytes a second
+    in copies.
+    """
+    rates, pairs = (
+        {},
+        (("float64", torch.float64), ("float32", torch.float32), ("tf32", torch.float32)),
+    )
     for name, dtype in (*pairs, ("bfloat16", torch.bfloat16)):
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
         x = torch.randn(size, size, device=device).to(dtype)
@@ -73,9 +84,11 @@ def random_start(folder: Path, tokenizer_of: str | None) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Precision -> phase -> seconds of analyze.py on this GPU, "whole process", and "Spearman" with float32.
+    """Precision -> phase -> seconds of analyze.py on this GPU, "whole process", and "Spearman" with
+    float32.
 
-    Trains for one epoch first; random weights are taken as they are. What lies in --work_dir is not measured again.
+    Trains for one epoch first; random weights are taken as they are. What lies in --work_dir is not
+    measured again.
     """
     work, start = args.work_dir.resolve() / f"{args.rows}_rows", args.model_name_or_path
     common = ["--dataset_name", "sst2", "--checkpoint_dir", str(work)]
@@ -93,7 +106,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for name in args.precisions:
         if not (work / f"{name}.json").exists():
             measure_one(work, name, common)
-    result = {name: read_json(work / f"{name}.json") or {} for name in FLAGS if (work / f"{name}.json").exists()}
+    result = {
+        name: read_json(work / f"{name}.json") or {}
+        for name in FLAGS
+        if (work / f"{name}.json").exists()
+    }
     scores = {name: load_file(work / f"{name}.safetensors")["all_modules"] for name in result}
     for name in result if "float32" in result else ():
         result[name]["Spearman"] = mean_spearman(scores[name], scores["float32"])
@@ -116,23 +133,51 @@ def work_of(args: argparse.Namespace) -> Work:
     """Rows, queries and tokens of what was measured, and the memory of this card."""
     folder, run = open_run(args.work_dir.resolve() / f"{args.rows}_rows", "sst2")
     train, queries = open_data(folder, run, args.dataset_path, 2000)
-    means = [float(lengths.mean()) for lengths in (train.lengths, train.lengths.astype(float) ** 2, queries.lengths)]
+    means = [
+        float(lengths.mean())
+        for lengths in (train.lengths, train.lengths.astype(float) ** 2, queries.lengths)
+    ]
     return Work(len(train), len(queries), *means, torch.cuda.get_device_properties(0).total_memory)
 
 
 def main(argv=None) -> None:
-    """Prints published and estimated seconds, and measured ones unless --estimate is given; stores what is new."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prints published and estimated seconds, and measured ones unless --estimate is given; stores
+    what is new.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--estimate", action="store_true", help="write and print the estimate for an A100; measure nothing")
+    add(
+        "--estimate",
+        action="store_true",
+        help="write and print the estimate for an A100; measure nothing",
+    )
     add("--dataset_path", help="folder or hub id with sst2 (nyu-mll/glue)")
     add("--model_name_or_path", help="folder or hub id of a BERT-base (bert-base-cased)")
-    add("--random_weights", action="store_true", help="BERT-base's shape, random, with the tokenizer of that model")
+    add(
+        "--random_weights",
+        action="store_true",
+        help="BERT-base's shape, random, with the tokenizer of that model",
+    )
     add("--rows", type=int, default=ROWS, help=f"training rows ({ROWS:,})")
-    add("--precisions", nargs="+", choices=tuple(FLAGS), default=list(FLAGS), help="what is measured (all)")
-    add("--work_dir", type=Path, default=Path("checkpoints/gpu"), help="single measurements (checkpoints/gpu)")
+    add(
+        "--precisions",
+        nargs="+",
+        choices=tuple(FLAGS),
+        default=list(FLAGS),
+        help="what is measured (all)",
+    )
+    add(
+        "--work_dir",
+        type=Path,
+        default=Path("checkpoints/gpu"),
+        help="single measurements (checkpoints/gpu)",
+    )
     add("--results_dir", type=Path, default=Path("results"), help="the JSON goes here (results)")
-    add("--tasks", action="store_true", help="write and print what GLUE's tasks take, by arithmetic")
+    add(
+        "--tasks", action="store_true", help="write and print what GLUE's tasks take, by arithmetic"
+    )
     args = parser.parse_args(argv)
     check_numbers(vars(args), "rows")
     check_clean(args.results_dir)
@@ -149,9 +194,15 @@ def main(argv=None) -> None:
     seconds, work = measure(args), work_of(args)
     card = card_rates()  # last: it keeps memory
     found = {
-        "rows": work.rows, "queries": work.queries, "tokens": work.tokens, "query_tokens": work.query_tokens,
-        "random_weights": args.random_weights, "rates": card, "estimate": estimate(card, work), "measured": seconds,
-    }  # fmt: skip
+        "rows": work.rows,
+        "queries": work.queries,
+        "tokens": work.tokens,
+        "query_tokens": work.query_tokens,
+        "random_weights": args.random_weights,
+        "rates": card,
+        "estimate": estimate(card, work),
+        "measured": seconds,
+    }
     path = args.results_dir / "gpu.json"
     every = (read_json(path) or {}).get("sizes", {}) | {str(args.rows): found | origin("cuda")}
     write_json(path, {"sizes": every} | origin("cuda"))

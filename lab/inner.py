@@ -1,9 +1,11 @@
-"""Measurements inside one process, for lab/speed.py: training speed, matrix products, where time goes.
+"""Measurements inside one process, for lab/speed.py: training speed, matrix products, where time
+goes.
 
     python lab/inner.py products --dataset_name sst2 --checkpoint_dir DIR --max_queries 64 --output products.json
 
-`training`: rows a second in the second of two epochs. `products`: every matrix product of the pairwise phase, counted
-in multiply-adds and then timed alone. `profile`: the operators of a whole analysis that take the most time.
+`training`: rows a second in the second of two epochs. `products`: every matrix product of the
+pairwise phase, counted in multiply-adds and then timed alone. `profile`: the operators of a whole
+analysis that take the most time.
 """
 
 import argparse
@@ -28,10 +30,17 @@ from attribution.training.fit import fit  # noqa: E402
 from attribution.training.run import open_data, open_run  # noqa: E402
 from pipeline import construct_bert, quiet_libraries  # noqa: E402
 
-PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0, "baddbmm": 1}  # operator -> place of its first factor
+PRODUCTS = {
+    "mm": 0,
+    "addmm": 1,
+    "addmm_": 1,
+    "bmm": 0,
+    "baddbmm": 1,
+}  # operator -> place of its first factor
 ATTENTION = {  # operator -> products of the size of Q K^T
-    "_scaled_dot_product_flash_attention_for_cpu": 2, "_scaled_dot_product_flash_attention_for_cpu_backward": 5,
-}  # fmt: skip
+    "_scaled_dot_product_flash_attention_for_cpu": 2,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": 5,
+}
 REPEATS = 3  # a product is timed so often; the fastest counts
 
 
@@ -48,10 +57,14 @@ class ProductLog(TorchDispatchMode):
             first = PRODUCTS[name]
             self.counts[tuple(self._layout(x) for x in args[first : first + 2])] += 1
         elif name in ATTENTION:
-            query = args[1] if name.endswith("backward") else args[0]  # backward: grad_out comes first
+            query = (
+                args[1] if name.endswith("backward") else args[0]
+            )  # backward: grad_out comes first
             batch, heads, tokens, width = query.shape
             left, right = (batch * heads, tokens, width), (batch * heads, width, tokens)
-            layouts = tuple((shape, (shape[1] * shape[2], shape[2], 1), query.dtype) for shape in (left, right))
+            layouts = tuple(
+                (shape, (shape[1] * shape[2], shape[2], 1), query.dtype) for shape in (left, right)
+            )
             self.counts[layouts] += ATTENTION[name]  # so many products of the size of Q K^T
         return function(*args, **(kwargs or {}))
 
@@ -66,7 +79,9 @@ def multiply_adds(left: tuple, right: tuple) -> int:
 
 
 def seconds_alone(left: tuple, right: tuple) -> float:
-    """The fastest of a few runs of this product and nothing else, into memory that is there already."""
+    """The fastest of a few runs of this product and nothing else, into memory that is there
+    already.
+    """
     factors = []
     for shape, stride, dtype in (left, right):
         length = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
@@ -93,7 +108,9 @@ def open_influence(args, folder: str) -> Influence:
 
 
 def measure_products(args) -> dict:
-    """Multiply-adds of the pairwise phase, and the seconds that its products take one after the other alone."""
+    """Multiply-adds of the pairwise phase, and the seconds that its products take one after the
+    other alone.
+    """
     with tempfile.TemporaryDirectory() as folder:
         influence, threads = open_influence(args, folder), torch.get_num_threads()
         influence.fit_factors()
@@ -108,7 +125,9 @@ def measure_products(args) -> dict:
 
 
 def measure_profile(args) -> dict:
-    """Operators of a whole analysis by their own time on the CPU, in shares of all; in one thread, to see them all."""
+    """Operators of a whole analysis by their own time on the CPU, in shares of all; in one thread,
+    to see them all.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         influence = open_influence(args, folder)
@@ -119,7 +138,7 @@ def measure_profile(args) -> dict:
     operators = [
         {"name": event.key, "share": event.self_cpu_time_total / total, "calls": event.count}
         for event in events[:20]
-    ]  # fmt: skip
+    ]
     return {"seconds": total / 1e6, "operators": operators}
 
 
@@ -130,22 +149,42 @@ def measure_training(args) -> dict:
     model = construct_bert(args.dataset_name, str(folder), seed=0)
     seconds = []
     fit(
-        model, dataset, np.arange(len(dataset)), seed=0, pad_to=args.pad_to or None,
-        on_epoch=lambda epoch, loss, took: seconds.append(took), **run["recipe"] | {"num_train_epochs": 2},
-    )  # fmt: skip
+        model,
+        dataset,
+        np.arange(len(dataset)),
+        seed=0,
+        pad_to=args.pad_to or None,
+        on_epoch=lambda epoch, loss, took: seconds.append(took),
+        **run["recipe"] | {"num_train_epochs": 2},
+    )
     return {"rows_per_second": len(dataset) / seconds[-1]}
 
 
 def main(argv=None) -> None:
     """Writes one measurement as JSON."""
     quiet_libraries()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measurements = {"training": measure_training, "products": measure_products, "profile": measure_profile}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    measurements = {
+        "training": measure_training,
+        "products": measure_products,
+        "profile": measure_profile,
+    }
     parser.add_argument("what", choices=tuple(measurements))
     parser.add_argument("--dataset_name", required=True, help="the task of the checkpoint")
-    parser.add_argument("--checkpoint_dir", type=Path, required=True, help="where the run is; nothing is written there")
-    parser.add_argument("--max_queries", type=int, default=64, help="the first so many validation rows (64)")
-    parser.add_argument("--pad_to", type=int, default=0, help="training: tokens to pad to (0: to the longest row)")
+    parser.add_argument(
+        "--checkpoint_dir",
+        type=Path,
+        required=True,
+        help="where the run is; nothing is written there",
+    )
+    parser.add_argument(
+        "--max_queries", type=int, default=64, help="the first so many validation rows (64)"
+    )
+    parser.add_argument(
+        "--pad_to", type=int, default=0, help="training: tokens to pad to (0: to the longest row)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     args = parser.parse_args(argv)
     write_json(args.output, measurements[args.what](args))

@@ -1,16 +1,19 @@
-"""Which checkpoints should be scored together? Compares members that differ in seed, step or rows, on tuning masks.
+"""Which checkpoints should be scored together? Compares members that differ in seed, step or rows,
+on tuning masks.
 
     python train.py --dataset_name sst2 ... --num_members 8 ; python train.py ... --member_steps 8      # and so on:
     python lab/members.py --dataset_name sst2 --plan                 # prints the commands that make all of it
     python lab/members.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac_exact identity
 
-Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same arguments of masks;
-they are chosen so that no result uses them: masks of seed 1, retrain seeds from 200, other queries (--first_query).
-Each set of members has as many checkpoints as others in its row. Three means are compared: the one that the scripts
-take, after each checkpoint was divided by its standard deviation (one number a checkpoint), the plain one, and the one
-in which a checkpoint counts as much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1).
-Of each score the sets that are complete are compared, all of them with the run alone under the first score, and with
-the same members under the first score. Writes RESULTS_DIR/members_DATASET_NAME.json and .md.
+Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same
+arguments of masks; they are chosen so that no result uses them: masks of seed 1, retrain seeds from
+200, other queries (--first_query). Each set of members has as many checkpoints as others in its
+row. Three means are compared: the one that the scripts take, after each checkpoint was divided by
+its standard deviation (one number a checkpoint), the plain one, and the one in which a checkpoint
+counts as much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1).
+Of each score the sets that are complete are compared, all of them with the run alone under the
+first score, and with the same members under the first score. Writes
+RESULTS_DIR/members_DATASET_NAME.json and .md.
 """
 
 import argparse
@@ -41,14 +44,29 @@ from pipeline import quiet_libraries  # noqa: E402
 SHARE = 0.5  # as retrains
 SETS = {  # checkpoints -> members
     1: {"the run": Members(), "a half": Members(share=SHARE)},
-    2: {"seeds": Members(2), "steps": Members(1, 2), "halves": Members(2, share=SHARE),
-        "a half's steps": Members(1, 2, SHARE)},
-    4: {"seeds": Members(4), "steps": Members(1, 4), "halves": Members(4, share=SHARE),
-        "2 seeds x 2 steps": Members(2, 2), "2 halves x 2 steps": Members(2, 2, SHARE)},
-    8: {"seeds": Members(8), "steps": Members(1, 8), "halves": Members(8, share=SHARE),
-        "2 seeds x 4 steps": Members(2, 4), "4 seeds x 2 steps": Members(4, 2),
-        "2 halves x 4 steps": Members(2, 4, SHARE), "4 halves x 2 steps": Members(4, 2, SHARE)},
-}  # fmt: skip
+    2: {
+        "seeds": Members(2),
+        "steps": Members(1, 2),
+        "halves": Members(2, share=SHARE),
+        "a half's steps": Members(1, 2, SHARE),
+    },
+    4: {
+        "seeds": Members(4),
+        "steps": Members(1, 4),
+        "halves": Members(4, share=SHARE),
+        "2 seeds x 2 steps": Members(2, 2),
+        "2 halves x 2 steps": Members(2, 2, SHARE),
+    },
+    8: {
+        "seeds": Members(8),
+        "steps": Members(1, 8),
+        "halves": Members(8, share=SHARE),
+        "2 seeds x 4 steps": Members(2, 4),
+        "4 seeds x 2 steps": Members(4, 2),
+        "2 halves x 4 steps": Members(2, 4, SHARE),
+        "4 halves x 2 steps": Members(4, 2, SHARE),
+    },
+}
 MEANS = ("scaled", "plain", "by learning rate")
 
 
@@ -59,29 +77,50 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_query_arguments(group)
     add_start_argument(group)
     add = parser.add_argument_group("tuning").add_argument
-    add("--scores", nargs="+", default=["ekfac"], help="names of the scores of each checkpoint (ekfac)")
+    add(
+        "--scores",
+        nargs="+",
+        default=["ekfac"],
+        help="names of the scores of each checkpoint (ekfac)",
+    )
     add_tuning_arguments(add)
-    add("--plan", action="store_true", help="print the commands that make checkpoints, scores and retrains, then stop")
+    add(
+        "--plan",
+        action="store_true",
+        help="print the commands that make checkpoints, scores and retrains, then stop",
+    )
     add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
     return parser.parse_args(argv)
 
 
 def every_set() -> list[tuple[int, str, Members]]:
     """(checkpoints, what they are, members) of every set."""
-    return [(count, label, members) for count, sets in SETS.items() for label, members in sets.items()]
+    return [
+        (count, label, members) for count, sets in SETS.items() for label, members in sets.items()
+    ]
 
 
 def plan(args) -> str:
     """The commands; arguments of the run's training are left to whoever starts them."""
     where = f"--dataset_name {args.dataset_name} --checkpoint_dir {args.checkpoint_dir}"
     window = f"--first_query {args.first_query} --max_queries {args.max_queries}"
-    lines = [f"python train.py {where} {members.flags} ..." for _, _, members in every_set() if not members.single]
+    lines = [
+        f"python train.py {where} {members.flags} ..."
+        for _, _, members in every_set()
+        if not members.single
+    ]
     lines += [
         " ".join(f"python analyze.py {where} {window} {flags_of(score)} {members.flags}".split())
-        for score in args.scores for _, _, members in every_set()
-    ]  # fmt: skip
+        for score in args.scores
+        for _, _, members in every_set()
+    ]
     truth = f"--num_masks {args.num_masks} --num_repeats {args.num_repeats} --mask_seed {args.mask_seed}"
-    return "\n".join([*lines, f"python evaluate_lds.py {where} {window} {truth} --retrain_seed {args.retrain_seed}"])
+    return "\n".join(
+        [
+            *lines,
+            f"python evaluate_lds.py {where} {window} {truth} --retrain_seed {args.retrain_seed}",
+        ]
+    )
 
 
 def rate_before(run: dict, recipe: dict, every: int) -> float:
@@ -110,14 +149,18 @@ class Scored:
 
 
 def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
-    """The complete sets of every score, the run alone under the first score in front; each checkpoint is read once.
+    """The complete sets of every score, the run alone under the first score in front; each
+    checkpoint is read once.
 
     Raises Refused where that one is missing; says which others are.
     """
 
     @functools.cache
     def opened(score: str, place: Path) -> tuple[np.ndarray, dict] | None:
-        found, record = open_scores_of(place, score, queries, args.first_query), read_json(place / "run.json")
+        found, record = (
+            open_scores_of(place, score, queries, args.first_query),
+            read_json(place / "run.json"),
+        )
         return None if found is None or record is None else (found, record)
 
     sets: list[Scored] = []
@@ -126,28 +169,46 @@ def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
         for count, label, members in every_set():
             found = [opened(score, place) for place in members.places(folder, run)]
             if each := [one for one in found if one is not None and None not in found]:
-                rates = [rate_before(record, run["recipe"], record["steps"] // members.steps) for _, record in each]
+                rates = [
+                    rate_before(record, run["recipe"], record["steps"] // members.steps)
+                    for _, record in each
+                ]
                 sets.append(Scored(score, count, label, [scores for scores, _ in each], rates))
             elif not sets:
-                raise Refused(f"{folder} has no scores {score} of these queries; --plan prints what makes them")
+                raise Refused(
+                    f"{folder} has no scores {score} of these queries; --plan prints what makes "
+                    "them"
+                )
             else:
                 lacking.append(f"{label} ({count})")
         if lacking:
-            print(f"{score}: not all are scored of {', '.join(lacking)}; --plan prints what makes them")
+            print(
+                f"{score}: not all are scored of {', '.join(lacking)}; --plan prints what makes "
+                "them"
+            )
     return sets
 
 
 def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
-    """LDS of every set and mean, paired with one checkpoint, the run; and each member's standard deviation."""
+    """LDS of every set and mean, paired with one checkpoint, the run; and each member's standard
+    deviation.
+    """
     labels = train.labels
-    controls = truth.masks @ labels[:, None] if train.task.regression else stats.kept_counts(truth.masks, labels)
+    controls = (
+        truth.masks @ labels[:, None]
+        if train.task.regression
+        else stats.kept_counts(truth.masks, labels)
+    )
     draws = stats.draw(len(truth.masks), truth.margins.shape[2])
     means = stats.mean_margins(truth.margins)
     rows: list[dict] = []
     sets = open_sets(args, folder, run, queries)
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
-        alone, alike = None, {}  # LDS and draws: of the run alone, and of each set under the first score
+        alone, alike = (
+            None,
+            {},
+        )  # LDS and draws: of the run alone, and of each set under the first score
         for one in sets:
             singles = [stats.agreement(scores, truth.masks, ranks).mean for scores in one.each]
             for name in MEANS if one.count > 1 else MEANS[:1]:
@@ -163,16 +224,26 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                     of_first, draws_of_first = alike[which]
                     beside["against_first"] = agreed.mean - of_first
                     beside["against_first_interval"] = stats.interval(sample - draws_of_first)
-                rows.append({
-                    "kind": kind, "score": one.score, "checkpoints": one.count, "members": one.label, "mean": name,
-                    "lds": agreed.mean,
-                    "interval": stats.interval(sample), "difference": agreed.mean - alone[0],
-                    "difference_interval": stats.interval(sample - alone[1]),
-                    "deviations": [float(np.std(scores)) for scores in one.each],
-                    "singles": singles,
-                    **beside,
-                })  # fmt: skip
-    ceiling = {"plain": stats.noise_ceiling(truth.margins), "balanced": stats.noise_ceiling(truth.margins, controls)}
+                rows.append(
+                    {
+                        "kind": kind,
+                        "score": one.score,
+                        "checkpoints": one.count,
+                        "members": one.label,
+                        "mean": name,
+                        "lds": agreed.mean,
+                        "interval": stats.interval(sample),
+                        "difference": agreed.mean - alone[0],
+                        "difference_interval": stats.interval(sample - alone[1]),
+                        "deviations": [float(np.std(scores)) for scores in one.each],
+                        "singles": singles,
+                        **beside,
+                    }
+                )
+    ceiling = {
+        "plain": stats.noise_ceiling(truth.margins),
+        "balanced": stats.noise_ceiling(truth.margins, controls),
+    }
     sizes = {"masks": len(truth.masks), "repeats": truth.margins.shape[1], "queries": len(queries)}
     return {"rows": rows, "ceiling": ceiling, "first_query": args.first_query} | sizes
 
@@ -187,14 +258,29 @@ def main(argv=None) -> None:
     stem = args.results_dir / f"members_{args.dataset_name}"
     results.check_places(stem)
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    train, queries = rows = open_data(folder, run, args.dataset_path, args.max_queries, args.first_query)
-    where = {"model_name_or_path": args.model_name_or_path, "jobs_per_device": 1, "max_queries": args.max_queries}
+    train, queries = rows = open_data(
+        folder, run, args.dataset_path, args.max_queries, args.first_query
+    )
+    where = {
+        "model_name_or_path": args.model_name_or_path,
+        "jobs_per_device": 1,
+        "max_queries": args.max_queries,
+    }
     study = open_study(folder, run, rows, run["recipe"], retrains=False, **where)
-    subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed)
+    subsets = Subsets(
+        args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed
+    )
     truth = own_truth(study, subsets, wait=False, dry_run=False)
-    result = compare(args, folder, run, train, queries, truth) | {"scores": args.scores, "dataset": args.dataset_name}
+    result = compare(args, folder, run, train, queries, truth) | {
+        "scores": args.scores,
+        "dataset": args.dataset_name,
+    }
     print(members_markdown(result))
-    origin = {"arguments": vars(args), "device": study.retrain.device, "fingerprints": fingerprints_of(run, queries)}
+    origin = {
+        "arguments": vars(args),
+        "device": study.retrain.device,
+        "fingerprints": fingerprints_of(run, queries),
+    }
     results.save(result, stem, markdown=members_markdown(result), **origin)
 
 

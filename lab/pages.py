@@ -1,10 +1,12 @@
-"""The tables of README.md, results/README.md and benchmarks/README.md, made from the JSON files in results/.
+"""The tables of README.md, results/README.md and lab/README.md, made from the JSON files in
+results/.
 
     python -m lab.pages                            # writes every table of the three pages again
     python -m lab.pages --profile profile.txt      # first takes over what analyze.py --profile printed
 
-A page says `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends. To add a table, write a
-function of a `Reader` that returns Markdown, and enter it in TABLES. Below each table stands what it was made from.
+A page says `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends. To add a
+table, write a function of a `Reader` that returns Markdown, and enter it in TABLES. Below each
+table stands what it was made from.
 """
 
 import argparse
@@ -20,8 +22,8 @@ from attribution.show import lds_tables, tables
 from lab import timings
 from lab.timings import CASES
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "results/README.md", "benchmarks/README.md")
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "results/README.md", "lab/README.md")
 END = "<!-- end -->"
 
 # JSON files are sorted by name; tables are in the order in which they are read.
@@ -31,23 +33,33 @@ RECIPES = {
     "short": "embeddings frozen, 2 epochs",
 }
 RECIPE_SCORES = {
-    "identity": "identity", "ekfac": "EKFAC, damping 1e-8", "ekfac_damping0.0001": "1e-4", "ekfac_damping0.01": "1e-2",
+    "identity": "identity",
+    "ekfac": "EKFAC, damping 1e-8",
+    "ekfac_damping0.0001": "1e-4",
+    "ekfac_damping0.01": "1e-2",
     "tfidf2": "squared TF-IDF",
-}  # fmt: skip
+}
 SHORT_LDS = {  # label -> score on the demo, on SST-2
     "EKFAC, mean of ten halves (SST-2: eight), damping 1e-4": (
-        "ekfac_damping0.0001_members10_share0.5", "ekfac_exact_damping0.0001_members8_share0.5"
+        "ekfac_damping0.0001_members10_share0.5",
+        "ekfac_exact_damping0.0001_members8_share0.5",
     ),
-    "the same at the default damping": ("ekfac_members10_share0.5", "ekfac_exact_members8_share0.5"),
+    "the same at the default damping": (
+        "ekfac_members10_share0.5",
+        "ekfac_exact_members8_share0.5",
+    ),
     "EKFAC, one checkpoint": ("ekfac", "ekfac"),
     "plain gradients, one checkpoint": ("identity", "identity"),
     "[CLS] cosine": ("representation", "representation"),
     "squared TF-IDF cosine": ("tfidf2", "tfidf2"),
     "label agreement alone": ("label", "label"),
-}  # fmt: skip
+}
 SEARCH_ENDS = {"ran": "ran to its end", "refused": "refused in one sentence"}
 ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
-MEANS = {"demo": "ekfac_members5", "sst2": "ekfac_damping0.0001_members8_share0.5"}  # arms of several checkpoints
+MEANS = {
+    "demo": "ekfac_members5",
+    "sst2": "ekfac_damping0.0001_members8_share0.5",
+}  # arms of several checkpoints
 
 
 def read_result(results: Path, name: str) -> dict:
@@ -68,7 +80,9 @@ class Reader:
         return read_result(self.folder, name)
 
     def origin(self) -> str:
-        """A line with the files that were read, and the commit that made each ('+': with changes on top)."""
+        """A line with the files that were read, and the commit that made each ('+': with changes on
+        top).
+        """
         return f"From {', '.join(f'`results/{name}.json`{self._commit(name)}' for name in dict.fromkeys(self.names))}."
 
     def _commit(self, name: str) -> str:
@@ -80,12 +94,16 @@ class Reader:
 Table = Callable[[Reader], str]
 
 
-# --- studies -------------------------------------------------------------------------------------------
+# --- studies --------------------------------------------------------------------------------------
 
 
 def lds_short(read: Reader) -> str:
     """LDS of a few scores on the demo and on SST-2, the latter also with class balance controlled."""
-    columns = {"demo": (0, "plain"), "SST-2": (1, "plain"), "SST-2, class balance controlled": (1, "balanced")}
+    columns = {
+        "demo": (0, "plain"),
+        "SST-2": (1, "plain"),
+        "SST-2, class balance controlled": (1, "balanced"),
+    }
     studies = read("lds_demo"), read("lds_sst2")
     parts = [(studies[place], place, kind) for place, kind in columns.values()]
     rows = [
@@ -115,12 +133,16 @@ def recipes(read: Reader) -> str:
 
 
 def flips_short(read: Reader) -> str:
-    """Share of flipped targets of a few arms, on the demo and on SST-2; `-` where the study has no such arm."""
+    """Share of flipped targets of a few arms, on the demo and on SST-2; `-` where the study has no
+    such arm.
+    """
     studies = {dataset: read(f"counterfactual_{dataset}") for dataset in ("demo", "sst2")}
     mean = "EKFAC, mean of five seeds (SST-2: eight halves, damping 1e-4)"
     header, rows = ["rows removed"], [[label] for label in (mean, *ARMS.values())]
     for dataset, result in studies.items():
-        for i, count in enumerate(result["removals"][1:], start=1):  # the first is 0, where nothing flips
+        for i, count in enumerate(
+            result["removals"][1:], start=1
+        ):  # the first is 0, where nothing flips
             header.append(f"{CASES[dataset]}, {count} of {result['rows']:,}")
             for row, arm in zip(rows, (MEANS[dataset], *ARMS), strict=True):
                 curve = result["curves"].get(arm, {})
@@ -159,24 +181,34 @@ def ceiling(read: Reader) -> str:
     """The noise ceiling beside what a perfect score reaches, in simulated studies."""
     found = read("ceiling")["rows"]
     keys = ("reached", "ceiling", "root of the mean")
-    rows = [[row["queries"], str(row["repeats"]), *(f"{row[key]:.3f}" for key in keys)] for row in found]
+    rows = [
+        [row["queries"], str(row["repeats"]), *(f"{row[key]:.3f}" for key in keys)] for row in found
+    ]
     return tables.markdown(["queries", "repeats", "a perfect score reaches", *keys[1:]], rows)
 
 
 def faults(read: Reader) -> str:
-    """What was made to go wrong, how often, and what came of it; and any rows and flags that were tried."""
+    """What was made to go wrong, how often, and what came of it; and any rows and flags that were
+    tried.
+    """
     counts: dict[tuple[str, str], list[int]] = {}
     for trial in read("faults")["trials"]:
-        what = trial["what"].partition(": ")[2] if trial["trial"] == "damaged" else trial["what"].rpartition(": ")[2]
+        what = (
+            trial["what"].partition(": ")[2]
+            if trial["trial"] == "damaged"
+            else trial["what"].rpartition(": ")[2]
+        )
         found = counts.setdefault((trial["trial"], what), [0, 0, 0])
         found[[True, False, None].index(trial["passed"])] += 1
     rows = [[name, what, *map(str, found)] for (name, what), found in sorted(counts.items())]
     for name, ends in sorted(read("search")["searches"].items()):
         rows += [[name, what, str(ends[end]), "0", "0"] for end, what in SEARCH_ENDS.items()]
-    return tables.markdown(["what happened", "what came of it", "passed", "failed", "skipped"], rows)
+    return tables.markdown(
+        ["what happened", "what came of it", "passed", "failed", "skipped"], rows
+    )
 
 
-# --- speed ---------------------------------------------------------------------------------------------
+# --- speed ----------------------------------------------------------------------------------------
 
 
 def speed_short(read: Reader) -> str:
@@ -184,7 +216,10 @@ def speed_short(read: Reader) -> str:
     cases = read("speed")["cases"]
     rows = []
     for name in CASES:
-        found, title = cases[name], f"{CASES[name]}, {cases[name]['rows']:,} x {cases[name]['queries']}"
+        found, title = (
+            cases[name],
+            f"{CASES[name]}, {cases[name]['rows']:,} x {cases[name]['queries']}",
+        )
         stock, ours = (found["seconds"][arm]["all"] for arm in ("stock", "ours"))
         rows.append([f"{title}: time", f"{stock:.1f} s", f"{ours:.1f} s", f"{stock / ours:.1f}"])
         if name == "sst2":
@@ -203,7 +238,7 @@ def profile_demo(read: Reader) -> str:
     return timings.profile_block(read("profile_demo")["actions"])
 
 
-# --- the pages -----------------------------------------------------------------------------------------
+# --- the pages ------------------------------------------------------------------------------------
 
 
 def of_result(name: str, draw: Callable[[dict], str]) -> Table:
@@ -249,7 +284,9 @@ TABLES: dict[str, Table] = {
     "h200_scores": of_result("h200", timings.h200_scores),
     "h200_seconds": of_result("h200", timings.h200_seconds),
     "h200_products": of_result("h200", timings.h200_products),
-    "glue_tasks": of_result("glue_tasks", lambda found: tables.markdown(found["header"], found["rows"])),
+    "glue_tasks": of_result(
+        "glue_tasks", lambda found: tables.markdown(found["header"], found["rows"])
+    ),
 }
 
 
@@ -275,8 +312,12 @@ def fill(text: str, results: Path) -> str:
 
 def main(argv=None) -> None:
     """Writes the tables of all pages again."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", type=Path, help="what analyze.py --profile printed for the demo")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--profile", type=Path, help="what analyze.py --profile printed for the demo"
+    )
     args = parser.parse_args(argv)
     if args.profile:
         check_clean(ROOT / "results")

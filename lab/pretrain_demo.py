@@ -1,13 +1,15 @@
-"""How the small BERT in this folder was pretrained: masked language modelling on generated sentences.
+"""How the small BERT in this folder was pretrained: masked language modelling on generated
+sentences.
 
     python lab/pretrain_demo.py                    # writes the weights, configuration and vocabulary beside itself
     python lab/pretrain_demo.py --output_dir /tmp/bert --num_epochs 2
 
-The sentences come from `attribution.data.demo.make_corpus`; none of them is a row of the demo's data set. Of the
-chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay, as in BERT (arXiv:1810.04805, section 3.1).
-BERT chooses 15 % of all tokens; here it is half of the words that tell a good verdict from a bad one, and 10 %
-of the others: with BERT's even choice the encoder is slow to learn which words praise (on fresh sentences a
-linear probe of its mean representation then reaches 0.75 after 12 epochs, instead of 0.95 after 8).
+The sentences come from `attribution.data.demo.make_corpus`; none of them is a row of the demo's
+data set. Of the chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay, as in BERT
+(arXiv:1810.04805, section 3.1). BERT chooses 15 % of all tokens; here it is half of the words that
+tell a good verdict from a bad one, and 10 % of the others: with BERT's even choice the encoder is
+slow to learn which words praise (on fresh sentences a linear probe of its mean representation then
+reaches 0.75 after 12 epochs, instead of 0.95 after 8).
 """
 
 import argparse
@@ -23,39 +25,51 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from attribution.data.demo import VERDICTS, make_corpus  # noqa: E402
 
 VERDICT_RATE, OTHER_RATE = 0.5, 0.1  # shares of tokens that are chosen
-# BERT's spread of 0.02 suits 768 features. With 64, 1 / sqrt(64) passes a signal on; 0.02 makes a plateau of most
-# epochs.
+# BERT's spread of 0.02 suits 768 features. With 64, 1 / sqrt(64) passes a signal on; 0.02 makes a
+# plateau of most epochs.
 INITIALIZER_RANGE = 0.125
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent, help="where the model goes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path(__file__).parent, help="where the model goes"
+    )
     parser.add_argument("--num_sentences", type=int, default=24_000, help="size of the corpus")
     parser.add_argument("--num_epochs", type=int, default=12, help="passes over the corpus")
     parser.add_argument("--batch_size", type=int, default=64, help="sentences a step")
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak of a one-cycle schedule")
+    parser.add_argument(
+        "--learning_rate", type=float, default=2e-3, help="peak of a one-cycle schedule"
+    )
     parser.add_argument("--seed", type=int, default=0, help="start weights, masks and order")
     return parser.parse_args(argv)
 
 
 def build_tokenizer(corpus: list[str], output_dir: Path) -> BertTokenizerFast:
-    """A WordPiece tokenizer, uncased, learned from the corpus; its vocabulary is in alphabetical order."""
+    """A WordPiece tokenizer, uncased, learned from the corpus; its vocabulary is in alphabetical
+    order.
+    """
     trainer = BertWordPieceTokenizer(lowercase=True)
     trainer.train_from_iterator(corpus, vocab_size=900, min_frequency=2, show_progress=False)
     words = SPECIAL + sorted(word for word in trainer.get_vocab() if word not in SPECIAL)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "vocab.txt").write_text("\n".join(words) + "\n")
-    return BertTokenizerFast(vocab=str(output_dir / "vocab.txt"), do_lower_case=True, model_max_length=128)
+    return BertTokenizerFast(
+        vocab=str(output_dir / "vocab.txt"), do_lower_case=True, model_max_length=128
+    )
 
 
 def choice_rates(tokenizer) -> torch.Tensor:
     """(V,): for every word of the vocabulary the share of its occurrences that are to be predicted."""
     bad, good = (set(" ".join(verdicts).split()) for verdicts in VERDICTS)
     rates = torch.full((len(tokenizer),), OTHER_RATE)
-    rates[tokenizer(" ".join(sorted(bad ^ good)), add_special_tokens=False)["input_ids"]] = VERDICT_RATE
+    rates[tokenizer(" ".join(sorted(bad ^ good)), add_special_tokens=False)["input_ids"]] = (
+        VERDICT_RATE
+    )
     rates[: len(SPECIAL)] = 0.0
     return rates
 
@@ -77,20 +91,33 @@ def main(argv=None) -> None:
     tokenizer = build_tokenizer(corpus, args.output_dir)
     torch.manual_seed(args.seed)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=128, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         initializer_range=INITIALIZER_RANGE,
-    )  # fmt: skip
+    )
     model = BertForMaskedLM(config)
     rows = tokenizer(corpus, padding=True, return_tensors="pt")
     generator, rates = torch.Generator().manual_seed(args.seed), choice_rates(tokenizer)
     steps = args.num_epochs * -(-len(corpus) // args.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, weight_decay=0.01, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.learning_rate, total_steps=steps, pct_start=0.1
+    )
     model.train()
     bar = tqdm(range(args.num_epochs), desc="epochs")
     for _ in bar:
-        total, batches = 0.0, torch.randperm(len(corpus), generator=generator).split(args.batch_size)
+        total, batches = (
+            0.0,
+            torch.randperm(len(corpus), generator=generator).split(args.batch_size),
+        )
         for index in batches:
             length = int(rows["attention_mask"][index].sum(1).max())
             ids, mask = rows["input_ids"][index, :length], rows["attention_mask"][index, :length]
@@ -102,7 +129,8 @@ def main(argv=None) -> None:
             schedule.step()
             total += loss.item()
         bar.set_postfix(loss=f"{total / len(batches):.3f}")
-    # Masked language modelling trains no pooler: one is drawn here, so that all fine-tuned models start from it.
+    # Masked language modelling trains no pooler: one is drawn here, so that all fine-tuned models
+    # start from it.
     encoder = BertModel(config)
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
     encoder.save_pretrained(args.output_dir)

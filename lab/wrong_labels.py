@@ -1,13 +1,15 @@
-"""Who finds wrong labels: self-influence, or simply the loss? A run whose wrong labels are recorded, ranked many ways.
+"""Who finds wrong labels: self-influence, or simply the loss? A run whose wrong labels are
+recorded, ranked many ways.
 
     python train.py --dataset_name cola --checkpoint_dir checkpoints/wrong --corrupt_labels 0.1 --num_members 5 ...
     python analyze.py --dataset_name cola --checkpoint_dir checkpoints/wrong --self_influence --num_members 5
     python lab/wrong_labels.py --dataset_name cola --checkpoint_dir checkpoints/wrong --num_members 5
 
-Ranks the training rows by every self-influence that analyze.py stored, by the loss of the row under the run and as a
-mean over members, by its loss under models that did not see it (five folds, retrained and kept like every retrain), by
-the disagreement of its nearest rows ([CLS] cosine), and by how rare its label is, which sees no text. Writes
-RESULTS_DIR/wrong_labels_DATASET_NAME.json and .md.
+Ranks the training rows by every self-influence that analyze.py stored, by the loss of the row under
+the run and as a mean over members, by its loss under models that did not see it (five folds,
+retrained and kept like every retrain), by the disagreement of its nearest rows ([CLS] cosine), and
+by how rare its label is, which sees no text. Writes RESULTS_DIR/wrong_labels_DATASET_NAME.json and
+.md.
 """
 
 import argparse
@@ -44,7 +46,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_start_argument(add_data_arguments(parser))
     add = parser.add_argument_group("rankings").add_argument
     add("--num_members", type=int, default=1, help="members behind the mean loss (1)")
-    add("--jobs_per_device", type=int, help="retrains of the folds at the same time (as evaluate_lds.py)")
+    add(
+        "--jobs_per_device",
+        type=int,
+        help="retrains of the folds at the same time (as evaluate_lds.py)",
+    )
     add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
     return parser.parse_args(argv)
 
@@ -64,12 +70,18 @@ def rankings(args, folder: Path, run: dict, train) -> dict[str, np.ndarray]:
     members = open_members(folder, run, Members(args.num_members)).checkpoints
     losses = [wrong_labels.row_losses(open_trained(place), train) for place, _ in members]
     stored = stored_self_influence(folder, run)
-    found = {f"self-influence, {name}": values for name, values in stored.items()} | {"loss, one model": losses[0]}
+    found = {f"self-influence, {name}": values for name, values in stored.items()} | {
+        "loss, one model": losses[0]
+    }
     if len(losses) > 1:
         found[f"loss, mean of {len(losses)} models"] = np.mean(losses, axis=0)
-    found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(args, folder, run, train)
+    found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(
+        args, folder, run, train
+    )
     (features,) = represent(open_trained(folder), train)
-    found["disagreement of the nearest rows"] = wrong_labels.neighbour_disagreement(features, train.labels)
+    found["disagreement of the nearest rows"] = wrong_labels.neighbour_disagreement(
+        features, train.labels
+    )
     found["rare label"] = wrong_labels.rarity(train.labels)
     return found
 
@@ -83,14 +95,26 @@ def main(argv=None) -> None:
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     train, _ = open_data(folder, run, args.dataset_path, 1)
     if (wrong := wrong_labels.truth_of(train)) is None:
-        raise Refused(f"nobody knows which labels of {folder} are wrong; train it with --corrupt_labels")
-    found = {name: wrong_labels.found(values, wrong) for name, values in rankings(args, folder, run, train).items()}
+        raise Refused(
+            f"nobody knows which labels of {folder} are wrong; train it with --corrupt_labels"
+        )
+    found = {
+        name: wrong_labels.found(values, wrong)
+        for name, values in rankings(args, folder, run, train).items()
+    }
     result = {
-        "dataset": args.dataset_name, "rows": len(train), "wrong": int(wrong.sum()), "rankings": found,
+        "dataset": args.dataset_name,
+        "rows": len(train),
+        "wrong": int(wrong.sum()),
+        "rankings": found,
         "metrics": next(iter(run["evaluation"].values())),
-    }  # fmt: skip
+    }
     print(wrong_labels_text(found))
-    origin = {"arguments": vars(args), "device": choose_device(), "fingerprints": fingerprints_of(run, train)}
+    origin = {
+        "arguments": vars(args),
+        "device": choose_device(),
+        "fingerprints": fingerprints_of(run, train),
+    }
     results.save(result, stem, markdown=wrong_labels_markdown(result), **origin)
 
 

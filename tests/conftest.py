@@ -1,4 +1,6 @@
-"""Shared set-up of the tests: quiet libraries, one thread, cheap garbage collection, one small trained run."""
+"""Shared set-up of the tests: quiet libraries, one thread, cheap garbage collection, one small
+trained run.
+"""
 
 import gc
 import os
@@ -30,7 +32,9 @@ def cheap_garbage_collection():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A checkpoint folder with a demo run on 120 rows; tests copy it (see `run_copy`) before they change it."""
+    """A checkpoint folder with a demo run on 120 rows; tests copy it (see `run_copy`) before they
+    change it.
+    """
     folder = tmp_path_factory.mktemp("trained")
     train.main([*SMALL, "--checkpoint_dir", str(folder)])
     return folder
@@ -44,13 +48,17 @@ def run_copy(trained, tmp_path) -> Path:
 
 @pytest.fixture
 def copied(scored, tmp_path) -> Path:
-    """A copy of the module's own fixture `scored` (a run with scores and retrains) that the test may change."""
+    """A copy of the module's own fixture `scored` (a run with scores and retrains) that the test
+    may change.
+    """
     return shutil.copytree(scored, tmp_path / "checkpoints")
 
 
 @pytest.fixture(scope="session")
 def glue_dir() -> Path:
-    """Real GLUE data: $GLUE_DIR, by default ../shared/glue. Tests that need it skip where there is none."""
+    """Real GLUE data: $GLUE_DIR, by default ../shared/glue. Tests that need it skip where there is
+    none.
+    """
     folder = Path(os.environ.get("GLUE_DIR", ROOT.parent / "shared" / "glue"))
     if not folder.is_dir():
         pytest.skip(f"no GLUE data in {folder}; set GLUE_DIR")

@@ -1,13 +1,29 @@
-"""The rules of the house, read from the source without running it: floors, sizes, names, docstrings."""
+"""The rules of the house, read from the source without running it: floors, sizes, names,
+docstrings.
+"""
 
 import ast
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-GROUND = ("__init__", "files", "hub", "demo", "task", "raw", "own", "rows", "tokens", "start", "draws", "machine",
-          "provenance")  # fmt: skip
-# From the ground: a floor is rooms side by side, a room is files and folders that may import each other.
+GROUND = (
+    "__init__",
+    "files",
+    "hub",
+    "demo",
+    "task",
+    "raw",
+    "own",
+    "rows",
+    "tokens",
+    "start",
+    "draws",
+    "machine",
+    "provenance",
+)
+# From the ground: a floor is rooms side by side, a room is files and folders that may import each
+# other.
 FLOORS: list[list[tuple[str, ...]]] = [
     [tuple(f"attribution/{name}.py" for name in GROUND)],
     [("pipeline.py",)],
@@ -22,13 +38,20 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def python_files(root: Path) -> list[str]:
-    """Every Python file that is or may be committed; where there is no git, every one outside hidden folders."""
+    """Every Python file that is or may be committed; where there is no git, every one outside
+    hidden folders.
+    """
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
     try:
-        listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+        listed = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         shown = [path for path in root.iterdir() if not path.name.startswith(".")]
-        paths = [*(path for path in shown if path.suffix == ".py"), *(p for path in shown for p in path.rglob("*.py"))]
+        paths = [
+            *(path for path in shown if path.suffix == ".py"),
+            *(p for path in shown for p in path.rglob("*.py")),
+        ]
         listed = [path.relative_to(root).as_posix() for path in paths]
     return sorted({name for name in listed if (root / name).is_file()})
 
@@ -38,7 +61,7 @@ def parse(root: Path, name: str) -> ast.Module:
     return ast.parse((root / name).read_text(), name)
 
 
-# --- imports -------------------------------------------------------------------------------------------
+# --- imports --------------------------------------------------------------------------------------
 
 
 def find_module(root: Path, dotted: str) -> str | None:
@@ -51,17 +74,23 @@ def find_module(root: Path, dotted: str) -> str | None:
 
 
 def imports(root: Path, name: str) -> Iterator[tuple[int, str | None, str, str | None]]:
-    """(line, name that it gets here, imported file, what is taken from it) for every import from the repository.
+    """(line, name that it gets here, imported file, what is taken from it) for every import from
+    the repository.
 
-    Imports inside functions count. What is taken is None where it is the file itself; the name is None where it
-    has dots.
+    Imports inside functions count. What is taken is None where it is the file itself; the name is
+    None where it has dots.
     """
     package = name.split("/")[:-1]
     for node in ast.walk(parse(root, name)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if target := find_module(root, alias.name):
-                    yield node.lineno, alias.asname or (None if "." in alias.name else alias.name), target, None
+                    yield (
+                        node.lineno,
+                        alias.asname or (None if "." in alias.name else alias.name),
+                        target,
+                        None,
+                    )
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) + 1 - node.level] if node.level else []
             base = [*above, *([node.module] if node.module else [])]
@@ -92,11 +121,17 @@ def broken_rule(importer: tuple[int, int], imported: str) -> str | None:
         return None
     if where[0] > importer[0]:
         return "a file imports only from floors below its own, or from its own wing"
-    return "no script imports another script" if imported in SCRIPTS else "wings side by side do not import each other"
+    return (
+        "no script imports another script"
+        if imported in SCRIPTS
+        else "wings side by side do not import each other"
+    )
 
 
 def floor_violations(root: Path, files: list[str]) -> list[str]:
-    """One sentence, naming both files and the rule, for every import that goes up, sideways or into the yard."""
+    """One sentence, naming both files and the rule, for every import that goes up, sideways or into
+    the yard.
+    """
     found = []
     for name in files:
         if name.startswith(YARD):
@@ -110,7 +145,7 @@ def floor_violations(root: Path, files: list[str]) -> list[str]:
     return found
 
 
-# --- names ---------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def bound_names(body: list[ast.stmt]) -> set[str]:
@@ -123,29 +158,44 @@ def bound_names(body: list[ast.stmt]) -> set[str]:
             names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
         else:
             inner = list(ast.walk(node))[1:]
-            names |= {part.id for part in inner if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-            names |= bound_names([part for part in inner if isinstance(part, (Function, ast.Import, ast.ImportFrom))])
+            names |= {
+                part.id
+                for part in inner
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
+            names |= bound_names(
+                [part for part in inner if isinstance(part, (Function, ast.Import, ast.ImportFrom))]
+            )
     return names
 
 
 def attributes(node: ast.AST, modules: dict[str, str]) -> Iterator[tuple[ast.Attribute, str]]:
-    """(expression, file) for every `module.name` below the node; modules: the name of a module -> its file.
+    """(expression, file) for every `module.name` below the node; modules: the name of a module ->
+    its file.
 
     Where a function binds the name of a module to something else, its expressions are left out.
     """
     for child in ast.iter_child_nodes(node):
         inner = modules
         if isinstance(child, (Function, ast.Lambda)):
-            own = {argument.arg for argument in ast.walk(child.args) if isinstance(argument, ast.arg)}
+            own = {
+                argument.arg for argument in ast.walk(child.args) if isinstance(argument, ast.arg)
+            }
             own |= bound_names(child.body) if isinstance(child, Function) else set()
             inner = {name: file for name, file in modules.items() if name not in own}
-        if isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name) and child.value.id in inner:
+        if (
+            isinstance(child, ast.Attribute)
+            and isinstance(child.value, ast.Name)
+            and child.value.id in inner
+        ):
             yield child, inner[child.value.id]
         yield from attributes(child, inner)
 
 
 def missing_names(root: Path, files: list[str]) -> list[str]:
-    """One sentence for every name that a file takes from another file of the repository, which does not have it."""
+    """One sentence for every name that a file takes from another file of the repository, which does
+    not have it.
+    """
     known = {name: bound_names(parse(root, name).body) for name in files}
     found = []
     for name in files:
@@ -155,45 +205,73 @@ def missing_names(root: Path, files: list[str]) -> list[str]:
                 taken.append((line, part, target))
             elif bound is not None:
                 modules[bound] = target
-        taken += [(node.lineno, node.attr, target) for node, target in attributes(parse(root, name), modules)]
+        taken += [
+            (node.lineno, node.attr, target)
+            for node, target in attributes(parse(root, name), modules)
+        ]
         for line, part, target in taken:
             inside = target.removesuffix("__init__.py").replace("/", ".") + part
-            if part not in known.get(target, ()) and not part.startswith("__") and not find_module(root, inside):
-                found.append(f"{name}, line {line}, takes {part} from {target}, which has no such name")
+            if (
+                part not in known.get(target, ())
+                and not part.startswith("__")
+                and not find_module(root, inside)
+            ):
+                found.append(
+                    f"{name}, line {line}, takes {part} from {target}, which has no such name"
+                )
     return found
 
 
-# --- sizes and docstrings ------------------------------------------------------------------------------
+# --- sizes and docstrings -------------------------------------------------------------------------
 
 
-def too_long(root: Path, files: list[str], file_lines: int = 300, function_lines: int = 40) -> list[str]:
-    """`file` or `file: function`, with its lines, of what is longer than that; docstrings count, decorators do not."""
+def too_long(
+    root: Path, files: list[str], file_lines: int = 300, function_lines: int = 40
+) -> list[str]:
+    """`file` or `file: function`, with its lines, of what is longer than that; docstrings count,
+    decorators do not.
+    """
     found = []
     for name in files:
         if (lines := len((root / name).read_text().splitlines())) > file_lines:
             found.append((name, lines))
         for node in ast.walk(parse(root, name)):
-            if isinstance(node, Function) and (lines := node.end_lineno - node.lineno + 1) > function_lines:
+            if (
+                isinstance(node, Function)
+                and (lines := node.end_lineno - node.lineno + 1) > function_lines
+            ):
                 found.append((f"{name}: {node.name}", lines))
     return [f"{what} ({lines} lines)" for what, lines in found]
 
 
-def undocumented(root: Path, files: list[str], overrides=lambda file, owner, method: False) -> list[str]:
+def undocumented(
+    root: Path, files: list[str], overrides=lambda file, owner, method: False
+) -> list[str]:
     """`file`, `file: name` or `file: class.method` of what is public and has no docstring.
 
-    Methods with two underscores need none, nor those of which overrides(file, class, method) says that a base class
-    documents them.
+    Methods with two underscores need none, nor those of which overrides(file, class, method) says
+    that a base class documents them.
     """
     found = []
     for name in files:
         tree = parse(root, name)
-        public = [node for node in tree.body if isinstance(node, (Function, ast.ClassDef)) and node.name[0] != "_"]
+        public = [
+            node
+            for node in tree.body
+            if isinstance(node, (Function, ast.ClassDef)) and node.name[0] != "_"
+        ]
         found += [name] * (ast.get_docstring(tree) is None)
         for node in public:
             found += [f"{name}: {node.name}"] * (ast.get_docstring(node) is None)
             for method in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(method, Function) and method.name[0] != "_" and ast.get_docstring(method) is None:
-                    found += [f"{name}: {node.name}.{method.name}"] * (not overrides(name, node.name, method.name))
+                if (
+                    isinstance(method, Function)
+                    and method.name[0] != "_"
+                    and ast.get_docstring(method) is None
+                ):
+                    found += [f"{name}: {node.name}.{method.name}"] * (
+                        not overrides(name, node.name, method.name)
+                    )
     return found
 
 
@@ -202,5 +280,12 @@ def defines(root: Path, name: str, dotted: str) -> bool:
     body = parse(root, name).body
     *owners, last = dotted.split(".")
     for owner in owners:
-        body = [part for node in body if isinstance(node, ast.ClassDef) and node.name == owner for part in node.body]
-    return last in bound_names([node for node in body if not isinstance(node, (ast.Import, ast.ImportFrom))])
+        body = [
+            part
+            for node in body
+            if isinstance(node, ast.ClassDef) and node.name == owner
+            for part in node.body
+        ]
+    return last in bound_names(
+        [node for node in body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    )

@@ -28,7 +28,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, body: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": len(body), "X-Repo-Commit": COMMIT, **headers}.items():
+        for name, value in {
+            "Content-Length": len(body),
+            "X-Repo-Commit": COMMIT,
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":
@@ -41,7 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(b"{}", 404, X_Error_Code=code)
 
     def locate(self, path: str):
-        """(folder, rest of the path) of the repository that the path starts with; (None, "") without one."""
+        """(folder, rest of the path) of the repository that the path starts with; (None, "")
+        without one.
+        """
         for name, root in self.repositories.items():
             if path == name or path.startswith(name + "/"):
                 return root, path[len(name) + 1 :]
@@ -51,7 +57,11 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         if path.startswith("api/"):
             root, rest = self.locate(path[4:])
-            return self.api(root, rest, parse_qs(urlsplit(self.path).query)) if root else self.refuse("RepoNotFound")
+            return (
+                self.api(root, rest, parse_qs(urlsplit(self.path).query))
+                if root
+                else self.refuse("RepoNotFound")
+            )
         root, rest = self.locate(path if path.startswith("datasets/") else f"models/{path}")
         return self.file(root, rest) if root else self.refuse("RepoNotFound")
 
@@ -62,16 +72,30 @@ class Handler(BaseHTTPRequestHandler):
         root, rest = self.locate(unquote(urlsplit(self.path).path).strip("/")[4:])
         if not root or not rest.startswith("paths-info"):
             return self.refuse("EntryNotFound")
-        paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode()).get("paths", [])
-        return self.send_json([entry(root, root / path) for path in paths if (root / path).exists()])
+        paths = (
+            json.loads(body)["paths"]
+            if body.startswith(b"{")
+            else parse_qs(body.decode()).get("paths", [])
+        )
+        return self.send_json(
+            [entry(root, root / path) for path in paths if (root / path).exists()]
+        )
 
     def api(self, root: Path, rest: str, query: dict) -> None:
         if rest == "" or rest.startswith("revision/"):
             files = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p.is_file()]
-            return self.send_json({
-                "id": "x", "sha": COMMIT, "private": False, "gated": False, "tags": [], "cardData": {},
-                "lastModified": "2024-01-01T00:00:00.000Z", "siblings": [{"rfilename": name} for name in files],
-            })  # fmt: skip
+            return self.send_json(
+                {
+                    "id": "x",
+                    "sha": COMMIT,
+                    "private": False,
+                    "gated": False,
+                    "tags": [],
+                    "cardData": {},
+                    "lastModified": "2024-01-01T00:00:00.000Z",
+                    "siblings": [{"rfilename": name} for name in files],
+                }
+            )
         folder = root.joinpath(*rest.split("/")[2:])
         if rest.startswith("tree/") and folder.is_dir():
             recursive = query.get("recursive", ["false"])[0].lower() == "true"
@@ -95,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def serve(repositories: dict[str, Path]) -> ThreadingHTTPServer:
     """A running hub; `server_port` says where, `shutdown()` ends it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (Handler,), {"repositories": repositories}))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Hub", (Handler,), {"repositories": repositories})
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

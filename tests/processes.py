@@ -1,4 +1,6 @@
-"""Runs a script's main in several processes of one launch, as a launcher would, without starting Python again."""
+"""Runs a script's main in several processes of one launch, as a launcher would, without starting
+Python again.
+"""
 
 import multiprocessing
 import os
@@ -29,7 +31,9 @@ def in_process(rank: int, count: int, port: int, call: Callable, output: Path | 
     with open(output or os.devnull, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (
+            os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
+        )
         try:
             status = run_script(lambda _: call())
         except BaseException as error:
@@ -40,8 +44,11 @@ def in_process(rank: int, count: int, port: int, call: Callable, output: Path | 
     os._exit(status)
 
 
-def together(count: int, call: Callable, output: Path | None = None, seconds: float = 100) -> list[int]:
-    """The exit statuses of `count` processes that each run call(). As with torchrun, one that dies ends them all.
+def together(
+    count: int, call: Callable, output: Path | None = None, seconds: float = 100
+) -> list[int]:
+    """The exit statuses of `count` processes that each run call(). As with torchrun, one that dies
+    ends them all.
 
     output: file that takes what they print.
     """
@@ -51,7 +58,10 @@ def together(count: int, call: Callable, output: Path | None = None, seconds: fl
 def begin(count: int, call: Callable, output: Path | None = None) -> list:
     """The processes of a launch as in `together`, started."""
     fork, port = multiprocessing.get_context("fork"), free_port()
-    children = [fork.Process(target=in_process, args=(rank, count, port, call, output)) for rank in range(count)]
+    children = [
+        fork.Process(target=in_process, args=(rank, count, port, call, output))
+        for rank in range(count)
+    ]
     for child in children:
         child.start()
     return children

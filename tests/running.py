@@ -21,10 +21,31 @@ from attribution.influence.analysis import Influence
 from attribution.training.run import open_data, open_run
 
 ROOT = Path(__file__).resolve().parent.parent
-GPUS = torch.cuda.device_count()  # of this machine; conftest.py hides them from all but test_cuda.py
-SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]  # of train.py
-QUICK = ["--dataset_name", "demo", "--max_queries", "9", "--damping_factor", "1e-4"]  # of analyze.py
-QUERIES = ["--dataset_name", "demo", "--max_queries", "12"]  # of the studies, and of analyze.py before them
+GPUS = (
+    torch.cuda.device_count()
+)  # of this machine; conftest.py hides them from all but test_cuda.py
+SMALL = [
+    "--dataset_name",
+    "demo",
+    "--max_train_samples",
+    "120",
+    "--num_train_epochs",
+    "2",
+]  # of train.py
+QUICK = [
+    "--dataset_name",
+    "demo",
+    "--max_queries",
+    "9",
+    "--damping_factor",
+    "1e-4",
+]  # of analyze.py
+QUERIES = [
+    "--dataset_name",
+    "demo",
+    "--max_queries",
+    "12",
+]  # of the studies, and of analyze.py before them
 
 
 def analyze_quickly(checkpoints: Path, *extra: str) -> None:
@@ -54,8 +75,8 @@ def tamper(path: Path, change: Callable[[dict], dict]) -> None:
 
 
 def benchmark(name: str) -> ModuleType:
-    """The script of this name in benchmarks/, as a module."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    """The script of this name in lab/, as a module."""
+    spec = importlib.util.spec_from_file_location(f"lab_{name}", ROOT / "lab" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -101,9 +122,18 @@ class Study:
     plan: list[str]
 
     def arguments(self, checkpoints: Path, output: Path, *extra: str) -> list[str]:
-        """The command line of the quick study with these arguments; everything it leaves goes below `output`."""
+        """The command line of the quick study with these arguments; everything it leaves goes below
+        `output`.
+        """
         figure = output / "figure" / f"{self.name}.png"
-        outputs = ["--results_dir", str(output / "results"), "--figure_path", str(figure), "--jobs_per_device", "1"]
+        outputs = [
+            "--results_dir",
+            str(output / "results"),
+            "--figure_path",
+            str(figure),
+            "--jobs_per_device",
+            "1",
+        ]
         return [*QUERIES, "--checkpoint_dir", str(checkpoints), *self.plan, *outputs, *extra]
 
     def start(self, checkpoints: Path, output: Path, *extra: str) -> None:
@@ -117,17 +147,36 @@ class Study:
 
     def refused(self, capsys, checkpoints: Path, output: Path, *extra: str) -> str:
         """The one sentence with which the script refuses these arguments."""
-        error = refusal(capsys, self.main, self.arguments(checkpoints, output, *extra)).strip().splitlines()[-1]
+        error = (
+            refusal(capsys, self.main, self.arguments(checkpoints, output, *extra))
+            .strip()
+            .splitlines()[-1]
+        )
         assert error.startswith("error: ")
         return error
 
 
-LDS = Study(evaluate_lds.main, "lds", ["--num_masks", "4", "--num_repeats", "2", "--num_bootstrap", "50"])
+LDS = Study(
+    evaluate_lds.main, "lds", ["--num_masks", "4", "--num_repeats", "2", "--num_bootstrap", "50"]
+)
 COUNTERFACTUAL = Study(
-    run_counterfactual.main, "counterfactual",
-    ["--num_targets", "4", "--removals", "10", "30", "--num_base_seeds", "1", "--num_retrain_seeds", "2",
-     "--strategies", "ekfac", "random"],
-)  # fmt: skip
+    run_counterfactual.main,
+    "counterfactual",
+    [
+        "--num_targets",
+        "4",
+        "--removals",
+        "10",
+        "30",
+        "--num_base_seeds",
+        "1",
+        "--num_retrain_seeds",
+        "2",
+        "--strategies",
+        "ekfac",
+        "random",
+    ],
+)
 
 
 def retrains(checkpoints: Path) -> set[Path]:

@@ -12,16 +12,22 @@ from pipeline import DEMO_MODEL, TASKS
 ROWS = make_rows()
 SIZES = {"train": 24, "validation": 12}
 SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
     "initializer_range": 0.2,
-}  # fmt: skip
+}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def table(task: str = "sst2", split: str = "train", labels=None) -> dict[str, list]:
     """Columns of a split, with demo sentences; labels: (row, class) -> label."""
     count, spec = SIZES[split], TASKS[task]
-    columns = {name: ROWS["train"]["sentence"][i * 50 : i * 50 + count] for i, name in enumerate(spec.columns)}
+    columns = {
+        name: ROWS["train"]["sentence"][i * 50 : i * 50 + count]
+        for i, name in enumerate(spec.columns)
+    }
     classes = [row % max(spec.num_labels, 2) for row in range(count)]
     columns["label"] = [float(c) for c in classes] if spec.regression else classes
     if labels is not None:
@@ -32,7 +38,10 @@ def table(task: str = "sst2", split: str = "train", labels=None) -> dict[str, li
 def tables(task: str = "sst2", **splits) -> dict[str, dict]:
     """split -> columns of everything that the task needs; splits: replacements."""
     names = ("train", *TASKS[task].validation)
-    return {name: splits.get(name) or table(task, "train" if name == "train" else "validation") for name in names}
+    return {
+        name: splits.get(name) or table(task, "train" if name == "train" else "validation")
+        for name in names
+    }
 
 
 def write(folder: Path, task: str, splits: dict, kind: str = "parquet") -> str:
@@ -56,35 +65,70 @@ def configs(vocabulary: int) -> dict:
     common = {"vocab_size": vocabulary} | SHAPE
     bert = common | NO_DROPOUT
     distil = {
-        "vocab_size": vocabulary, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "dropout": 0.0,
-        "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "initializer_range": 0.2, "max_position_embeddings": 128,
-    }  # fmt: skip
-    ids = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        "vocab_size": vocabulary,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 48,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+        "initializer_range": 0.2,
+        "max_position_embeddings": 128,
+    }
+    ids = {
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
     deberta = {
-        "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
-        "max_position_embeddings": 128, "max_relative_positions": -1, "position_biased_input": False,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 16,
+        "max_position_embeddings": 128,
+        "max_relative_positions": -1,
+        "position_biased_input": False,
         "norm_rel_ebd": "layer_norm",
-    }  # fmt: skip
+    }
     return {
         "bert": tf.BertConfig(**bert, max_position_embeddings=128),
-        "roberta": tf.RobertaConfig(**bert, max_position_embeddings=130, pad_token_id=1, type_vocab_size=2),
-        "xlm-roberta": tf.XLMRobertaConfig(**bert, max_position_embeddings=130, pad_token_id=1, type_vocab_size=2),
+        "roberta": tf.RobertaConfig(
+            **bert, max_position_embeddings=130, pad_token_id=1, type_vocab_size=2
+        ),
+        "xlm-roberta": tf.XLMRobertaConfig(
+            **bert, max_position_embeddings=130, pad_token_id=1, type_vocab_size=2
+        ),
         "distilbert": tf.DistilBertConfig(**distil),
         "electra": tf.ElectraConfig(**bert, embedding_size=16, max_position_embeddings=128),
         "mpnet": tf.MPNetConfig(**bert, max_position_embeddings=130, pad_token_id=1),
         "modernbert": tf.ModernBertConfig(**common, **ids, max_position_embeddings=128),
-        "albert": tf.AlbertConfig(**bert, embedding_size=16, max_position_embeddings=128, num_hidden_groups=1),
+        "albert": tf.AlbertConfig(
+            **bert, embedding_size=16, max_position_embeddings=128, num_hidden_groups=1
+        ),
         "deberta-v2": tf.DebertaV2Config(**bert, **deberta),
         "deberta-v2 shared": tf.DebertaV2Config(**bert, **deberta, share_att_key=True),
-        "gpt2": tf.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=128),
-        "bart": tf.BartConfig(
-            vocab_size=vocabulary, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=130,
+        "gpt2": tf.GPT2Config(
+            vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=128
         ),
-    }  # fmt: skip
+        "bart": tf.BartConfig(
+            vocab_size=vocabulary,
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_position_embeddings=130,
+        ),
+    }
 
 
-def save_model(folder: Path, name: str, kind=tf.AutoModel, tokenizer: bool = True, **changes) -> Path:
+def save_model(
+    folder: Path, name: str, kind=tf.AutoModel, tokenizer: bool = True, **changes
+) -> Path:
     """Saves a tiny random model with the demo's tokenizer; changes: of its configuration."""
     words = tf.AutoTokenizer.from_pretrained(DEMO_MODEL)
     config = configs(len(words))[name]

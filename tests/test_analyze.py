@@ -1,4 +1,6 @@
-"""Scores have the right sign and the right order, whatever the batches, the memory and the launcher."""
+"""Scores have the right sign and the right order, whatever the batches, the memory and the
+launcher.
+"""
 
 import json
 import shutil
@@ -27,7 +29,9 @@ def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_c
 
 
 def test_covariance_sums_in_float64_free_the_scores_from_the_batches(run_copy):
-    """At the smallest damping rounding of float32 sums mixes eigenvectors of close eigenvalues, batch by batch."""
+    """At the smallest damping rounding of float32 sums mixes eigenvectors of close eigenvalues,
+    batch by batch.
+    """
     distance = {}
     for dtype in ("float32", "float64"):
         scores = []
@@ -75,7 +79,10 @@ def test_self_influence_is_positive_and_kept(run_copy, capsys):
     analyze_quickly(run_copy, "--self_influence", "--overwrite", "--profile")
     out = capsys.readouterr().out
     assert "planted flips; chance gives" in out
-    assert next(line for line in out.splitlines() if "Fit Covariance" in line).split("|")[3].strip() == "1"
+    assert (
+        next(line for line in out.splitlines() if "Fit Covariance" in line).split("|")[3].strip()
+        == "1"
+    )
     folder = run_copy / "demo/influence/scores/ekfac_damping0.0001"
     assert (load_file(folder / "self_scores.safetensors")["all_modules"] > 0).all()
 
@@ -83,10 +90,23 @@ def test_self_influence_is_positive_and_kept(run_copy, capsys):
 def test_removing_helpful_rows_lowers_and_harmful_rows_raises_the_margin(tmp_path):
     """The sign, end to end: 30 rows removed for the summed margin of 20 queries, mean over 3 seeds."""
     train.main(["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path)])
-    analyze.main(["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path), "--max_queries", "20",
-                  "--damping_factor", "1e-4"])  # fmt: skip
+    analyze.main(
+        [
+            "--dataset_name",
+            "demo",
+            "--checkpoint_dir",
+            str(tmp_path),
+            "--max_queries",
+            "20",
+            "--damping_factor",
+            "1e-4",
+        ]
+    )
     order = scores_of(tmp_path).sum(0).argsort(descending=True).numpy()
-    data, queries = get_glue_dataset("demo", "train"), get_glue_dataset("demo", "valid", max_samples=20)
+    data, queries = (
+        get_glue_dataset("demo", "train"),
+        get_glue_dataset("demo", "valid", max_samples=20),
+    )
     recipe = json.loads((tmp_path / "demo/run.json").read_text())["recipe"]
     margins = {}
     for name, removed in (("none", []), ("helpful", order[:30]), ("harmful", order[-30:])):
@@ -103,13 +123,18 @@ def test_removing_helpful_rows_lowers_and_harmful_rows_raises_the_margin(tmp_pat
 def test_the_profile_is_printed(run_copy, capsys):
     analyze_quickly(run_copy, "--profile")
     out = capsys.readouterr().out
-    assert all(word in out for word in ("Mean duration", "Num calls", "Total time", "Percentage", "Fit Lambda"))
+    assert all(
+        word in out
+        for word in ("Mean duration", "Num calls", "Total time", "Percentage", "Fit Lambda")
+    )
 
 
 def test_accelerates_launcher_gives_the_scores_of_one_process(run_copy):
     """On the CPU it starts one process, whatever --num_processes says."""
     arguments = [*QUICK, "--checkpoint_dir", str(run_copy)]
-    done = launched("accelerate", "launch", "--num_processes", "2", "--cpu", "analyze.py", *arguments)
+    done = launched(
+        "accelerate", "launch", "--num_processes", "2", "--cpu", "analyze.py", *arguments
+    )
     assert done.returncode == 0, done.stderr
     scores = scores_of(run_copy)
     shutil.rmtree(run_copy / "demo/influence")

@@ -1,4 +1,6 @@
-"""What analyze.py cannot work with is refused: wrong checkpoints, bad arguments, launchers, other libraries."""
+"""What analyze.py cannot work with is refused: wrong checkpoints, bad arguments, launchers, other
+libraries.
+"""
 
 import json
 import shutil

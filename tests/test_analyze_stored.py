@@ -1,4 +1,6 @@
-"""What is stored is used, what is damaged is made again, what is something else's is refused, and nothing is half."""
+"""What is stored is used, what is damaged is made again, what is something else's is refused, and
+nothing is half.
+"""
 
 import shutil
 import signal
@@ -17,7 +19,9 @@ from attribution.files import Refused
 from pipeline import get_glue_dataset
 
 
-def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(run_copy, capsys, monkeypatch):
+def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(
+    run_copy, capsys, monkeypatch
+):
     analyze_quickly(run_copy)
     first = scores_of(run_copy)
     folder = run_copy / "demo/influence"
@@ -34,7 +38,9 @@ def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(run_copy
 
 
 def test_an_interrupted_stock_run_goes_on_after_its_last_finished_part(run_copy, monkeypatch):
-    """kronfluence's own path, in its partitions; ours goes on within a phase, see tests/influence/test_parts.py."""
+    """kronfluence's own path, in its partitions; ours goes on within a phase, see
+    tests/influence/test_parts.py.
+    """
     arguments, name = ("--data_partitions", "3", "--stock"), "ekfac_stock_damping0.0001"
     analyze_quickly(run_copy, *arguments)
     reference = scores_of(run_copy, name)
@@ -56,7 +62,9 @@ def test_an_interrupted_stock_run_goes_on_after_its_last_finished_part(run_copy,
     first = list(done)
     # What was being written when the process died: a truncated file under the final name.
     unfinished = run_copy / "demo/influence/kronfluence/factors_ekfac_stock"
-    (unfinished / "lambda_matrix_data_partition0_module_partition0.safetensors").write_bytes(b"half")
+    (unfinished / "lambda_matrix_data_partition0_module_partition0.safetensors").write_bytes(
+        b"half"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(Phases, "run", counted)
         analyze_quickly(run_copy, *arguments)
@@ -66,7 +74,9 @@ def test_an_interrupted_stock_run_goes_on_after_its_last_finished_part(run_copy,
 
 def test_a_killed_process_leaves_nothing_that_counts_and_the_rerun_is_right(run_copy):
     command = [sys.executable, "analyze.py", *QUICK, "--checkpoint_dir", str(run_copy)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     record = run_copy / "demo/influence/kronfluence/factors_ekfac/finished.json"
     while process.poll() is None and not (record.exists() and "covariance" in record.read_text()):
         time.sleep(0.002)
@@ -104,14 +114,25 @@ def test_results_are_shown_without_computing(run_copy, capsys):
     scores, data = scores_of(run_copy)[3], get_glue_dataset("demo", "train")
     best = int(scores.argmax())
     shown = next(line for line in lines if f"row {best:>6} " in line)
-    assert data.text(best) in shown and data.label_name(best) in shown and f"{scores[best]:+.4g}" in shown
+    assert (
+        data.text(best) in shown
+        and data.label_name(best) in shown
+        and f"{scores[best]:+.4g}" in shown
+    )
     assert sum("row " in line for line in lines) == 4
     with pytest.raises(Refused, match="--query_index must be from 0 to 8"):
         analyze_quickly(run_copy, "--query_index", "9")
 
 
 def test_a_question_without_max_queries_is_about_the_rows_that_were_scored(run_copy, capsys):
-    where = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy), "--factor_strategy", "identity"]
+    where = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(run_copy),
+        "--factor_strategy",
+        "identity",
+    ]
     analyze.main([*where, "--max_queries", "7"])
     capsys.readouterr()
     analyze.main([*where, "--query_index", "6", "--top_k", "2"])
@@ -126,5 +147,7 @@ def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("attribution.files.save_file", full)
-    assert "disk is full" in refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(run_copy)])
+    assert "disk is full" in refusal(
+        capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(run_copy)]
+    )
     assert not list((run_copy / "demo/influence/scores").rglob("*scores*"))

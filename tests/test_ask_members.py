@@ -1,4 +1,6 @@
-"""Members differ in seed, step or rows; their mean is stored as a score of its own, read by the studies like others."""
+"""Members differ in seed, step or rows; their mean is stored as a score of its own, read by the
+studies like others.
+"""
 
 import json
 import shutil
@@ -36,7 +38,9 @@ def scored(trained, tmp_path_factory):
 
 
 def scores_of(folder, name: str) -> torch.Tensor:
-    return load_file(folder / f"influence/scores/{name}/pairwise_scores.safetensors")["all_modules"].clone()
+    return load_file(folder / f"influence/scores/{name}/pairwise_scores.safetensors")[
+        "all_modules"
+    ].clone()
 
 
 def refused(capsys, main, *argv: str) -> str:
@@ -46,7 +50,9 @@ def refused(capsys, main, *argv: str) -> str:
 
 
 def alike(each: torch.Tensor) -> torch.Tensor:
-    """The mean over members (K, Q, N) in which each has the same standard deviation, the mean of theirs."""
+    """The mean over members (K, Q, N) in which each has the same standard deviation, the mean of
+    theirs.
+    """
     spreads = each.double().std((1, 2), correction=0, keepdim=True)
     return (each / spreads * spreads.mean()).mean(0).float()
 
@@ -70,7 +76,12 @@ def test_each_member_counts_as_much_as_the_others_and_the_unit_stays():
 
 def test_a_mean_that_was_taken_in_another_way_is_left_out_and_said(copied, tmp_path, capsys):
     path = copied / "demo/influence/scores/identity_members3/pairwise_scores.json"
-    tamper(path, lambda made: made | {"fingerprint": {k: v for k, v in made["fingerprint"].items() if k != "mean"}})
+    tamper(
+        path,
+        lambda made: (
+            made | {"fingerprint": {k: v for k, v in made["fingerprint"].items() if k != "mean"}}
+        ),
+    )
     three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "3"]
     assert "another mean" in refused(capsys, analyze.main, *three)
     result = LDS.run(copied, tmp_path, "--num_masks", "3", "--num_repeats", "1")
@@ -91,7 +102,10 @@ def test_a_row_says_in_how_many_members_it_is_among_the_top(copied, capsys):
     analyze.main([*asked, "--format", "json"])
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     run = copied / "demo"
-    each = [scores_of(folder, "identity")[2] for folder in (run, run / "members/seed1", run / "members/seed2")]
+    each = [
+        scores_of(folder, "identity")[2]
+        for folder in (run, run / "members/seed1", run / "members/seed2")
+    ]
     for row in answer["helpful"]:
         assert row["agreement"] == sum(row["row"] in scores.topk(5).indices for scores in each)
     analyze.main(asked)
@@ -118,13 +132,31 @@ def test_own_queries_and_self_influence_have_members_too(copied):
 
 
 def test_the_studies_read_members_and_name_or_refuse_their_seeds(copied, tmp_path, capsys):
-    where = ["--dataset_name", "demo", "--checkpoint_dir", str(copied), "--max_queries", "12", "--jobs_per_device", "1"]
+    where = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(copied),
+        "--max_queries",
+        "12",
+        "--jobs_per_device",
+        "1",
+    ]
     output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png")]
     subsets = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9"]
     evaluate_lds.main([*where, *output, *subsets, "--retrain_seed", "2"])
     result = json.loads((tmp_path / "lds_demo.json").read_text())
     assert "identity_members3" in result["scores"] and result["shared_seeds"] == [2]
-    study = ["--strategies", "identity_members3", "--removals", "10", "--retrain_seed", "2", "--base_seed", "7"]
+    study = [
+        "--strategies",
+        "identity_members3",
+        "--removals",
+        "10",
+        "--retrain_seed",
+        "2",
+        "--base_seed",
+        "7",
+    ]
     assert "seed 2" in refused(capsys, run_counterfactual.main, *where, *output, *study)
 
 
@@ -142,17 +174,27 @@ def mixed(trained, tmp_path_factory):
 
 def test_members_differ_in_seed_step_and_rows_and_the_mean_is_over_all_of_them(mixed):
     run = mixed / "demo"
-    places = [run / f"members/share0.5_seed{seed}{step}" for seed in (0, 1) for step in ("/steps/1", "/steps/3", "")]
+    places = [
+        run / f"members/share0.5_seed{seed}{step}"
+        for seed in (0, 1)
+        for step in ("/steps/1", "/steps/3", "")
+    ]
     each = torch.stack([scores_of(place, "identity") for place in places])
     assert len({tuple(scores[0, :3].tolist()) for scores in each}) == 6
     stored = scores_of(run, "identity_members2_steps3_share0.5")
     assert torch.allclose(stored, alike(each))
     records = [json.loads((place / "run.json").read_text()) for place in places]
-    assert [one.get("step") for one in records] == [1, 3, None] * 2 and {one["steps"] for one in records} == {4}
-    assert {one["share"] for one in records} == {0.5} and json.loads((run / "run.json").read_text())["steps"] == 8
+    assert [one.get("step") for one in records] == [1, 3, None] * 2 and {
+        one["steps"] for one in records
+    } == {4}
+    assert {one["share"] for one in records} == {0.5} and json.loads(
+        (run / "run.json").read_text()
+    )["steps"] == 8
 
 
-def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_is_the_run(copied, trained):
+def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_is_the_run(
+    copied, trained
+):
     """Steps 4 and 8 of two epochs of 4 steps: the end of the first epoch, and the run, bit for bit."""
     shutil.rmtree(copied / "demo/members")
     before = (copied / "demo/model.safetensors").read_bytes()
@@ -165,7 +207,9 @@ def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_
         assert torch.equal(value, kept[name]), name
 
 
-def test_the_model_before_training_is_scored_too_and_stands_beside_the_trained_ones_scores(copied, tmp_path, capsys):
+def test_the_model_before_training_is_scored_too_and_stands_beside_the_trained_ones_scores(
+    copied, tmp_path, capsys
+):
     train.main([*SMALL, "--checkpoint_dir", str(copied), "--member_start"])
     begin = load_file(copied / "demo/steps/0/model.safetensors")
     encoder = load_file(DEMO_MODEL / "model.safetensors")
@@ -173,18 +217,48 @@ def test_the_model_before_training_is_scored_too_and_stands_beside_the_trained_o
     where = [*QUICK, "--checkpoint_dir", str(copied)]
     analyze.main(where)
     analyze.main([*where, "--member_start"])
-    assert scores_of(copied / "demo", "identity_start").equal(scores_of(copied / "demo/steps/0", "identity"))
-    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
+    assert scores_of(copied / "demo", "identity_start").equal(
+        scores_of(copied / "demo/steps/0", "identity")
+    )
+    output = [
+        "--results_dir",
+        str(tmp_path),
+        "--figure_path",
+        str(tmp_path / "f.png"),
+        "--jobs_per_device",
+        "1",
+    ]
     small = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9"]
     evaluate_lds.main([*where[:-4], *where[-2:], *output, *small])
     found = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]
-    assert abs(found["identity"]["spearman_with_start"]) < 1 and found["identity_start"]["spearman_with_start"] is None
-    assert "is one model" in refused(capsys, analyze.main, *where, "--member_start", "--num_members", "2")
+    assert (
+        abs(found["identity"]["spearman_with_start"]) < 1
+        and found["identity_start"]["spearman_with_start"] is None
+    )
+    assert "is one model" in refused(
+        capsys, analyze.main, *where, "--member_start", "--num_members", "2"
+    )
 
 
 def test_single_members_stand_beside_their_mean(copied, tmp_path, capsys):
-    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
-    small = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9", "--max_queries", "12"]
+    output = [
+        "--results_dir",
+        str(tmp_path),
+        "--figure_path",
+        str(tmp_path / "f.png"),
+        "--jobs_per_device",
+        "1",
+    ]
+    small = [
+        "--num_masks",
+        "3",
+        "--num_repeats",
+        "1",
+        "--num_bootstrap",
+        "9",
+        "--max_queries",
+        "12",
+    ]
     evaluate_lds.main(["--dataset_name", "demo", "--checkpoint_dir", str(copied), *output, *small])
     found = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]
     each = found["identity_members3"]["plain"]["single"]
@@ -196,7 +270,9 @@ def test_what_is_there_is_kept_and_what_is_damaged_made_again(mixed, tmp_path, c
     copied = shutil.copytree(mixed, tmp_path / "checkpoints")
     (copied / "demo/members/share0.5_seed1/steps/3/model.safetensors").write_bytes(b"cut")
     asked = [*QUICK, "--checkpoint_dir", str(copied), *MIXED, "--overwrite"]
-    assert "--num_members 2 --member_steps 3 --member_share 0.5" in refused(capsys, analyze.main, *asked)
+    assert "--num_members 2 --member_steps 3 --member_share 0.5" in refused(
+        capsys, analyze.main, *asked
+    )
     train.main([*SMALL, "--checkpoint_dir", str(copied), *MIXED])
     assert capsys.readouterr().out.count("is there and is kept") == 2  # the run, and the other half
     analyze.main(asked)
@@ -207,27 +283,58 @@ def test_what_is_there_is_kept_and_what_is_damaged_made_again(mixed, tmp_path, c
 def test_shares_and_steps_that_cannot_be_are_refused(copied, capsys):
     asked = [*QUICK, "--checkpoint_dir", str(copied)]
     assert "share of the rows" in refused(capsys, analyze.main, *asked, "--member_share", "1.5")
-    assert "above 0" in refused(capsys, train.main, *SMALL, "--checkpoint_dir", str(copied), "--member_share", "0")
+    assert "above 0" in refused(
+        capsys, train.main, *SMALL, "--checkpoint_dir", str(copied), "--member_share", "0"
+    )
     assert "--member_steps 4" in refused(capsys, analyze.main, *asked, "--member_steps", "4")
 
 
 def test_halves_differ_by_seed_and_are_no_mask_of_a_study():
     halves = [kept_rows(100, 0.5, seed) for seed in range(5)]
-    masks = {tuple(np.flatnonzero(mask)) for seed in range(5) for mask in draw_masks(100, 20, 0.5, seed, None)}
-    assert all(len(rows) == 50 for rows in halves) and len({tuple(rows) for rows in halves} | masks) == 105
+    masks = {
+        tuple(np.flatnonzero(mask))
+        for seed in range(5)
+        for mask in draw_masks(100, 20, 0.5, seed, None)
+    }
+    assert (
+        all(len(rows) == 50 for rows in halves)
+        and len({tuple(rows) for rows in halves} | masks) == 105
+    )
     assert kept_rows(7, 1.0, 3).tolist() == list(range(7))
 
 
 def test_queries_may_begin_at_another_validation_row(copied, tmp_path, capsys):
-    """Scores of another window have a name of their own; the studies read those of the window that is asked about."""
+    """Scores of another window have a name of their own; the studies read those of the window that
+    is asked about.
+    """
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(copied)]
     window = ["--first_query", "12", "--max_queries", "5"]
     analyze.main([*where, *window, "--factor_strategy", "identity"])
     whole = [*where, "--max_queries", "17", "--factor_strategy", "identity", "--overwrite"]
     analyze.main(whole)
-    assert close(scores_of(copied / "demo", "identity_from12"), scores_of(copied / "demo", "identity")[12:], 1e-6)
-    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
-    small = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9", "--retrain_queries", "20"]
+    assert close(
+        scores_of(copied / "demo", "identity_from12"),
+        scores_of(copied / "demo", "identity")[12:],
+        1e-6,
+    )
+    output = [
+        "--results_dir",
+        str(tmp_path),
+        "--figure_path",
+        str(tmp_path / "f.png"),
+        "--jobs_per_device",
+        "1",
+    ]
+    small = [
+        "--num_masks",
+        "3",
+        "--num_repeats",
+        "1",
+        "--num_bootstrap",
+        "9",
+        "--retrain_queries",
+        "20",
+    ]
     evaluate_lds.main([*where, *window, *output, *small])
     result = json.loads((tmp_path / "lds_demo.json").read_text())
     assert result["queries"] == 5 and "identity" in result["scores"]
@@ -245,13 +352,26 @@ def test_members_of_another_recipe_or_none_are_refused(copied, capsys):
     assert "another recipe" in refused(capsys, analyze.main, *three)
     path.unlink()
     assert "--num_members 3" in refused(capsys, analyze.main, *three)
-    evaluate = ["--dataset_name", "demo", "--checkpoint_dir", str(copied), "--max_queries", "12", "--dry_run"]
+    evaluate = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(copied),
+        "--max_queries",
+        "12",
+        "--dry_run",
+    ]
     assert run_script(evaluate_lds.main, evaluate) == 0
 
 
 def test_names_say_how_many_members_and_a_launcher_shares_them_out(monkeypatch):
-    assert flags_of("ekfac_members5_damping0.1") == "--factor_strategy ekfac --num_members 5 --damping_factor 0.1"
-    assert Members.of("ekfac_damping0.1_members5") == Members(5) and Members.of("ekfac_exact").single
+    assert (
+        flags_of("ekfac_members5_damping0.1")
+        == "--factor_strategy ekfac --num_members 5 --damping_factor 0.1"
+    )
+    assert (
+        Members.of("ekfac_damping0.1_members5") == Members(5) and Members.of("ekfac_exact").single
+    )
     shares = []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank)), monkeypatch.setenv("WORLD_SIZE", "2")

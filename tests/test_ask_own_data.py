@@ -18,7 +18,14 @@ from attribution.files import run_script
 from attribution.training.run import open_data, open_run
 from pipeline import DEMO_MODEL
 
-QUICK = ["--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1", "--learning_rate", "3e-4"]
+QUICK = [
+    "--model_name_or_path",
+    str(DEMO_MODEL),
+    "--num_train_epochs",
+    "1",
+    "--learning_rate",
+    "3e-4",
+]
 
 
 def refused(capsys, main, *argv: str) -> str:
@@ -30,7 +37,9 @@ def refused(capsys, main, *argv: str) -> str:
 def reviews(count: int = 60) -> Dataset:
     rows = demo.make_rows()["train"]
     stars = [("one", "five")[label] for label in rows["label"][:count]]
-    return Dataset.from_dict({"id": list(range(count)), "text": rows["sentence"][:count], "stars": stars})
+    return Dataset.from_dict(
+        {"id": list(range(count)), "text": rows["sentence"][:count], "stars": stars}
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder", "disk"])
@@ -47,7 +56,11 @@ def test_a_file_or_folder_of_any_kind_gives_the_same_rows(tmp_path, kind):
     task = make_task(raw["train"], data)
     tables = encode(raw, task)
     assert task.class_names == ("five", "one") and task.metrics == ("accuracy", "macro_f1")
-    assert drawn == draw_rows(20, 0.1, 0) and len(tables["validation"]) == 2 and len(tables["train"]) == 18
+    assert (
+        drawn == draw_rows(20, 0.1, 0)
+        and len(tables["validation"]) == 2
+        and len(tables["train"]) == 18
+    )
     assert tables["validation"]["text"] == [table["text"][row] for row in drawn]
     names = tables["train"].features["label"].int2str(tables["train"]["label"])
     assert names == [s for i, s in enumerate(table["stars"]) if i not in drawn]
@@ -55,9 +68,13 @@ def test_a_file_or_folder_of_any_kind_gives_the_same_rows(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("labels", "names"),
-    [([3, 1, 10], ("1", "3", "10")), ([3.0, 1.0, 10.0], ("1", "3", "10")), (["b", "a", "c"], ("a", "b", "c")),
-     ([0.5, 1.0, 2.0], ())],
-)  # fmt: skip
+    [
+        ([3, 1, 10], ("1", "3", "10")),
+        ([3.0, 1.0, 10.0], ("1", "3", "10")),
+        (["b", "a", "c"], ("a", "b", "c")),
+        ([0.5, 1.0, 2.0], ()),
+    ],
+)
 def test_labels_are_classes_unless_numbers_have_a_fraction(labels, names):
     table = Dataset.from_dict({"text": ["x", "y", "z"], "label": labels})
     task = make_task(table, OwnData("", ("text",), "label"))
@@ -67,7 +84,9 @@ def test_labels_are_classes_unless_numbers_have_a_fraction(labels, names):
 
 
 def test_classes_of_a_class_label_keep_their_order():
-    table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}).cast_column("label", ClassLabel(names=["z", "a"]))
+    table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}).cast_column(
+        "label", ClassLabel(names=["z", "a"])
+    )
     assert make_task(table, OwnData("", ("text",), "label")).class_names == ("z", "a")
 
 
@@ -81,7 +100,9 @@ def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, caps
     run = json.loads((tmp_path / "reviews/run.json").read_text())
     assert run["data"]["validation_rows"] == draw_rows(60, 0.1, 0)
     analyze.main([*where, "--factor_strategy", "identity", "--query_batch_size", "4"])
-    scores = load_file(tmp_path / "reviews/influence/scores/identity/pairwise_scores.safetensors")["all_modules"]
+    scores = load_file(tmp_path / "reviews/influence/scores/identity/pairwise_scores.safetensors")[
+        "all_modules"
+    ]
     assert scores.shape == (6, 54)
     capsys.readouterr()
     asked = [*where, "--factor_strategy", "identity", "--query_index", "1", "--top_k", "3"]
@@ -107,29 +128,60 @@ def test_what_own_rows_cannot_be_is_refused_in_one_sentence(tmp_path, capsys):
     assert "leading dot" in refused(capsys, train.main, *own, "--dataset_name", ".x")
     assert "leading dot" in refused(capsys, train.main, *own, "--dataset_name", "a/b")
     assert "task of GLUE" in refused(capsys, train.main, *own, "--dataset_name", "rte")
-    error = refused(capsys, train.main, *base, "--text_columns", "no", "--label_column", "stars", "--dataset_name", "x")
+    error = refused(
+        capsys,
+        train.main,
+        *base,
+        "--text_columns",
+        "no",
+        "--label_column",
+        "stars",
+        "--dataset_name",
+        "x",
+    )
     assert "no column 'no'" in error
     own_columns = [*own, "--text_columns", "a", "b", "c", "--dataset_name", "x"]
     assert "one or two columns" in refused(capsys, train.main, *own_columns)
-    assert "between 0 and 1" in refused(capsys, train.main, *own, "--validation_split", "2", "--dataset_name", "x")
+    assert "between 0 and 1" in refused(
+        capsys, train.main, *own, "--validation_split", "2", "--dataset_name", "x"
+    )
     other = Dataset.from_dict({"text": ["good"], "stars": ["three"]})
     other.to_csv(tmp_path / "other.csv")
     error = refused(
-        capsys, train.main, *own, "--validation_split", str(tmp_path / "other.csv"), "--dataset_name", "x"
-    )  # fmt: skip
+        capsys,
+        train.main,
+        *own,
+        "--validation_split",
+        str(tmp_path / "other.csv"),
+        "--dataset_name",
+        "x",
+    )
     assert "'three', which is not one of the training rows'" in error
-    many = Dataset.from_dict({"text": [f"t{i}" for i in range(200)], "stars": [f"c{i}" for i in range(200)]})
+    many = Dataset.from_dict(
+        {"text": [f"t{i}" for i in range(200)], "stars": [f"c{i}" for i in range(200)]}
+    )
     many.to_csv(path)
     assert "--task classification" in refused(capsys, train.main, *own, "--dataset_name", "x")
-    assert "unknown task" in refused(capsys, analyze.main, "--dataset_name", "x", "--checkpoint_dir", str(tmp_path))
+    assert "unknown task" in refused(
+        capsys, analyze.main, "--dataset_name", "x", "--checkpoint_dir", str(tmp_path)
+    )
 
 
 def test_an_adopted_copy_of_a_run_is_the_run(trained, tmp_path, capsys):
-    arguments = ["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path), "--max_train_samples", "120"]
+    arguments = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(tmp_path),
+        "--max_train_samples",
+        "120",
+    ]
     train.main([*arguments, "--adopt", str(trained / "demo")])
     out = capsys.readouterr().out
     assert "loss per example" in out and "assumed to have seen" in out
-    run, copy = (json.loads((folder / "demo/run.json").read_text()) for folder in (trained, tmp_path))
+    run, copy = (
+        json.loads((folder / "demo/run.json").read_text()) for folder in (trained, tmp_path)
+    )
     assert {copy[part] == run[part] for part in ("weights", "train_rows", "evaluation")} == {True}
     assert copy["recipe"] is None and copy["seed"] is None
     assert [len(rows) for rows in open_data(*open_run(tmp_path, "demo"), None, 9)] == [120, 9]
@@ -147,7 +199,9 @@ def test_classes_in_another_order_are_mapped_and_other_names_refused(trained, tm
         AutoTokenizer.from_pretrained(trained / "demo").save_pretrained(places[name])
     base = ["--dataset_name", "demo", "--max_train_samples", "60"]
     train.main([*base, "--checkpoint_dir", str(tmp_path / "a"), "--adopt", str(places["turned"])])
-    assert "another order" in (out := capsys.readouterr().out) and "--label_order" in out  # worse than the majority
+    assert (
+        "another order" in (out := capsys.readouterr().out) and "--label_order" in out
+    )  # worse than the majority
     assert "cannot be told from the" in out
     stored = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a/demo")
     assert np.array_equal(stored.classifier.bias.detach().numpy(), bias.numpy()[::-1])
@@ -169,7 +223,9 @@ def test_a_folder_with_another_number_of_classes_is_refused(tmp_path, capsys):
     assert "not fine-tuned" in refused(capsys, train.main, *plain)
 
 
-def test_studies_of_an_adopted_model_need_its_recipe_and_say_how_far_it_is_the_models(trained, tmp_path, capsys):
+def test_studies_of_an_adopted_model_need_its_recipe_and_say_how_far_it_is_the_models(
+    trained, tmp_path, capsys
+):
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path)]
     adopted = [*where, "--max_train_samples", "120", "--adopt", str(trained / "demo")]
     train.main(adopted)
@@ -177,7 +233,25 @@ def test_studies_of_an_adopted_model_need_its_recipe_and_say_how_far_it_is_the_m
     assert "nobody said how" in refused(capsys, run_counterfactual.main, *where)
     train.main([*adopted, "--num_train_epochs", "2", "--seed", "0", "--overwrite"])
     capsys.readouterr()
-    quick = ["--max_queries", "12", "--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9"]
-    output = ["--results_dir", str(tmp_path / "r"), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
+    quick = [
+        "--max_queries",
+        "12",
+        "--num_masks",
+        "3",
+        "--num_repeats",
+        "1",
+        "--num_bootstrap",
+        "9",
+    ]
+    output = [
+        "--results_dir",
+        str(tmp_path / "r"),
+        "--figure_path",
+        str(tmp_path / "f.png"),
+        "--jobs_per_device",
+        "1",
+    ]
     evaluate_lds.main([*where, *quick, *output])
-    assert "they agree on 1.000 of 12 queries" in capsys.readouterr().out  # its recipe and seed give the same model
+    assert (
+        "they agree on 1.000 of 12 queries" in capsys.readouterr().out
+    )  # its recipe and seed give the same model

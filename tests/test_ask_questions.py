@@ -1,4 +1,6 @@
-"""A sentence of one's own gets scores, by what is stored, and leaves nothing outside the run's folder."""
+"""A sentence of one's own gets scores, by what is stored, and leaves nothing outside the run's
+folder.
+"""
 
 import io
 import json
@@ -80,16 +82,22 @@ def test_in_float64_its_scores_are_the_stored_ones_to_1e9(run_copy, monkeypatch)
         return made
 
     prepare = modules.prepare_model
-    monkeypatch.setattr(eigenbasis, "prepare_model", lambda model, task: prepare(model.double(), task))
+    monkeypatch.setattr(modules, "prepare_model", lambda model, task: prepare(model.double(), task))
     for name in ("make_factor_arguments", "make_score_arguments"):
         monkeypatch.setattr(analysis, name, double(getattr(analysis, name)))
-    monkeypatch.setattr(questions, "predict_run", lambda folder, data: torch.zeros(len(data), 2))
-    monkeypatch.setattr("attribution.engine.scoring.STORED", torch.float64)  # scores are stored as they are
+    monkeypatch.setattr(queries, "predict_run", lambda folder, data: torch.zeros(len(data), 2))
+    monkeypatch.setattr(
+        "attribution.engine.scoring.STORED", torch.float64
+    )  # scores are stored as they are
     text, label = row(5)
     analyze.main([*QUICK, "--checkpoint_dir", str(run_copy)])
-    analyze.main([*QUICK, "--checkpoint_dir", str(run_copy), "--query_text", text, "--query_label", label])
+    analyze.main(
+        [*QUICK, "--checkpoint_dir", str(run_copy), "--query_text", text, "--query_label", label]
+    )
     mine, expected = scores_of(run_copy, f"{NAME}_queries-*")[0], scores_of(run_copy)[5]
-    assert mine.dtype == torch.float64 and ((mine - expected).norm() / expected.norm()).item() < 1e-9
+    assert (
+        mine.dtype == torch.float64 and ((mine - expected).norm() / expected.norm()).item() < 1e-9
+    )
 
 
 def test_stored_factors_are_used_and_nothing_is_scored_that_was_not_asked_for(copied, capsys):
@@ -108,10 +116,14 @@ def test_without_a_label_the_question_is_about_the_predicted_class(copied, capsy
     assert answer["target"] == "predicted" and answer["label"] == answer["prediction"]
     assert answer["probability"] >= 0.5 and answer["margin"] >= 0
     other = {"negative": "positive", "positive": "negative"}[answer["label"]]
-    (turned,) = answers(capsys, copied, "--query_text", "The soup was cold and bland.", "--query_label", other)
+    (turned,) = answers(
+        capsys, copied, "--query_text", "The soup was cold and bland.", "--query_label", other
+    )
     assert turned["margin"] == pytest.approx(-answer["margin"], rel=1e-4)
     assert {r["row"] for r in turned["helpful"]} == {r["row"] for r in answer["harmful"]}
-    analyze.main([*QUICK, "--checkpoint_dir", str(copied), "--query_text", "The soup was cold and bland."])
+    analyze.main(
+        [*QUICK, "--checkpoint_dir", str(copied), "--query_text", "The soup was cold and bland."]
+    )
     assert f"[{answer['label']}, predicted with probability" in capsys.readouterr().out
 
 
@@ -129,10 +141,20 @@ def test_the_predicted_class_of_a_wrong_validation_row_has_minus_the_stored_scor
     assert wrong, "the small run is wrong somewhere"
 
 
-def test_a_file_of_queries_may_have_labels_and_may_come_from_standard_input(copied, tmp_path, monkeypatch, capsys):
-    columns = {"sentence": ["A fine soup.", "A dull film."], "label": ["positive", None], "more": [1, 2]}
+def test_a_file_of_queries_may_have_labels_and_may_come_from_standard_input(
+    copied, tmp_path, monkeypatch, capsys
+):
+    columns = {
+        "sentence": ["A fine soup.", "A dull film."],
+        "label": ["positive", None],
+        "more": [1, 2],
+    }
     table = Dataset.from_dict(columns)
-    table.to_csv(tmp_path / "q.csv"), table.to_json(tmp_path / "q.jsonl"), table.to_parquet(tmp_path / "q.parquet")
+    (
+        table.to_csv(tmp_path / "q.csv"),
+        table.to_json(tmp_path / "q.jsonl"),
+        table.to_parquet(tmp_path / "q.parquet"),
+    )
     run = open_run(copied, "demo")[1]
     read = [read_queries(str(tmp_path / f"q.{kind}"), run) for kind in ("csv", "jsonl", "parquet")]
     assert read == [([["A fine soup."], ["A dull film."]], ["positive", None])] * 3
@@ -145,18 +167,25 @@ def test_bad_questions_are_refused_in_one_sentence(copied, tmp_path, capsys):
     base = [*QUICK, "--checkpoint_dir", str(copied)]
     (tmp_path / "q.csv").write_text("text\nhello\n")
     for argv, said in (
-        (["--query_text", "a", "b"], "takes 1 text"), (["--query_text", "  "], "empty text"),
+        (["--query_text", "a", "b"], "takes 1 text"),
+        (["--query_text", "  "], "empty text"),
         (["--query_text", "a", "--query_label", "neutral"], "does not know"),
         (["--query_text", "a", "--query_label", "2"], "does not know"),
-        (["--query_text", "a", "--query_index", "1"], "exclude each other"), (["--query_label", "1"], "belongs to"),
-        (["--query_path", str(tmp_path / "q.csv")], "no column 'sentence'"), (["--query_path", "no.csv"], "no file"),
-    ):  # fmt: skip
+        (["--query_text", "a", "--query_index", "1"], "exclude each other"),
+        (["--query_label", "1"], "belongs to"),
+        (["--query_path", str(tmp_path / "q.csv")], "no column 'sentence'"),
+        (["--query_path", "no.csv"], "no file"),
+    ):
         assert said in refused(capsys, analyze.main, *base, *argv), argv
 
 
 def test_own_queries_lie_below_the_run_and_are_forgotten(copied, capsys):
     def files():
-        return sorted(path for path in copied.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+        return sorted(
+            path
+            for path in copied.rglob("*")
+            if path.is_file() and not path.name.startswith(".lock")
+        )
 
     before = files()
     answers(capsys, copied, "--query_text", "Nobody must ever know this sentence.")
@@ -167,28 +196,59 @@ def test_own_queries_lie_below_the_run_and_are_forgotten(copied, capsys):
 def test_the_studies_do_not_take_own_queries_for_stale_scores(copied, tmp_path, capsys):
     answers(capsys, copied, "--query_text", "A fine soup.")
     quick = ["--max_queries", "9", "--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9"]
-    output = ["--jobs_per_device", "1", "--results_dir", str(tmp_path / "r"), "--figure_path", str(tmp_path / "f.png")]
+    output = [
+        "--jobs_per_device",
+        "1",
+        "--results_dir",
+        str(tmp_path / "r"),
+        "--figure_path",
+        str(tmp_path / "f.png"),
+    ]
     evaluate_lds.main(["--dataset_name", "demo", "--checkpoint_dir", str(copied), *quick, *output])
     assert "queries-" not in "".join(capsys.readouterr())
 
 
 def test_a_regression_asks_about_its_output(tmp_path, capsys):
-    """The rows that raise the output: without a label there is no error whose gradient could say anything."""
-    texts, labels = get_glue_dataset("demo", "train", max_samples=40).texts(), np.linspace(0.5, 4.3, 40).tolist()
+    """The rows that raise the output: without a label there is no error whose gradient could say
+    anything.
+    """
+    texts, labels = (
+        get_glue_dataset("demo", "train", max_samples=40).texts(),
+        np.linspace(0.5, 4.3, 40).tolist(),
+    )
     Dataset.from_dict({"text": texts, "score": labels}).to_csv(tmp_path / "r.csv")
     where = ["--dataset_name", "r", "--checkpoint_dir", str(tmp_path)]
-    own = ["--dataset_path", str(tmp_path / "r.csv"), "--text_columns", "text", "--label_column", "score"]
+    own = [
+        "--dataset_path",
+        str(tmp_path / "r.csv"),
+        "--text_columns",
+        "text",
+        "--label_column",
+        "score",
+    ]
     train.main([*where, *own, "--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1"])
-    query = [*where, "--factor_strategy", "identity", "--format", "json", "--query_text", "A fine soup."]
+    query = [
+        *where,
+        "--factor_strategy",
+        "identity",
+        "--format",
+        "json",
+        "--query_text",
+        "A fine soup.",
+    ]
     capsys.readouterr()
     analyze.main(query)
     answer = json.loads(capsys.readouterr().out)
     folder, run = open_run(tmp_path, "r")
     asked = ask(folder, run, [["A fine soup."]], [None])
     output = asked.logits[0, 0]
-    assert answer["target"] == "output" and answer["margin"] == pytest.approx(float(output), abs=1e-5)
+    assert answer["target"] == "output" and answer["margin"] == pytest.approx(
+        float(output), abs=1e-5
+    )
     analyze.main([*query, "--query_label", str(output + 1.0)])
-    below = json.loads(capsys.readouterr().out)  # the label is above the output: what raises it helps
+    below = json.loads(
+        capsys.readouterr().out
+    )  # the label is above the output: what raises it helps
     assert [r["row"] for r in below["helpful"]] == [r["row"] for r in answer["helpful"]]
 
 

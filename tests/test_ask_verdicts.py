@@ -1,4 +1,6 @@
-"""Single predictions are checked by retraining, right or wrong ones; the verdict stays below the run's folder."""
+"""Single predictions are checked by retraining, right or wrong ones; the verdict stays below the
+run's folder.
+"""
 
 import json
 import shutil
@@ -11,8 +13,20 @@ import run_counterfactual
 from attribution.files import run_script
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
-PLAN = ["--dataset_name", "demo", "--max_queries", "12", "--strategies", "identity", "--removals", "10",
-        "--num_base_seeds", "1", "--jobs_per_device", "1"]  # fmt: skip
+PLAN = [
+    "--dataset_name",
+    "demo",
+    "--max_queries",
+    "12",
+    "--strategies",
+    "identity",
+    "--removals",
+    "10",
+    "--num_base_seeds",
+    "1",
+    "--jobs_per_device",
+    "1",
+]
 TEXT = ["--query_text", "A fine soup."]
 
 
@@ -59,7 +73,9 @@ def test_a_dry_run_counts_and_retrains_nothing(copied, capsys):
     dry = ["--targets", "7", "--direction", "harmful", "--dry_run"]
     run_counterfactual.main([*PLAN, "--checkpoint_dir", str(copied), *dry, "--removals", "2"])
     assert "16 retrains, 6 of them stored" in capsys.readouterr().out
-    assert not (copied / "demo/retraining/verdicts/identity_harmful_query7.json").exists() and stored
+    assert (
+        not (copied / "demo/retraining/verdicts/identity_harmful_query7.json").exists() and stored
+    )
 
 
 def test_own_queries_have_verdicts_and_are_forgotten_with_them(copied, capsys):
@@ -91,5 +107,7 @@ def test_verdicts_that_cannot_be_are_refused(copied, capsys):
     assert "goes with --query_text" in refused(capsys, *base, "--query_label", "positive")
     assert "--targets must be from 0 to 11" in refused(capsys, *base, "--targets", "12")
     assert "not less than" in refused(capsys, *base, "--targets", "1", "--removals", "120")
-    assert "python analyze.py" in (err := refused(capsys, *base, "--targets", "1", "--strategies", "ekfac"))
+    assert "python analyze.py" in (
+        err := refused(capsys, *base, "--targets", "1", "--strategies", "ekfac")
+    )
     assert "--max_queries 12" in err, "the command that makes the scores knows as many queries"

@@ -1,7 +1,9 @@
-"""The scripts on a real GPU: what they compute there is what the CPU computes, up to rounding. Skipped without one.
+"""The scripts on a real GPU: what they compute there is what the CPU computes, up to rounding.
+Skipped without one.
 
-All other tests run on the CPU; `test_pretended_gpu.py` tells what can be told without a GPU. Tolerances are shares of
-the norm. On an H200, float32 scores differed by 1e-6, bfloat16 by 2e-4 and TF32 by 1e-3.
+All other tests run on the CPU; `test_pretended_gpu.py` tells what can be told without a GPU.
+Tolerances are shares of the norm. On an H200, float32 scores differed by 1e-6, bfloat16 by 2e-4 and
+TF32 by 1e-3.
 """
 
 import os
@@ -25,7 +27,9 @@ def on_gpu(*command: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1"}
     if command[0].endswith(".py"):
         command = (sys.executable, *command)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def analyzed(checkpoints: Path, *flags: str, launcher=()) -> None:
@@ -51,11 +55,19 @@ def test_training_ends_where_it_ends_on_the_cpu(gpu_run, tmp_path):
         assert found["evaluation"][name] == pytest.approx(value, abs=1e-3), name
 
 
-@pytest.mark.parametrize(("flags", "tolerance"), [
-    ([], 1e-4), (["--fisher", "exact"], 1e-4), (["--rotate", "rows"], 1e-4), (["--rotate", "queries"], 1e-4),
-    (["--factor_strategy", "diagonal"], 1e-4), (["--query_gradient_rank", "4"], 1e-3),
-    (["--use_half_precision"], 1e-2), (["--tf32", "--rotate", "rows"], 1e-2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        ([], 1e-4),
+        (["--fisher", "exact"], 1e-4),
+        (["--rotate", "rows"], 1e-4),
+        (["--rotate", "queries"], 1e-4),
+        (["--factor_strategy", "diagonal"], 1e-4),
+        (["--query_gradient_rank", "4"], 1e-3),
+        (["--use_half_precision"], 1e-2),
+        (["--tf32", "--rotate", "rows"], 1e-2),
+    ],
+)
 def test_scores_are_the_cpus(gpu_run, tmp_path, flags, tolerance):
     folder = shutil.copytree(gpu_run, tmp_path / "checkpoints")
     analyze_quickly(folder, *flags)

@@ -13,7 +13,9 @@ from attribution.processes import Processes
 from attribution.training import fit
 
 
-@pytest.mark.parametrize(("rank", "visible", "expected"), [("0", 1, 0), ("3", 4, 3), ("5", 4, 1), ("7", 1, 0)])
+@pytest.mark.parametrize(
+    ("rank", "visible", "expected"), [("0", 1, 0), ("3", 4, 3), ("5", 4, 1), ("7", 1, 0)]
+)
 def test_the_device_is_the_local_rank_modulo_the_visible_gpus(monkeypatch, rank, visible, expected):
     chosen = []
     monkeypatch.setenv("LOCAL_RANK", rank)
@@ -33,7 +35,9 @@ def test_a_gpu_that_torch_does_not_find_is_mentioned(monkeypatch):
 
 
 @pytest.mark.parametrize("gpus", [False, True])
-def test_stock_in_one_of_two_processes_is_refused_with_or_without_gpus(trained, capsys, monkeypatch, gpus):
+def test_stock_in_one_of_two_processes_is_refused_with_or_without_gpus(
+    trained, capsys, monkeypatch, gpus
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr(analyze, "launched", lambda: contextlib.nullcontext(Processes(0, 2, 0, 2)))
     assert run_script(analyze.main, [*QUICK, "--checkpoint_dir", str(trained), "--stock"]) == 2
@@ -42,7 +46,11 @@ def test_stock_in_one_of_two_processes_is_refused_with_or_without_gpus(trained, 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 @pytest.mark.parametrize("script", [train, analyze])
-def test_launchers_that_do_not_say_what_torch_needs_are_refused(trained, capsys, monkeypatch, variable, script):
+def test_launchers_that_do_not_say_what_torch_needs_are_refused(
+    trained, capsys, monkeypatch, variable, script
+):
     monkeypatch.setenv(variable, "2")
-    assert run_script(script.main, ["--dataset_name", "demo", "--checkpoint_dir", str(trained)]) == 2
+    assert (
+        run_script(script.main, ["--dataset_name", "demo", "--checkpoint_dir", str(trained)]) == 2
+    )
     assert "start it with torchrun" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The table says what retraining says, refuses ground truth of something else, and can be drawn again."""
+"""The table says what retraining says, refuses ground truth of something else, and can be drawn
+again.
+"""
 
 import shutil
 
@@ -24,7 +26,9 @@ from pipeline import DEMO_MODEL
 
 @pytest.fixture(scope="module")
 def scored(trained, tmp_path_factory):
-    """A checkpoint folder with stored scores and the retrains of 4 masks x 2 repeats; tests copy it (see `copied`)."""
+    """A checkpoint folder with stored scores and the retrains of 4 masks x 2 repeats; tests copy it
+    (see `copied`).
+    """
     folder = tmp_path_factory.mktemp("lds") / "checkpoints"
     shutil.copytree(trained, folder)
     for arguments in (["--damping_factor", "1e-8"], ["--factor_strategy", "identity"]):
@@ -33,13 +37,20 @@ def scored(trained, tmp_path_factory):
     return folder
 
 
-def test_the_table_has_every_stored_score_and_baseline_and_a_rerun_retrains_nothing(copied, tmp_path, capsys):
+def test_the_table_has_every_stored_score_and_baseline_and_a_rerun_retrains_nothing(
+    copied, tmp_path, capsys
+):
     stored = retrains(copied)
     assert len(stored) == 8
     result = LDS.run(copied, tmp_path)
     assert retrains(copied) == stored
     assert set(result["scores"]) == {"ekfac", "identity", *baselines.NAMES}
-    assert (result["masks"], result["repeats"], result["queries"], result["rows"]) == (4, 2, 12, 120)
+    assert (result["masks"], result["repeats"], result["queries"], result["rows"]) == (
+        4,
+        2,
+        12,
+        120,
+    )
     assert result["scores"]["ekfac"]["spearman_with_ekfac"] == pytest.approx(1)
     out = capsys.readouterr().out
     assert "8 retrains, 8 of them stored" in out and "noise ceiling" in out
@@ -52,12 +63,19 @@ def test_the_score_is_the_correlation_of_summed_scores_with_retrained_margins(co
     with np.load(next((copied / "demo/retraining").glob("*/lds_*.npz"))) as truth:
         masks, margins = truth["masks"], truth["margins"]
     assert (masks.sum(1) == 60).all()
-    scores = load_file(copied / "demo/influence/scores/ekfac/pairwise_scores.safetensors")["all_modules"]
-    each = [spearmanr(masks @ scores[q].astype(float), margins[:, :, q].mean(1)).statistic for q in range(12)]
+    scores = load_file(copied / "demo/influence/scores/ekfac/pairwise_scores.safetensors")[
+        "all_modules"
+    ]
+    each = [
+        spearmanr(masks @ scores[q].astype(float), margins[:, :, q].mean(1)).statistic
+        for q in range(12)
+    ]
     assert result["scores"]["ekfac"]["plain"]["lds"] == pytest.approx(np.mean(each), abs=1e-6)
 
 
-def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked(copied, tmp_path, capsys):
+def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked(
+    copied, tmp_path, capsys
+):
     own = LDS.run(copied, tmp_path)
     with np.load(next((copied / "demo/retraining").glob("*/lds_*.npz"))) as truth:
         torch.save(truth["masks"].astype(np.int8), tmp_path / "masks.pt")
@@ -69,19 +87,42 @@ def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked
     assert shown.items() <= own["scores"]["ekfac"]["plain"].items() and "share" not in shown
     assert result["ceiling"]["plain"] is None and own["ceiling"]["plain"] is not None
     assert "carries no fingerprint" in capsys.readouterr().out
-    assert "scores of 12" in LDS.refused(capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy"))
+    assert "scores of 12" in LDS.refused(
+        capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy")
+    )
 
 
-def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_by_its_residual(tmp_path, capsys):
+def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_by_its_residual(
+    tmp_path, capsys
+):
     rows = tmp_path / "rows.csv"
     lines = [f"the {'soup' if i % 3 else 'bread'} number {i},{i % 5}.5" for i in range(40)]
     rows.write_text("\n".join(["text,value", *lines]))
     where = ["--dataset_name", "rows", "--checkpoint_dir", str(tmp_path / "checkpoints")]
     start = ["--dataset_path", str(rows), "--text_columns", "text", "--label_column", "value"]
-    start += ["--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1", "--num_members", "2"]
+    start += [
+        "--model_name_or_path",
+        str(DEMO_MODEL),
+        "--num_train_epochs",
+        "1",
+        "--num_members",
+        "2",
+    ]
     train.main([*where, *start])
-    analyze.main([*where, "--max_queries", "4", "--factor_strategy", "identity", "--num_members", "2"])
-    few = [*where, "--max_queries", "4", "--num_masks", "4", "--num_repeats", "2", "--num_bootstrap", "20"]
+    analyze.main(
+        [*where, "--max_queries", "4", "--factor_strategy", "identity", "--num_members", "2"]
+    )
+    few = [
+        *where,
+        "--max_queries",
+        "4",
+        "--num_masks",
+        "4",
+        "--num_repeats",
+        "2",
+        "--num_bootstrap",
+        "20",
+    ]
     few += ["--jobs_per_device", "1", "--figure_path", str(tmp_path / "lds.png"), "--results_dir"]
     evaluate_lds.main([*few, str(tmp_path / "own")])
     both = str(tmp_path / "own/lds_rows.npz")
@@ -89,9 +130,13 @@ def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_b
     own, again = (read_json(tmp_path / name / "lds_rows.json") for name in ("own", "again"))
     assert again["scores"] == own["scores"] and own["residuals"]["models"] == 2
     with np.load(both) as truth:
-        np.savez(tmp_path / "odd.npz", **{**truth, "outputs": np.full_like(truth["outputs"], np.nan)})
+        np.savez(
+            tmp_path / "odd.npz", **{**truth, "outputs": np.full_like(truth["outputs"], np.nan)}
+        )
     odd = ["--masks_path", both, "--margins_path", str(tmp_path / "odd.npz")]
-    assert "not of the same retrains" in refusal(capsys, evaluate_lds.main, [*few, str(tmp_path / "again"), *odd])
+    assert "not of the same retrains" in refusal(
+        capsys, evaluate_lds.main, [*few, str(tmp_path / "again"), *odd]
+    )
     with np.load(both) as truth:
         masks, outputs = truth["masks"], truth["outputs"].mean(1)
     said = []
@@ -99,11 +144,15 @@ def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_b
     queries = open_data(folder, run, None, 4)[1]
     for place in (folder, folder / "members/seed1"):
         residuals = queries.labels - predict_run(place, queries).squeeze(-1).numpy()
-        scores = load_file(place / "influence/scores/identity/pairwise_scores.safetensors")["all_modules"]
+        scores = load_file(place / "influence/scores/identity/pairwise_scores.safetensors")[
+            "all_modules"
+        ]
         said.append(scores / residuals[:, None])
     mean = sum(one / one.std() for one in said)
     each = [spearmanr(masks @ mean[q], outputs[:, q]).statistic for q in range(4)]
-    assert own["scores"]["identity_members2"]["output"]["lds"] == pytest.approx(np.mean(each), abs=1e-6)
+    assert own["scores"]["identity_members2"]["output"]["lds"] == pytest.approx(
+        np.mean(each), abs=1e-6
+    )
 
 
 def test_exported_ground_truth_of_other_retrain_seeds_stands_beside_the_first(copied, tmp_path):
@@ -118,7 +167,11 @@ def test_exported_ground_truth_of_other_queries_stands_beside_the_first(copied, 
     LDS.run(copied, tmp_path, "--max_queries", "6")
     LDS.run(copied, tmp_path, "--first_query", "6", "--max_queries", "6")
     files = sorted((copied / "demo/retraining").glob("*/lds_*.npz"))
-    margins = {np.load(path)["margins"].tobytes() for path in files if np.load(path)["margins"].shape[2] == 6}
+    margins = {
+        np.load(path)["margins"].tobytes()
+        for path in files
+        if np.load(path)["margins"].shape[2] == 6
+    }
     assert len(margins) == 2
 
 
@@ -126,16 +179,24 @@ def test_own_ground_truth_of_another_recipe_is_refused(copied, tmp_path, capsys)
     path = str(next((copied / "demo/retraining").glob("*/lds_*.npz")))
     both = ["--masks_path", path, "--margins_path", path]
     LDS.run(copied, tmp_path, *both)
-    assert "another recipe" in LDS.refused(capsys, copied, tmp_path, *both, "--learning_rate", "1e-5")
+    assert "another recipe" in LDS.refused(
+        capsys, copied, tmp_path, *both, "--learning_rate", "1e-5"
+    )
 
 
 def test_bad_arguments_are_refused_in_one_sentence(copied, tmp_path, capsys):
     for bad in (
-        ["--alpha", "1"], ["--alpha", "0.001"], ["--num_masks", "2"], ["--masks_path", "x.npy"], ["--num_repeats", "0"],
-    ):  # fmt: skip
+        ["--alpha", "1"],
+        ["--alpha", "0.001"],
+        ["--num_masks", "2"],
+        ["--masks_path", "x.npy"],
+        ["--num_repeats", "0"],
+    ):
         LDS.refused(capsys, copied, tmp_path, *bad)
     assert "no score 'kfac'" in LDS.refused(capsys, copied, tmp_path, "--combine", "ekfac", "kfac")
-    assert "retrains are missing" in LDS.refused(capsys, copied, tmp_path, "--query_index", "1", "--num_masks", "5")
+    assert "retrains are missing" in LDS.refused(
+        capsys, copied, tmp_path, "--query_index", "1", "--num_masks", "5"
+    )
     assert "--query_index must be" in LDS.refused(capsys, copied, tmp_path, "--query_index", "12")
 
 
@@ -143,19 +204,30 @@ def test_scores_of_another_checkpoint_are_left_out_and_that_is_said(copied, tmp_
     path = copied / "demo/influence/scores/identity/pairwise_scores.json"
     tamper(path, lambda record: record | {"fingerprint": record["fingerprint"] | {"weights": "0"}})
     assert "identity" not in LDS.run(copied, tmp_path)["scores"]
-    assert "identity: will be left out, its scores were made from other weights" in capsys.readouterr().err
+    assert (
+        "identity: will be left out, its scores were made from other weights"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_the_table_will_lack_is_said_before_anything_is_retrained(copied, capsys):
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(copied)]
     evaluate_lds.main([*where, "--max_queries", "5", "--dry_run"])
     said = capsys.readouterr().err
-    assert "identity: will be left out, its scores were made from other query rows (of --max_queries 12)" in said
-    assert f"make some with: python analyze.py {' '.join(where)} --max_queries 5 --overwrite" in said
+    assert (
+        "identity: will be left out, its scores were made from other query rows (of --max_queries "
+        "12)" in said
+    )
+    assert (
+        f"make some with: python analyze.py {' '.join(where)} --max_queries 5 --overwrite" in said
+    )
     evaluate_lds.main([*where, "--max_queries", "12", "--dry_run"])
     assert "left out" not in (said := capsys.readouterr().err) and "no stored scores" not in said
     evaluate_lds.main([*where, "--first_query", "3", "--max_queries", "5", "--dry_run"])
-    assert f"python analyze.py {' '.join(where)} --first_query 3 --max_queries 5\n" in capsys.readouterr().err
+    assert (
+        f"python analyze.py {' '.join(where)} --first_query 3 --max_queries 5\n"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, capsys):
@@ -168,7 +240,9 @@ def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, c
     assert {"ekfac + tfidf2", "ekfac, 2 seeds"} <= set(result["scores"])
     assert result["scores"]["ekfac, 2 seeds"]["spearman_with_ekfac"] < 0.999
     assert "same weights" in LDS.refused(capsys, copied, tmp_path, "--ensemble", str(copied))
-    assert "same weights" in LDS.refused(capsys, copied, tmp_path, "--ensemble", str(other), str(other))
+    assert "same weights" in LDS.refused(
+        capsys, copied, tmp_path, "--ensemble", str(other), str(other)
+    )
 
 
 def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tmp_path, capsys):
@@ -184,7 +258,11 @@ def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tm
 def test_a_query_is_shown_with_its_top_row_and_its_lds(copied, tmp_path, capsys):
     LDS.start(copied, tmp_path, "--query_index", "3")
     out = capsys.readouterr().out
-    assert "query 3 [" in out and "most influential by ekfac" in out and "LDS of ekfac for this query" in out
+    assert (
+        "query 3 [" in out
+        and "most influential by ekfac" in out
+        and "LDS of ekfac for this query" in out
+    )
 
 
 def test_a_dry_run_retrains_a_few_at_most_and_writes_no_table(copied, tmp_path, capsys):
@@ -203,34 +281,58 @@ def test_the_figure_is_drawn_again_from_the_json_without_its_checkpoint(copied, 
     assert "run without --plot_only" in LDS.refused(capsys, copied, tmp_path, "--plot_only")
 
 
-def test_scores_are_corrected_by_the_retrains_and_stored_but_not_evaluated_by_them(copied, tmp_path, capsys):
+def test_scores_are_corrected_by_the_retrains_and_stored_but_not_evaluated_by_them(
+    copied, tmp_path, capsys
+):
     generator = np.random.default_rng(0)
     np.save(tmp_path / "masks.npy", generator.random((60, 120)) < 0.5)
     np.save(tmp_path / "margins.npy", generator.standard_normal((60, 2, 12)))
-    truth = ["--masks_path", str(tmp_path / "masks.npy"), "--margins_path", str(tmp_path / "margins.npy")]
+    truth = [
+        "--masks_path",
+        str(tmp_path / "masks.npy"),
+        "--margins_path",
+        str(tmp_path / "margins.npy"),
+    ]
     result = LDS.run(copied, tmp_path, *truth, "--correct", "ekfac")
-    assert set(result["corrected"]) == {"ekfac"} and set(result["corrected"]["ekfac"]) == {"plain", "balanced"}
+    assert set(result["corrected"]) == {"ekfac"} and set(result["corrected"]["ekfac"]) == {
+        "plain",
+        "balanced",
+    }
     out = capsys.readouterr().out
-    assert "without the score" in out and "LDS on held-out masks" in (tmp_path / "results/lds_demo.md").read_text()
+    assert (
+        "without the score" in out
+        and "LDS on held-out masks" in (tmp_path / "results/lds_demo.md").read_text()
+    )
     folder, run = open_run(copied, "demo")
     queries = open_data(folder, run, None, 12)[1]
     stored, stale = stored_scores(folder, run, queries.fingerprint())
     assert stored["ekfac_corrected"].shape == (12, 120) and not stale
     assert known_slope(folder, run, "ekfac_corrected", queries) is None
     again = LDS.run(copied, tmp_path, *truth)
-    assert set(again["scores"]) == {"ekfac", "identity", *baselines.NAMES} and "corrected" not in again
+    assert (
+        set(again["scores"]) == {"ekfac", "identity", *baselines.NAMES} and "corrected" not in again
+    )
 
 
-def test_a_correction_that_cannot_be_is_refused_before_anything_is_retrained(copied, tmp_path, capsys):
+def test_a_correction_that_cannot_be_is_refused_before_anything_is_retrained(
+    copied, tmp_path, capsys
+):
     stored = retrains(copied)
     enough = ["--num_masks", "50"]
     said = LDS.refused(capsys, copied, tmp_path, *enough, "--correct", "ekfak")
     assert "no stored score 'ekfak' fits (did you mean 'ekfac'?)" in said
-    assert "no stored score 'tfidf' fits" in LDS.refused(capsys, copied, tmp_path, *enough, "--correct", "tfidf")
+    assert "no stored score 'tfidf' fits" in LDS.refused(
+        capsys, copied, tmp_path, *enough, "--correct", "tfidf"
+    )
     assert "needs 50, not 4" in LDS.refused(capsys, copied, tmp_path, "--correct", "ekfac")
     with np.load(next((copied / "demo/retraining").glob("*/lds_*.npz"))) as truth:
         for name in ("masks", "margins"):
             np.save(tmp_path / f"{name}.npy", np.repeat(truth[name], 20, axis=0))
-    same = ["--masks_path", str(tmp_path / "masks.npy"), "--margins_path", str(tmp_path / "margins.npy")]
+    same = [
+        "--masks_path",
+        str(tmp_path / "masks.npy"),
+        "--margins_path",
+        str(tmp_path / "margins.npy"),
+    ]
     assert "needs 50, not 4" in LDS.refused(capsys, copied, tmp_path, *same, "--correct", "ekfac")
     assert retrains(copied) == stored

@@ -90,12 +90,17 @@ def test_fingerprint_sees_names_types_shapes_and_values():
         for tensors in ({"a": x}, {"b": x}, {"a": x.double()}, {"a": x.view(2, 2)}, {"a": x + 1})
     }
     assert len(prints) == 5
-    assert files.fingerprint_of_tensors({"a": x, "b": x}) == files.fingerprint_of_tensors({"b": x, "a": x})
+    assert files.fingerprint_of_tensors({"a": x, "b": x}) == files.fingerprint_of_tensors(
+        {"b": x, "a": x}
+    )
 
 
 def test_a_changed_byte_of_a_json_file_is_noticed_wherever_it_is(tmp_path, capsys):
     """Or it changes nothing, as between two values."""
-    path, value = tmp_path / "a.json", {"seed": 3, "recipe": {"rate": 1e-4, "names": ["a", "b"]}, "none": None}
+    path, value = (
+        tmp_path / "a.json",
+        {"seed": 3, "recipe": {"rate": 1e-4, "names": ["a", "b"]}, "none": None},
+    )
     files.write_json(path, value)
     whole = path.read_bytes()
     assert files.read_json(path) == value
@@ -115,8 +120,13 @@ def test_json_files_of_before_have_no_checksum_and_count(tmp_path):
 
 
 def test_a_file_that_is_gone_is_one_sentence(capsys):
-    """As where somebody removes the run's folder while a script works in it; kronfluence's own error has no name."""
-    for error in (FileNotFoundError(errno.ENOENT, "No such file", "runs/x"), FileNotFoundError("Factors runs/x")):
+    """As where somebody removes the run's folder while a script works in it; kronfluence's own
+    error has no name.
+    """
+    for error in (
+        FileNotFoundError(errno.ENOENT, "No such file", "runs/x"),
+        FileNotFoundError("Factors runs/x"),
+    ):
 
         def fail(_, error=error):
             raise error

@@ -1,4 +1,6 @@
-"""Floors, sizes, docstrings, arguments and the README's answers are what the rules of the house say (see house.py)."""
+"""Floors, sizes, docstrings, arguments and the README's answers are what the rules of the house say
+(see house.py).
+"""
 
 import argparse
 import importlib
@@ -30,7 +32,7 @@ ANSWERS = {  # what a reader asks first -> where the README sends them
 }
 
 
-# --- floors --------------------------------------------------------------------------------------------
+# --- floors ---------------------------------------------------------------------------------------
 
 
 def test_a_file_imports_only_from_floors_below_or_its_own_wing_and_no_script_imports_another():
@@ -65,13 +67,28 @@ SCRIPT = "no script imports another script"
 YARD = "nothing imports benchmarks/, demo/, tests/"
 VIOLATIONS = [  # file, content, imported file, rule
     ("attribution/files.py", "import pipeline", "pipeline.py", UP),
-    ("attribution/data/dataset.py", "def f():\n    from .training import fit", "attribution/training/fit.py", UP),
+    (
+        "attribution/data/dataset.py",
+        "def f():\n    from .training import fit",
+        "attribution/training/fit.py",
+        UP,
+    ),
     ("pipeline.py", "from attribution.training.fit import fit", "attribution/training/fit.py", UP),
     ("pipeline.py", "if True:\n    import attribution.show", "attribution/show/", UP),
     ("attribution/training/fit.py", "class A:\n    import train as t", "train.py", UP),
     ("attribution/evidence/lds.py", "from ..show import tables", "attribution/show/tables.py", UP),
-    ("attribution/influence/names.py", "import attribution.evidence.lds", "attribution/evidence/lds.py", BESIDE),
-    ("attribution/evidence/lds.py", "from ..influence.names import a", "attribution/influence/names.py", BESIDE),
+    (
+        "attribution/influence/names.py",
+        "import attribution.evidence.lds",
+        "attribution/evidence/lds.py",
+        BESIDE,
+    ),
+    (
+        "attribution/evidence/lds.py",
+        "from ..influence.names import a",
+        "attribution/influence/names.py",
+        BESIDE,
+    ),
     ("train.py", "def f():\n    from analyze import main", "analyze.py", SCRIPT),
     ("train.py", "import numpy, lab.speed", "lab/speed.py", YARD),
     ("attribution/data/demo.py", "from lab.pretrain_demo import x", "lab/pretrain_demo.py", YARD),
@@ -99,7 +116,9 @@ def test_a_violation_is_named_with_both_files_and_the_rule(tmp_path, file, conte
 
 
 def test_a_file_without_a_place_and_an_import_of_one_are_violations(tmp_path):
-    files = build(tmp_path, SOUND | {"helpers.py": "", "attribution/new.py": "", "train.py": "import helpers"})
+    files = build(
+        tmp_path, SOUND | {"helpers.py": "", "attribution/new.py": "", "train.py": "import helpers"}
+    )
     assert house.floor_violations(tmp_path, files) == [
         "attribution/new.py stands on no floor: give it a place in FLOORS",
         "helpers.py stands on no floor: give it a place in FLOORS",
@@ -108,13 +127,19 @@ def test_a_file_without_a_place_and_an_import_of_one_are_violations(tmp_path):
 
 
 def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
-    files = build(tmp_path, {
-        "attribution/__init__.py": "",
-        "attribution/a.py": "import os\nb: int = 1\nif b:\n    c, d = 1, 2\ndef e(): f = 1\n",
-        "one.py": "from attribution import a as x\nfrom attribution.a import b, c, d, e, os\nx.b, x.e, x.__file__\n",
-        "two.py": "from attribution.a import f\nfrom attribution import none\nimport attribution\nattribution.a\n",
-        "three.py": "import one\ndef g(one): one.gone\ndef h():\n    one = 1\n    one.gone\ndef i(): return one.lost\n",
-    })  # fmt: skip
+    files = build(
+        tmp_path,
+        {
+            "attribution/__init__.py": "",
+            "attribution/a.py": "import os\nb: int = 1\nif b:\n    c, d = 1, 2\ndef e(): f = 1\n",
+            "one.py": "from attribution import a as x\nfrom attribution.a import b, c, d, e, os\nx.b, "
+            "x.e, x.__file__\n",
+            "two.py": "from attribution.a import f\nfrom attribution import none\nimport "
+            "attribution\nattribution.a\n",
+            "three.py": "import one\ndef g(one): one.gone\ndef h():\n    one = 1\n    one.gone\ndef i(): "
+            "return one.lost\n",
+        },
+    )
     assert house.missing_names(tmp_path, files) == [
         "three.py, line 6, takes lost from one.py, which has no such name",
         "two.py, line 1, takes f from attribution/a.py, which has no such name",
@@ -122,7 +147,7 @@ def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
     ]
 
 
-# --- deprecations --------------------------------------------------------------------------------------
+# --- deprecations ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
@@ -134,7 +159,7 @@ def test_what_our_own_files_use_and_libraries_are_about_to_drop_is_an_error(kind
         warnings.warn_explicit("going", kind, "file.py", 1, module="transformers.models")
 
 
-# --- sizes and docstrings ------------------------------------------------------------------------------
+# --- sizes and docstrings -------------------------------------------------------------------------
 
 
 def test_no_file_is_longer_than_300_lines_and_no_function_longer_than_40():
@@ -148,7 +173,13 @@ def test_a_script_is_shorter_than_200_lines(name):
 
 
 def test_lines_of_a_function_count_from_its_def_to_its_last_line(tmp_path):
-    build(tmp_path, {"a.py": "class A:\n    @x\n    def f(self):\n        '''1\n        2'''\n\n        return 1\n"})
+    build(
+        tmp_path,
+        {
+            "a.py": "class A:\n    @x\n    def f(self):\n        '''1\n        2'''\n\n        return "
+            "1\n"
+        },
+    )
     assert house.too_long(tmp_path, ["a.py"], 6, 4) == ["a.py (7 lines)", "a.py: f (5 lines)"]
     assert house.too_long(tmp_path, ["a.py"], 7, 5) == []
 
@@ -169,7 +200,7 @@ def test_what_has_no_docstring_is_found(tmp_path):
     assert house.undocumented(tmp_path, ["a.py"]) == ["a.py", "a.py: f", "a.py: A.b"]
 
 
-# --- arguments and the README --------------------------------------------------------------------------
+# --- arguments and the README ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", house.SCRIPTS)
@@ -185,7 +216,9 @@ def test_every_argument_has_a_help_text_and_stands_in_a_named_group(name, monkey
         MODULES[name].parse_args([])
     (parser,) = built
     positional, options, *named = parser._action_groups
-    assert [action.dest for action in (*positional._group_actions, *options._group_actions)] == ["help"]
+    assert [action.dest for action in (*positional._group_actions, *options._group_actions)] == [
+        "help"
+    ]
     assert len(named) > 1 and len({group.title for group in named}) == len(named)
     page = parser.format_help()
     for group in named:
@@ -193,11 +226,15 @@ def test_every_argument_has_a_help_text_and_stands_in_a_named_group(name, monkey
         for action in group._group_actions:
             assert action.help and action.help != argparse.SUPPRESS, action.dest
             assert action.option_strings[0] in page
-    assert [action.dest for group in named for action in group._group_actions] == [a.dest for a in parser._actions[1:]]
+    assert [action.dest for group in named for action in group._group_actions] == [
+        a.dest for a in parser._actions[1:]
+    ]
 
 
 def readme_tree() -> dict[str, str]:
-    """File -> what the README's tree says of it. A line names one or two files, of the folder last named above it."""
+    """File -> what the README's tree says of it. A line names one or two files, of the folder last
+    named above it.
+    """
     (tree,) = re.findall(r"```\n(pipeline\.py .*?)```", (ROOT / "README.md").read_text(), re.S)
     said, folder = {}, ""
     for line in tree.splitlines():
@@ -213,25 +250,38 @@ def test_the_readmes_tree_names_every_file_of_the_house_and_no_other():
 
 def test_the_names_in_the_readmes_tree_are_defined_in_their_files_and_answer_what_is_asked_first():
     said = {
-        (file, name): text for file, line in readme_tree().items()
+        (file, name): text
+        for file, line in readme_tree().items()
         for name, text in re.findall(r"(?:^|; )([A-Za-z_][\w.]*): ([^;]+)", line)
-    }  # fmt: skip
+    }
     assert [pair for pair in said if not house.defines(ROOT, *pair)] == []
     for question, pair in ANSWERS.items():
         assert question in said[pair], (question, pair)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "results/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "lab/README.md", "results/README.md"]
+)
 def test_files_and_names_that_a_page_quotes_exist(page):
-    """`path.py` is a file of the repository, and `path.py`: `name` is defined in it; folders stand before the file."""
+    """`path.py` is a file of the repository, and `path.py`: `name` is defined in it; folders stand
+    before the file.
+    """
     text = (ROOT / page).read_text()
     assert [file for file in re.findall(r"`([\w/]+/\w+\.py)`", text) if file not in FILES] == []
     pairs = re.findall(r"`([\w/]+\.py)`:\s+`([\w.]+)`", text)
-    assert [pair for pair in pairs if not house.defines(ROOT, *pair)] == [] and (pairs or page != "CONTRIBUTING.md")
+    assert [pair for pair in pairs if not house.defines(ROOT, *pair)] == [] and (
+        pairs or page != "CONTRIBUTING.md"
+    )
 
 
 def test_a_definition_is_a_function_a_class_a_constant_or_a_method_and_no_import(tmp_path):
     build(tmp_path, {"a.py": "import b\nC = 1\nclass D:\n    def e(self): f = 1\n"})
-    assert [name for name in ("b", "C", "D", "D.e", "e", "D.f", "D.C") if house.defines(tmp_path, "a.py", name)] == [
-        "C", "D", "D.e",
-    ]  # fmt: skip
+    assert [
+        name
+        for name in ("b", "C", "D", "D.e", "e", "D.f", "D.C")
+        if house.defines(tmp_path, "a.py", name)
+    ] == [
+        "C",
+        "D",
+        "D.e",
+    ]

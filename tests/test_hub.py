@@ -1,4 +1,6 @@
-"""The default paths work against a hub, through the real client libraries; a silent hub is noticed early."""
+"""The default paths work against a hub, through the real client libraries; a silent hub is noticed
+early.
+"""
 
 import os
 import socket
@@ -38,7 +40,9 @@ def hub(tmp_path_factory):
     for task, columns in (("sst2", ("sentence",)), ("rte", ("sentence1", "sentence2"))):
         for split, rows in make_rows().items():
             table = dict.fromkeys(columns, rows["sentence"][:96]) | {"label": rows["label"][:96]}
-            data = datasets.Dataset.from_dict(table).cast_column("label", datasets.ClassLabel(names=LABEL_NAMES))
+            data = datasets.Dataset.from_dict(table).cast_column(
+                "label", datasets.ClassLabel(names=LABEL_NAMES)
+            )
             tables[task][split] = data
     save_tables(folder / "glue", tables)
     (folder / "sst2").mkdir()
@@ -52,19 +56,34 @@ def hub(tmp_path_factory):
 
 
 def run(command: str, endpoint: str, home: Path, *extra: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))
+    }
     environment |= {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
         [sys.executable, *command.split(), "--checkpoint_dir", str(home / "checkpoints"), *extra],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_the_readmes_commands_run_from_the_hub(hub, tmp_path):
-    for command in (TRAIN_SST2, SST2, f"{SST2} --use_half_precision", TRAIN_RTE, f"{RTE} ekfac", f"{RTE} identity"):
+    for command in (
+        TRAIN_SST2,
+        SST2,
+        f"{SST2} --use_half_precision",
+        TRAIN_RTE,
+        f"{RTE} ekfac",
+        f"{RTE} identity",
+    ):
         done = run(command, hub, tmp_path)
         assert done.returncode == 0, (command, done.stderr[-2000:])
-    stored = {path.parent.name for path in (tmp_path / "checkpoints").rglob("pairwise_scores.safetensors")}
+    stored = {
+        path.parent.name for path in (tmp_path / "checkpoints").rglob("pairwise_scores.safetensors")
+    }
     assert stored == {"ekfac", "ekfac_half", "identity"}
 
 
@@ -83,21 +102,31 @@ def test_an_unreachable_hub_is_named_within_15_seconds(tmp_path):
 
 def test_a_missing_model_is_named(hub, tmp_path):
     done = run(TRAIN_SST2, hub, tmp_path, "--model_name_or_path", "nobody/no-bert")
-    assert done.returncode == 2 and "nobody/no-bert" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert (
+        done.returncode == 2 and "nobody/no-bert" in done.stderr and done.stderr.count("\n") == 1
+    ), done.stderr
 
 
-def test_another_id_of_the_same_task_opens_and_one_of_other_tasks_says_what_is_wanted(hub, tmp_path):
-    """A repository of one data set has only a configuration `default`; its columns say whether it is the task's."""
+def test_another_id_of_the_same_task_opens_and_one_of_other_tasks_says_what_is_wanted(
+    hub, tmp_path
+):
+    """A repository of one data set has only a configuration `default`; its columns say whether it
+    is the task's.
+    """
     done = run(TRAIN_SST2, hub, tmp_path, "--dataset_path", "somebody/sst2")
     assert done.returncode == 0, done.stderr[-2000:]
     done = run(TRAIN_SST2.replace("sst2", "cola"), hub, tmp_path, "--dataset_path", "nyu-mll/glue")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "no configuration 'cola' (it has " in done.stderr and "cola/train-0.parquet" in done.stderr
+    assert (
+        "no configuration 'cola' (it has " in done.stderr and "cola/train-0.parquet" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["/nowhere/bert", "./nowhere", "../a/b", "~/bert", "a/b/c"])
 def test_a_folder_that_is_not_there_is_named_with_its_flag_and_no_hub_is_asked(name, monkeypatch):
-    monkeypatch.setattr(hub_module, "hub_answers", lambda: pytest.fail("a folder's name was sent to the hub"))
+    monkeypatch.setattr(
+        hub_module, "hub_answers", lambda: pytest.fail("a folder's name was sent to the hub")
+    )
     with pytest.raises(Refused, match=f"no {name!r}; check --adopt"):
         hub_module.open_asset(name, "--adopt", "model", lambda: None)
 

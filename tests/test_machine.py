@@ -9,11 +9,16 @@ from attribution import machine
 
 
 def group(folder, limit, used: int, inactive: int, version: int) -> None:
-    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        2: ("memory.max", "memory.current"),
+    }[version]
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in zip(names, (limit, used), strict=True):
         (folder / name).write_text(f"{value}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{'total_' * (version == 1)}inactive_file {inactive}\n")
+    (folder / "memory.stat").write_text(
+        f"anon 5\n{'total_' * (version == 1)}inactive_file {inactive}\n"
+    )
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -34,7 +39,9 @@ def test_without_limits_the_free_memory_of_the_machine_counts(tmp_path, monkeypa
     assert machine.control_groups(tmp_path, tmp_path / "missing") == []
     assert machine.left_in(tmp_path) == float("inf")
     monkeypatch.setattr(machine, "control_groups", list)
-    assert 0 < machine.free_host_memory() <= psutil.virtual_memory().total and machine.num_cores() >= 1
+    assert (
+        0 < machine.free_host_memory() <= psutil.virtual_memory().total and machine.num_cores() >= 1
+    )
 
 
 def test_cores_are_counted_where_there_is_no_affinity(monkeypatch):

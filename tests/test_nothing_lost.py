@@ -1,4 +1,6 @@
-"""What is finished survives what fails afterwards, and what cannot be written is said before the work."""
+"""What is finished survives what fails afterwards, and what cannot be written is said before the
+work.
+"""
 
 import errno
 import math
@@ -25,7 +27,9 @@ HUGE = ["--learning_rate", "1e30"]
 
 
 @pytest.mark.parametrize("script", [train, analyze, evaluate_lds, run_counterfactual])
-@pytest.mark.parametrize("flag", ["learning_rate", "weight_decay", "max_grad_norm", "alpha", "damping_factor"])
+@pytest.mark.parametrize(
+    "flag", ["learning_rate", "weight_decay", "max_grad_norm", "alpha", "damping_factor"]
+)
 def test_numbers_that_are_not_finite_are_argument_errors(script, flag, capsys):
     for value in ("nan", "inf"):
         try:
@@ -42,7 +46,9 @@ def test_a_diverged_training_names_step_and_rate_and_leaves_no_run(tmp_path, cap
     assert not (tmp_path / "demo/run.json").exists() and not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path, capsys, monkeypatch):
+def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(
+    tmp_path, capsys, monkeypatch
+):
     def spoil(model, *_, **__):
         model.classifier.bias.data[0] = math.nan
 
@@ -80,13 +86,18 @@ def test_scores_and_factors_that_are_not_finite_are_not_stored(run_copy, monkeyp
     monkeypatch.setattr(analyze.Influence, "save", spoiled)
     arguments = [*QUICK, "--checkpoint_dir", str(run_copy)]
     assert run_script(analyze.main, arguments) == 2
-    assert "the pairwise scores are not finite (first at 0, 0), so nothing is stored" in capsys.readouterr().err
+    assert (
+        "the pairwise scores are not finite (first at 0, 0), so nothing is stored"
+        in capsys.readouterr().err
+    )
     assert not list((run_copy / "demo/influence/scores").rglob("*.json"))
     monkeypatch.undo()
     from attribution.engine.trackers import EigenLambdaTracker
 
     whole_update = EigenLambdaTracker.update
-    monkeypatch.setattr(EigenLambdaTracker, "update", lambda self, entry, g: whole_update(self, entry, g * math.inf))
+    monkeypatch.setattr(
+        EigenLambdaTracker, "update", lambda self, entry, g: whole_update(self, entry, g * math.inf)
+    )
     assert run_script(analyze.main, [*arguments, "--overwrite"]) == 2
     error = capsys.readouterr().err
     assert "lambda_matrix of" in error and "is not finite, so no factors are stored" in error
@@ -114,7 +125,9 @@ def test_a_cache_that_may_not_be_written_does_not_matter_to_the_demo(tmp_path, m
 
 
 @pytest.mark.parametrize("place", ["--results_dir", "--figure_path", "--checkpoint_dir"])
-def test_places_that_cannot_be_written_are_named_before_the_work(run_copy, tmp_path, capsys, monkeypatch, place):
+def test_places_that_cannot_be_written_are_named_before_the_work(
+    run_copy, tmp_path, capsys, monkeypatch, place
+):
     blocked = tmp_path / "a file"
     blocked.write_text("")
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("work began"))
@@ -122,10 +135,16 @@ def test_places_that_cannot_be_written_are_named_before_the_work(run_copy, tmp_p
     scripts = [train] if place == "--checkpoint_dir" else [evaluate_lds, run_counterfactual]
     for script in scripts:
         monkeypatch.setattr("attribution.evidence.retrainer.fit", training.fit)
-        shared = [*SMALL] if script is train else ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+        shared = (
+            [*SMALL]
+            if script is train
+            else ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+        )
         if script is run_counterfactual:
             shared += ["--strategies", "random", "--removals", "2"]
-        if place == "--figure_path":  # results/ of the project takes none from files that differ from the last commit
+        if (
+            place == "--figure_path"
+        ):  # results/ of the project takes none from files that differ from the last commit
             shared += ["--results_dir", str(tmp_path / "results")]
         assert run_script(script.main, [*shared, place, str(where)]) == 2
         assert "nothing can be written to" in capsys.readouterr().err
@@ -162,7 +181,17 @@ def test_the_start_of_retrains_is_the_one_of_training_or_is_refused(tmp_path, ca
     data = small.write(tmp_path / "data", "sst2", small.tables())
     model = small.save_model(tmp_path / "model", "bert")
     runs = ["--dataset_name", "sst2", "--checkpoint_dir", str(tmp_path / "runs")]
-    train.main([*runs, "--dataset_path", data, "--model_name_or_path", str(model), "--num_train_epochs", "1"])
+    train.main(
+        [
+            *runs,
+            "--dataset_path",
+            data,
+            "--model_name_or_path",
+            str(model),
+            "--num_train_epochs",
+            "1",
+        ]
+    )
     study = [*runs, "--num_masks", "3", "--num_repeats", "1", "--dry_run"]
     evaluate_lds.main(study)
     shutil.move(model, tmp_path / "moved")
@@ -170,9 +199,15 @@ def test_the_start_of_retrains_is_the_one_of_training_or_is_refused(tmp_path, ca
     assert "the start model of the run's training is not in" in (error := capsys.readouterr().err)
     assert "--model_name_or_path" in error
     evaluate_lds.main([*study, "--model_name_or_path", str(tmp_path / "moved")])
-    assert run_script(evaluate_lds.main, [*study, "--model_name_or_path", str(tmp_path / "runs/sst2")]) == 2
+    assert (
+        run_script(evaluate_lds.main, [*study, "--model_name_or_path", str(tmp_path / "runs/sst2")])
+        == 2
+    )
     assert "other weights than the one that the run was trained from" in capsys.readouterr().err
-    tamper(tmp_path / "runs/sst2/run.json", lambda run: {key: run[key] for key in run if key != "start"})
+    tamper(
+        tmp_path / "runs/sst2/run.json",
+        lambda run: {key: run[key] for key in run if key != "start"},
+    )
     evaluate_lds.main([*study, "--model_name_or_path", str(tmp_path / "moved")])
     assert "cannot be checked" in capsys.readouterr().out
     shutil.move(data, tmp_path / "other data")
@@ -184,11 +219,19 @@ def test_the_start_of_retrains_is_the_one_of_training_or_is_refused(tmp_path, ca
 def test_removing_all_rows_but_none_is_refused(tmp_path, capsys):
     import small
 
-    one = {name: columns | {"label": [1] * len(columns["label"])} for name, columns in small.tables().items()}
+    one = {
+        name: columns | {"label": [1] * len(columns["label"])}
+        for name, columns in small.tables().items()
+    }
     data = small.write(tmp_path / "data", "sst2", one)
     runs = ["--dataset_name", "sst2", "--checkpoint_dir", str(tmp_path / "runs")]
-    train.main([*runs, "--dataset_path", data, "--model_name_or_path", "demo", "--num_train_epochs", "1"])
-    assert run_script(run_counterfactual.main, [*runs, "--strategies", "random", "--removals", "24"]) == 2
+    train.main(
+        [*runs, "--dataset_path", data, "--model_name_or_path", "demo", "--num_train_epochs", "1"]
+    )
+    assert (
+        run_script(run_counterfactual.main, [*runs, "--strategies", "random", "--removals", "24"])
+        == 2
+    )
     assert "more than the 23 training rows that can go" in capsys.readouterr().err
 
 
@@ -209,10 +252,35 @@ def test_a_file_system_without_locks_is_said_and_gone_on_with(run_copy, monkeypa
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
     monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     analyze.main([*QUICK, "--checkpoint_dir", str(run_copy)])
-    assert "file system without locks" in capsys.readouterr().err and scores_of(run_copy).isfinite().all()
-    evaluate = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy), "--max_queries", "9", "--num_masks", "3"]
-    evaluate_lds.main([*evaluate, "--num_repeats", "1", "--jobs_per_device", "1", "--num_bootstrap", "10",
-                       "--results_dir", str(run_copy), "--figure_path", str(run_copy / "f.png")])  # fmt: skip
+    assert (
+        "file system without locks" in capsys.readouterr().err
+        and scores_of(run_copy).isfinite().all()
+    )
+    evaluate = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(run_copy),
+        "--max_queries",
+        "9",
+        "--num_masks",
+        "3",
+    ]
+    evaluate_lds.main(
+        [
+            *evaluate,
+            "--num_repeats",
+            "1",
+            "--jobs_per_device",
+            "1",
+            "--num_bootstrap",
+            "10",
+            "--results_dir",
+            str(run_copy),
+            "--figure_path",
+            str(run_copy / "f.png"),
+        ]
+    )
     assert "without locks: processes may do the same retrain twice" in capsys.readouterr().err
 
 

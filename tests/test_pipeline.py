@@ -21,7 +21,18 @@ from pipeline import (
 
 
 def test_the_table_has_glues_nine_tasks_and_the_demo():
-    assert set(TASKS) == {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "demo"}
+    assert set(TASKS) == {
+        "cola",
+        "sst2",
+        "mrpc",
+        "qqp",
+        "stsb",
+        "mnli",
+        "qnli",
+        "rte",
+        "wnli",
+        "demo",
+    }
     assert TASKS["mnli"].validation == ("validation_matched", "validation_mismatched")
     assert [name for name, task in TASKS.items() if task.regression] == ["stsb"]
     assert TASKS["rte"].max_train_samples == 2432
@@ -33,7 +44,9 @@ def test_margin_is_the_log_odds_of_the_label(logits, label):
     row = torch.tensor([logits], dtype=torch.float64)
     log_p = row.log_softmax(-1)[0]
     rest = torch.cat([log_p[:label], log_p[label + 1 :]]).logsumexp(0)
-    assert compute_margin(row, torch.tensor([label])).item() == pytest.approx((log_p[label] - rest).item(), abs=1e-9)
+    assert compute_margin(row, torch.tensor([label])).item() == pytest.approx(
+        (log_p[label] - rest).item(), abs=1e-9
+    )
 
 
 def test_margin_of_regression_is_minus_the_squared_error():
@@ -47,7 +60,9 @@ def test_measurement_is_minus_the_summed_margin_so_that_helpful_is_positive():
     model, batch = construct_bert("demo").eval(), data.batch(range(6))
     logits = model(**model_inputs(batch)).logits
     measured = InfluenceTask().compute_measurement(batch, model)
-    assert measured.item() == pytest.approx(-compute_margin(logits, batch["labels"]).sum().item(), rel=1e-5)
+    assert measured.item() == pytest.approx(
+        -compute_margin(logits, batch["labels"]).sum().item(), rel=1e-5
+    )
 
 
 def test_the_dataloader_covers_the_chosen_rows_in_order():

@@ -1,4 +1,5 @@
-"""The scripts on a GPU, as far as a machine without one can tell: no mixed devices, no memory that is not planned.
+"""The scripts on a GPU, as far as a machine without one can tell: no mixed devices, no memory that
+is not planned.
 
 `pretend_cuda.py` says what it cannot tell.
 """
@@ -19,9 +20,17 @@ from attribution.training.fit import choose_device
 from pipeline import InfluenceTask
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes
-FLAGS = ([], ["--use_half_precision"], ["--query_gradient_rank", "4"], ["--rotate", "rows"], ["--rotate", "queries"])
+FLAGS = (
+    [],
+    ["--use_half_precision"],
+    ["--query_gradient_rank", "4"],
+    ["--rotate", "rows"],
+    ["--rotate", "queries"],
+)
 VERSION = tuple(int(number) for number in torch.__version__.split(".")[:2])
-pytestmark = pytest.mark.skipif(VERSION < OLDEST, reason=f"the pretended GPU needs torch {OLDEST[0]}.{OLDEST[1]}")
+pytestmark = pytest.mark.skipif(
+    VERSION < OLDEST, reason=f"the pretended GPU needs torch {OLDEST[0]}.{OLDEST[1]}"
+)
 
 
 def test_a_run_is_trained_on_it_and_says_so(trained, tmp_path):
@@ -31,7 +40,9 @@ def test_a_run_is_trained_on_it_and_says_so(trained, tmp_path):
     assert (tmp_path / "demo/run.json").read_text().count("a pretended GPU") == 1
 
 
-@pytest.mark.parametrize("strategy", ["identity", "diagonal", "kfac", "ekfac"] if FULL else ["ekfac"])
+@pytest.mark.parametrize(
+    "strategy", ["identity", "diagonal", "kfac", "ekfac"] if FULL else ["ekfac"]
+)
 @pytest.mark.parametrize("flags", FLAGS if FULL else FLAGS[:1])
 def test_scores_are_the_cpus_whatever_the_strategy_and_the_flags(run_copy, strategy, flags):
     asked = ["--factor_strategy", strategy, *flags, "--self_influence", "--train_batch_size", "16"]
@@ -68,7 +79,9 @@ def test_the_studies_run(run_copy, tmp_path):
 
 @contextlib.contextmanager
 def peaks(monkeypatch, gpu, found: dict):
-    """phase -> (bytes that it took at most, bytes that were planned for what does not depend on the queries held)."""
+    """phase -> (bytes that it took at most, bytes that were planned for what does not depend on the
+    queries held).
+    """
 
     def watched(name: str, kind: str, real):
         def call(*args):
@@ -82,19 +95,25 @@ def peaks(monkeypatch, gpu, found: dict):
             if name == "scores":  # what waits beyond a batch's tokens
                 more = args[0].plan["parts"]["group"] - analyzer.token_budget
                 planned += more * 4 * memory.features_of(model)
-            found[analyzer.task.phase if name != "scores" else name] = gpu.peak - before, planned, gpu.now - before
+            found[analyzer.task.phase if name != "scores" else name] = (
+                gpu.peak - before,
+                planned,
+                gpu.now - before,
+            )
             return result
 
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "run_parts", watched("sums", "factors", factors.run_parts))
+        patch.setattr(factors, "run_parts", watched("sums", "factors", factors.run_parts))
         patch.setattr(scoring.Scorer, "run", watched("scores", "pairwise", scoring.Scorer.run))
         yield
 
 
 @pytest.mark.parametrize("batch", ["8", "16"])
-def test_the_plan_of_memory_covers_what_a_phase_takes_and_little_stays(run_copy, monkeypatch, batch):
+def test_the_plan_of_memory_covers_what_a_phase_takes_and_little_stays(
+    run_copy, monkeypatch, batch
+):
     found: dict = {}
     with pretend() as gpu, peaks(monkeypatch, gpu, found):
         analyze_quickly(run_copy, "--train_batch_size", batch, "--rotate", "rows")
@@ -105,7 +124,9 @@ def test_the_plan_of_memory_covers_what_a_phase_takes_and_little_stays(run_copy,
 
 
 @pytest.mark.parametrize("share", [0.35, 0.6, 0.8])
-def test_with_less_memory_than_it_takes_it_goes_on_smaller_and_the_scores_stay(run_copy, monkeypatch, capsys, share):
+def test_with_less_memory_than_it_takes_it_goes_on_smaller_and_the_scores_stay(
+    run_copy, monkeypatch, capsys, share
+):
     """The plan is told that there is plenty, so that memory runs out in earnest."""
     with pretend() as gpu:
         analyze_quickly(run_copy)
@@ -119,15 +140,25 @@ def test_with_less_memory_than_it_takes_it_goes_on_smaller_and_the_scores_stay(r
 
 @pytest.mark.parametrize("phase", ["covariance", "lambda", "queries", "pairwise"])
 def test_when_memory_runs_out_everything_is_released(run_copy, monkeypatch, phase):
-    """In the middle of a pass, with hooks, waiting batches, inputs, rotations, bases and factors in the modules."""
+    """In the middle of a pass, with hooks, waiting batches, inputs, rotations, bases and factors in
+    the modules.
+    """
     held, failed, real = [], [], EigenAnalyzer.release
-    reals = {name: getattr(InfluenceTask, name) for name in ("compute_train_loss", "compute_measurement")}
+    reals = {
+        name: getattr(InfluenceTask, name) for name in ("compute_train_loss", "compute_measurement")
+    }
     with pretend() as gpu:
 
         def failing(name: str):
             def call(self, batch, model, **how):
                 loss = reals[name](self, batch, model, **how)
-                now = "queries" if name == "compute_measurement" else self.phase if how["sample"] else "pairwise"
+                now = (
+                    "queries"
+                    if name == "compute_measurement"
+                    else self.phase
+                    if how["sample"]
+                    else "pairwise"
+                )
                 if now == phase and not failed and gpu.now > 2 * held_by(model):
                     failed.append(gpu.now)
                     raise torch.OutOfMemoryError("no memory")

@@ -1,4 +1,6 @@
-"""What the previous version stored is found and counts: names, keys and fingerprints are literals that it wrote."""
+"""What the previous version stored is found and counts: names, keys and fingerprints are literals
+that it wrote.
+"""
 
 import json
 from pathlib import Path
@@ -23,21 +25,36 @@ from pipeline import get_glue_dataset
 
 RUN = {"weights": "W", "train_rows": "T"}
 FACTORS = {
-    "weights": "W", "training rows": "T", "strategy": "ekfac", "precision": "float32", "covariance type": "float64",
-    "path": "eigenbasis", "seed": 0,
-}  # fmt: skip
+    "weights": "W",
+    "training rows": "T",
+    "strategy": "ekfac",
+    "precision": "float32",
+    "covariance type": "float64",
+    "path": "eigenbasis",
+    "seed": 0,
+}
 SCORES = FACTORS | {"damping": "1e-08", "query rows": "Q", "rank": None, "rank seed": None}
-TRAIN = "f4166aaa07bdeca0e8e9be0facda7167b032e1f1c85181023062728d6deb61a2"  # of the demo's first 120 rows
-QUERY = "1f8ce8a15f48069317799b59305a34c4a7249e242a26f86fb6b1fe6c8129da8e"  # of its first 9 validation rows
+# of the demo's first 120 rows
+TRAIN = "f4166aaa07bdeca0e8e9be0facda7167b032e1f1c85181023062728d6deb61a2"
+# of its first 9 validation rows
+QUERY = "1f8ce8a15f48069317799b59305a34c4a7249e242a26f86fb6b1fe6c8129da8e"
 RETRAINS = {
     "start": "ce6449712b924e754e28066a7549fc41a5ba85384466190e44e528428559e8d6",
     "shape": {"layers": 2, "labels": 2},
     "recipe": {
-        "learning_rate": 0.0003, "weight_decay": 0.01, "num_train_epochs": 8, "train_batch_size": 32,
-        "lr_schedule": "constant", "max_grad_norm": 0.0, "freeze_embeddings": True, "use_half_precision": False,
+        "learning_rate": 0.0003,
+        "weight_decay": 0.01,
+        "num_train_epochs": 8,
+        "train_batch_size": 32,
+        "lr_schedule": "constant",
+        "max_grad_norm": 0.0,
+        "freeze_embeddings": True,
+        "use_half_precision": False,
     },
-    "training rows": TRAIN, "query rows": QUERY, "device": "cpu, one thread",
-}  # fmt: skip
+    "training rows": TRAIN,
+    "query rows": QUERY,
+    "device": "cpu, one thread",
+}
 
 
 def influence_of(folder: Path, *flags: str) -> Influence:
@@ -51,34 +68,71 @@ def influence_of(folder: Path, *flags: str) -> Influence:
     [
         ([], "ekfac", "ekfac", {}),
         (
-            ["--use_half_precision", "--query_gradient_rank", "8", "--damping_factor", "heuristic", "--seed", "3"],
-            "ekfac_half", "ekfac_half_rank8_dampingheuristic",
-            {"precision": "bfloat16 gradients", "seed": 3, "damping": "None", "rank": 8, "rank seed": 3},
+            [
+                "--use_half_precision",
+                "--query_gradient_rank",
+                "8",
+                "--damping_factor",
+                "heuristic",
+                "--seed",
+                "3",
+            ],
+            "ekfac_half",
+            "ekfac_half_rank8_dampingheuristic",
+            {
+                "precision": "bfloat16 gradients",
+                "seed": 3,
+                "damping": "None",
+                "rank": 8,
+                "rank seed": 3,
+            },
         ),
         (
-            ["--stock", "--tf32", "--use_half_precision", "--factor_strategy", "kfac", "--damping_factor", "0.01"],
-            "kfac_half_stock", "kfac_half_stock_damping0.01",
-            {"strategy": "kfac", "precision": "bfloat16 and tf32", "covariance type": None, "path": "stock",
-             "damping": "0.01"},
+            [
+                "--stock",
+                "--tf32",
+                "--use_half_precision",
+                "--factor_strategy",
+                "kfac",
+                "--damping_factor",
+                "0.01",
+            ],
+            "kfac_half_stock",
+            "kfac_half_stock_damping0.01",
+            {
+                "strategy": "kfac",
+                "precision": "bfloat16 and tf32",
+                "covariance type": None,
+                "path": "stock",
+                "damping": "0.01",
+            },
         ),
         (
-            ["--factor_strategy", "identity"], "identity", "identity",
+            ["--factor_strategy", "identity"],
+            "identity",
+            "identity",
             {"strategy": "identity", "covariance type": None, "seed": None, "damping": None},
         ),
         (
-            ["--factor_strategy", "diagonal"], "diagonal", "diagonal",
+            ["--factor_strategy", "diagonal"],
+            "diagonal",
+            "diagonal",
             {"strategy": "diagonal", "covariance type": None},
         ),
     ],
-)  # fmt: skip
-def test_factors_and_scores_have_the_names_and_fingerprints_that_they_had(flags, factors, scores, changed):
+)
+def test_factors_and_scores_have_the_names_and_fingerprints_that_they_had(
+    flags, factors, scores, changed
+):
     influence = influence_of(Path("F"), *flags)
     assert (influence.settings.factors, influence.settings.scores) == (factors, scores)
     assert influence.result == Path("F/influence/scores") / scores
     expected = SCORES | changed
     if expected["rank"] is not None and not influence.settings.stock:
         drawn = "by seed and module, outside of the eigenbasis"
-        assert influence.score_parts.pop("rank draws") == drawn  # new: low-rank scores are made again
+        assert (
+            influence.score_parts.pop("rank draws") == drawn
+        )  # new: low-rank scores are made again
     assert influence.score_parts == expected
     assert influence.self_parts == {name: expected[name] for name in [*FACTORS, "damping"]}
     assert influence.factor_parts == {name: expected[name] for name in FACTORS}
@@ -94,7 +148,12 @@ def test_stored_scores_are_read(tmp_path, kind):
     folder.mkdir(parents=True)
     save_file({"all_modules": scores}, folder / f"{kind}_scores.safetensors")
     parts = SCORES if kind == "pairwise" else FACTORS | {"damping": "1e-08"}
-    record = {"fingerprint": parts, "files": checksums(folder.iterdir()), "shape": [2, 3], "seconds": {}}
+    record = {
+        "fingerprint": parts,
+        "files": checksums(folder.iterdir()),
+        "shape": [2, 3],
+        "seconds": {},
+    }
     (folder / f"{kind}_scores.json").write_text(json.dumps(record))
     assert torch.equal(influence_of(tmp_path).stored(kind), scores)
 
@@ -103,12 +162,20 @@ def test_tokens_and_weights_have_the_fingerprints_that_they_had():
     assert get_glue_dataset("demo", "train", max_samples=120).fingerprint() == TRAIN
     assert get_glue_dataset("demo", "valid", max_samples=9).fingerprint() == QUERY
     tensors = {"a": torch.arange(3.0)}
-    assert fingerprint_of_tensors(tensors) == "f5bb130e254bba1f2086de3ab4dbc2f5b4379356dc39a0dc13fc92adbc36efbf"
+    assert (
+        fingerprint_of_tensors(tensors)
+        == "f5bb130e254bba1f2086de3ab4dbc2f5b4379356dc39a0dc13fc92adbc36efbf"
+    )
 
 
 def test_retrains_have_the_parts_that_they_had_but_for_queries_and_what_is_stored():
-    """Files of before hold margins only: they are counted, kept and not read (see `store.earlier_retrains`)."""
-    sets = get_glue_dataset("demo", "train", max_samples=120), get_glue_dataset("demo", "valid", max_samples=9)
+    """Files of before hold margins only: they are counted, kept and not read (see
+    `store.earlier_retrains`).
+    """
+    sets = (
+        get_glue_dataset("demo", "train", max_samples=120),
+        get_glue_dataset("demo", "valid", max_samples=9),
+    )
     run = {"dataset_name": "demo", "model_name_or_path": None, "num_hidden_layers": None}
     recipe = recipe_of(dict.fromkeys(RETRAINS["recipe"]), "demo")
     fingerprint = Retrainer(run, None, *sets, recipe, torch.device("cpu")).fingerprint()
@@ -127,16 +194,32 @@ def test_a_run_without_layers_in_its_record_is_the_whole_model():
 
 def test_the_record_of_a_run_has_what_it_had(trained):
     assert set(json.loads((trained / "demo/run.json").read_text())) >= {
-        "commit", "dataset_name", "dataset_path", "device", "epochs", "evaluation", "files", "max_length",
-        "max_train_samples", "model_name_or_path", "num_hidden_layers", "num_labels", "recipe", "seed", "train_rows",
-        "versions", "weights",
-    }  # fmt: skip
+        "commit",
+        "dataset_name",
+        "dataset_path",
+        "device",
+        "epochs",
+        "evaluation",
+        "files",
+        "max_length",
+        "max_train_samples",
+        "model_name_or_path",
+        "num_hidden_layers",
+        "num_labels",
+        "recipe",
+        "seed",
+        "train_rows",
+        "versions",
+        "weights",
+    }
 
 
 def test_orders_and_masks_are_the_functions_of_seeds_that_they_were():
     assert uniform_hash(0, "lambda", np.arange(3)).tolist() == [
-        0.29886502341595095, 0.19434770670347673, 0.19265201087872125,
-    ]  # fmt: skip
+        0.29886502341595095,
+        0.19434770670347673,
+        0.19265201087872125,
+    ]
     assert epoch_order(np.arange(10), 5, 1).tolist() == [7, 1, 9, 4, 8, 0, 5, 6, 3, 2]
     kept = [np.flatnonzero(mask).tolist() for mask in draw_masks(10, 3, 0.5, 0)]
     assert kept == [[2, 3, 4, 6, 7], [1, 3, 7, 8, 9], [0, 1, 2, 5, 8]]

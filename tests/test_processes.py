@@ -1,4 +1,6 @@
-"""Several processes of one launch give one process's scores and weights, whoever dies, and every wait ends."""
+"""Several processes of one launch give one process's scores and weights, whoever dies, and every
+wait ends.
+"""
 
 import datetime
 import os
@@ -42,9 +44,13 @@ def expected(run_copy) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5] if FULL else [2])
-def test_processes_share_the_rows_and_the_scores_are_one_processs(run_copy, expected, count, tmp_path):
+def test_processes_share_the_rows_and_the_scores_are_one_processs(
+    run_copy, expected, count, tmp_path
+):
     output = tmp_path / "output.txt"
-    assert together(count, score(run_copy, "--self_influence"), output) == [0] * count, output.read_text()
+    assert together(count, score(run_copy, "--self_influence"), output) == [0] * count, (
+        output.read_text()
+    )
     assert agree(scores_of(run_copy), expected)
     assert output.read_text().count("computing on") == 1  # only the main process prints
     assert not list((run_copy / "demo/influence").rglob("progress"))
@@ -57,7 +63,9 @@ def test_a_process_without_parts_takes_part(run_copy, expected, monkeypatch):
 
 
 @pytest.mark.parametrize("phase", ["covariance", "lambda", "pairwise"])
-def test_a_process_that_dies_ends_the_launch_and_another_number_goes_on(run_copy, expected, monkeypatch, phase):
+def test_a_process_that_dies_ends_the_launch_and_another_number_goes_on(
+    run_copy, expected, monkeypatch, phase
+):
     real = Kept.save
 
     def save_and_die(self, tensors, held):
@@ -112,15 +120,22 @@ def test_waiting_for_a_process_that_does_not_come_ends(tmp_path):
 
 
 def test_a_real_launcher_starts_two_processes_that_share_the_work(run_copy, expected):
-    done = launched("torchrun", "--nproc_per_node", "2", "analyze.py", *QUICK, "--checkpoint_dir", str(run_copy))
+    done = launched(
+        "torchrun", "--nproc_per_node", "2", "analyze.py", *QUICK, "--checkpoint_dir", str(run_copy)
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("scores of 120 training rows") == 1 and agree(scores_of(run_copy), expected)
+    assert done.stdout.count("scores of 120 training rows") == 1 and agree(
+        scores_of(run_copy), expected
+    )
 
 
 def test_stock_kronfluence_stays_one_process(run_copy, monkeypatch):
     output = run_copy / "output.txt"
     assert 2 in together(2, score(run_copy, "--stock"), output)
-    assert "--stock runs in one process" in output.read_text() and not (run_copy / "demo/influence").exists()
+    assert (
+        "--stock runs in one process" in output.read_text()
+        and not (run_copy / "demo/influence").exists()
+    )
 
 
 def test_a_launcher_that_says_too_little_is_refused(monkeypatch):

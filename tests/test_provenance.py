@@ -1,4 +1,6 @@
-"""A result is traced back to its command and commit; the project's own results come from a clean commit."""
+"""A result is traced back to its command and commit; the project's own results come from a clean
+commit.
+"""
 
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setattr(provenance, "git_commit", provenance.git_commit.__wrapped__)
     monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
-    for name in ("results/lds.json", "README.md", "benchmarks/README.md", "code.py", "requirements.txt"):
+    for name in ("results/lds.json", "README.md", "lab/README.md", "code.py", "requirements.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
     who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -46,7 +48,7 @@ def test_a_committed_result_is_known_as_the_projects_own_and_a_new_one_is_not(re
 
 def test_what_is_made_from_results_changes_no_result(repository):
     clean = provenance.git_commit()
-    for name in ("results/lds.json", "results/new.json", "README.md", "benchmarks/README.md", "notes.txt"):
+    for name in ("results/lds.json", "results/new.json", "README.md", "lab/README.md", "notes.txt"):
         (repository / name).write_text("2")
     assert provenance.git_commit() == clean and len(clean) == 40
     provenance.check_clean(repository / "results")
@@ -67,8 +69,14 @@ def test_a_command_starts_at_the_projects_folder_and_can_be_given_again(reposito
 
 def test_the_origin_names_processor_versions_and_fingerprints():
     found = provenance.origin("cpu", {"weights": "1f"})
-    assert found["fingerprints"] == {"weights": "1f"} and found["versions"]["torch"].startswith("2.")
-    assert found["processor"].endswith(")") and len(found["processor"]) > 5 and "threads" in found["device"]
+    assert found["fingerprints"] == {"weights": "1f"} and found["versions"]["torch"].startswith(
+        "2."
+    )
+    assert (
+        found["processor"].endswith(")")
+        and len(found["processor"]) > 5
+        and "threads" in found["device"]
+    )
 
 
 def test_a_process_keeps_the_commit_that_it_began_with(repository, monkeypatch):
@@ -84,13 +92,18 @@ def test_a_process_keeps_the_commit_that_it_began_with(repository, monkeypatch):
 OLDER = {"scale": ("command",), "speed": ("command",)}  # lack these
 RESULTS = sorted(
     path.relative_to(ROOT / "results").with_suffix("").as_posix()
-    for path in (ROOT / "results").rglob("*.json") if not path.name.endswith(".run.json")
-)  # fmt: skip
+    for path in (ROOT / "results").rglob("*.json")
+    if not path.name.endswith(".run.json")
+)
 
 
 @pytest.mark.parametrize("name", [name for name in RESULTS if name != "published"])
 def test_every_result_of_the_project_says_its_command_its_versions_and_a_clean_commit(name):
     path = ROOT / "results" / f"{name}.run.json"
     record = read_json(path if path.exists() else ROOT / "results" / f"{name}.json") or {}
-    said = {"commit": len(record["commit"]) == 40, "command": "command" in record, "versions": "versions" in record}
+    said = {
+        "commit": len(record["commit"]) == 40,
+        "command": "command" in record,
+        "versions": "versions" in record,
+    }
     assert tuple(part for part, there in said.items() if not there) == OLDER.get(name, ())

@@ -26,10 +26,16 @@ def scored(trained, tmp_path_factory):
     return folder
 
 
-def test_the_removed_rows_are_the_top_of_the_stored_scores_and_random_ones_of_the_targets_class(copied, tmp_path):
+def test_the_removed_rows_are_the_top_of_the_stored_scores_and_random_ones_of_the_targets_class(
+    copied, tmp_path
+):
     result = COUNTERFACTUAL.run(copied, tmp_path)
-    scores = load_file(copied / "demo/influence/scores/ekfac/pairwise_scores.safetensors")["all_modules"]
-    train, queries = (get_glue_dataset("demo", split, max_samples=120) for split in ("train", "valid"))
+    scores = load_file(copied / "demo/influence/scores/ekfac/pairwise_scores.safetensors")[
+        "all_modules"
+    ]
+    train, queries = (
+        get_glue_dataset("demo", split, max_samples=120) for split in ("train", "valid")
+    )
     assert result["targets"]
     for t, q in enumerate(result["targets"]):
         (removed,) = result["removed"]["ekfac"][t]
@@ -38,50 +44,101 @@ def test_the_removed_rows_are_the_top_of_the_stored_scores_and_random_ones_of_th
         assert len(set(drawn)) == 30 and (train.labels[drawn] == queries.labels[q]).all()
 
 
-def test_a_rerun_retrains_nothing_and_writes_the_same_bytes_and_more_removals_reuse_what_is_there(copied, tmp_path):
+def test_a_rerun_retrains_nothing_and_writes_the_same_bytes_and_more_removals_reuse_what_is_there(
+    copied, tmp_path
+):
     before = retrains(copied)
     COUNTERFACTUAL.run(copied, tmp_path)
-    files = ["results/counterfactual_demo.json", "results/counterfactual_demo.md", "figure/counterfactual.png"]
+    files = [
+        "results/counterfactual_demo.json",
+        "results/counterfactual_demo.md",
+        "figure/counterfactual.png",
+    ]
     first = [(tmp_path / name).read_bytes() for name in files]
     COUNTERFACTUAL.run(copied, tmp_path)
-    assert retrains(copied) == before and [(tmp_path / name).read_bytes() for name in files] == first
+    assert (
+        retrains(copied) == before and [(tmp_path / name).read_bytes() for name in files] == first
+    )
     result = COUNTERFACTUAL.run(copied, tmp_path, "--removals", "10", "30", "35")
     assert before < retrains(copied)
-    margins = [np.array(study["margins"]["ekfac"], float) for study in (result, json.loads(first[0]))]
+    margins = [
+        np.array(study["margins"]["ekfac"], float) for study in (result, json.loads(first[0]))
+    ]
     assert np.array_equal(margins[0][:, :, :2], margins[1], equal_nan=True)
 
 
 def test_nothing_removed_is_a_point_of_the_curve_with_the_retrain_seeds(copied, tmp_path):
     result = COUNTERFACTUAL.run(copied, tmp_path)
-    assert result["removals"] == [0, 10, 30] and np.shape(result["base_margins"]) == (len(result["targets"]), 2)
+    assert result["removals"] == [0, 10, 30] and np.shape(result["base_margins"]) == (
+        len(result["targets"]),
+        2,
+    )
     for curve in result["curves"].values():
         assert len(curve["flipped"]) == 3 and curve["margin_change"][0] == 0
     assert not set(result["base_seeds"]) & set(result["retrain_seeds"])
 
 
 def test_bad_input_is_refused_in_one_sentence(copied, tmp_path, capsys):
-    error = COUNTERFACTUAL.refused(capsys, copied, tmp_path, "--strategies", "kfac_half_damping0.01")
+    error = COUNTERFACTUAL.refused(
+        capsys, copied, tmp_path, "--strategies", "kfac_half_damping0.01"
+    )
     assert "analyze.py --dataset_name demo" in error
     assert "--factor_strategy kfac --use_half_precision --damping_factor 0.01" in error
-    for bad in (["--removals", "30", "10"], ["--removals", "0"], ["--removals", "10", "100"], ["--retrain_seed", "0"]):
+    for bad in (
+        ["--removals", "30", "10"],
+        ["--removals", "0"],
+        ["--removals", "10", "100"],
+        ["--retrain_seed", "0"],
+    ):
         COUNTERFACTUAL.refused(capsys, copied, tmp_path, *bad)
     COUNTERFACTUAL.refused(capsys, copied, tmp_path, "--strategies", "ekfac", "ekfac")
 
 
-def test_without_named_arms_one_that_nobody_scored_is_left_out_and_said_and_the_first_is_needed(copied, capsys):
-    few = [*QUERIES, "--checkpoint_dir", str(copied), "--removals", "10", "--dry_run", "--num_targets", "1"]
+def test_without_named_arms_one_that_nobody_scored_is_left_out_and_said_and_the_first_is_needed(
+    copied, capsys
+):
+    few = [
+        *QUERIES,
+        "--checkpoint_dir",
+        str(copied),
+        "--removals",
+        "10",
+        "--dry_run",
+        "--num_targets",
+        "1",
+    ]
     run_counterfactual.main([*few, "--num_base_seeds", "1", "--num_retrain_seeds", "2"])
     said = capsys.readouterr().err
-    assert "identity is left out: there are no such scores; make them with: python analyze.py" in said
+    assert (
+        "identity is left out: there are no such scores; make them with: python analyze.py" in said
+    )
     shutil.rmtree(copied / "demo/influence/scores")
-    assert "cannot remove by ekfac: there are no such scores" in refusal(capsys, run_counterfactual.main, few)
+    assert "cannot remove by ekfac: there are no such scores" in refusal(
+        capsys, run_counterfactual.main, few
+    )
 
 
 def test_a_regression_task_is_refused(glue_dir, tmp_path, capsys):
-    shared = ["--dataset_name", "stsb", "--dataset_path", str(glue_dir), "--checkpoint_dir", str(tmp_path)]
-    small = ["--model_name_or_path", str(DEMO_MODEL), "--max_train_samples", "16", "--num_train_epochs", "1"]
+    shared = [
+        "--dataset_name",
+        "stsb",
+        "--dataset_path",
+        str(glue_dir),
+        "--checkpoint_dir",
+        str(tmp_path),
+    ]
+    small = [
+        "--model_name_or_path",
+        str(DEMO_MODEL),
+        "--max_train_samples",
+        "16",
+        "--num_train_epochs",
+        "1",
+    ]
     train.main([*shared, *small])
-    assert "regression task" in refusal(capsys, run_counterfactual.main, [*shared, "--max_queries", "5"])
+    assert "regression task" in refusal(
+        capsys, run_counterfactual.main, [*shared, "--max_queries", "5"]
+    )
 
 
 def test_scores_of_another_checkpoint_are_refused_by_what_differs(copied, tmp_path, capsys):
@@ -90,7 +147,9 @@ def test_scores_of_another_checkpoint_are_refused_by_what_differs(copied, tmp_pa
     assert "other weights" in COUNTERFACTUAL.refused(capsys, copied, tmp_path)
 
 
-def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(copied, tmp_path, capsys, monkeypatch):
+def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(
+    copied, tmp_path, capsys, monkeypatch
+):
     margins = np.array([[1.0, -1.0, -1.0, -1.0], [-1.0, 1.0, -1.0, -1.0]])
     base = Results(margins, margins > 0, margins)
     monkeypatch.setattr(run_counterfactual, "base_runs", lambda *_: base)
@@ -101,7 +160,11 @@ def test_the_rows_of_one_target_are_shown_with_text_and_label(copied, tmp_path, 
     before = retrains(copied)
     COUNTERFACTUAL.start(copied, tmp_path, "--query_index", "2", "--show", "3")
     out = capsys.readouterr().out
-    assert "ekfac removes, in this order:" in out and out.count("  row ") == 6 and retrains(copied) == before
+    assert (
+        "ekfac removes, in this order:" in out
+        and out.count("  row ") == 6
+        and retrains(copied) == before
+    )
 
 
 def test_a_dry_run_counts_and_stops(copied, tmp_path, capsys):
@@ -118,12 +181,28 @@ def test_the_figure_is_drawn_again_from_the_json_with_arms_in_their_order(copied
 
 
 def test_without_its_most_harmful_rows_a_wrong_prediction_may_be_mended(copied, tmp_path, capsys):
-    harmful = ["--direction", "harmful", "--max_targets", "2", "--num_targets", "12", "--removals", "10"]
+    harmful = [
+        "--direction",
+        "harmful",
+        "--max_targets",
+        "2",
+        "--num_targets",
+        "12",
+        "--removals",
+        "10",
+    ]
     COUNTERFACTUAL.start(copied, tmp_path, *harmful)
-    assert "classified wrongly by all" in (out := capsys.readouterr().out) and "share of mended targets" in out
+    assert (
+        "classified wrongly by all" in (out := capsys.readouterr().out)
+        and "share of mended targets" in out
+    )
     result = read_json(tmp_path / "results/counterfactual_demo_harmful.json")
-    scores = load_file(copied / "demo/influence/scores/ekfac/pairwise_scores.safetensors")["all_modules"]
-    assert 0 < len(result["targets"]) <= 2 and not np.any(np.array(result["base_run_correct"])[:, result["targets"]])
+    scores = load_file(copied / "demo/influence/scores/ekfac/pairwise_scores.safetensors")[
+        "all_modules"
+    ]
+    assert 0 < len(result["targets"]) <= 2 and not np.any(
+        np.array(result["base_run_correct"])[:, result["targets"]]
+    )
     train = get_glue_dataset("demo", "train", max_samples=120)
     for t, q in enumerate(result["targets"]):
         (removed,), (drawn,) = result["removed"]["ekfac"][t], result["removed"]["random"][t]
@@ -131,5 +210,9 @@ def test_without_its_most_harmful_rows_a_wrong_prediction_may_be_mended(copied, 
         assert (train.labels[drawn] == train.labels[removed]).all() and drawn != removed
     for name, curve in result["curves"].items():
         right = np.array(result["correct"][name], float)[:, 0, 0]
-        assert curve["mended"] == [np.mean(np.mean(x, -1) > 0.5) for x in (np.array(result["base_correct"]), right)]
-    assert "another arm first" in COUNTERFACTUAL.refused(capsys, copied, tmp_path, *harmful, "--strategies", "random")
+        assert curve["mended"] == [
+            np.mean(np.mean(x, -1) > 0.5) for x in (np.array(result["base_correct"]), right)
+        ]
+    assert "another arm first" in COUNTERFACTUAL.refused(
+        capsys, copied, tmp_path, *harmful, "--strategies", "random"
+    )

@@ -1,7 +1,9 @@
-"""Any table of a few rows and any combination of flags either runs or is refused in one sentence: no other end.
+"""Any table of a few rows and any combination of flags either runs or is refused in one sentence:
+no other end.
 
-In `make test` the search has a fixed seed and little time; `make test-search` gives it more of both, and `make faults`
-also has it write how often it ended in which way (SEARCH_RESULT, a JSON file).
+In `make test` the search has a fixed seed and little time; `make test-search` gives it more of
+both, and `make faults` also has it write how often it ended in which way (SEARCH_RESULT, a JSON
+file).
 """
 
 import os
@@ -25,9 +27,12 @@ from attribution.provenance import origin
 
 SECONDS = float(os.environ.get("SEARCH_SECONDS", "30")) / 2
 SETTINGS = settings(
-    max_examples=100_000 if "SEARCH_SECONDS" in os.environ else 40, deadline=None, database=None,
-    derandomize="SEARCH_SECONDS" not in os.environ, suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+    max_examples=100_000 if "SEARCH_SECONDS" in os.environ else 40,
+    deadline=None,
+    database=None,
+    derandomize="SEARCH_SECONDS" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 class Clock:
@@ -73,7 +78,10 @@ LABELS = {
 def tables(draw):
     """(texts, labels) of a few rows, labels of one sort."""
     count, labels = draw(st.integers(1, 5)), LABELS[draw(st.sampled_from(sorted(LABELS)))]
-    texts = [draw(st.one_of(TEXTS, st.none()) if draw(st.integers(0, 9)) == 0 else TEXTS) for _ in range(count)]
+    texts = [
+        draw(st.one_of(TEXTS, st.none()) if draw(st.integers(0, 9)) == 0 else TEXTS)
+        for _ in range(count)
+    ]
     return texts, [draw(labels) for _ in range(count)]
 
 
@@ -95,7 +103,14 @@ def test_any_rows_run_or_are_refused(tiny, tmp_path, capsys):
         for split, (texts, labels) in (("train", train_rows), ("validation", validation_rows)):
             splits[split] = datasets.Dataset.from_dict({"sentence": texts, "label": labels})
         path = small.write(tmp_path / "data", "sst2", splits, kind)
-        arguments = ["--dataset_name", "sst2", "--dataset_path", path, "--model_name_or_path", str(tiny)]
+        arguments = [
+            "--dataset_name",
+            "sst2",
+            "--dataset_path",
+            path,
+            "--model_name_or_path",
+            str(tiny),
+        ]
         arguments += ["--checkpoint_dir", str(tmp_path / "runs"), "--num_train_epochs", "1"]
         end_of(train.main, arguments, capsys, clock)
 
@@ -108,54 +123,135 @@ def test_any_rows_run_or_are_refused(tiny, tmp_path, capsys):
 
 NUMBERS = ("0", "1", "2", "3", "-1", "nan", "x", "0.5", "1e-4")
 SHARED = {
-    "--max_queries": ("1", "5", "0", "3000"), "--checkpoint_dir": ("nowhere",), "--dataset_name": ("rte", "foo", ".."),
-}  # fmt: skip
+    "--max_queries": ("1", "5", "0", "3000"),
+    "--checkpoint_dir": ("nowhere",),
+    "--dataset_name": ("rte", "foo", ".."),
+}
 FLAGS = {
     train.main: {
-        "--max_train_samples": NUMBERS, "--max_length": ("1", "3", "40", "4000"), "--num_hidden_layers": NUMBERS,
-        "--learning_rate": NUMBERS, "--train_batch_size": ("1", "50", "0"), "--lr_schedule": ("linear", "x"),
-        "--freeze_embeddings": None, "--new_head": None, "--max_grad_norm": NUMBERS, "--seed": NUMBERS,
-        "--model_name_or_path": ("demo", "nowhere/at all"), "--tokenizer_name_or_path": ("demo", "nowhere"),
-        "--num_members": ("1", "2", "0"), "--member_share": NUMBERS, "--member_steps": ("1", "2", "0", "9999"),
-        "--member_start": None, "--corrupt_labels": NUMBERS, "--corrupt_seed": NUMBERS, "--adopt": ("demo", "nowhere"),
+        "--max_train_samples": NUMBERS,
+        "--max_length": ("1", "3", "40", "4000"),
+        "--num_hidden_layers": NUMBERS,
+        "--learning_rate": NUMBERS,
+        "--train_batch_size": ("1", "50", "0"),
+        "--lr_schedule": ("linear", "x"),
+        "--freeze_embeddings": None,
+        "--new_head": None,
+        "--max_grad_norm": NUMBERS,
+        "--seed": NUMBERS,
+        "--model_name_or_path": ("demo", "nowhere/at all"),
+        "--tokenizer_name_or_path": ("demo", "nowhere"),
+        "--num_members": ("1", "2", "0"),
+        "--member_share": NUMBERS,
+        "--member_steps": ("1", "2", "0", "9999"),
+        "--member_start": None,
+        "--corrupt_labels": NUMBERS,
+        "--corrupt_seed": NUMBERS,
+        "--adopt": ("demo", "nowhere"),
     },
-    analyze.main: SHARED | {
-        "--factor_strategy": ("identity", "diagonal", "kfac", "x"), "--use_half_precision": None, "--stock": None,
-        "--covariance_dtype": ("float32", "x"), "--query_gradient_rank": NUMBERS, "--seed": ("0", "1"),
-        "--damping_factor": (*NUMBERS, "heuristic"), "--query_batch_size": NUMBERS, "--train_batch_size": NUMBERS,
-        "--data_partitions": NUMBERS, "--rotate": ("rows", "queries", "x"), "--overwrite": None, "--profile": None,
-        "--query_index": NUMBERS, "--top_k": NUMBERS, "--self_influence": None, "--max_factor_rows": NUMBERS,
-        "--fisher": ("exact", "sampled", "x"), "--first_query": NUMBERS, "--num_members": ("1", "2", "0"),
-        "--member_share": NUMBERS, "--member_start": None, "--format": ("json", "plain", "x"), "--report": None,
-        "--query_text": ("fine", "a b c d", ""), "--query_label": ("positive", "x", "1"), "--forget_queries": None,
-        "--query_target": ("label", "predicted", "positive", "x"), "--covariance_products": ("float32", "x"),
+    analyze.main: SHARED
+    | {
+        "--factor_strategy": ("identity", "diagonal", "kfac", "x"),
+        "--use_half_precision": None,
+        "--stock": None,
+        "--covariance_dtype": ("float32", "x"),
+        "--query_gradient_rank": NUMBERS,
+        "--seed": ("0", "1"),
+        "--damping_factor": (*NUMBERS, "heuristic"),
+        "--query_batch_size": NUMBERS,
+        "--train_batch_size": NUMBERS,
+        "--data_partitions": NUMBERS,
+        "--rotate": ("rows", "queries", "x"),
+        "--overwrite": None,
+        "--profile": None,
+        "--query_index": NUMBERS,
+        "--top_k": NUMBERS,
+        "--self_influence": None,
+        "--max_factor_rows": NUMBERS,
+        "--fisher": ("exact", "sampled", "x"),
+        "--first_query": NUMBERS,
+        "--num_members": ("1", "2", "0"),
+        "--member_share": NUMBERS,
+        "--member_start": None,
+        "--format": ("json", "plain", "x"),
+        "--report": None,
+        "--query_text": ("fine", "a b c d", ""),
+        "--query_label": ("positive", "x", "1"),
+        "--forget_queries": None,
+        "--query_target": ("label", "predicted", "positive", "x"),
+        "--covariance_products": ("float32", "x"),
     },
-    evaluate_lds.main: SHARED | {
-        "--num_masks": ("3", "2", "4", "x"), "--num_repeats": ("1", "0"), "--alpha": ("0.5", "0", "0.01", "nan"),
-        "--stratify": None, "--mask_seed": NUMBERS, "--dry_run": None, "--query_index": NUMBERS, "--plot_only": None,
-        "--combine": ("tfidf label", "ekfac", "random x"), "--masks_path": ("nowhere.npy",), "--ensemble": ("nowhere",),
-        "--num_train_epochs": ("1", "0"), "--first_query": NUMBERS, "--retrain_queries": ("5", "0", "-1"),
-        "--combine_by": ("rank", "x"), "--weight_decay": NUMBERS,
+    evaluate_lds.main: SHARED
+    | {
+        "--num_masks": ("3", "2", "4", "x"),
+        "--num_repeats": ("1", "0"),
+        "--alpha": ("0.5", "0", "0.01", "nan"),
+        "--stratify": None,
+        "--mask_seed": NUMBERS,
+        "--dry_run": None,
+        "--query_index": NUMBERS,
+        "--plot_only": None,
+        "--combine": ("tfidf label", "ekfac", "random x"),
+        "--masks_path": ("nowhere.npy",),
+        "--ensemble": ("nowhere",),
+        "--num_train_epochs": ("1", "0"),
+        "--first_query": NUMBERS,
+        "--retrain_queries": ("5", "0", "-1"),
+        "--combine_by": ("rank", "x"),
+        "--weight_decay": NUMBERS,
     },
-    run_counterfactual.main: SHARED | {
-        "--strategies": ("random", "tfidf random", "ekfac", "x", "label"), "--removals": ("1 2", "2 1", "1000", "0"),
-        "--num_targets": NUMBERS, "--num_base_seeds": ("1", "0"), "--num_retrain_seeds": ("1", "0"),
-        "--retrain_seed": ("100", "0"), "--no_carry_forward": None, "--query_index": NUMBERS, "--show": NUMBERS,
-        "--dry_run": None, "--plot_only": None, "--num_random_draws": ("1", "0"), "--num_train_epochs": ("1",),
-        "--direction": ("harmful", "helpful", "x"), "--max_targets": ("1", "0"), "--targets": ("3", "1 2", "3000", "x"),
-        "--base_seed": NUMBERS, "--query_text": ("fine",), "--query_label": ("positive", "x"),
+    run_counterfactual.main: SHARED
+    | {
+        "--strategies": ("random", "tfidf random", "ekfac", "x", "label"),
+        "--removals": ("1 2", "2 1", "1000", "0"),
+        "--num_targets": NUMBERS,
+        "--num_base_seeds": ("1", "0"),
+        "--num_retrain_seeds": ("1", "0"),
+        "--retrain_seed": ("100", "0"),
+        "--no_carry_forward": None,
+        "--query_index": NUMBERS,
+        "--show": NUMBERS,
+        "--dry_run": None,
+        "--plot_only": None,
+        "--num_random_draws": ("1", "0"),
+        "--num_train_epochs": ("1",),
+        "--direction": ("harmful", "helpful", "x"),
+        "--max_targets": ("1", "0"),
+        "--targets": ("3", "1 2", "3000", "x"),
+        "--base_seed": NUMBERS,
+        "--query_text": ("fine",),
+        "--query_label": ("positive", "x"),
         "--retrain_queries": ("5", "0", "-1"),
     },
-}  # fmt: skip
+}
 DEFAULTS = {
     train.main: ["--max_train_samples", "20", "--num_train_epochs", "1"],
     analyze.main: ["--max_queries", "3"],
-    evaluate_lds.main: ["--num_masks", "3", "--num_repeats", "1", "--jobs_per_device", "1", "--num_bootstrap", "5"],
-    run_counterfactual.main: [
-        "--strategies", "random", "--removals", "1", "--num_base_seeds", "1", "--num_retrain_seeds", "1",
-        "--jobs_per_device", "1", "--num_targets", "1",
+    evaluate_lds.main: [
+        "--num_masks",
+        "3",
+        "--num_repeats",
+        "1",
+        "--jobs_per_device",
+        "1",
+        "--num_bootstrap",
+        "5",
     ],
-}  # fmt: skip
+    run_counterfactual.main: [
+        "--strategies",
+        "random",
+        "--removals",
+        "1",
+        "--num_base_seeds",
+        "1",
+        "--num_retrain_seeds",
+        "1",
+        "--jobs_per_device",
+        "1",
+        "--num_targets",
+        "1",
+    ],
+}
 
 
 @pytest.mark.parametrize("main", list(FLAGS), ids=lambda main: main.__module__)
@@ -165,7 +261,12 @@ def test_any_flags_run_or_are_refused(main, run_copy, capsys, monkeypatch):
     monkeypatch.setattr("attribution.hub.constants.HF_HUB_OFFLINE", True)
     places = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
     if main in (evaluate_lds.main, run_counterfactual.main):
-        places += ["--results_dir", str(run_copy / "r"), "--figure_path", str(run_copy / "r" / "f.png")]
+        places += [
+            "--results_dir",
+            str(run_copy / "r"),
+            "--figure_path",
+            str(run_copy / "r" / "f.png"),
+        ]
 
     @SETTINGS
     @given(st.lists(st.sampled_from(sorted(flags)), unique=True, max_size=4), st.integers(0, 2**31))
@@ -174,7 +275,9 @@ def test_any_flags_run_or_are_refused(main, run_copy, capsys, monkeypatch):
             return
         pick, arguments = random.Random(number), [*places, *DEFAULTS[main]]
         for flag in chosen:
-            arguments += [flag] if flags[flag] is None else [flag, *pick.choice(flags[flag]).split(" ")]
+            arguments += (
+                [flag] if flags[flag] is None else [flag, *pick.choice(flags[flag]).split(" ")]
+            )
         end_of(main, arguments, capsys, clock)
 
     search()

@@ -1,4 +1,6 @@
-"""What SECURITY.md says: no code from data, no path from a name, nothing outside the folders that were named."""
+"""What SECURITY.md says: no code from data, no path from a name, nothing outside the folders that
+were named.
+"""
 
 import ast
 import json
@@ -15,7 +17,13 @@ import train
 from pipeline import DEMO_MODEL
 
 EXECUTES = {"eval", "exec", "compile", "__import__"}
-UNPICKLES = {("pickle", "load"), ("pickle", "Unpickler"), ("joblib", "load"), ("dill", "load"), ("yaml", "load")}
+UNPICKLES = {
+    ("pickle", "load"),
+    ("pickle", "Unpickler"),
+    ("joblib", "load"),
+    ("dill", "load"),
+    ("yaml", "load"),
+}
 INDOORS = [name for name in house.python_files(ROOT) if not name.startswith(house.YARD)]
 
 
@@ -51,9 +59,17 @@ def test_no_file_of_ours_runs_or_unpickles_what_stands_in_a_file():
 
 @pytest.mark.parametrize(
     "code",
-    ["eval(x)", "pickle.load(f)", "pickle.loads(b)", "torch.load(p)", "np.load(p)", "torch.load(p, weights_only=False)",
-     "AutoModel.from_pretrained(p, trust_remote_code=False)", "subprocess.run(c, shell=True)"],
-)  # fmt: skip
+    [
+        "eval(x)",
+        "pickle.load(f)",
+        "pickle.loads(b)",
+        "torch.load(p)",
+        "np.load(p)",
+        "torch.load(p, weights_only=False)",
+        "AutoModel.from_pretrained(p, trust_remote_code=False)",
+        "subprocess.run(c, shell=True)",
+    ],
+)
 def test_what_could_is_found(code):
     assert len(dangers("a.py", ast.parse(code))) == 1
 
@@ -69,9 +85,21 @@ def test_code_beside_a_model_is_not_run(tmp_path, trap, capsys):
     folder = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     (folder / "modeling_evil.py").write_text(code)
     config = json.loads((folder / "config.json").read_text())
-    names = {"AutoConfig": "modeling_evil.Config", "AutoModelForSequenceClassification": "modeling_evil.Model"}
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": names, "model_type": "evil"}))
-    plan = ["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path), "--max_train_samples", "20"]
+    names = {
+        "AutoConfig": "modeling_evil.Config",
+        "AutoModelForSequenceClassification": "modeling_evil.Model",
+    }
+    (folder / "config.json").write_text(
+        json.dumps(config | {"auto_map": names, "model_type": "evil"})
+    )
+    plan = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(tmp_path),
+        "--max_train_samples",
+        "20",
+    ]
     assert "error: " in refusal(capsys, train.main, [*plan, "--model_name_or_path", str(folder)])
     assert not ran.exists()
 
@@ -80,18 +108,31 @@ def test_code_beside_data_is_not_run(tmp_path, trap, capsys):
     code, ran = trap
     (tmp_path / "glue").mkdir()
     (tmp_path / "glue/glue.py").write_text(code)
-    plan = ["--dataset_name", "rte", "--checkpoint_dir", str(tmp_path), "--dataset_path", str(tmp_path / "glue")]
+    plan = [
+        "--dataset_name",
+        "rte",
+        "--checkpoint_dir",
+        str(tmp_path),
+        "--dataset_path",
+        str(tmp_path / "glue"),
+    ]
     assert "error: " in refusal(capsys, train.main, plan)
     assert not ran.exists()
 
 
 def test_names_from_data_are_no_paths(tmp_path, capsys):
-    """Column, class names and texts that would leave a folder; nothing appears outside those that were named."""
+    """Column, class names and texts that would leave a folder; nothing appears outside those that
+    were named.
+    """
     inner = tmp_path / "a" / "b"
     (inner / "data").mkdir(parents=True)
-    texts = [f"../../{word} is {kind}" for word in ("tea", "soup", "bread") for kind in ("good", "bad")] * 6
+    texts = [
+        f"../../{word} is {kind}" for word in ("tea", "soup", "bread") for kind in ("good", "bad")
+    ] * 6
     labels = ["../../up" if "good" in text else "/tmp/../evil\x1b[31m" for text in texts]
-    Dataset.from_dict({"../../text": texts, "/label": labels}).to_parquet(inner / "data/rows.parquet")
+    Dataset.from_dict({"../../text": texts, "/label": labels}).to_parquet(
+        inner / "data/rows.parquet"
+    )
     where = ["--dataset_name", "own", "--checkpoint_dir", str(inner / "checkpoints")]
     own = ["--dataset_path", str(inner / "data/rows.parquet"), "--text_columns", "../../text"]
     start = ["--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1"]
@@ -103,7 +144,12 @@ def test_names_from_data_are_no_paths(tmp_path, capsys):
     assert "\x1b" not in capsys.readouterr().out
     unknown = [*plan, "--query_text", "soup", "--query_label", "none"]
     assert "\x1b" not in (error := refusal(capsys, analyze.main, unknown)) and "evil" in error
-    inside = {tmp_path: {"a"}, inner.parent: {"b"}, inner: {"data", "checkpoints"}, inner / "checkpoints": {"own"}}
+    inside = {
+        tmp_path: {"a"},
+        inner.parent: {"b"},
+        inner: {"data", "checkpoints"},
+        inner / "checkpoints": {"own"},
+    }
     assert {folder: {path.name for path in folder.iterdir()} for folder in inside} == inside
 
 

@@ -19,7 +19,9 @@ from attribution.hub import reason_of
 
 def test_windows_is_refused_before_anything_else_is_imported():
     code = "import sys; sys.platform = 'win32'; sys.modules['fcntl'] = None; import train"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Windows" in done.stderr
 
 
@@ -35,12 +37,17 @@ def test_a_terminal_that_knows_ascii_only_shows_the_rest_as_escapes(monkeypatch)
     assert run_script(main) == 2
     for stream in (out, err):
         stream.flush()
-    assert out.buffer.getvalue() == b"caf\\xe9 \\u597d\n" and err.buffer.getvalue() == b"error: no file \\xfc\n"
+    assert (
+        out.buffer.getvalue() == b"caf\\xe9 \\u597d\n"
+        and err.buffer.getvalue() == b"error: no file \\xfc\n"
+    )
 
 
 def test_bfloat16_ground_truth_is_read(tmp_path):
     torch.save(torch.arange(6).view(2, 3).to(torch.bfloat16), tmp_path / "margins.pt")
-    assert np.array_equal(load_array(tmp_path / "margins.pt", "margins"), np.arange(6.0).reshape(2, 3))
+    assert np.array_equal(
+        load_array(tmp_path / "margins.pt", "margins"), np.arange(6.0).reshape(2, 3)
+    )
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
@@ -58,7 +65,9 @@ def test_eigenvectors_are_found_where_an_algorithm_does_not_converge(monkeypatch
     monkeypatch.setattr(torch.linalg, "eigh", eigh)
     values, vectors = symmetric_eigen(matrix)
     assert calls == [torch.float32, torch.float64][: failures + 1]
-    assert torch.allclose(vectors.double() * values.double() @ vectors.double().T, matrix.double(), atol=1e-3)
+    assert torch.allclose(
+        vectors.double() * values.double() @ vectors.double().T, matrix.double(), atol=1e-3
+    )
     with pytest.raises(Refused, match="covariance is not finite"):
         symmetric_eigen(matrix * torch.nan)
 
@@ -73,7 +82,9 @@ def test_a_cache_that_may_not_be_written_is_named():
     try:
         raise RuntimeError("An error occurred while generating the dataset") from inner
     except RuntimeError as error:
-        assert "/cache/lock may not be read or written" in reason_of(error) and "HF_HOME" in reason_of(error)
+        assert "/cache/lock may not be read or written" in reason_of(
+            error
+        ) and "HF_HOME" in reason_of(error)
 
 
 def test_with_two_threads_scores_of_the_same_weights_are_those_of_one_up_to_rounding(run_copy):

@@ -20,10 +20,14 @@ from pipeline import compute_correct, compute_margin
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The checkpoint folder of a scored mnli run on rows that the small BERT can learn only in part."""
+    """The checkpoint folder of a scored mnli run on rows that the small BERT can learn only in
+    part.
+    """
     folder = tmp_path_factory.mktemp("mnli")
     names = ("train", "validation_matched", "validation_mismatched")
-    splits = {name: small.table("mnli", "train" if name == "train" else "validation") for name in names}
+    splits = {
+        name: small.table("mnli", "train" if name == "train" else "validation") for name in names
+    }
     where = ["--dataset_name", "mnli", "--checkpoint_dir", str(folder / "runs")]
     data = small.write(folder / "data", "mnli", splits)
     recipe = ["--num_train_epochs", "4", "--learning_rate", "1e-4"]
@@ -33,12 +37,22 @@ def runs(tmp_path_factory):
 
 
 def arguments(runs, out, *extra: str) -> list[str]:
-    shown = ["--results_dir", str(out), "--figure_path", str(out / "f.png"), "--jobs_per_device", "1"]
+    shown = [
+        "--results_dir",
+        str(out),
+        "--figure_path",
+        str(out / "f.png"),
+        "--jobs_per_device",
+        "1",
+    ]
     return ["--dataset_name", "mnli", "--checkpoint_dir", str(runs), *shown, *extra]
 
 
 def test_correct_is_the_largest_logit_and_margins_need_more():
-    logits, labels = torch.tensor([[1.0, 0.9, 0.8], [0.0, 5.0, 0.0], [torch.nan] * 3]), torch.tensor([0, 1, 0])
+    logits, labels = (
+        torch.tensor([[1.0, 0.9, 0.8], [0.0, 5.0, 0.0], [torch.nan] * 3]),
+        torch.tensor([0, 1, 0]),
+    )
     assert compute_correct(logits, labels).tolist() == [True, True, False]
     assert (compute_margin(logits, labels) > 0).tolist() == [False, True, False]
     assert not compute_correct(torch.zeros(2, 1), torch.zeros(2)).any()
@@ -53,30 +67,55 @@ def test_retrains_store_both_and_the_lds_table_says_the_accuracy(runs, tmp_path)
     above = truth["margins"] > 0
     assert (truth["correct"] >= above).all() and truth["correct"].mean() > above.mean()
     kept = np.load(tmp_path / "lds_mnli.npz")
-    assert np.array_equal(kept["masks"], truth["masks"]) and np.array_equal(kept["margins"], truth["margins"])
+    assert np.array_equal(kept["masks"], truth["masks"]) and np.array_equal(
+        kept["margins"], truth["margins"]
+    )
     foreign = [f"--{name}_path={tmp_path / 'lds_mnli.npz'}" for name in ("masks", "margins")]
     evaluate_lds.main(arguments(runs, tmp_path / "foreign", *plan, *foreign))
-    assert json.loads((tmp_path / "foreign/lds_mnli.json").read_text())["retrained_accuracy"] is None
+    assert (
+        json.loads((tmp_path / "foreign/lds_mnli.json").read_text())["retrained_accuracy"] is None
+    )
 
 
 def test_targets_and_flips_are_counted_by_correctness(runs, tmp_path, capsys):
-    plan = ["--strategies", "ekfac", "random", "--num_targets", "12", "--removals", "2", "5", "--num_base_seeds", "1"]
+    plan = [
+        "--strategies",
+        "ekfac",
+        "random",
+        "--num_targets",
+        "12",
+        "--removals",
+        "2",
+        "5",
+        "--num_base_seeds",
+        "1",
+    ]
     run_counterfactual.main(arguments(runs, tmp_path, *plan, "--num_retrain_seeds", "2"))
     result = json.loads((tmp_path / "counterfactual_mnli.json").read_text())
     folder, run = open_run(runs, "mnli")
     rows, queries = open_data(folder, run, None, 12)
     correct = np.array(result["base_run_correct"], bool)
-    assert result["base_accuracy"] == correct.mean() and result["targets"] == np.flatnonzero(correct.all(0)).tolist()
-    logits = predict(AutoModelForSequenceClassification.from_pretrained(folder), queries)  # of seed 0, a base seed
+    assert (
+        result["base_accuracy"] == correct.mean()
+        and result["targets"] == np.flatnonzero(correct.all(0)).tolist()
+    )
+    logits = predict(
+        AutoModelForSequenceClassification.from_pretrained(folder), queries
+    )  # of seed 0, a base seed
     assert correct[0].tolist() == compute_correct(logits, torch.from_numpy(queries.labels)).tolist()
     for name, curve in result["curves"].items():
         each = np.array(result["correct"][name], dtype=float)[:, 0]  # (targets, removals, seeds)
         for level in (0, 1):
             flips = [np.mean(t[level]) < 0.5 if np.isfinite(t[level]).all() else True for t in each]
-            flips = [f or (level == 1 and np.mean(t[0]) < 0.5) for f, t in zip(flips, each, strict=True)]
+            flips = [
+                f or (level == 1 and np.mean(t[0]) < 0.5) for f, t in zip(flips, each, strict=True)
+            ]
             assert curve["flipped"][level + 1] == pytest.approx(np.mean(flips))
 
 
 def test_the_key_of_a_job_is_its_rows_and_seed():
     job = Job.of(np.arange(3), 7)
-    assert job.rows.tolist() == [0, 1, 2] and job.key != Job.of(np.arange(3), 8).key != Job.of(np.arange(4), 7).key
+    assert (
+        job.rows.tolist() == [0, 1, 2]
+        and job.key != Job.of(np.arange(3), 8).key != Job.of(np.arange(4), 7).key
+    )

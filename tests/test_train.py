@@ -1,4 +1,6 @@
-"""What train.py saves opens elsewhere and is described; bad input and a full disk leave nothing that counts."""
+"""What train.py saves opens elsewhere and is described; bad input and a full disk leave nothing
+that counts.
+"""
 
 import json
 from argparse import Namespace
@@ -19,9 +21,15 @@ from pipeline import DEMO_MODEL, get_task
 def test_the_saved_run_opens_with_transformers_and_is_described(trained):
     folder = trained / "demo"
     run = json.loads((folder / "run.json").read_text())
-    assert run["max_train_samples"] == 120 and run["recipe"]["num_train_epochs"] == 2 and len(run["epochs"]) == 2
+    assert (
+        run["max_train_samples"] == 120
+        and run["recipe"]["num_train_epochs"] == 2
+        and len(run["epochs"]) == 2
+    )
     assert (folder / "model.safetensors").exists() and "accuracy" in run["evaluation"]["validation"]
-    answer = transformers_pipeline("text-classification", model=str(folder))("Yesterday, the soup was hot.")
+    answer = transformers_pipeline("text-classification", model=str(folder))(
+        "Yesterday, the soup was hot."
+    )
     assert answer[0]["label"] in ("negative", "positive")
 
 
@@ -36,7 +44,10 @@ def test_the_saved_run_opens_with_transformers_and_is_described(trained):
         (["--model_name_or_path", "/nowhere/bert"], "/nowhere/bert"),
         (["--dataset_path", "/nowhere/glue"], "neither a folder nor a hub id"),
         (["--quantum", "3"], "there is no argument --quantum; --help"),
-        (["--train_batchsize=8"], "no argument --train_batchsize (did you mean '--train_batch_size'?)"),
+        (
+            ["--train_batchsize=8"],
+            "no argument --train_batchsize (did you mean '--train_batch_size'?)",
+        ),
         (["stray"], "unrecognized arguments: stray; --help"),
     ],
 )
@@ -67,8 +78,13 @@ def test_a_full_disk_leaves_no_checkpoint_that_counts(tmp_path, monkeypatch, cap
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
-    assert "disk is full" in refusal(capsys, train.main, [*SMALL, "--checkpoint_dir", str(tmp_path)])
-    assert not (tmp_path / "demo" / "run.json").exists() and not (tmp_path / "demo" / "model.safetensors").exists()
+    assert "disk is full" in refusal(
+        capsys, train.main, [*SMALL, "--checkpoint_dir", str(tmp_path)]
+    )
+    assert (
+        not (tmp_path / "demo" / "run.json").exists()
+        and not (tmp_path / "demo" / "model.safetensors").exists()
+    )
 
 
 def test_two_validation_splits_and_regression_are_evaluated(tmp_path):
@@ -83,17 +99,40 @@ def test_two_validation_splits_and_regression_are_evaluated(tmp_path):
         ("stsb", {"validation": "pearson"}),
     ):
         common = ["--dataset_name", task, "--checkpoint_dir", str(tmp_path / "checkpoints")]
-        train.main([*common, "--dataset_path", str(tmp_path / "glue"), "--num_train_epochs", "1",
-                    "--model_name_or_path", str(DEMO_MODEL)])  # fmt: skip
-        evaluation = json.loads((tmp_path / "checkpoints" / task / "run.json").read_text())["evaluation"]
-        assert {split: metric for split, metric in expected.items() if metric in evaluation[split]} == expected
+        train.main(
+            [
+                *common,
+                "--dataset_path",
+                str(tmp_path / "glue"),
+                "--num_train_epochs",
+                "1",
+                "--model_name_or_path",
+                str(DEMO_MODEL),
+            ]
+        )
+        evaluation = json.loads((tmp_path / "checkpoints" / task / "run.json").read_text())[
+            "evaluation"
+        ]
+        assert {
+            split: metric for split, metric in expected.items() if metric in evaluation[split]
+        } == expected
         analyze.main([*common, "--factor_strategy", "ekfac"])
-        scores = load_file(tmp_path / "checkpoints" / task / "influence/scores/ekfac/pairwise_scores.safetensors")
+        scores = load_file(
+            tmp_path / "checkpoints" / task / "influence/scores/ekfac/pairwise_scores.safetensors"
+        )
         assert scores["all_modules"].shape == (6, 6) and scores["all_modules"].isfinite().all()
 
 
 def test_a_share_that_keeps_no_row_is_refused(tmp_path, capsys):
-    few = [*SMALL, "--checkpoint_dir", str(tmp_path), "--num_members", "2", "--member_share", "0.0004"]
+    few = [
+        *SMALL,
+        "--checkpoint_dir",
+        str(tmp_path),
+        "--num_members",
+        "2",
+        "--member_share",
+        "0.0004",
+    ]
     assert "keeps none of them" in refusal(capsys, train.main, few)
 
 

@@ -1,4 +1,6 @@
-"""Training shared by processes takes the steps of one process, and training that is interrupted goes on to its bits."""
+"""Training shared by processes takes the steps of one process, and training that is interrupted
+goes on to its bits.
+"""
 
 import json
 import os
@@ -36,7 +38,9 @@ def undropped(tmp_path_factory) -> Path:
 
 def trainer(checkpoints: Path, *extra: str, rows: str = "97"):
     """train.py on the demo; with 97 rows the last batch of an epoch has one row."""
-    return lambda: train.main([*SMALL, "--max_train_samples", rows, "--checkpoint_dir", str(checkpoints), *extra])
+    return lambda: train.main(
+        [*SMALL, "--max_train_samples", rows, "--checkpoint_dir", str(checkpoints), *extra]
+    )
 
 
 def weights(checkpoints: Path) -> dict[str, torch.Tensor]:
@@ -54,7 +58,9 @@ def test_without_dropout_processes_take_the_steps_of_one(undropped, tmp_path, co
     start = ["--model_name_or_path", str(undropped), *whole]
     trainer(tmp_path / "one", *start)()
     output = tmp_path / "output.txt"
-    assert together(count, trainer(tmp_path / "several", *start), output) == [0] * count, output.read_text()
+    assert together(count, trainer(tmp_path / "several", *start), output) == [0] * count, (
+        output.read_text()
+    )
     one, several = weights(tmp_path / "one"), weights(tmp_path / "several")
     for name, value in one.items():
         assert name.endswith("key.bias") or (value - several[name]).abs().max() < 1e-5, name
@@ -73,7 +79,9 @@ def test_with_dropout_the_same_number_of_processes_gives_the_same_bits(tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_training_that_dies_goes_on_after_the_last_epoch_to_the_same_bits(tmp_path, monkeypatch, count):
+def test_training_that_dies_goes_on_after_the_last_epoch_to_the_same_bits(
+    tmp_path, monkeypatch, count
+):
     more = ["--num_train_epochs", "3", "--lr_schedule", "linear", "--num_hidden_layers", "1"]
     assert together(count, trainer(tmp_path / "whole", *more)) == [0] * count
     real = Progress.save
@@ -91,8 +99,12 @@ def test_training_that_dies_goes_on_after_the_last_epoch_to_the_same_bits(tmp_pa
     assert together(count, trainer(tmp_path / "cut", *more), output) == [0] * count
     assert "going on after epoch 2" in output.read_text()
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
-    runs = [json.loads((tmp_path / name / "demo/run.json").read_text()) for name in ("cut", "whole")]
-    assert [epoch["loss"] for epoch in runs[0]["epochs"]] == [epoch["loss"] for epoch in runs[1]["epochs"]]
+    runs = [
+        json.loads((tmp_path / name / "demo/run.json").read_text()) for name in ("cut", "whole")
+    ]
+    assert [epoch["loss"] for epoch in runs[0]["epochs"]] == [
+        epoch["loss"] for epoch in runs[1]["epochs"]
+    ]
     assert not (tmp_path / "cut/demo/.training").exists()
 
 
@@ -135,7 +147,9 @@ def test_what_a_launcher_configures_is_refused_or_said(monkeypatch, tmp_path, ca
     cpu = torch.device("cpu")
     with monkeypatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "true")
-        assert "asks for FSDP" in refusal(capsys, train.main, [*SMALL, "--checkpoint_dir", str(tmp_path)])
+        assert "asks for FSDP" in refusal(
+            capsys, train.main, [*SMALL, "--checkpoint_dir", str(tmp_path)]
+        )
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     check_launcher(cpu, Processes())
@@ -151,13 +165,19 @@ def test_processes_that_train_members_wait_for_each_other_for_days(monkeypatch, 
         raise Refused(str(wait))
 
     monkeypatch.setattr(train, "launched", stop)
-    for flags, wait in (([], "None"), (["--num_members", "2"], "7 days"), (["--member_share", "0.5"], "7 days")):
+    for flags, wait in (
+        ([], "None"),
+        (["--num_members", "2"], "7 days"),
+        (["--member_share", "0.5"], "7 days"),
+    ):
         with pytest.raises(Refused, match=wait):
             train.main([*SMALL, "--checkpoint_dir", str(tmp_path), *flags])
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_a_process_that_fails_on_a_gpu_of_its_own_does_not_wait_for_the_others_to_leave(monkeypatch, gpus):
+def test_a_process_that_fails_on_a_gpu_of_its_own_does_not_wait_for_the_others_to_leave(
+    monkeypatch, gpus
+):
     """NCCL's end is collective; gloo's is not, and is done in any case."""
     left = []
     monkeypatch.setattr(processes, "here", lambda: Processes(0, 2, 0, 2))

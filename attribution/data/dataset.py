@@ -17,17 +17,25 @@ from attribution.files import Refused, fingerprint_of_tensors
 class GlueDataset(torch.utils.data.Dataset):
     """Tokenized rows in memory, and the table that they came from.
 
-    An item is (this data set, row number): what `collate` needs, whatever order batches are formed in.
+    An item is (this data set, row number): what `collate` needs, whatever order batches are formed
+    in.
     """
 
-    file_rows: np.ndarray | None = None  # (N,) rows of the file, from 0 on, where others of it are validation rows
+    file_rows: np.ndarray | None = (
+        None  # (N,) rows of the file, from 0 on, where others of it are validation rows
+    )
 
-    def __init__(self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]) -> None:
-        self.table = table  # datasets.Dataset: text columns, `label`, and on the demo the recorded truth
+    def __init__(
+        self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]
+    ) -> None:
+        self.table = (
+            table  # datasets.Dataset: text columns, `label`, and on the demo the recorded truth
+        )
         self.task = task
         self.labels = labels  # (N,), as `raw.labels_of` returns them
         self.lengths = encoded["input_ids"][1]
-        # name -> int32 tensor (N, longest row), padded with 0, which the mask hides; encoded: as `tokenize` returns it
+        # name -> int32 tensor (N, longest row), padded with 0, which the mask hides; encoded: as
+        # `tokenize` returns it
         self.inputs = {name: pad(*values) for name, values in encoded.items()}
 
     def __len__(self) -> int:
@@ -37,7 +45,8 @@ class GlueDataset(torch.utils.data.Dataset):
         return self, int(index)
 
     def batch(self, rows, pad_to: int | None = None) -> dict[str, torch.Tensor]:
-        """Row numbers -> batch: `input_ids`, `attention_mask`, `token_type_ids` (B, T), `labels`, `row` (B,).
+        """Row numbers -> batch: `input_ids`, `attention_mask`, `token_type_ids` (B, T), `labels`,
+        `row` (B,).
 
         T is the longest of these rows, or pad_to.
         """
@@ -59,7 +68,10 @@ class GlueDataset(torch.utils.data.Dataset):
 
     def texts(self) -> list[str]:
         """`text` of every row."""
-        return [" | ".join(parts) for parts in zip(*(self.table[column] for column in self.task.columns), strict=True)]
+        return [
+            " | ".join(parts)
+            for parts in zip(*(self.table[column] for column in self.task.columns), strict=True)
+        ]
 
     def label_name(self, index: int) -> str:
         """The task's name of the row's class, or the similarity for regression."""
@@ -71,7 +83,9 @@ class GlueDataset(torch.utils.data.Dataset):
         return self.task.class_names[label] if self.task.class_names else str(label)
 
     def digests(self) -> np.ndarray:
-        """(N, 16) uint8: for each row the first half of a SHA-256 over its token and segment numbers and its label."""
+        """(N, 16) uint8: for each row the first half of a SHA-256 over its token and segment
+        numbers and its label.
+        """
         names, labels = sorted(self.inputs), self.labels.astype("<f8")
         inputs = {name: self.inputs[name].numpy().astype("<i4") for name in names}
         out = np.empty((len(self), 16), np.uint8)
@@ -94,24 +108,39 @@ class GlueDataset(torch.utils.data.Dataset):
         """So many rows from this one on. Raises Refused where there are none."""
         if start >= len(self):
             raise Refused(f"--first_query {start} is not among the {len(self):,} validation rows")
-        return self.subset(list(range(start, min(start + count, len(self))))) if start else self.first(count)
+        return (
+            self.subset(list(range(start, min(start + count, len(self)))))
+            if start
+            else self.first(count)
+        )
 
     def subset(self, rows: list[int]) -> "GlueDataset":
         """These rows, in this order."""
         part = copy.copy(self)
-        part.table, part.labels, part.lengths = self.table.select(rows), self.labels[rows], self.lengths[rows]
+        part.table, part.labels, part.lengths = (
+            self.table.select(rows),
+            self.labels[rows],
+            self.lengths[rows],
+        )
         part.file_rows = None if self.file_rows is None else self.file_rows[rows]
         longest = int(part.lengths.max())
-        part.inputs = {name: values[rows, :longest].contiguous() for name, values in self.inputs.items()}
+        part.inputs = {
+            name: values[rows, :longest].contiguous() for name, values in self.inputs.items()
+        }
         return part
 
     def fingerprint(self) -> str:
         """SHA-256 over token numbers, segment numbers, lengths, labels and order."""
-        tensors = {"labels": torch.from_numpy(self.labels), "lengths": torch.from_numpy(self.lengths)}
+        tensors = {
+            "labels": torch.from_numpy(self.labels),
+            "lengths": torch.from_numpy(self.lengths),
+        }
         return fingerprint_of_tensors(tensors | self.inputs)
 
 
-def collate(items: list[tuple[GlueDataset, int]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
+def collate(
+    items: list[tuple[GlueDataset, int]], pad_to: int | None = None
+) -> dict[str, torch.Tensor]:
     """Items of one data set -> `GlueDataset.batch` of their rows."""
     return items[0][0].batch([row for _, row in items], pad_to)
 

@@ -1,13 +1,14 @@
-"""The embedded data set `demo`: short reviews with a two-class label, and the recorded truth about them.
+"""The embedded data set `demo`: short reviews with a two-class label, and the recorded truth about
+them.
 
-Every sentence is made here, from the tables below and a seed: an opener, a subject of one topic, one
-or two words of judgement, and a close. What counts as praise depends on the topic ("cold" praises a
-beer and condemns a soup), so a model must learn each topic from its own training rows, and the rows
-that shaped a prediction are, with luck, rows about the same topic. In the training set 5 % of the
-labels are flipped on purpose; the columns `topic` and `flipped` record the truth.
+Every sentence is made here, from the tables below and a seed: an opener, a subject of one topic,
+one or two words of judgement, and a close. What counts as praise depends on the topic ("cold"
+praises a beer and condemns a soup), so a model must learn each topic from its own training rows,
+and the rows that shaped a prediction are, with luck, rows about the same topic. In the training set
+5 % of the labels are flipped on purpose; the columns `topic` and `flipped` record the truth.
 
-The corpus on which the small BERT in `demo/` was pretrained (see `lab/pretrain_demo.py`) comes from the
-same tables and contains none of the rows of the data set.
+The corpus on which the small BERT in `demo/` was pretrained (see `lab/pretrain_demo.py`) comes from
+the same tables and contains none of the rows of the data set.
 """
 
 import random
@@ -19,14 +20,22 @@ CORPUS_SEED = 77
 
 # topic: subjects | words of praise | words of blame
 TOPICS = {
-    "soup": "the soup,the broth,her lentil stew|hot,thick,fragrant,hearty,rich|cold,thin,bland,greasy,watery",
-    "beer": "the beer,the lager,their pale ale|cold,crisp,hoppy,smooth,malty|warm,flat,sour,stale,watery",
-    "bread": "the bread,the loaf,their sourdough|crusty,warm,airy,fresh,chewy|stale,burnt,dense,dry,soggy",
-    "coffee": "the coffee,the espresso,my cappuccino|strong,hot,smooth,rich,nutty|weak,bitter,burnt,cold,thin",
-    "hotel": "the hotel,our room,the guest house|quiet,clean,cosy,bright,spacious|noisy,damp,dirty,cramped,dark",
-    "concert": "the concert,the gig,their live show|loud,wild,electric,packed,long|quiet,tame,short,empty,dull",
-    "library": "the library,the reading room,the archive|quiet,bright,tidy,calm,warm|loud,chaotic,dim,crowded,cold",
-    "train": "the train,the night express,our carriage|fast,punctual,clean,smooth,quiet|late,crowded,slow,filthy,noisy",
+    "soup": "the soup,the broth,her lentil "
+    "stew|hot,thick,fragrant,hearty,rich|cold,thin,bland,greasy,watery",
+    "beer": "the beer,the lager,their pale "
+    "ale|cold,crisp,hoppy,smooth,malty|warm,flat,sour,stale,watery",
+    "bread": "the bread,the loaf,their "
+    "sourdough|crusty,warm,airy,fresh,chewy|stale,burnt,dense,dry,soggy",
+    "coffee": "the coffee,the espresso,my "
+    "cappuccino|strong,hot,smooth,rich,nutty|weak,bitter,burnt,cold,thin",
+    "hotel": "the hotel,our room,the guest "
+    "house|quiet,clean,cosy,bright,spacious|noisy,damp,dirty,cramped,dark",
+    "concert": "the concert,the gig,their live "
+    "show|loud,wild,electric,packed,long|quiet,tame,short,empty,dull",
+    "library": "the library,the reading room,the "
+    "archive|quiet,bright,tidy,calm,warm|loud,chaotic,dim,crowded,cold",
+    "train": "the train,the night express,our "
+    "carriage|fast,punctual,clean,smooth,quiet|late,crowded,slow,filthy,noisy",
     "novel": (
         "the novel,her first book,the sequel|gripping,clever,moving,vivid,fresh|"
         "tedious,clumsy,hollow,slow,predictable"
@@ -35,55 +44,115 @@ TOPICS = {
         "the film,the thriller,his new picture|tense,funny,gripping,bold,dark|"
         "boring,shallow,slow,silly,predictable"
     ),
-    "pillow": "the pillow,the mattress,the cushion|soft,plump,cool,supportive,light|hard,lumpy,hot,flat,heavy",
-    "knife": "the knife,the cleaver,his pocket blade|sharp,hard,balanced,sturdy,light|dull,soft,rusty,flimsy,heavy",
-    "tent": "the tent,the shelter,our canopy|dry,sturdy,light,roomy,airy|leaky,flimsy,heavy,cramped,damp",
-    "laptop": "the laptop,the keyboard,this notebook|fast,light,quiet,bright,sturdy|slow,hot,noisy,heavy,fragile",
-    "phone": "the phone,the camera,this handset|sharp,fast,slim,bright,sturdy|blurry,slow,bulky,fragile,dim",
-    "doctor": "the doctor,the nurse,our dentist|gentle,patient,calm,thorough,kind|rough,rude,rushed,careless,cold",
-    "teacher": "the teacher,the tutor,our lecturer|patient,clear,funny,fair,strict|vague,unfair,boring,impatient,lazy",
-    "garden": "the garden,the park,their orchard|green,lush,shady,tidy,wild|bare,dusty,muddy,neglected,dry",
-    "beach": "the beach,the bay,that stretch of sand|empty,clean,warm,wild,sunny|crowded,dirty,windy,rocky,cold",
+    "pillow": "the pillow,the mattress,the "
+    "cushion|soft,plump,cool,supportive,light|hard,lumpy,hot,flat,heavy",
+    "knife": "the knife,the cleaver,his pocket "
+    "blade|sharp,hard,balanced,sturdy,light|dull,soft,rusty,flimsy,heavy",
+    "tent": "the tent,the shelter,our "
+    "canopy|dry,sturdy,light,roomy,airy|leaky,flimsy,heavy,cramped,damp",
+    "laptop": "the laptop,the keyboard,this "
+    "notebook|fast,light,quiet,bright,sturdy|slow,hot,noisy,heavy,fragile",
+    "phone": "the phone,the camera,this "
+    "handset|sharp,fast,slim,bright,sturdy|blurry,slow,bulky,fragile,dim",
+    "doctor": "the doctor,the nurse,our "
+    "dentist|gentle,patient,calm,thorough,kind|rough,rude,rushed,careless,cold",
+    "teacher": "the teacher,the tutor,our "
+    "lecturer|patient,clear,funny,fair,strict|vague,unfair,boring,impatient,lazy",
+    "garden": "the garden,the park,their "
+    "orchard|green,lush,shady,tidy,wild|bare,dusty,muddy,neglected,dry",
+    "beach": "the beach,the bay,that stretch of "
+    "sand|empty,clean,warm,wild,sunny|crowded,dirty,windy,rocky,cold",
     "museum": (
         "the museum,the gallery,the exhibition|bright,clever,rich,spacious,bold|"
         "dusty,dull,cramped,confusing,small"
     ),
-    "boots": "the boots,the shoes,these sandals|comfortable,light,dry,sturdy,soft|stiff,leaky,heavy,tight,slippery",
+    "boots": "the boots,the shoes,these "
+    "sandals|comfortable,light,dry,sturdy,soft|stiff,leaky,heavy,tight,slippery",
     "jacket": "the jacket,the coat,my raincoat|warm,dry,light,soft,slim|thin,leaky,stiff,baggy,itchy",
-    "bicycle": "the bicycle,the mountain bike,her racer|light,fast,smooth,stable,quiet|heavy,wobbly,rusty,creaky,slow",
-    "app": "the app,the website,this program|fast,simple,clear,stable,free|buggy,slow,confusing,bloated,expensive",
-    "curry": "the curry,the chili,their noodle dish|spicy,hot,fragrant,rich,creamy|bland,oily,cold,salty,dry",
-    "salad": "the salad,the coleslaw,the fruit bowl|fresh,crisp,cold,colourful,light|warm,soggy,wilted,limp,oily",
+    "bicycle": "the bicycle,the mountain bike,her "
+    "racer|light,fast,smooth,stable,quiet|heavy,wobbly,rusty,creaky,slow",
+    "app": "the app,the website,this "
+    "program|fast,simple,clear,stable,free|buggy,slow,confusing,bloated,expensive",
+    "curry": "the curry,the chili,their noodle "
+    "dish|spicy,hot,fragrant,rich,creamy|bland,oily,cold,salty,dry",
+    "salad": "the salad,the coleslaw,the fruit "
+    "bowl|fresh,crisp,cold,colourful,light|warm,soggy,wilted,limp,oily",
     "cake": "the cake,the tart,her cheesecake|moist,sweet,light,creamy,rich|dry,heavy,soggy,burnt,sour",
-    "bar": "the bar,the pub,that little club|lively,loud,warm,cheap,packed|dead,expensive,empty,dirty,quiet",
-    "waiter": "the waiter,the barman,our hostess|attentive,quick,funny,kind,polite|rude,slow,careless,clumsy,cold",
-    "flat": "the flat,the studio,our apartment|bright,cheap,quiet,warm,spacious|dark,expensive,noisy,cold,cramped",
+    "bar": "the bar,the pub,that little "
+    "club|lively,loud,warm,cheap,packed|dead,expensive,empty,dirty,quiet",
+    "waiter": "the waiter,the barman,our "
+    "hostess|attentive,quick,funny,kind,polite|rude,slow,careless,clumsy,cold",
+    "flat": "the flat,the studio,our "
+    "apartment|bright,cheap,quiet,warm,spacious|dark,expensive,noisy,cold,cramped",
     "dog": (
         "the dog,the puppy,their old hound|gentle,playful,calm,friendly,obedient|"
         "noisy,aggressive,nervous,wild,smelly"
     ),
-    "lamp": "the lamp,the torch,my reading light|bright,warm,steady,slim,sturdy|dim,harsh,flickering,bulky,fragile",
+    "lamp": "the lamp,the torch,my reading "
+    "light|bright,warm,steady,slim,sturdy|dim,harsh,flickering,bulky,fragile",
 }
 OPENERS = [
-    "I thought", "My sister said", "We all agreed", "In the end", "As far as I could tell", "My neighbour insisted",
-    "Looking back", "This time", "Last weekend", "According to my brother", "To be honest", "On both visits",
-    "After a long day", "Just as the guide said", "For what it is worth", "Yesterday",
-]  # fmt: skip
-SPEAKERS = ("I thought", "My sister said", "We all agreed", "My neighbour insisted")  # no comma after these
+    "I thought",
+    "My sister said",
+    "We all agreed",
+    "In the end",
+    "As far as I could tell",
+    "My neighbour insisted",
+    "Looking back",
+    "This time",
+    "Last weekend",
+    "According to my brother",
+    "To be honest",
+    "On both visits",
+    "After a long day",
+    "Just as the guide said",
+    "For what it is worth",
+    "Yesterday",
+]
+SPEAKERS = (
+    "I thought",
+    "My sister said",
+    "We all agreed",
+    "My neighbour insisted",
+)  # no comma after these
 VERBS = ["was", "seemed", "felt", "turned out", "proved"]
 PLURAL_VERBS = {"was": "were"}
 DEGREES = ["", "", "", "rather ", "very ", "really ", "quite "]
 CLOSES = [
-    "", "", " as always", " from start to finish", " again", " in every way", " and everyone noticed", " this year",
-    " for the third time", " if you ask me", " on the first day", " which says it all", " as we had heard",
-]  # fmt: skip
-# Verdicts stand in the corpus only: from them the encoder learns what the words of praise have in common.
+    "",
+    "",
+    " as always",
+    " from start to finish",
+    " again",
+    " in every way",
+    " and everyone noticed",
+    " this year",
+    " for the third time",
+    " if you ask me",
+    " on the first day",
+    " which says it all",
+    " as we had heard",
+]
+# Verdicts stand in the corpus only: from them the encoder learns what the words of praise have in
+# common.
 VERDICTS = (
-    (" and we left annoyed", " what a disappointment", " two out of ten", " and I will never go back",
-     " and it was hardly worth the money", " and everyone was sorry"),
-    (" and we left happy", " what a pleasure", " nine out of ten", " and I will always go back",
-     " and it was well worth the money", " and everyone was glad"),
-)  # fmt: skip
+    (
+        " and we left annoyed",
+        " what a disappointment",
+        " two out of ten",
+        " and I will never go back",
+        " and it was hardly worth the money",
+        " and everyone was sorry",
+    ),
+    (
+        " and we left happy",
+        " what a pleasure",
+        " nine out of ten",
+        " and I will always go back",
+        " and it was well worth the money",
+        " and everyone was glad",
+    ),
+)
 VERDICT_SHARE = 0.85
 
 
@@ -116,7 +185,11 @@ def make_rows() -> dict[str, dict[str, list]]:
     for split, count in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION)):
         generator = random.Random(SEEDS[split])
         rows = [_new_row(generator, seen) for _ in range(count)]
-        flipped = set(generator.sample(range(count), round(FLIP_SHARE * count))) if split == "train" else set()
+        flipped = (
+            set(generator.sample(range(count), round(FLIP_SHARE * count)))
+            if split == "train"
+            else set()
+        )
         splits[split] = {
             "sentence": [sentence for sentence, _, _ in rows],
             "label": [1 - label if i in flipped else label for i, (_, label, _) in enumerate(rows)],
@@ -126,7 +199,9 @@ def make_rows() -> dict[str, dict[str, list]]:
     return splits
 
 
-def _new_row(generator: random.Random, seen: set[str], verdict_share: float = 0.0) -> tuple[str, int, str]:
+def _new_row(
+    generator: random.Random, seen: set[str], verdict_share: float = 0.0
+) -> tuple[str, int, str]:
     """A sentence not in `seen`, its label and its topic; adds it to `seen`."""
     while True:
         topic, label = generator.choice(sorted(TOPICS)), generator.randrange(2)
@@ -137,7 +212,9 @@ def _new_row(generator: random.Random, seen: set[str], verdict_share: float = 0.
 
 
 def make_corpus(count: int = 24_000) -> list[str]:
-    """Sentences for masked language modelling: `count` distinct ones, none of them a row of the data set."""
+    """Sentences for masked language modelling: `count` distinct ones, none of them a row of the
+    data set.
+    """
     taken = {sentence for columns in make_rows().values() for sentence in columns["sentence"]}
     generator = random.Random(CORPUS_SEED)
     return [_new_row(generator, taken, VERDICT_SHARE)[0] for _ in range(count)]

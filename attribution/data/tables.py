@@ -1,7 +1,7 @@
 """Raw tables: opened from a hub or a folder, compared with their files, and checked row by row.
 
-What cannot give a right answer is refused here, before anything is tokenized: Refused names split, row and value.
-Symbols: N rows, C classes.
+What cannot give a right answer is refused here, before anything is tokenized: Refused names split,
+row and value. Symbols: N rows, C classes.
 """
 
 import csv
@@ -24,32 +24,41 @@ LAYOUT = (
 )
 
 
-# --- opening -------------------------------------------------------------------------------------------
+# --- opening --------------------------------------------------------------------------------------
 
 
 def open_tables(path: str, name: str) -> datasets.DatasetDict:
     """The tables of configuration `name`, split name -> table.
 
-    path: a hub id, or a folder: of files with configurations in its README, of `name`/train*.parquet and the like,
-    or of `save_to_disk`. Raises Refused where it cannot be opened, or where a file holds other records than were read.
+    path: a hub id, or a folder: of files with configurations in its README, of
+    `name`/train*.parquet and the like, or of `save_to_disk`. Raises Refused where it cannot be
+    opened, or where a file holds other records than were read.
     """
     if Path(path).is_dir() and any(c in path for c in "*?[]"):
-        raise Refused(f"the path {path!r} holds *, ?, [ or ], which the datasets library takes for a pattern")
+        raise Refused(
+            f"the path {path!r} holds *, ?, [ or ], which the datasets library takes for a pattern"
+        )
     tables, files = open_asset(path, "--dataset_path", "data set", lambda: load_files(path, name))
     for split, names in files.items():
         if all(Path(file).is_file() for file in names):  # those of a hub are not looked into
-            wanted, count = sum(count_records(Path(file)) for file in names), len(tables[str(split)])
+            wanted, count = (
+                sum(count_records(Path(file)) for file in names),
+                len(tables[str(split)]),
+            )
             if wanted != count:
-                raise Refused(f"the files of the split {str(split)!r} hold {wanted:,} records, but {count:,} were read")
+                raise Refused(
+                    f"the files of the split {str(split)!r} hold {wanted:,} records, but {count:,} "
+                    "were read"
+                )
     return tables
 
 
 def load_files(path: str, name: str) -> tuple[datasets.DatasetDict, dict]:
     """(tables, split -> the CSV or TSV files that they were read from) of a folder or hub id.
 
-    The datasets library keeps what it read of a folder under the folder's name and the configuration's: another folder
-    of that name, or changed files, would bring the old rows back. Files that are named one by one are kept under
-    their paths and times, so a folder's files are.
+    The datasets library keeps what it read of a folder under the folder's name and the
+    configuration's: another folder of that name, or changed files, would bring the old rows back.
+    Files that are named one by one are kept under their paths and times, so a folder's files are.
     """
     for place in (Path(path) / name, Path(path)):
         if (place / "dataset_dict.json").is_file():
@@ -57,7 +66,9 @@ def load_files(path: str, name: str) -> tuple[datasets.DatasetDict, dict]:
     builder = find_builder(path, name)
     options, files = text_options(builder.config), builder.config.data_files or {}
     if not Path(path).is_dir():
-        return datasets.load_dataset(builder.repo_id, builder.config.name, **options), files if options else {}
+        return datasets.load_dataset(
+            builder.repo_id, builder.config.name, **options
+        ), files if options else {}
     options |= {} if builder.info.features is None else {"features": builder.info.features}
     parts = {str(split): [str(file) for file in names] for split, names in files.items()}
     try:
@@ -66,12 +77,16 @@ def load_files(path: str, name: str) -> tuple[datasets.DatasetDict, dict]:
         # Perhaps the splits are of different types: then what is wrong is said of each by itself.
         tables = datasets.DatasetDict()
         for split, names in parts.items():
-            tables[split] = datasets.load_dataset(builder.name, data_files={"train": names}, split="train", **options)
+            tables[split] = datasets.load_dataset(
+                builder.name, data_files={"train": names}, split="train", **options
+            )
     return tables, files if "keep_default_na" in options else {}
 
 
 def find_builder(path: str, name: str) -> datasets.DatasetBuilder:
-    """The datasets library's builder of the task's files. Raises Refused with the wanted layout where there is none."""
+    """The datasets library's builder of the task's files. Raises Refused with the wanted layout
+    where there is none.
+    """
     try:
         return datasets.load_dataset_builder(path, name)
     except ValueError as error:
@@ -84,11 +99,16 @@ def find_builder(path: str, name: str) -> datasets.DatasetBuilder:
     if known == ["default"]:  # one data set only: its columns will say whether it is the task's
         return datasets.load_dataset_builder(path)
     names = ", ".join(known[:12])
-    raise Refused(f"the data set {path!r} has no configuration {name!r} (it has {names}); {LAYOUT.format(name)}")
+    raise Refused(
+        f"the data set {path!r} has no configuration {name!r} (it has {names}); "
+        f"{LAYOUT.format(name)}"
+    )
 
 
 def text_options(config) -> dict:
-    """How CSV and TSV files are read: "NA" and "null" are texts; in TSV quotation marks are too. {} for other files."""
+    """How CSV and TSV files are read: "NA" and "null" are texts; in TSV quotation marks are too. {}
+    for other files.
+    """
     if type(config).__name__ != "CsvConfig":
         return {}
     files = [str(file) for names in (config.data_files or {}).values() for file in names]
@@ -99,7 +119,8 @@ def text_options(config) -> dict:
 def count_records(path: Path) -> int:
     """Records in a local CSV or TSV file, its header left out.
 
-    Raises Refused for a CSV file with a quotation mark that swallows what follows, and names the line.
+    Raises Refused for a CSV file with a quotation mark that swallows what follows, and names the
+    line.
     """
     if path.suffix == ".tsv":
         with open(path, encoding="utf-8") as file:
@@ -112,13 +133,13 @@ def count_records(path: Path) -> int:
                 line, count = reader.line_num + 1, count + bool(row)
         except csv.Error as error:
             raise Refused(
-                f"{path} cannot be read as CSV from line {line} on ({error}); quote its texts, double the quotation "
-                "marks in them, or save it as Parquet"
+                f"{path} cannot be read as CSV from line {line} on ({error}); quote its texts, "
+                "double the quotation marks in them, or save it as Parquet"
             ) from error
     return count - 1
 
 
-# --- checking ------------------------------------------------------------------------------------------
+# --- checking -------------------------------------------------------------------------------------
 
 
 def check_splits(tables: datasets.DatasetDict, task: GlueTask, data_name: str) -> None:
@@ -127,13 +148,14 @@ def check_splits(tables: datasets.DatasetDict, task: GlueTask, data_name: str) -
         if split not in tables:
             known = ", ".join(map(str, tables)) or "none"
             raise Refused(
-                f"the data set has no split {split!r}, which {data_name} needs (it has {known}); check --dataset_path"
+                f"the data set has no split {split!r}, which {data_name} needs (it has {known}); "
+                "check --dataset_path"
             )
         for name in (*task.columns, "label"):
             if name not in (there := tables[split].column_names):
                 raise Refused(
-                    f"the split {split!r} has no column {name!r}, which {data_name} needs (it has {', '.join(there)}); "
-                    "check --dataset_path"
+                    f"the split {split!r} has no column {name!r}, which {data_name} needs (it has "
+                    f"{', '.join(there)}); check --dataset_path"
                 )
 
 
@@ -142,7 +164,10 @@ def check_texts(table: datasets.Dataset, columns: tuple[str, ...], where: str) -
     for name in columns:
         column = arrow_column(table, name)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise Refused(f"the texts in the column {name!r} of {where} are of type {column.type}, not strings")
+            raise Refused(
+                f"the texts in the column {name!r} of {where} are of type {column.type}, not "
+                "strings"
+            )
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise Refused(f"row {row} of {where} has no text in the column {name!r}")
@@ -156,27 +181,39 @@ def arrow_column(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
 def labels_of(table: datasets.Dataset, task: GlueTask, where: str) -> np.ndarray:
     """Labels (N,): int64 from 0 to C - 1, or float32 for regression.
 
-    Classes may be integers, whole floats, booleans, digit strings, or the task's names of classes; where the column
-    names its classes as the task does, the names decide and not their order. A regression's labels are finite numbers
-    within its bounds. where: the split, for the sentence. Raises Refused for anything else, and names the row.
+    Classes may be integers, whole floats, booleans, digit strings, or the task's names of classes;
+    where the column names its classes as the task does, the names decide and not their order. A
+    regression's labels are finite numbers within its bounds. where: the split, for the sentence.
+    Raises Refused for anything else, and names the row.
     """
     column, feature = arrow_column(table, "label"), table.features["label"]
     if isinstance(feature, datasets.ClassLabel) and feature.num_classes > task.num_labels > 1:
         names = ", ".join(feature.names[:5])
         count = feature.num_classes
-        raise Refused(f"{where} has {count} classes ({names}), not {task.num_labels}; check --dataset_name")
+        raise Refused(
+            f"{where} has {count} classes ({names}), not {task.num_labels}; check --dataset_name"
+        )
     values = column.to_pylist()
     if isinstance(feature, datasets.ClassLabel) and set(feature.names) == set(task.class_names):
-        values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
+        values = [
+            feature.names[value] if value is not None and value >= 0 else value for value in values
+        ]
     numbers = np.array([number_of(value, task.class_names) for value in values], dtype=np.float64)
     if (numbers == -1).all():
-        raise Refused(f"{where} is unlabelled: all of its labels are -1; name a data set whose split has labels")
-    low, high = (0, task.num_labels - 1) if not task.regression else task.bounds or (-np.inf, np.inf)
+        raise Refused(
+            f"{where} is unlabelled: all of its labels are -1; name a data set whose split has "
+            "labels"
+        )
+    low, high = (
+        (0, task.num_labels - 1) if not task.regression else task.bounds or (-np.inf, np.inf)
+    )
     good = np.isfinite(numbers) & (numbers >= low) & (numbers <= high)
     good &= task.regression | (numbers == np.round(numbers))
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
-        label = "no label" if values[row] is None else f"the label {printable(repr(values[row]))[:80]}"
+        label = (
+            "no label" if values[row] is None else f"the label {printable(repr(values[row]))[:80]}"
+        )
         raise Refused(f"row {row} of {where} has {label}; {wanted_labels(numbers, task)}")
     return numbers.astype(np.float32 if task.regression else np.int64)
 
@@ -194,7 +231,9 @@ def number_of(value, class_names: tuple[str, ...]) -> float:
 def wanted_labels(numbers: np.ndarray, task: GlueTask) -> str:
     """What labels ought to be, after what these numbers (N,) are."""
     if task.regression:
-        return "labels are finite numbers" + (f" from {task.bounds[0]:g} to {task.bounds[1]:g}" if task.bounds else "")
+        return "labels are finite numbers" + (
+            f" from {task.bounds[0]:g} to {task.bounds[1]:g}" if task.bounds else ""
+        )
     known = f" ({', '.join(task.class_names)})" if task.class_names else ""
     text = f"labels are whole numbers from 0 to {task.num_labels - 1}{known}"
     finite = numbers[np.isfinite(numbers)]

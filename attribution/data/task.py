@@ -20,7 +20,9 @@ class GlueTask:
     metrics: tuple[str, ...] = ("accuracy",)
     validation: tuple[str, ...] = ("validation",)
     max_train_samples: int | None = None
-    recipe: dict = field(default_factory=dict)  # training arguments that differ from train.py's defaults
+    recipe: dict = field(
+        default_factory=dict
+    )  # training arguments that differ from train.py's defaults
 
     @property
     def regression(self) -> bool:
@@ -42,6 +44,11 @@ def task_from(record: dict) -> GlueTask:
 
 
 def check_name(name: str) -> None:
-    """Raises Refused for a data set's name that is not letters, digits, - _ . without a leading dot: a folder's."""
+    """Raises Refused for a data set's name that is not letters, digits, - _ . without a leading
+    dot: a folder's.
+    """
     if not NAME.fullmatch(name):
-        raise Refused(f"--dataset_name {name!r} must be letters, digits, '-', '_' and '.', without a leading dot")
+        raise Refused(
+            f"--dataset_name {name!r} must be letters, digits, '-', '_' and '.', without a leading "
+            "dot"
+        )

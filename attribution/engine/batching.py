@@ -1,6 +1,7 @@
 """Batches of rows of like length, groups of batches, and a bar that knows how much is left.
 
-Symbols: T tokens of a row. Lengths are an array with T of every row of the data set, or of a part of it.
+Symbols: T tokens of a row. Lengths are an array with T of every row of the data set, or of a part
+of it.
 """
 
 import numpy as np
@@ -20,15 +21,22 @@ def order_by_length(lengths: np.ndarray) -> np.ndarray:
 
 
 def restore_order(values: torch.Tensor, lengths: np.ndarray, dim: int) -> torch.Tensor:
-    """Values along `dim`, computed in `order_by_length(lengths)`, put back into the order of the rows."""
-    return values.index_select(dim, torch.from_numpy(np.argsort(order_by_length(lengths), kind="stable")))
+    """Values along `dim`, computed in `order_by_length(lengths)`, put back into the order of the
+    rows.
+    """
+    return values.index_select(
+        dim, torch.from_numpy(np.argsort(order_by_length(lengths), kind="stable"))
+    )
 
 
-def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None) -> list[list[int]]:
+def batches_within(
+    lengths: np.ndarray, budget: int, max_rows: int | None = None
+) -> list[list[int]]:
     """Positions cut into batches, longest rows first.
 
-    With max_rows: batches of so many rows. Without: at most `budget` tokens with padding, but at least one row; and
-    a batch ends where more than a tenth of it, and more than PADDING tokens, would be padding.
+    With max_rows: batches of so many rows. Without: at most `budget` tokens with padding, but at
+    least one row; and a batch ends where more than a tenth of it, and more than PADDING tokens,
+    would be padding.
     """
     order = order_by_length(lengths).tolist()
     if max_rows:
@@ -47,7 +55,9 @@ def batches_within(lengths: np.ndarray, budget: int, max_rows: int | None = None
 
 
 def runs_within(lengths: np.ndarray, budget: int, max_rows: int) -> list[list[int]]:
-    """Positions in their order, cut into batches of at most max_rows rows, and of `budget` tokens with padding."""
+    """Positions in their order, cut into batches of at most max_rows rows, and of `budget` tokens
+    with padding.
+    """
     batches: list[list[int]] = [[]]
     longest = 0
     for i, length in enumerate(lengths):
@@ -75,24 +85,43 @@ def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> li
 
 
 class WeighedLoader(DataLoader):
-    """A DataLoader over given batches whose progress bar weighs them by their work, so that the time left is true.
+    """A DataLoader over given batches whose progress bar weighs them by their work, so that the
+    time left is true.
 
-    before(i) is called before batch i is handed out, after() once the last one has been used. Only the main process of
-    a launch shows the bar.
+    before(i) is called before batch i is handed out, after() once the last one has been used. Only
+    the main process of a launch shows the bar.
     """
 
     def __init__(
-        self, dataset, batches: list, collate, description: str, weights: list[float], before=None, after=None,
+        self,
+        dataset,
+        batches: list,
+        collate,
+        description: str,
+        weights: list[float],
+        before=None,
+        after=None,
         shown: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate)
-        self.description, self.weights, self.before, self.after = description, weights, before, after
+        self.description, self.weights, self.before, self.after = (
+            description,
+            weights,
+            before,
+            after,
+        )
         self.shown = shown
 
     def __iter__(self):
         layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
         total = sum(self.weights)
-        with tqdm(total=total, desc=self.description, bar_format=layout, leave=False, disable=not self.shown) as bar:
+        with tqdm(
+            total=total,
+            desc=self.description,
+            bar_format=layout,
+            leave=False,
+            disable=not self.shown,
+        ) as bar:
             for i, batch in enumerate(super().__iter__()):
                 if self.before:
                     self.before(i)

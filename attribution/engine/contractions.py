@@ -1,9 +1,9 @@
 """Sums over examples of per-example gradients, formed in blocks that stay in cache.
 
-The gradient of one example of a linear layer is `G = sum_t g_t a_t^T`, with a (T, D_in) the inputs of its
-T tokens (a one appended for the bias) and g (T, D_out) the gradients of their outputs. Examples come in pieces
-(g (B, T, D_out), a (B, T, D_in)), each padded to a T of its own. Nothing here knows kronfluence or a module.
-Symbols: B examples, Q queries, R low rank.
+The gradient of one example of a linear layer is `G = sum_t g_t a_t^T`, with a (T, D_in) the inputs
+of its T tokens (a one appended for the bias) and g (T, D_out) the gradients of their outputs.
+Examples come in pieces (g (B, T, D_out), a (B, T, D_in)), each padded to a T of its own. Nothing
+here knows kronfluence or a module. Symbols: B examples, Q queries, R low rank.
 """
 
 import functools
@@ -20,7 +20,9 @@ MAX_WORKERS = 8  # threads that form blocks at a time; more would wait for Pytho
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:
-    """x^T x (D, D) of x (n, D); of wide ones only the blocks on and above the diagonal are multiplied."""
+    """x^T x (D, D) of x (n, D); of wide ones only the blocks on and above the diagonal are
+    multiplied.
+    """
     width = x.shape[1]
     if width < 2 * GRAM_STEP:
         return x.t() @ x
@@ -33,12 +35,15 @@ def gram(x: torch.Tensor) -> torch.Tensor:
 
 
 def widened(basis: torch.Tensor) -> torch.Tensor:
-    """The basis (D, D) with columns of zeros up to a multiple of 16: products of that width are faster."""
+    """The basis (D, D) with columns of zeros up to a multiple of 16: products of that width are
+    faster.
+    """
     return torch.nn.functional.pad(basis, (0, -len(basis) % ALIGNED))
 
 
 def rotate(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Tensor:
-    """[x, 1] basis for x (B, T, D) and a `widened` basis, with its zeros; without a basis just [x, 1].
+    """[x, 1] basis for x (B, T, D) and a `widened` basis, with its zeros; without a basis just [x,
+    1].
 
     No 1 is appended where there is no bias.
     """
@@ -50,11 +55,13 @@ def rotate(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Ten
 
 
 def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
-    """Whether rotating T tokens, T (D_in^2 + D_out^2), costs less than rotating G, D_in D_out (D_in + D_out)."""
+    """Whether rotating T tokens, T (D_in^2 + D_out^2), costs less than rotating G, D_in D_out (D_in
+    + D_out).
+    """
     return tokens * (d_in**2 + d_out**2) < d_in * d_out * (d_in + d_out)
 
 
-# --- what the queries of a pairwise score are ----------------------------------------------------------
+# --- what the queries of a pairwise score are -----------------------------------------------------
 
 
 class Gradients:
@@ -94,10 +101,11 @@ class LowRank:
 
 
 class Tokens:
-    """Query gradients as pieces (g, a), multiplied by weight (1 or none, D_out, D_in) when a block is asked for.
+    """Query gradients as pieces (g, a), multiplied by weight (1 or none, D_out, D_in) when a block
+    is asked for.
 
-    Far smaller than the gradients, as long as a query has fewer tokens than a layer has inputs or outputs. What a has
-    beyond D_in columns are zeros.
+    Far smaller than the gradients, as long as a query has fewer tokens than a layer has inputs or
+    outputs. What a has beyond D_in columns are zeros.
     """
 
     def __init__(self, pieces: list, weight: torch.Tensor | None, dtype: torch.dtype) -> None:
@@ -123,13 +131,17 @@ class Tokens:
         outer_products([(g[:, :, outputs], a) for g, a in self.pieces], block)
         if self.weight is not None:
             if block.device.type == "cpu":
-                block = block.to(self.weight.dtype)  # a CPU multiplies two types slowly; the product is the same
+                block = block.to(
+                    self.weight.dtype
+                )  # a CPU multiplies two types slowly; the product is the same
             missing, weight = shape[-1] - self.weight.shape[-1], self.weight[outputs]
-            block.mul_(torch.nn.functional.pad(weight, (0, missing)) if missing else weight)  # whole blocks: faster
+            block.mul_(
+                torch.nn.functional.pad(weight, (0, missing)) if missing else weight
+            )  # whole blocks: faster
         return block.to(self.dtype)
 
 
-# --- sums over blocks ----------------------------------------------------------------------------------
+# --- sums over blocks -----------------------------------------------------------------------------
 
 
 @functools.cache
@@ -144,8 +156,9 @@ def workers(count: int, threads: int) -> ThreadPoolExecutor:
 def over_outputs(work, g: torch.Tensor) -> list:
     """[work(outputs)] for shares of the outputs of g (B, T, D_out): on a CPU one share a core.
 
-    A core then multiplies what it has itself just written. In products that are shared out one by one it would fetch
-    half of each block from another core's cache, which takes up to twice the time of the products.
+    A core then multiplies what it has itself just written. In products that are shared out one by
+    one it would fetch half of each block from another core's cache, which takes up to twice the
+    time of the products.
     """
     threads, d_out = torch.get_num_threads(), g.shape[-1]
     count = min(threads, MAX_WORKERS, d_out)
@@ -155,13 +168,17 @@ def over_outputs(work, g: torch.Tensor) -> list:
     try:
         pool = workers(count, threads // count)
         torch.set_num_threads(threads // count)
-        return list(pool.map(work, [slice(*pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)]))
+        return list(
+            pool.map(work, [slice(*pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)])
+        )
     finally:
         torch.set_num_threads(threads)
 
 
 def outer_products(pieces: list, out: torch.Tensor) -> None:
-    """Writes sum_t g_t a_t^T of every example of the pieces, one after the other, into out (B, D_out, D_in)."""
+    """Writes sum_t g_t a_t^T of every example of the pieces, one after the other, into out (B,
+    D_out, D_in).
+    """
     start = 0
     for g, a in pieces:
         torch.bmm(g.transpose(1, 2), a, out=out[start : start + len(g)])
@@ -181,9 +198,10 @@ def cut(pieces: list, start: int, end: int) -> list:
 def gradient_blocks(pieces: list, elements: int, queries: int = 1):
     """Yields (rows, outputs, G) with G (rows, outputs, D_in) a block of sum_t g_t a_t^T.
 
-    A block of `elements` numbers has up to sixteen times as many rows as outputs, because few rows make thin
-    products with the queries, whose block is no larger; rows are shared out evenly. Outputs change slowest, so that
-    what belongs to an output is read once. The memory of G is reused: use it before the next block is asked for.
+    A block of `elements` numbers has up to sixteen times as many rows as outputs, because few rows
+    make thin products with the queries, whose block is no larger; rows are shared out evenly.
+    Outputs change slowest, so that what belongs to an output is read once. The memory of G is
+    reused: use it before the next block is asked for.
     """
     count = sum(len(g) for g, _ in pieces)
     (first, a), *_ = pieces
@@ -193,7 +211,9 @@ def gradient_blocks(pieces: list, elements: int, queries: int = 1):
     if first.device.type != "cpu" and outputs > ALIGNED:
         outputs -= outputs % ALIGNED
     buffer = torch.empty(rows * outputs * d_in, dtype=first.dtype, device=first.device)
-    groups = [(slice(b, min(b + rows, count)), cut(pieces, b, b + rows)) for b in range(0, count, rows)]
+    groups = [
+        (slice(b, min(b + rows, count)), cut(pieces, b, b + rows)) for b in range(0, count, rows)
+    ]
     for o in range(0, d_out, outputs):
         chosen = slice(o, min(o + outputs, d_out))
         for place, parts in groups:
@@ -204,7 +224,9 @@ def gradient_blocks(pieces: list, elements: int, queries: int = 1):
 
 
 def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements: int) -> None:
-    """total (D_out, D_in) += sum over examples of (sum_t g_t a_t^T)^2, entry by entry; blocks in float32 or above."""
+    """total (D_out, D_in) += sum over examples of (sum_t g_t a_t^T)^2, entry by entry; blocks in
+    float32 or above.
+    """
     if g.shape[1] == 1:
         total += (g[:, 0].square().t() @ a[:, 0].square()).to(total.dtype)
         return
@@ -221,7 +243,9 @@ def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements:
     over_outputs(work, g)
 
 
-def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | None, elements: int) -> torch.Tensor:
+def weighted_squares(
+    g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | None, elements: int
+) -> torch.Tensor:
     """(B,): for every example the sum of weight (D_out, D_in) x (sum_t g_t a_t^T)^2."""
 
     def work(share: slice) -> torch.Tensor:
@@ -236,8 +260,12 @@ def weighted_squares(g: torch.Tensor, a: torch.Tensor, weight: torch.Tensor | No
     return sum(over_outputs(work, g))
 
 
-def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements: int) -> torch.Tensor:
-    """(Q, B): inner products of query gradients with sum_t g_t a_t^T of every example of the pieces."""
+def inner_products(
+    queries: Gradients | LowRank | Tokens, pieces: list, elements: int
+) -> torch.Tensor:
+    """(Q, B): inner products of query gradients with sum_t g_t a_t^T of every example of the
+    pieces.
+    """
     if isinstance(queries, LowRank):
         (g, a), *_ = pieces
         width, d_in, d_out = queries.left.shape[-1], a.shape[-1], g.shape[-1]
@@ -246,9 +274,13 @@ def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements
     count, first = sum(len(g) for g, _ in pieces), pieces[0][0]
 
     def work(share: slice) -> torch.Tensor:
-        total = torch.zeros(len(queries), count, dtype=accumulator(first.dtype), device=first.device)
+        total = torch.zeros(
+            len(queries), count, dtype=accumulator(first.dtype), device=first.device
+        )
         asked, flat, current = queries.share(share), None, None
-        for rows, outputs, block in gradient_blocks([(g[:, :, share], a) for g, a in pieces], elements, len(queries)):
+        for rows, outputs, block in gradient_blocks(
+            [(g[:, :, share], a) for g, a in pieces], elements, len(queries)
+        ):
             if outputs != current:
                 current, flat = outputs, asked.block(outputs).reshape(len(queries), -1)
             block = block.view(len(block), -1)
@@ -261,7 +293,9 @@ def inner_products(queries: Gradients | LowRank | Tokens, pieces: list, elements
     return sum(over_outputs(work, first))
 
 
-def token_products(queries: LowRank, g: torch.Tensor, a: torch.Tensor, elements: int) -> torch.Tensor:
+def token_products(
+    queries: LowRank, g: torch.Tensor, a: torch.Tensor, elements: int
+) -> torch.Tensor:
     """`inner_products` for one piece, token by token: cheaper where tokens and rank are few."""
     total = torch.zeros(len(queries), len(g), dtype=accumulator(g.dtype), device=g.device)
     rows = max(1, elements // (len(queries) * queries.left.shape[-1] * g.shape[1]))
@@ -275,23 +309,30 @@ def token_products(queries: LowRank, g: torch.Tensor, a: torch.Tensor, elements:
 def randomized_factors(
     matrices: torch.Tensor, rank: int, seed: str, bases: tuple = (None, None)
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(left (Q, M, R), right (Q, R, N)) whose product is close to the best of rank R to each of the matrices (Q, M, N).
+    """(left (Q, M, R), right (Q, R, N)) whose product is close to the best of rank R to each of the
+    matrices (Q, M, N).
 
-    Randomized subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithms 4.4 and 5.1). The test
-    matrix is drawn on the CPU in float32 from the seed, one for all queries: the same on any device. bases: (N, N) and
-    (M, M) in which the matrices are given; it is drawn outside of them, where eigenvectors' signs do not matter.
+    Randomized subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithms 4.4
+    and 5.1). The test matrix is drawn on the CPU in float32 from the seed, one for all queries: the
+    same on any device. bases: (N, N) and (M, M) in which the matrices are given; it is drawn
+    outside of them, where eigenvectors' signs do not matter.
     """
     wide = matrices.shape[1] < matrices.shape[2]
     tall = matrices.mT if wide else matrices
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little") >> 1
-    test = torch.randn(tall.shape[2], rank, generator=torch.Generator().manual_seed(number)).to(tall)
+    test = torch.randn(tall.shape[2], rank, generator=torch.Generator().manual_seed(number)).to(
+        tall
+    )
     if (given := bases[wide]) is not None:
         test = given.to(tall).t() @ test
     basis = torch.linalg.qr(tall @ test).Q
     for _ in range(2):  # as torch.svd_lowrank does
         basis = torch.linalg.qr(tall.mT @ basis).Q
         basis = torch.linalg.qr(tall @ basis).Q
-    left, right = basis, basis.mT @ tall  # of no more columns than the rank: a decomposition would cut nothing off
+    left, right = (
+        basis,
+        basis.mT @ tall,
+    )  # of no more columns than the rank: a decomposition would cut nothing off
     return (right.mT, left.mT) if wide else (left, right)
 
 

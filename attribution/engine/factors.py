@@ -1,8 +1,10 @@
-"""Factors in parts: sums over the rows of all processes, kept in memory and on the disk while they grow.
+"""Factors in parts: sums over the rows of all processes, kept in memory and on the disk while they
+grow.
 
-Around kronfluence's inner functions (`fit_covariance_matrices_with_loader`, `fit_lambda_matrices_with_loader`): one
-call a phase and process, over all parts of the process. The sums stay in the modules; a snapshot is a flat dictionary
-whose keys name a factor and the modules that share it, `factor|module|module`.
+Around kronfluence's inner functions (`fit_covariance_matrices_with_loader`,
+`fit_lambda_matrices_with_loader`): one call a phase and process, over all parts of the process. The
+sums stay in the modules; a snapshot is a flat dictionary whose keys name a factor and the modules
+that share it, `factor|module|module`.
 """
 
 import json
@@ -23,17 +25,29 @@ from attribution.files import write_bytes, write_tensors
 
 
 def fit_in_parts(
-    analyzer: EigenAnalyzer, phases: Phases, name: str, dataset: GlueDataset, factor_args: FactorArguments
+    analyzer: EigenAnalyzer,
+    phases: Phases,
+    name: str,
+    dataset: GlueDataset,
+    factor_args: FactorArguments,
 ) -> None:
-    """Fits what the strategy needs, on the first rows of the data set, and moves it to `influence/factors/<name>`.
+    """Fits what the strategy needs, on the first rows of the data set, and moves it to
+    `influence/factors/<name>`.
 
     All processes of the launch take part; the main process writes.
     """
     config, processes = FactorConfig.CONFIGS[factor_args.strategy], analyzer.processes
     rows = dataset.first(factor_args.covariance_max_examples or len(dataset))
-    shared = {"model": analyzer.model, "state": analyzer.state, "task": analyzer.task, "factor_args": factor_args}
+    shared = {
+        "model": analyzer.model,
+        "state": analyzer.state,
+        "task": analyzer.task,
+        "factor_args": factor_args,
+    }
     if processes.main:
-        content = json.dumps(factor_args.to_dict())  # in kronfluence's format, which knows no checksum
+        content = json.dumps(
+            factor_args.to_dict()
+        )  # in kronfluence's format, which knows no checksum
         write_bytes(phases.folder / "factor_arguments.json", content.encode())
     if config.requires_covariance_matrices:
 
@@ -43,15 +57,23 @@ def fit_in_parts(
 
         sum_up(analyzer, phases, "covariance", rows, names.COVARIANCE_FACTOR_NAMES, covariance)
     if config.requires_eigendecomposition:
-        patterns = tuple(f"{factor}.safetensors" for factor in names.EIGENDECOMPOSITION_FACTOR_NAMES)
+        patterns = tuple(
+            f"{factor}.safetensors" for factor in names.EIGENDECOMPOSITION_FACTOR_NAMES
+        )
         decompose = lambda: analyzer.perform_eigendecomposition(name, factor_args)  # noqa: E731
         phases.run("eigendecomposition", patterns, decompose)
     if config.requires_lambda_matrices:
-        eigen = analyzer.load_eigendecomposition(name) if config.requires_eigendecomposition_for_lambda else None
+        eigen = (
+            analyzer.load_eigendecomposition(name)
+            if config.requires_eigendecomposition_for_lambda
+            else None
+        )
 
         def lambdas(loader):
             with analyzer.profiler.profile("Fit Lambda"):
-                fit_lambda_matrices_with_loader(loader=loader, eigen_factors=eigen, disable_tqdm=True, **shared)
+                fit_lambda_matrices_with_loader(
+                    loader=loader, eigen_factors=eigen, disable_tqdm=True, **shared
+                )
 
         sum_up(analyzer, phases, "lambda", rows, names.LAMBDA_FACTOR_NAMES, lambdas)
     if processes.main:
@@ -59,15 +81,28 @@ def fit_in_parts(
     processes.meet()
 
 
-def sum_up(analyzer: EigenAnalyzer, phases: Phases, phase: str, dataset: GlueDataset, factors: list[str], fit) -> None:
-    """One phase: sums of these factors over all rows, stored as kronfluence stores them. fit(loader) runs a loader."""
+def sum_up(
+    analyzer: EigenAnalyzer,
+    phases: Phases,
+    phase: str,
+    dataset: GlueDataset,
+    factors: list[str],
+    fit,
+) -> None:
+    """One phase: sums of these factors over all rows, stored as kronfluence stores them.
+    fit(loader) runs a loader.
+    """
 
     def call() -> None:
         analyzer.task.phase, budget = phase, analyzer.token_budget
         kept = Kept(phases.folder / "progress", phase, analyzer.processes)
-        sums = add_parts(analyzer, kept, divide(dataset.lengths, **phases.plan["parts"]), dataset, factors, fit)
+        sums = add_parts(
+            analyzer, kept, divide(dataset.lengths, **phases.plan["parts"]), dataset, factors, fit
+        )
         phases.earlier = kept.earlier()
-        phases.go_on_with(phase, {"budget": analyzer.token_budget} if analyzer.token_budget < budget else {})
+        phases.go_on_with(
+            phase, {"budget": analyzer.token_budget} if analyzer.token_budget < budget else {}
+        )
         sums = over_processes(analyzer, sums)
         if analyzer.processes.main:
             store(phases, factors, sums)
@@ -77,11 +112,18 @@ def sum_up(analyzer: EigenAnalyzer, phases: Phases, phase: str, dataset: GlueDat
 
 
 def add_parts(
-    analyzer: EigenAnalyzer, kept: Kept, parts: list[Part], dataset: GlueDataset, factors: list[str], fit
+    analyzer: EigenAnalyzer,
+    kept: Kept,
+    parts: list[Part],
+    dataset: GlueDataset,
+    factors: list[str],
+    fit,
 ) -> dict[str, torch.Tensor]:
-    """Sums over what this process had and over its share of the parts that are left, flat, on the CPU; {} for nothing.
+    """Sums over what this process had and over its share of the parts that are left, flat, on the
+    CPU; {} for nothing.
 
-    Where memory runs out, everything is released, and it goes on from what was saved with smaller batches.
+    Where memory runs out, everything is released, and it goes on from what was saved with smaller
+    batches.
     """
     mine = kept.remaining([float(dataset.lengths[part.rows].sum()) for part in parts])
     while True:
@@ -99,9 +141,16 @@ def add_parts(
 
 
 def run_parts(
-    analyzer: EigenAnalyzer, kept: Kept, parts: dict[int, Part], dataset: GlueDataset, factors: list[str], fit
+    analyzer: EigenAnalyzer,
+    kept: Kept,
+    parts: dict[int, Part],
+    dataset: GlueDataset,
+    factors: list[str],
+    fit,
 ) -> dict[str, torch.Tensor]:
-    """What `add_parts` returns, in one go. The sums of a part go on from those of the parts before it, bit for bit."""
+    """What `add_parts` returns, in one go. The sums of a part go on from those of the parts before
+    it, bit for bit.
+    """
     start = merged(kept.loaded)
     kept.loaded = []
     if not parts:
@@ -123,10 +172,14 @@ def run_parts(
                 kept.save(flat(analyzer, factors), kept.parts)
 
     def after() -> None:
-        sums.update({key: value.to("cpu", copy=True) for key, value in flat(analyzer, factors).items()})
+        sums.update(
+            {key: value.to("cpu", copy=True) for key, value in flat(analyzer, factors).items()}
+        )
         for module in tracked(analyzer.model):
             for factor in factors:
-                module.storage[factor] = torch.zeros(())  # instead of what kronfluence would copy to the CPU again
+                module.storage[factor] = torch.zeros(
+                    ()
+                )  # instead of what kronfluence would copy to the CPU again
 
     chosen = [batch for _, _, batch, _ in batches]
     weights = [float(dataset.lengths[batch].sum()) for batch in chosen]
@@ -144,7 +197,10 @@ def flat(analyzer: EigenAnalyzer, factors: list[str]) -> dict[str, torch.Tensor]
             tensor = module.storage[factor]
             known.setdefault((factor, tensor.data_ptr()), []).append(module.name)
             tensors[factor, tensor.data_ptr()] = tensor
-    return {"|".join([factor, *known[factor, place]]): tensor for (factor, place), tensor in tensors.items()}
+    return {
+        "|".join([factor, *known[factor, place]]): tensor
+        for (factor, place), tensor in tensors.items()
+    }
 
 
 def put(analyzer: EigenAnalyzer, sums: dict[str, torch.Tensor]) -> None:
@@ -166,13 +222,19 @@ def merged(several: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return total
 
 
-def over_processes(analyzer: EigenAnalyzer, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def over_processes(
+    analyzer: EigenAnalyzer, sums: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The sum over all processes; one without parts takes part with zeros."""
     processes = analyzer.processes
-    layouts = processes.all_of({key: (tuple(value.shape), value.dtype) for key, value in sums.items()})
+    layouts = processes.all_of(
+        {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+    )
     layout = next(layout for layout in layouts if layout)
     if any(other not in ({}, layout) for other in layouts):
-        raise RuntimeError("modules share an input in one process and not in another; pass --stock in one process")
+        raise RuntimeError(
+            "modules share an input in one process and not in another; pass --stock in one process"
+        )
     for key, (shape, dtype) in layout.items():
         sums.setdefault(key, torch.zeros(shape, dtype=dtype))
     processes.add([sums[key] for key in sorted(layout)])
@@ -187,5 +249,7 @@ def store(phases: Phases, factors: list[str], sums: dict[str, torch.Tensor]) -> 
             name, *owners = key.split("|")
             if name == factor:
                 value = value.float() if factor == names.LAMBDA_MATRIX_NAME else value
-                tensors |= {owner: value if owner == owners[0] else value.clone() for owner in owners}
+                tensors |= {
+                    owner: value if owner == owners[0] else value.clone() for owner in owners
+                }
         write_tensors(phases.folder / f"{factor}.safetensors", tensors)

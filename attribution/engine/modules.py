@@ -3,15 +3,16 @@
     model = prepare_model(model, task)       # instead of kronfluence.analyzer.prepare_model
     analyzer = ...                           # any kronfluence Analyzer, with its usual arguments
 
-kronfluence forms the gradient `G` (D_out x D_in) of every example and module, writes it to memory, and
-rotates it. Here the tokens are rotated first (`G = sum_t delta_t a_t^T`, so Q_out^T G Q_in needs only
-the rotated delta and a), gradients are formed in blocks that stay in cache, and queries may stay rotated,
-because inner products do not change under rotation: then their tokens are held, not their gradients.
+kronfluence forms the gradient `G` (D_out x D_in) of every example and module, writes it to memory,
+and rotates it. Here the tokens are rotated first (`G = sum_t delta_t a_t^T`, so Q_out^T G Q_in
+needs only the rotated delta and a), gradients are formed in blocks that stay in cache, and queries
+may stay rotated, because inner products do not change under rotation: then their tokens are held,
+not their gradients.
 
 Symbols: B examples of a batch, T tokens, D_in and D_out features of a linear layer (D_in counts the
-bias), Q queries, N training rows, R low rank. All results equal kronfluence's up to rounding; its file
-formats are kept. Formulas: EKFAC, George et al. 2018 (arXiv:1806.03884), equations 8 to 12; influence
-functions with it, Grosse et al. 2023 (arXiv:2308.03296), equation 17.
+bias), Q queries, N training rows, R low rank. All results equal kronfluence's up to rounding; its
+file formats are kept. Formulas: EKFAC, George et al. 2018 (arXiv:1806.03884), equations 8 to 12;
+influence functions with it, Grosse et al. 2023 (arXiv:2308.03296), equation 17.
 """
 
 import contextlib
@@ -40,16 +41,21 @@ CACHE_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # size of a block of per-example
 
 
 class EigenLinear(TrackedLinear):
-    """kronfluence's linear module with the trackers of `trackers.py`. Made only inside `registered`."""
+    """kronfluence's linear module with the trackers of `trackers.py`. Made only inside
+    `registered`.
+    """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.shared = Shared()
         self.bases: tuple = (None, None)  # (input basis, output basis), or (None, None)
         self.projection_seed = 0  # of the draws behind low-rank query gradients
-        self.covariance_products: torch.dtype | None = None  # None: the type of the sums; else these are in float64
+        self.covariance_products: torch.dtype | None = (
+            None  # None: the type of the sums; else these are in float64
+        )
         self.pass_queries = 0  # queries of a pass; 0: as many as kronfluence's arguments say
-        self.rotate_rows = True  # pairwise scores: training tokens are rotated, or else query gradients rotated back
+        # pairwise scores: training tokens are rotated, or else query gradients rotated back
+        self.rotate_rows = True
         self._trackers |= {
             ModuleMode.COVARIANCE: EigenCovarianceTracker(self),
             ModuleMode.LAMBDA: EigenLambdaTracker(self),
@@ -59,7 +65,9 @@ class EigenLinear(TrackedLinear):
         }
 
     def prepare_storage(self, device: torch.device) -> None:
-        """Inverts the damped eigenvalues as kronfluence does, then keeps them and the bases on the device."""
+        """Inverts the damped eigenvalues as kronfluence does, then keeps them and the bases on the
+        device.
+        """
         super().prepare_storage(device=device)
         inverse = self.storage[names.LAMBDA_MATRIX_NAME]
         if inverse is not None:
@@ -68,15 +76,20 @@ class EigenLinear(TrackedLinear):
             self.drop_bases()
         else:
             self.set_bases(self.score_args.precondition_dtype, device)
-            self.storage[names.ACTIVATION_EIGENVECTORS_NAME] = self.storage[names.GRADIENT_EIGENVECTORS_NAME] = None
+            self.storage[names.ACTIVATION_EIGENVECTORS_NAME] = self.storage[
+                names.GRADIENT_EIGENVECTORS_NAME
+            ] = None
 
     def set_bases(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Takes the eigenvectors of input and output covariance, `widened`, shared with modules that have the same.
+        """Takes the eigenvectors of input and output covariance, `widened`, shared with modules
+        that have the same.
 
         In float32 or above: see `tokens`.
         """
         self.bases = tuple(
-            self.shared.intern(widened(self.storage[name].to(dtype=accumulator(dtype), device=device)))
+            self.shared.intern(
+                widened(self.storage[name].to(dtype=accumulator(dtype), device=device))
+            )
             for name in (names.ACTIVATION_EIGENVECTORS_NAME, names.GRADIENT_EIGENVECTORS_NAME)
         )
 
@@ -85,7 +98,9 @@ class EigenLinear(TrackedLinear):
         self.bases = (None, None)
 
     def square_bases(self) -> tuple:
-        """The bases without the zeros that widen them: (D_in, D_in) and (D_out, D_out), or (None, None)."""
+        """The bases without the zeros that widen them: (D_in, D_in) and (D_out, D_out), or (None,
+        None).
+        """
         return tuple(None if basis is None else basis[:, : len(basis)] for basis in self.bases)
 
     def block_elements(self, tensor: torch.Tensor) -> int:
@@ -93,17 +108,25 @@ class EigenLinear(TrackedLinear):
         return CACHE_ELEMENTS[tensor.device.type]
 
     def tokens(
-        self, entry: SharedInput, gradient: torch.Tensor, dtype, rotated: bool = True, cheapest: bool = False,
+        self,
+        entry: SharedInput,
+        gradient: torch.Tensor,
+        dtype,
+        rotated: bool = True,
+        cheapest: bool = False,
         wide: bool = False,
-    ):  # fmt: skip
-        """(g (B, T, D_out), a (B, T, D_in), whether rotated) of this batch, with a column of ones for a bias.
+    ):
+        """(g (B, T, D_out), a (B, T, D_in), whether rotated) of this batch, with a column of ones
+        for a bias.
 
-        cheapest: rotate only where that costs less than rotating the gradient that they form. wide: on a GPU, a keeps
-        the zeros of its basis (see `widened`), because products of that width are far faster in bfloat16. Positions
-        after the last one with a gradient are left out: in BERT's last layer only [CLS] has one.
+        cheapest: rotate only where that costs less than rotating the gradient that they form. wide:
+        on a GPU, a keeps the zeros of its basis (see `widened`), because products of that width are
+        far faster in bfloat16. Positions after the last one with a gradient are left out: in BERT's
+        last layer only [CLS] has one.
 
-        Rounded to dtype after the rotation, never before: rounding noise of a token is spread over all
-        directions, and would drown those of small eigenvalue, which count as much as the others.
+        Rounded to dtype after the rotation, never before: rounding noise of a token is spread over
+        all directions, and would drown those of small eigenvalue, which count as much as the
+        others.
         """
         inputs, bias = entry.tensor.detach(), self.bias is not None
         if gradient.dim() == 2:
@@ -123,21 +146,31 @@ class EigenLinear(TrackedLinear):
             entry.rotated[key] = self._rounded(inputs, a_basis, bias, dtype)
         a = entry.rotated[key][:, :alive]
         d_in = inputs.shape[-1] + bias
-        return g[..., : gradient.shape[-1]], a if wide and a.device.type == "cuda" else a[..., :d_in], rotated
+        return (
+            g[..., : gradient.shape[-1]],
+            a if wide and a.device.type == "cuda" else a[..., :d_in],
+            rotated,
+        )
 
     @staticmethod
-    def _rounded(x: torch.Tensor, basis: torch.Tensor | None, bias: bool, dtype: torch.dtype) -> torch.Tensor:
+    def _rounded(
+        x: torch.Tensor, basis: torch.Tensor | None, bias: bool, dtype: torch.dtype
+    ) -> torch.Tensor:
         """[x, 1] in the basis, computed in the basis's precision, then of this dtype."""
         x = x.to(dtype if basis is None else basis.dtype)
         return rotate(x, basis, bias).to(dtype)
 
     def _alive(self, gradient: torch.Tensor) -> int:
-        """Number of leading positions outside of which the gradient (B, T, D_out) is zero; at least 1."""
+        """Number of leading positions outside of which the gradient (B, T, D_out) is zero; at least
+        1.
+        """
         used = (gradient != 0).any(2).any(0).nonzero()
         return int(used[-1]) + 1 if len(used) else 1
 
     def full_gradients(self, g: torch.Tensor, a: torch.Tensor):
-        """Yields blocks (rows, D_out, D_in) of the gradients of unrotated tokens, rotated where there is a basis."""
+        """Yields blocks (rows, D_out, D_in) of the gradients of unrotated tokens, rotated where
+        there is a basis.
+        """
         a_basis, g_basis = self.square_bases()
         rows = max(1, 4 * self.block_elements(g) // (g.shape[-1] * a.shape[-1]))
         for b in range(0, len(g), rows):
@@ -147,7 +180,7 @@ class EigenLinear(TrackedLinear):
             yield block
 
 
-# --- entry ---------------------------------------------------------------------------------------------
+# --- entry ----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -166,13 +199,15 @@ def check_version() -> None:
     version = importlib.metadata.version("kronfluence")
     if version not in KNOWN_VERSIONS:
         raise Refused(
-            f"kronfluence {version} is not a version that the fast path knows ({', '.join(KNOWN_VERSIONS)}); "
-            "install a known one, or pass --stock"
+            f"kronfluence {version} is not a version that the fast path knows "
+            f"({', '.join(KNOWN_VERSIONS)}); install a known one, or pass --stock"
         )
 
 
 def prepare_model(model: nn.Module, task) -> nn.Module:
-    """kronfluence's prepare_model with EigenLinear for every linear module; others stay kronfluence's."""
+    """kronfluence's prepare_model with EigenLinear for every linear module; others stay
+    kronfluence's.
+    """
     check_version()
     with registered():
         model = kronfluence.analyzer.prepare_model(model=model, task=task)

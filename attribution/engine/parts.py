@@ -1,9 +1,10 @@
-"""Parts: runs of whole groups of batches, shared out to processes, and what each process has finished of them.
+"""Parts: runs of whole groups of batches, shared out to processes, and what each process has
+finished of them.
 
-Batches and groups are formed once over the whole data set: a function of its rows and of the token budget. A part is
-the unit of recovery. What a process has is in memory, and is saved every PATIENCE seconds: one file a process, with the
-numbers of the parts that it holds. So a process that is killed costs at most what it did since.
-Symbols: N training rows.
+Batches and groups are formed once over the whole data set: a function of its rows and of the token
+budget. A part is the unit of recovery. What a process has is in memory, and is saved every PATIENCE
+seconds: one file a process, with the numbers of the parts that it holds. So a process that is
+killed costs at most what it did since. Symbols: N training rows.
 """
 
 import contextlib
@@ -47,7 +48,9 @@ class Part:
         return [row for batch in self.batches for row in batch]
 
     def passes(self, columns: int):
-        """Yields (column, batch, whether it ends its group), group by group, each group once for every column."""
+        """Yields (column, batch, whether it ends its group), group by group, each group once for
+        every column.
+        """
         start = 0
         for i in (i for i, end in enumerate(self.ends) if end):
             for column in range(columns):
@@ -56,7 +59,8 @@ class Part:
             start = i + 1
 
     def within(self, lengths: np.ndarray, budget: int) -> "Part":
-        """The same rows in the same order, in smaller batches: for a process that has run out of memory.
+        """The same rows in the same order, in smaller batches: for a process that has run out of
+        memory.
 
         lengths: tokens of every row of the data set. budget: tokens of a batch with padding.
         """
@@ -67,7 +71,8 @@ class Part:
 
 
 def divide(lengths: np.ndarray, budget: int, count: int, group: int | None = None) -> list[Part]:
-    """The rows with these lengths (N,) in about `count` parts of like many tokens, never more than there are groups.
+    """The rows with these lengths (N,) in about `count` parts of like many tokens, never more than
+    there are groups.
 
     budget: tokens of a batch with padding; group: those of a group (as many as a batch).
     """
@@ -87,8 +92,9 @@ def divide(lengths: np.ndarray, budget: int, count: int, group: int | None = Non
 class Kept:
     """What the processes have finished of one phase, in memory and on the disk.
 
-    parts: numbers of the parts that this process holds; tensors: what it took over, by name; others: numbers of parts
-    that other processes hold; seconds: of work behind what this process holds.
+    parts: numbers of the parts that this process holds; tensors: what it took over, by name;
+    others: numbers of parts that other processes hold; seconds: of work behind what this process
+    holds.
     """
 
     def __init__(self, folder: Path, phase: str, processes: Processes) -> None:
@@ -120,7 +126,10 @@ class Kept:
         """Saves the tensors and says that they hold these parts; files that were taken over go."""
         now = time.perf_counter()
         self.seconds, self.saved = self.seconds + now - self.saved, now
-        numbers = {PARTS: torch.tensor(parts, dtype=torch.int64), SECONDS: torch.tensor([self.seconds])}
+        numbers = {
+            PARTS: torch.tensor(parts, dtype=torch.int64),
+            SECONDS: torch.tensor([self.seconds]),
+        }
         tensors = tensors | numbers
         write_tensors(self.path, tensors | {CONTENT: digest(tensors)})
         for name in self.taken:
@@ -129,7 +138,12 @@ class Kept:
     def remaining(self, weights: list[float]) -> list[int]:
         """Numbers of the parts, of all with these weights, that are left for this process."""
         left = [i for i in range(len(weights)) if i not in self.held_by_any]
-        return [left[i] for i in share_out([weights[i] for i in left], self.processes.count)[self.processes.rank]]
+        return [
+            left[i]
+            for i in share_out([weights[i] for i in left], self.processes.count)[
+                self.processes.rank
+            ]
+        ]
 
     def earlier(self) -> float:
         """Seconds of work of earlier processes behind what is held, of the one that has most."""
@@ -145,8 +159,8 @@ class Kept:
 def accept(folder: Path) -> list[tuple[str, list[int]]]:
     """(name, parts that it holds) of the files to go on from.
 
-    Where two hold the same part, because a process died between writing one and deleting the other, the one that holds
-    more counts. Damaged files do not, and are named.
+    Where two hold the same part, because a process died between writing one and deleting the other,
+    the one that holds more counts. Damaged files do not, and are named.
     """
     found = []
     for path in sorted(folder.glob("*.safetensors")):

@@ -7,7 +7,9 @@ import torch
 
 
 class SharedInput:
-    """One input tensor of the current pass, and what was computed from it for the modules that read it."""
+    """One input tensor of the current pass, and what was computed from it for the modules that read
+    it.
+    """
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor, self.users = tensor, 0  # users: modules that read it and are not done
@@ -16,12 +18,16 @@ class SharedInput:
 
 
 class Shared:
-    """Per model: the inputs of the current pass (query, key and value read the same one) and equal bases."""
+    """Per model: the inputs of the current pass (query, key and value read the same one) and equal
+    bases.
+    """
 
     def __init__(self) -> None:
         self.inputs: dict[int, SharedInput] = {}
         self.bases: list[torch.Tensor] = []
-        self.complete = True  # whether the current batch ends a group of batches; see EigenPairwiseTracker
+        self.complete = (
+            True  # whether the current batch ends a group of batches; see EigenPairwiseTracker
+        )
         self.first = True  # whether the batch passes for the first time; see `draws.fisher_column`
 
     def enter(self, tensor: torch.Tensor) -> SharedInput:
@@ -39,7 +45,11 @@ class Shared:
     def intern(self, basis: torch.Tensor) -> torch.Tensor:
         """The first basis with these values, so that equal bases are one object."""
         for known in self.bases:
-            if known.shape == basis.shape and known.dtype == basis.dtype and torch.equal(known, basis):
+            if (
+                known.shape == basis.shape
+                and known.dtype == basis.dtype
+                and torch.equal(known, basis)
+            ):
                 return known
         self.bases.append(basis)
         return basis

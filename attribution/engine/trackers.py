@@ -1,8 +1,10 @@
-"""kronfluence's trackers, rewritten to stay in the eigenbasis: what happens in a module's backward pass.
+"""kronfluence's trackers, rewritten to stay in the eigenbasis: what happens in a module's backward
+pass.
 
-kronfluence calls a tracker's methods by name: `register_hooks` when a phase begins, `accumulate_iterations` after a
-batch, `release_memory` at the end. Each tracker here says in `update` what to do with a module's input and the
-gradient of its output. Symbols as in `eigenbasis.py`.
+kronfluence calls a tracker's methods by name: `register_hooks` when a phase begins,
+`accumulate_iterations` after a batch, `release_memory` at the end. Each tracker here says in
+`update` what to do with a module's input and the gradient of its output. Symbols as in
+`eigenbasis.py`.
 """
 
 import contextlib
@@ -33,8 +35,8 @@ from attribution.engine.sharing import SharedInput
 
 @contextlib.contextmanager
 def full_precision():
-    """Inside, products of float32 are not in TF32, whatever --tf32 says: what a covariance loses in its small
-    eigenvalues, its inverse blows up.
+    """Inside, products of float32 are not in TF32, whatever --tf32 says: what a covariance loses in
+    its small eigenvalues, its inverse blows up.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -45,16 +47,23 @@ def full_precision():
 
 
 class HookTracker(BaseTracker):
-    """Calls update(input, g) in the backward pass, with the module's input and its output's gradient."""
+    """Calls update(input, g) in the backward pass, with the module's input and its output's
+    gradient.
+    """
 
     started = False
 
     def register_hooks(self) -> None:
         """Watches the module from here on; forgets what an earlier phase left."""
+
         @torch.no_grad()
-        def forward_hook(module: nn.Module, inputs: tuple[torch.Tensor], outputs: torch.Tensor) -> None:
+        def forward_hook(
+            module: nn.Module, inputs: tuple[torch.Tensor], outputs: torch.Tensor
+        ) -> None:
             if self.cached_hooks:
-                raise RuntimeError(f"the module {self.module.name} runs twice in one pass; pass --stock")
+                raise RuntimeError(
+                    f"the module {self.module.name} runs twice in one pass; pass --stock"
+                )
             entry = self.module.shared.enter(inputs[0])
 
             @torch.no_grad()
@@ -81,18 +90,20 @@ class HookTracker(BaseTracker):
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         """Takes a batch in its backward pass, into `module.storage`.
 
-        entry: the module's input (rows, tokens, D_in), shared with modules that read the same tensor; gradient: of the
-        summed loss (or minus the summed margin) by the module's output (rows, tokens, D_out).
+        entry: the module's input (rows, tokens, D_in), shared with modules that read the same
+        tensor; gradient: of the summed loss (or minus the summed margin) by the module's output
+        (rows, tokens, D_out).
         """
         raise NotImplementedError
 
 
 class EigenCovarianceTracker(HookTracker, CovarianceTracker):
-    """Input and output-gradient covariances; modules that read one tensor share one input covariance.
+    """Input and output-gradient covariances; modules that read one tensor share one input
+    covariance.
 
-    Positions of padding, and others whose gradient is zero, are left out of the products, and small batches wait for
-    each other as in `EigenPairwiseTracker`. A batch that passes several times is counted, and its inputs are added,
-    the first time.
+    Positions of padding, and others whose gradient is zero, are left out of the products, and small
+    batches wait for each other as in `EigenPairwiseTracker`. A batch that passes several times is
+    counted, and its inputs are added, the first time.
     """
 
     leader: nn.Module  # whose input covariance this module takes
@@ -103,17 +114,26 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         self.gradients: list[torch.Tensor] = []
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
-        """Adds a group's products of inputs and of gradients to the two covariances, and counts tokens."""
+        """Adds a group's products of inputs and of gradients to the two covariances, and counts
+        tokens.
+        """
         module, args = self.module, self.module.factor_args
-        leader = entry.leaders.setdefault(module.bias is None, module)  # the first to come: the last in the model
+        leader = entry.leaders.setdefault(
+            module.bias is None, module
+        )  # the first to come: the last in the model
         first = module.shared.first
         if leader is module and first:
             self._add_inputs(entry.tensor.detach())
         if not self.started:
             self.started, self.leader = True, leader
         if self.leader is not leader:
-            raise RuntimeError(f"the input of {module.name} is shared in some batches only; pass --stock")
-        for name in (names.ACTIVATION_COVARIANCE_MATRIX_NAME, names.NUM_ACTIVATION_COVARIANCE_PROCESSED):
+            raise RuntimeError(
+                f"the input of {module.name} is shared in some batches only; pass --stock"
+            )
+        for name in (
+            names.ACTIVATION_COVARIANCE_MATRIX_NAME,
+            names.NUM_ACTIVATION_COVARIANCE_PROCESSED,
+        ):
             module.storage[name] = leader.storage[name]
         flat, count = module.get_flattened_gradient(gradient)  # counted as in kronfluence
         if first:
@@ -123,7 +143,9 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
             flat, self.gradients = torch.cat(self.gradients), []
             dtype = module.covariance_products or args.gradient_covariance_dtype
             with full_precision():
-                self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, self._summand(gram(flat.to(dtype))))
+                self._add(
+                    names.GRADIENT_COVARIANCE_MATRIX_NAME, self._summand(gram(flat.to(dtype)))
+                )
 
     def _add_inputs(self, inputs: torch.Tensor) -> None:
         module, flat = self.module, inputs.reshape(-1, inputs.shape[-1])
@@ -141,12 +163,19 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         if module.bias is not None:
             sums = flat.sum(0, dtype=accumulator(flat.dtype))
             bordered = sums.new_empty(len(sums) + 1, len(sums) + 1)
-            bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = matrix, sums, sums, len(flat)
+            bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = (
+                matrix,
+                sums,
+                sums,
+                len(flat),
+            )
             matrix = bordered
         self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, self._summand(matrix))
 
     def _summand(self, product: torch.Tensor) -> torch.Tensor:
-        """The product of a group in the type of the sum: float64 where only products are in float32."""
+        """The product of a group in the type of the sum: float64 where only products are in
+        float32.
+        """
         return product.double() if self.module.covariance_products else product
 
     def _add(self, name: str, term: torch.Tensor) -> None:
@@ -157,7 +186,8 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
 
 
 class EigenLambdaTracker(HookTracker, LambdaTracker):
-    """Mean squared gradient in the eigenbasis, EKFAC's corrected eigenvalues; without a basis, the diagonal.
+    """Mean squared gradient in the eigenbasis, EKFAC's corrected eigenvalues; without a basis, the
+    diagonal.
 
     The sum over the data set is in float64, squares of one block are summed in float32.
     """
@@ -171,14 +201,18 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
                 module.set_bases(args.lambda_dtype, gradient.device)
             else:
                 module.drop_bases()
-            if module.storage[names.LAMBDA_MATRIX_NAME] is None:  # else it is what an earlier process had summed
+            if (
+                module.storage[names.LAMBDA_MATRIX_NAME] is None
+            ):  # else it is what an earlier process had summed
                 size = module.weight.shape[0], module.weight.shape[1] + (module.bias is not None)
                 zeros = torch.zeros(size, dtype=torch.float64, device=gradient.device)
                 module.storage[names.LAMBDA_MATRIX_NAME] = zeros
                 module.storage[names.NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
         total = module.storage[names.LAMBDA_MATRIX_NAME]
         module.storage[names.NUM_LAMBDA_PROCESSED] += len(gradient) if module.shared.first else 0
-        g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
+        g, a, rotated = module.tokens(
+            entry, gradient, args.per_sample_gradient_dtype, cheapest=True
+        )
         if rotated:
             add_squares(total, g, a, module.block_elements(g))
             return
@@ -187,10 +221,12 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
 
 
 class EigenPreconditionTracker(HookTracker, PreconditionTracker):
-    """What is held of the queries of a pass: `Tokens` in the eigenbasis, or gradients outside of it.
+    """What is held of the queries of a pass: `Tokens` in the eigenbasis, or gradients outside of
+    it.
 
-    Gradients are multiplied by the inverse of the damped curvature and rotated back, then held in full (written where
-    they stay, into one tensor for all queries of a pass) or as two factors of low rank.
+    Gradients are multiplied by the inverse of the damped curvature and rotated back, then held in
+    full (written where they stay, into one tensor for all queries of a pass) or as two factors of
+    low rank.
     """
 
     held: torch.Tensor | None = None  # gradients: (queries of a pass, D_out, D_in)
@@ -198,14 +234,23 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         """Appends the batch's queries to what is held of the pass."""
         module, args = self.module, self.module.score_args
-        name, inverse = names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME, module.storage[names.LAMBDA_MATRIX_NAME]
+        name, inverse = (
+            names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME,
+            module.storage[names.LAMBDA_MATRIX_NAME],
+        )
         if module.rotate_rows:
             piece = module.tokens(entry, gradient, args.per_sample_gradient_dtype, wide=True)[:2]
             kept = module.storage[name] or Tokens([], inverse, args.score_dtype)
             module.storage[name] = Tokens([*kept.pieces, piece], inverse, args.score_dtype)
             return
-        g, a, rotated = module.tokens(entry, gradient, args.per_sample_gradient_dtype, cheapest=True)
-        gradients = torch.bmm(g.transpose(1, 2), a) if rotated else torch.cat(list(module.full_gradients(g, a)))
+        g, a, rotated = module.tokens(
+            entry, gradient, args.per_sample_gradient_dtype, cheapest=True
+        )
+        gradients = (
+            torch.bmm(g.transpose(1, 2), a)
+            if rotated
+            else torch.cat(list(module.full_gradients(g, a)))
+        )
         gradients = gradients.to(args.precondition_dtype)
         if inverse is not None:
             gradients.mul_(inverse)
@@ -231,8 +276,9 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
     def _low_rank(self, gradients: torch.Tensor, rank: int) -> list[torch.Tensor]:
         """[left (Q, D_out, R), right (Q, R, D_in)] of the gradients (Q, D_out, D_in).
 
-        By a full decomposition where kronfluence's arguments ask for it; else a randomized one, whose draws depend on
-        the seed and the module only, so that the same queries give the same factors in every pass and on every device.
+        By a full decomposition where kronfluence's arguments ask for it; else a randomized one,
+        whose draws depend on the seed and the module only, so that the same queries give the same
+        factors in every pass and on every device.
         """
         module, args = self.module, self.module.score_args
         gradients = gradients.to(args.query_gradient_svd_dtype).contiguous()
@@ -255,9 +301,9 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
 class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
     """Inner products of all held query gradients with each training gradient.
 
-    Small batches wait until a group of them is there, which ends with a batch that `shared.complete` announces: a
-    product with more rows is faster, and blocks of query gradients are formed once for the group. Until then the
-    scores of a batch have no columns.
+    Small batches wait until a group of them is there, which ends with a batch that
+    `shared.complete` announces: a product with more rows is faster, and blocks of query gradients
+    are formed once for the group. Until then the scores of a batch have no columns.
     """
 
     def forget(self) -> None:
@@ -265,10 +311,14 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
         self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
-        """Puts the group's scores (queries, rows) where kronfluence collects them, once it is complete."""
+        """Puts the group's scores (queries, rows) where kronfluence collects them, once it is
+        complete.
+        """
         module = self.module
         dtype = module.score_args.score_dtype
-        self.waiting.append(module.tokens(entry, gradient, dtype, module.rotate_rows, wide=True)[:2])
+        self.waiting.append(
+            module.tokens(entry, gradient, dtype, module.rotate_rows, wide=True)[:2]
+        )
         queries = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
         if module.shared.complete:
             scores = inner_products(queries, self.waiting, module.block_elements(gradient))

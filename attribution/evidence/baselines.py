@@ -1,9 +1,10 @@
 """Scores that need no factors: what a method must beat to be worth them.
 
-Every function returns scores (Q queries, N training rows), float32. Similarities of texts or representations are
-signed: a similar row of the same class helps, one of another class harms. For regression the sign, and a weight, is
-(label of the row - mean label) x (label of the query - the model's output for it): a row above the mean pulls outputs
-up, which helps a query that the model puts too low.
+Every function returns scores (Q queries, N training rows), float32. Similarities of texts or
+representations are signed: a similar row of the same class helps, one of another class harms. For
+regression the sign, and a weight, is (label of the row - mean label) x (label of the query - the
+model's output for it): a row above the mean pulls outputs up, which helps a query that the model
+puts too low.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from attribution.data.dataset import GlueDataset
 from attribution.training.fit import over_rows, predict
 
 NAMES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
-K1, B = 1.2, 0.75  # of BM25: how fast a word's count saturates, and how much the length of a text counts
+K1, B = (
+    1.2,
+    0.75,
+)  # of BM25: how fast a word's count saturates, and how much the length of a text counts
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Models:
 
     trained: Callable[[], torch.nn.Module]  # the run's, on its device
     start: Callable[[], torch.nn.Module]  # the model before fine-tuning
-    known: dict[str, np.ndarray] = field(default_factory=dict)  # fingerprint of rows -> what `outputs` found
+    known: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # fingerprint of rows -> what `outputs` found
 
     def outputs(self, queries: GlueDataset) -> np.ndarray:
         """(Q,): the trained model's outputs for a regression's rows; predicted once."""
@@ -43,18 +49,23 @@ def agreement(query_labels: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
 
 
 def signs(queries: GlueDataset, train: GlueDataset, models: Models | None) -> np.ndarray:
-    """(Q, N): label agreement, or the product of a regression (see above), for which the model's outputs are needed."""
+    """(Q, N): label agreement, or the product of a regression (see above), for which the model's
+    outputs are needed.
+    """
     if not train.task.regression:
         return agreement(queries.labels, train.labels)
     assert models is not None
-    return np.outer(queries.labels - models.outputs(queries), train.labels - train.labels.mean()).astype(np.float32)
+    return np.outer(
+        queries.labels - models.outputs(queries), train.labels - train.labels.mean()
+    ).astype(np.float32)
 
 
-# --- texts ---------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def words(kind: type, train_texts: list[str]):
-    """A scikit-learn vectorizer of this kind, fitted on the training texts; None where all of them are empty.
+    """A scikit-learn vectorizer of this kind, fitted on the training texts; None where all of them
+    are empty.
 
     Where no text has a word of two letters, single letters count as words.
     """
@@ -67,7 +78,9 @@ def words(kind: type, train_texts: list[str]):
 
 
 def tfidf_cosine(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
-    """Cosine of TF-IDF vectors of words (scikit-learn's defaults), weights learned from the training texts."""
+    """Cosine of TF-IDF vectors of words (scikit-learn's defaults), weights learned from the
+    training texts.
+    """
     if (vectorizer := words(TfidfVectorizer, train_texts)) is None:
         return np.zeros((len(query_texts), len(train_texts)), np.float32)
     product = vectorizer.transform(query_texts) @ vectorizer.transform(train_texts).T
@@ -75,14 +88,19 @@ def tfidf_cosine(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
 
 
 def bm25(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
-    """BM25 of every training text for every query (Robertson and Zaragoza 2009, doi:10.1561/1500000019, equation 3.15).
+    """BM25 of every training text for every query (Robertson and Zaragoza 2009,
+    doi:10.1561/1500000019, equation 3.15).
 
-    The sum over the query's words of w c (K1 + 1) / (c + K1 (1 - B + B l / mean l)), for a text of l words that has the
-    word c times; w = ln(1 + (N - n + 0.5) / (n + 0.5)) for a word in n of N texts, which is never below zero.
+    The sum over the query's words of w c (K1 + 1) / (c + K1 (1 - B + B l / mean l)), for a text of
+    l words that has the word c times; w = ln(1 + (N - n + 0.5) / (n + 0.5)) for a word in n of N
+    texts, which is never below zero.
     """
     if (vectorizer := words(CountVectorizer, train_texts)) is None:
         return np.zeros((len(query_texts), len(train_texts)), np.float32)
-    counts, asked = csr_matrix(vectorizer.transform(train_texts), dtype=np.float64), vectorizer.transform(query_texts)
+    counts, asked = (
+        csr_matrix(vectorizer.transform(train_texts), dtype=np.float64),
+        vectorizer.transform(query_texts),
+    )
     lengths, found = np.asarray(counts.sum(1)).ravel(), counts.getnnz(0)
     weights = np.log(1 + (counts.shape[0] - found + 0.5) / (found + 0.5))
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
@@ -91,17 +109,21 @@ def bm25(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
     return (asked @ counts.T).toarray().astype(np.float32)
 
 
-# --- representations -----------------------------------------------------------------------------------
+# --- representations ------------------------------------------------------------------------------
 
 
 def cosine(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
     """(Q, N) float32: cosine of representations (Q, D) and (N, D); 0 where one of them is zero."""
-    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, train)]
+    unit = [
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, train)
+    ]
     return (unit[0] @ unit[1].T).astype(np.float32)
 
 
 def represent(model: torch.nn.Module, *sets: GlueDataset, mean: bool = False) -> list[np.ndarray]:
-    """The last layer's first token, or its mean over the tokens, (rows, D) float32, for every data set."""
+    """The last layer's first token, or its mean over the tokens, (rows, D) float32, for every data
+    set.
+    """
     model = model.eval()
 
     def read(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -114,7 +136,7 @@ def represent(model: torch.nn.Module, *sets: GlueDataset, mean: bool = False) ->
     return [over_rows(read, data, next(model.parameters()).device).numpy() for data in sets]
 
 
-# --- all of them ---------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 
 def random_scores(num_queries: int, num_train: int, seed: int) -> np.ndarray:
@@ -122,7 +144,9 @@ def random_scores(num_queries: int, num_train: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((num_queries, num_train), dtype=np.float32)
 
 
-def baseline_scores(name: str, queries, train, models: Models | None = None, seed: int = 0) -> np.ndarray:
+def baseline_scores(
+    name: str, queries, train, models: Models | None = None, seed: int = 0
+) -> np.ndarray:
     """The named baseline for two data sets (`labels`, `texts()`, `task.regression`).
 
     models: for `representation` and `start`, and for everything of a regression but `random`.
@@ -138,4 +162,6 @@ def baseline_scores(name: str, queries, train, models: Models | None = None, see
         raise ValueError(f"unknown baseline: {name}")
     assert models is not None
     model = models.start() if name == "start" else models.trained()
-    return cosine(*represent(model, queries, train, mean=name == "start")) * signs(queries, train, models)
+    return cosine(*represent(model, queries, train, mean=name == "start")) * signs(
+        queries, train, models
+    )

@@ -1,8 +1,9 @@
-"""What a score is worth in units of the margin: one slope for score and run, measured by retraining.
+"""What a score is worth in units of the margin: one slope for score and run, measured by
+retraining.
 
-Regresses margins of models retrained on random subsets on the summed scores of the kept rows, both centred for each
-query, pooled over queries. Only subsets drawn without looking at any query count: retrains that were made for a query
-never calibrate anything.
+Regresses margins of models retrained on random subsets on the summed scores of the kept rows, both
+centred for each query, pooled over queries. Only subsets drawn without looking at any query count:
+retrains that were made for a query never calibrate anything.
 
 Symbols: M masks, N training rows, Q queries, R repeats, B bootstrap draws.
 """
@@ -37,7 +38,9 @@ class Slope:
         return self.low > 0
 
     def margin(self, score: float) -> tuple[float, float, float] | None:
-        """(value, low, high): the margin that a row of this score is predicted to add; None where that is not known."""
+        """(value, low, high): the margin that a row of this score is predicted to add; None where
+        that is not known.
+        """
         if not self.usable:
             return None
         ends = sorted((self.low * score, self.high * score))
@@ -48,12 +51,16 @@ class Slope:
         return asdict(self)
 
 
-def random_subsets(folder: Path, run: dict, query_rows: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe; None without one.
+def random_subsets(
+    folder: Path, run: dict, query_rows: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe;
+    None without one.
 
-    folder: the run's. query_rows: the fingerprint of the validation rows that scores are of. Reads what evaluate_lds.py
-    stored beside its retrains, which are of random subsets by construction. What earlier versions stored does not say
-    which start it is of, and is not read; evaluate_lds.py stores it again without retraining.
+    folder: the run's. query_rows: the fingerprint of the validation rows that scores are of. Reads
+    what evaluate_lds.py stored beside its retrains, which are of random subsets by construction.
+    What earlier versions stored does not say which start it is of, and is not read; evaluate_lds.py
+    stores it again without retraining.
     """
     best: tuple[np.ndarray, np.ndarray] | None = None
     wanted = {"recipe": run["recipe"], "training rows": run["train_rows"], "query rows": query_rows}
@@ -61,7 +68,9 @@ def random_subsets(folder: Path, run: dict, query_rows: str) -> tuple[np.ndarray
     for path in sorted((folder / "retraining").glob("*/lds_*.npz")):
         record = read_json(path.with_suffix(".json")) or {}
         made = record.get("fingerprint", {})
-        if any(made.get(part) != value for part, value in wanted.items()) or record.get("arrays") != sha256_of(path):
+        if any(made.get(part) != value for part, value in wanted.items()) or record.get(
+            "arrays"
+        ) != sha256_of(path):
             continue
         with np.load(path, allow_pickle=False) as arrays:
             masks, margins = arrays["masks"], arrays["margins"]
@@ -72,11 +81,14 @@ def random_subsets(folder: Path, run: dict, query_rows: str) -> tuple[np.ndarray
     return best
 
 
-def slope(scores: np.ndarray, masks: np.ndarray, margins: np.ndarray, count: int = NUM_BOOTSTRAP) -> Slope:
-    """The slope of margins (M, R, Q) on sums of kept scores (Q, N), in margins a unit of score, with an interval.
+def slope(
+    scores: np.ndarray, masks: np.ndarray, margins: np.ndarray, count: int = NUM_BOOTSTRAP
+) -> Slope:
+    """The slope of margins (M, R, Q) on sums of kept scores (Q, N), in margins a unit of score,
+    with an interval.
 
-    Least squares: the sum of x y over that of x x, over masks and queries, both centred for each query. Bootstrap
-    over masks and queries (see `stats.draw`); every draw centres anew.
+    Least squares: the sum of x y over that of x x, over masks and queries, both centred for each
+    query. Bootstrap over masks and queries (see `stats.draw`); every draw centres anew.
     """
     x = masks.astype(np.float64) @ np.asarray(scores, np.float64).T
     y = stats.mean_margins(margins)

@@ -1,14 +1,17 @@
-"""Scores corrected by retrains: what a score says of the rows, and what random subsets have shown of them since.
+"""Scores corrected by retrains: what a score says of the rows, and what random subsets have shown
+of them since.
 
-Margins are taken to be sums over the kept rows. What a row adds to a query's margin has a normal prior: its mean is the
-score times a slope of the query's own, its covariance the Gram matrix of the rows' gradients (see `influence.gram`), so
-that rows with like gradients are corrected alike. Retrains on random subsets then give the posterior mean: Gaussian
-process regression on masks with an explicit basis (Rasmussen and Williams 2006, sections 2.2 and 2.7). A slope is not
-below zero: few retrains do not turn a score round. Slopes, scales and the noise, relative to the prior and the same for
-all queries, are those of the highest likelihood.
+Margins are taken to be sums over the kept rows. What a row adds to a query's margin has a normal
+prior: its mean is the score times a slope of the query's own, its covariance the Gram matrix of the
+rows' gradients (see `influence.gram`), so that rows with like gradients are corrected alike.
+Retrains on random subsets then give the posterior mean: Gaussian process regression on masks with
+an explicit basis (Rasmussen and Williams 2006, sections 2.2 and 2.7). A slope is not below zero:
+few retrains do not turn a score round. Slopes, scales and the noise, relative to the prior and the
+same for all queries, are those of the highest likelihood.
 
-A corrected score has seen the retrains. So it is judged on masks that were held out, beside the score as it was.
-Symbols: M masks, N training rows, Q queries. masks (M, N), 1 = kept; alike (N, M), the Gram matrix times the masks.
+A corrected score has seen the retrains. So it is judged on masks that were held out, beside the
+score as it was. Symbols: M masks, N training rows, Q queries. masks (M, N), 1 = kept; alike (N, M),
+the Gram matrix times the masks.
 """
 
 from dataclasses import dataclass
@@ -45,7 +48,9 @@ class Retrains:
         values, basis = np.linalg.eigh(contrasts @ chosen @ alike @ contrasts.T)
         values = np.maximum(values, 0.0)
         size = values.mean() or 1.0
-        return cls(chosen, margins - margins.mean(0), alike / size, contrasts.T @ basis, values / size)
+        return cls(
+            chosen, margins - margins.mean(0), alike / size, contrasts.T @ basis, values / size
+        )
 
     def correct(self, scores: np.ndarray) -> np.ndarray:
         """Scores (Q, N) corrected by these retrains, in units of the margin: (Q, N) float64."""
@@ -57,7 +62,8 @@ class Retrains:
 
 
 def most_likely(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """(noise, slopes (Q,), none below 0) of the highest likelihood of y (K, Q) = slopes x (K, Q) and normal errors.
+    """(noise, slopes (Q,), none below 0) of the highest likelihood of y (K, Q) = slopes x (K, Q)
+    and normal errors.
 
     values: (K,), the prior variance of each row of y; queries differ in their scale alone.
     """
@@ -65,7 +71,9 @@ def most_likely(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float
     for noise in NOISES:
         variance = (values + noise)[:, None]
         squares = (x * x / variance).sum(0)
-        slopes = np.divide((x * y / variance).sum(0), squares, out=np.zeros(len(squares)), where=squares > 0).clip(0)
+        slopes = np.divide(
+            (x * y / variance).sum(0), squares, out=np.zeros(len(squares)), where=squares > 0
+        ).clip(0)
         scale = ((y - slopes * x) ** 2 / variance).mean(0)
         likelihood = -(len(y) * np.log(scale[scale > 0]) + np.log(variance).sum()).sum() / 2
         if likelihood > best:
@@ -76,7 +84,9 @@ def most_likely(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float
 def check_masks(count: int) -> None:
     """Raises Refused where so many different masks are too few to be held out in turn."""
     if count < LEAST_MASKS:
-        raise Refused(f"--correct holds out a fifth of the masks in turn; it needs {LEAST_MASKS}, not {count}")
+        raise Refused(
+            f"--correct holds out a fifth of the masks in turn; it needs {LEAST_MASKS}, not {count}"
+        )
 
 
 def folds_of(masks: np.ndarray, partition: int) -> list[np.ndarray]:
@@ -87,15 +97,20 @@ def folds_of(masks: np.ndarray, partition: int) -> list[np.ndarray]:
 
 
 def cross_validate(
-    scores: np.ndarray, alike: np.ndarray, masks: np.ndarray, margins: np.ndarray, controls: np.ndarray | None,
+    scores: np.ndarray,
+    alike: np.ndarray,
+    masks: np.ndarray,
+    margins: np.ndarray,
+    controls: np.ndarray | None,
     draws: stats.Draws,
-) -> dict:  # fmt: skip
-    """LDS of scores (Q, N) as they are, corrected, and of the same correction of nothing, on the same held-out masks.
+) -> dict:
+    """LDS of scores (Q, N) as they are, corrected, and of the same correction of nothing, on the
+    same held-out masks.
 
-    margins: means (M, Q). controls: columns (M, K) of the balanced kind, or None. Correlations are over the masks of
-    one fold, averaged over folds, PARTITIONS and queries; draws give the intervals. Returns kind -> {"lds", "interval",
-    "corrected", "corrected_interval", "difference", "difference_interval", "alone"}; balanced only where folds have
-    SPARE more masks than columns.
+    margins: means (M, Q). controls: columns (M, K) of the balanced kind, or None. Correlations are
+    over the masks of one fold, averaged over folds, PARTITIONS and queries; draws give the
+    intervals. Returns kind -> {"lds", "interval", "corrected", "corrected_interval", "difference",
+    "difference_interval", "alone"}; balanced only where folds have SPARE more masks than columns.
     """
     kinds: dict[str, np.ndarray | None] = {"plain": None}
     if controls is not None and len(masks) // FOLDS >= controls.shape[1] + SPARE:
@@ -112,7 +127,9 @@ def cross_validate(
 def predictions(
     scores: np.ndarray, alike: np.ndarray, masks: np.ndarray, margins: np.ndarray, fold: np.ndarray
 ) -> list[np.ndarray]:
-    """Sums (masks of the fold, Q) of scores, of corrected ones and of corrected nothing, from the other masks alone."""
+    """Sums (masks of the fold, Q) of scores, of corrected ones and of corrected nothing, from the
+    other masks alone.
+    """
     rest = np.setdiff1d(np.arange(len(masks)), fold)
     retrains = Retrains.of(alike[:, rest], masks[rest], margins[rest])
     corrected = [retrains.correct(given) for given in (scores, np.zeros(scores.shape, np.float32))]
@@ -120,17 +137,28 @@ def predictions(
 
 
 def judge(
-    sums: list[list[np.ndarray]], folds: list[np.ndarray], margins: np.ndarray, columns: np.ndarray | None,
+    sums: list[list[np.ndarray]],
+    folds: list[np.ndarray],
+    margins: np.ndarray,
+    columns: np.ndarray | None,
     draws: stats.Draws,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """(3, 1 + B): the LDS of each of the `predictions` of each fold, and the same in every draw."""
-    truths = [stats.make_truth(margins[fold], None if columns is None else columns[fold]) for fold in folds]
+    truths = [
+        stats.make_truth(margins[fold], None if columns is None else columns[fold])
+        for fold in folds
+    ]
     valid = np.all([truth.valid for truth in truths], axis=0)
     drawn = stats.Draws(draws.masks[:, np.concatenate(folds)], draws.queries)
-    together = stats.Truth(np.concatenate([truth.ranks for truth in truths]), np.ones((len(margins), 1)), valid)
+    together = stats.Truth(
+        np.concatenate([truth.ranks for truth in truths]), np.ones((len(margins), 1)), valid
+    )
     lines = []
     for of_folds in zip(*sums, strict=True):
-        agreed = [stats.agreement_of(values, truth) for values, truth in zip(of_folds, truths, strict=True)]
+        agreed = [
+            stats.agreement_of(values, truth)
+            for values, truth in zip(of_folds, truths, strict=True)
+        ]
         per_query = np.mean([one.per_query for one in agreed], axis=0)
         whole = stats.Agreement(per_query, np.concatenate([one.predicted for one in agreed]), 0)
         lines.append([whole.mean, *stats.bootstrap(whole, together, drawn)])
@@ -141,8 +169,11 @@ def summary(judged: np.ndarray) -> dict:
     """What `cross_validate` returns of one kind, from `judge`."""
     (plain, corrected_one, alone), samples = judged[:, 0], judged[:, 1:]
     return {
-        "lds": float(plain), "interval": stats.interval(samples[0]),
-        "corrected": float(corrected_one), "corrected_interval": stats.interval(samples[1]),
-        "difference": float(corrected_one - plain), "difference_interval": stats.interval(samples[1] - samples[0]),
+        "lds": float(plain),
+        "interval": stats.interval(samples[0]),
+        "corrected": float(corrected_one),
+        "corrected_interval": stats.interval(samples[1]),
+        "difference": float(corrected_one - plain),
+        "difference_interval": stats.interval(samples[1] - samples[0]),
         "alone": float(alone),
-    }  # fmt: skip
+    }

@@ -1,7 +1,8 @@
 """Removal of the most helpful (or harmful) rows: which rows go, and what is retrained.
 
-Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins and correctness (1 or 0)
-of an arm are (S, D, L, R), NaN where nothing was retrained, and where a retrain diverged, which says nothing.
+Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins and
+correctness (1 or 0) of an arm are (S, D, L, R), NaN where nothing was retrained, and where a
+retrain diverged, which says nothing.
 """
 
 from collections.abc import Callable
@@ -15,14 +16,18 @@ from attribution.evidence.store import Job, Results
 from attribution.evidence.study import Study
 from attribution.files import Refused
 
-Arm = Callable[[int], list[np.ndarray]]  # a query's number -> for every draw, training rows in removal order
+Arm = Callable[
+    [int], list[np.ndarray]
+]  # a query's number -> for every draw, training rows in removal order
 
 
-# --- arms ----------------------------------------------------------------------------------------------
+# --- arms -----------------------------------------------------------------------------------------
 
 
 def by_score(scores: np.ndarray, direction: str = "helpful") -> Arm:
-    """The arm that removes the rows with the highest of these scores (Q, N), or of harmful ones with the lowest."""
+    """The arm that removes the rows with the highest of these scores (Q, N), or of harmful ones
+    with the lowest.
+    """
     return lambda query: [most_helpful(scores[query] if direction == "helpful" else -scores[query])]
 
 
@@ -37,12 +42,18 @@ def by_chance(train, queries, seed: int, draws: int) -> Arm:
 
 
 def by_classes(train, arm: Arm, seed: int, draws: int) -> Arm:
-    """The arm that removes random rows, at every removal as many of each class as the other arm removes."""
-    return lambda query: [alike(train.labels, arm(query)[0], seed, query, draw) for draw in range(draws)]
+    """The arm that removes random rows, at every removal as many of each class as the other arm
+    removes.
+    """
+    return lambda query: [
+        alike(train.labels, arm(query)[0], seed, query, draw) for draw in range(draws)
+    ]
 
 
 def alike(groups: np.ndarray, order: np.ndarray, seed: int, query: int, draw: int) -> np.ndarray:
-    """Random rows in the place of those in `order`, each of the same group (N,): a function of seed, query and draw."""
+    """Random rows in the place of those in `order`, each of the same group (N,): a function of
+    seed, query and draw.
+    """
     rows = np.empty_like(order)
     for group in np.unique(groups[order]):
         places = groups[order] == group
@@ -60,7 +71,7 @@ def shuffled(rows: np.ndarray, seed: int, query: int, draw: int) -> np.ndarray:
     return np.random.default_rng([seed, query, draw]).permutation(rows)
 
 
-# --- the study -----------------------------------------------------------------------------------------
+# --- the study ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,11 @@ class Removals:
 
     counts: list[int]  # increasing
     num_targets: int  # targets are sought among the first so many queries
-    base_seeds: range  # a target is a query that models of all these seeds classify correctly (harmful: wrongly)
+    # a target is a query that models of all these seeds classify correctly (harmful: wrongly)
+    base_seeds: range
     retrain_seeds: range
-    carry_forward: bool  # a flipped (mended) target counts as such at every larger removal and is not retrained
+    # a flipped (mended) target counts as such at every larger removal and is not retrained
+    carry_forward: bool
     direction: str = "helpful"
     max_targets: int | None = None  # the first so many of them; None: all
 
@@ -112,18 +125,25 @@ class Plan:
     def all_jobs(self) -> list[Job]:
         """Every job that there may be, if no target flips before the last removal."""
         levels = range(len(self.removals))
-        return [job for place in self._places() for level in levels for job in self._jobs(place, level)]
+        return [
+            job for place in self._places() for level in levels for job in self._jobs(place, level)
+        ]
 
     def jobs(self, level: int, carry_forward: bool) -> dict[tuple, list[Job]]:
         """(arm, target, draw) -> jobs, one a seed, of what is to be retrained at this removal."""
         return {
-            place: self._jobs(place, level) for place in self._places()
+            place: self._jobs(place, level)
+            for place in self._places()
             if not (carry_forward and self._turned_before(place, level))
-        }  # fmt: skip
+        }
 
     def spared(self, level: int, carry_forward: bool) -> int:
         """Retrains that this removal does not need."""
-        return carry_forward * len(self.seeds) * sum(self._turned_before(place, level) for place in self._places())
+        return (
+            carry_forward
+            * len(self.seeds)
+            * sum(self._turned_before(place, level) for place in self._places())
+        )
 
     def _turned_before(self, place: tuple, level: int) -> bool:
         name, t, d = place
@@ -132,7 +152,10 @@ class Plan:
     def record(self, place: tuple, level: int, margins: np.ndarray, correct: np.ndarray) -> None:
         """Takes margins and correctness (R,) of a target at a removal."""
         name, t, d = place
-        self.margins[name][t, d, level], self.correct[name][t, d, level] = margins, converged(margins, correct)
+        self.margins[name][t, d, level], self.correct[name][t, d, level] = (
+            margins,
+            converged(margins, correct),
+        )
         self.diverged += int((~np.isfinite(margins)).sum())
 
 
@@ -146,7 +169,9 @@ def base_runs(study: Study, removals: Removals) -> Results:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What retraining says about every target: `base` (S, R) with nothing removed, arms (S, D, L, R)."""
+    """What retraining says about every target: `base` (S, R) with nothing removed, arms (S, D, L,
+    R).
+    """
 
     targets: np.ndarray
     base_margins: np.ndarray
@@ -154,7 +179,9 @@ class Outcome:
     plan: Plan
 
 
-def run_study(study: Study, removals: Removals, arms: dict[str, Arm], base: Results, dry_run: bool) -> Outcome | None:
+def run_study(
+    study: Study, removals: Removals, arms: dict[str, Arm], base: Results, dry_run: bool
+) -> Outcome | None:
     """Retrains what is missing; None after a dry run. base: as `base_runs` returns it.
 
     Raises Refused where no query is classified correctly (harmful: wrongly) by all base seeds.
@@ -175,18 +202,25 @@ def run_study(study: Study, removals: Removals, arms: dict[str, Arm], base: Resu
     start = run_jobs(study.store, jobs, study.retrain, study.workers, "nothing removed")
     before = start.margins[:, targets].T
     if not np.isfinite(before).any(-1).all():
-        raise Refused("all retrains with nothing removed diverged, so nothing can be compared with them")
+        raise Refused(
+            "all retrains with nothing removed diverged, so nothing can be compared with them"
+        )
     for level in range(len(removals.counts)):
         run_level(study, plan, level, targets, removals.carry_forward)
     return Outcome(targets, before, converged(before, start.correct[:, targets].T), plan)
 
 
-def run_level(study: Study, plan: Plan, level: int, targets: np.ndarray, carry_forward: bool) -> None:
+def run_level(
+    study: Study, plan: Plan, level: int, targets: np.ndarray, carry_forward: bool
+) -> None:
     """Retrains what one removal needs, and records it in the plan."""
     wanted, count = plan.jobs(level, carry_forward), plan.removals[level]
     if launched()[0] == 0:
         spared = plan.spared(level, carry_forward)
-        print(f"removing {count}: {len(wanted) * len(plan.seeds):,} retrains, {spared:,} spared by carry-forward")
+        print(
+            f"removing {count}: {len(wanted) * len(plan.seeds):,} retrains, {spared:,} spared by "
+            "carry-forward"
+        )
     jobs = [job for place in wanted.values() for job in place]
     results = run_jobs(study.store, jobs, study.retrain, study.workers, f"{count} removed")
     shape = len(wanted), len(plan.seeds), len(study.queries)
@@ -197,15 +231,24 @@ def run_level(study: Study, plan: Plan, level: int, targets: np.ndarray, carry_f
 
 
 def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome) -> dict:
-    """Everything that is reported: every margin, whether it was right, every removed row, shares and intervals."""
+    """Everything that is reported: every margin, whether it was right, every removed row, shares
+    and intervals.
+    """
     most, plan = removals.counts[-1], outcome.plan
     result = {
-        "removals": [0, *removals.counts], "carry_forward": removals.carry_forward, "direction": removals.direction,
-        "targets": outcome.targets.tolist(), "sought": min(removals.num_targets, len(study.queries)),
-        "base_accuracy": float(base.correct.mean()), "base_run_margins": listed(base.margins),
-        "base_run_correct": base.correct.astype(int).tolist(), "rows": len(study.train),
-        "base_seeds": list(removals.base_seeds), "retrain_seeds": list(removals.retrain_seeds),
-        "base_margins": listed(outcome.base_margins), "base_correct": listed(outcome.base_correct),
+        "removals": [0, *removals.counts],
+        "carry_forward": removals.carry_forward,
+        "direction": removals.direction,
+        "targets": outcome.targets.tolist(),
+        "sought": min(removals.num_targets, len(study.queries)),
+        "base_accuracy": float(base.correct.mean()),
+        "base_run_margins": listed(base.margins),
+        "base_run_correct": base.correct.astype(int).tolist(),
+        "rows": len(study.train),
+        "base_seeds": list(removals.base_seeds),
+        "retrain_seeds": list(removals.retrain_seeds),
+        "base_margins": listed(outcome.base_margins),
+        "base_correct": listed(outcome.base_correct),
         "diverged": plan.diverged,
         "margins": {name: listed(values) for name, values in plan.margins.items()},
         "correct": {name: listed(values) for name, values in plan.correct.items()},
@@ -213,5 +256,5 @@ def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome)
             name: [[order[:most].tolist() for order in draws] for draws in rows]
             for name, rows in plan.orders.items()
         },
-    }  # fmt: skip
+    }
     return result | {"curves": curves(result)}

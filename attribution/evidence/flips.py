@@ -1,7 +1,9 @@
-"""What came out of removals: which targets flipped, how far their margins moved, and how two arms compare.
+"""What came out of removals: which targets flipped, how far their margins moved, and how two arms
+compare.
 
-`result` is what run_counterfactual.py writes as JSON. Symbols as in `counterfactual`: S targets, D draws of an arm,
-L removals, R retrain seeds. None in the JSON is NaN here: nothing was retrained, or the retrain diverged.
+`result` is what run_counterfactual.py writes as JSON. Symbols as in `counterfactual`: S targets, D
+draws of an arm, L removals, R retrain seeds. None in the JSON is NaN here: nothing was retrained,
+or the retrain diverged.
 """
 
 from itertools import combinations
@@ -27,7 +29,8 @@ def converged(margins: np.ndarray, correct: np.ndarray) -> np.ndarray:
 
 
 def turned(correct: np.ndarray, direction: str) -> np.ndarray:
-    """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where there is none.
+    """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where
+    there is none.
 
     correct: 1 or 0; NaN does not count.
     """
@@ -37,16 +40,23 @@ def turned(correct: np.ndarray, direction: str) -> np.ndarray:
 
 
 def states(
-    base: tuple[np.ndarray, np.ndarray], arm: tuple[np.ndarray, np.ndarray], direction: str = "helpful"
+    base: tuple[np.ndarray, np.ndarray],
+    arm: tuple[np.ndarray, np.ndarray],
+    direction: str = "helpful",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(flipped or mended, margin change) of an arm, both (S, D, 1 + L), with nothing removed in front.
+    """(flipped or mended, margin change) of an arm, both (S, D, 1 + L), with nothing removed in
+    front.
 
-    base: margins and correctness (S, R) of the same seeds with nothing removed; arm: those of the arm (S, D, L, R).
-    A target that was carried forward stays turned and keeps its last change; one whose retrains all diverged stays as
-    before. Changes are paired: means over seeds of the differences from base.
+    base: margins and correctness (S, R) of the same seeds with nothing removed; arm: those of the
+    arm (S, D, L, R). A target that was carried forward stays turned and keeps its last change; one
+    whose retrains all diverged stays as before. Changes are paired: means over seeds of the
+    differences from base.
     """
     draws, repeats = arm[0].shape[1], arm[0].shape[3]
-    starts = [np.broadcast_to(np.asarray(x, np.float64)[:, None, None], (len(x), draws, 1, repeats)) for x in base]
+    starts = [
+        np.broadcast_to(np.asarray(x, np.float64)[:, None, None], (len(x), draws, 1, repeats))
+        for x in base
+    ]
     margins, correct = (np.concatenate(pair, axis=2) for pair in zip(starts, arm, strict=True))
     differences = margins - margins[:, :, :1]
     there = np.isfinite(differences)
@@ -59,31 +69,39 @@ def states(
 
 
 def per_target(result: dict) -> dict[str, dict[str, np.ndarray]]:
-    """Arm -> whether each target flipped (or was mended) and its margin's change, both (S, 1 + L); draws averaged."""
+    """Arm -> whether each target flipped (or was mended) and its margin's change, both (S, 1 + L);
+    draws averaged.
+    """
     base = _floats(result["base_margins"]), _floats(result["base_correct"])
     direction = result.get("direction", "helpful")
     found = {}
     for name, margins in result["margins"].items():
-        flips, change = states(base, (_floats(margins), _floats(result["correct"][name])), direction)
+        flips, change = states(
+            base, (_floats(margins), _floats(result["correct"][name])), direction
+        )
         found[name] = {TURNED[direction]: flips.mean(1), "margin_change": change.mean(1)}
     return found
 
 
 def curves(result: dict) -> dict:
-    """Arm -> at every removal: share flipped or mended (Wilson), mean margin change (bootstrap over targets)."""
+    """Arm -> at every removal: share flipped or mended (Wilson), mean margin change (bootstrap over
+    targets).
+    """
     found = {}
     for name, values in per_target(result).items():
         (what, flips), (_, change) = values.items()
         found[name] = {
             what: flips.mean(0).tolist(),
             f"{what}_interval": [wilson(share * len(flips), len(flips)) for share in flips.mean(0)],
-            "margin_change": change.mean(0).tolist(), "margin_change_interval": _intervals(change),
-        }  # fmt: skip
+            "margin_change": change.mean(0).tolist(),
+            "margin_change_interval": _intervals(change),
+        }
     return found
 
 
 def differences(result: dict) -> dict[tuple[str, str], dict]:
-    """(arm, arm before it) -> mean difference of what `per_target` returns at every removal, with paired intervals.
+    """(arm, arm before it) -> mean difference of what `per_target` returns at every removal, with
+    paired intervals.
 
     Bootstrap over targets; a target's two values stay together.
     """
@@ -93,7 +111,10 @@ def differences(result: dict) -> dict[tuple[str, str], dict]:
         found[name, before] = {}
         for key in values[name]:
             apart = values[name][key] - values[before][key]
-            found[name, before] |= {key: apart.mean(0).tolist(), f"{key}_interval": _intervals(apart)}
+            found[name, before] |= {
+                key: apart.mean(0).tolist(),
+                f"{key}_interval": _intervals(apart),
+            }
     return found
 
 
@@ -103,6 +124,8 @@ def _floats(nested: list) -> np.ndarray:
 
 
 def _intervals(values: np.ndarray) -> list[tuple[float, float]]:
-    """Percentile intervals of the mean over targets of values (S, 1 + L), for every column; always the same draws."""
+    """Percentile intervals of the mean over targets of values (S, 1 + L), for every column; always
+    the same draws.
+    """
     picks = np.random.default_rng(0).integers(len(values), size=(NUM_BOOTSTRAP, len(values)))
     return [interval(column[picks].mean(1)) for column in values.T]

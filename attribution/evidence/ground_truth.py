@@ -1,6 +1,8 @@
-"""Ground truth of the LDS: margins of models retrained on random subsets, our own or read from files of others.
+"""Ground truth of the LDS: margins of models retrained on random subsets, our own or read from
+files of others.
 
-Symbols: M masks, N training rows, Q queries, R repeats. Masks (M, N) uint8, 1 = kept; margins (M, R, Q) float32.
+Symbols: M masks, N training rows, Q queries, R repeats. Masks (M, N) uint8, 1 = kept; margins (M,
+R, Q) float32.
 """
 
 import pickle
@@ -15,15 +17,33 @@ from attribution.evidence.retraining import announce, launched, run_jobs
 from attribution.evidence.stats import MIN_MASKS
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
-from attribution.files import Refused, differing_parts, others, read_json, sha256_of, write_json, write_npz
+from attribution.files import (
+    Refused,
+    differing_parts,
+    others,
+    read_json,
+    sha256_of,
+    write_json,
+    write_npz,
+)
 
 UNREADABLE = (  # what NumPy and torch raise for files that hold no array of numbers
-    pickle.UnpicklingError, zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+)
 
 
-def draw_masks(num_rows: int, num_masks: int, alpha: float, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """Masks (M, N) that keep a share alpha of the rows, drawn without replacement; mask m is the same whatever M.
+def draw_masks(
+    num_rows: int, num_masks: int, alpha: float, seed: int, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """Masks (M, N) that keep a share alpha of the rows, drawn without replacement; mask m is the
+    same whatever M.
 
     labels: keep the share of every class (rounded), so that no mask has another class balance.
     """
@@ -39,7 +59,8 @@ def draw_masks(num_rows: int, num_masks: int, alpha: float, seed: int, labels: n
 
 
 def load_array(path: Path, key: str) -> np.ndarray:
-    """The array in a .npy file, under `key` (or alone) in a .npz, or as tensor or NumPy array in a .pt.
+    """The array in a .npy file, under `key` (or alone) in a .npz, or as tensor or NumPy array in a
+    .pt.
 
     Nothing in the file is executed. Raises Refused for anything else.
     """
@@ -52,10 +73,14 @@ def load_array(path: Path, key: str) -> np.ndarray:
         else:
             value = np.load(path, allow_pickle=False)
             if isinstance(value, np.lib.npyio.NpzFile):
-                value = value[key if key in value.files or len(value.files) != 1 else value.files[0]]
+                value = value[
+                    key if key in value.files or len(value.files) != 1 else value.files[0]
+                ]
     except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refused(f"{path} holds no array of numbers that can be loaded safely ({reason[:120]})") from error
+        raise Refused(
+            f"{path} holds no array of numbers that can be loaded safely ({reason[:120]})"
+        ) from error
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
         raise Refused(f"{path} must hold one tensor or one NumPy array of numbers")
     return value
@@ -64,21 +89,32 @@ def load_array(path: Path, key: str) -> np.ndarray:
 def _load_pt(path: Path):
     """A tensor or NumPy array pickled by NumPy 1 or 2; everything else is refused by torch."""
     reconstruct = np.ones(0).__reduce__()[0]  # NumPy 1 and 2 keep it in different modules
-    allowed = [reconstruct, (reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
+    allowed = [
+        reconstruct,
+        (reconstruct, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+    ]
     allowed += {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     with torch.serialization.safe_globals(allowed):
         value = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(value, torch.Tensor):
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy knows no bfloat16
+        return (
+            value.float() if value.dtype == torch.bfloat16 else value
+        ).numpy()  # NumPy knows no bfloat16
     return value
 
 
 def check_masks(masks: np.ndarray, num_rows: int) -> np.ndarray:
-    """Masks as uint8 (M, N). Raises Refused where they are not binary, not (M, N), too few or all the same."""
+    """Masks as uint8 (M, N). Raises Refused where they are not binary, not (M, N), too few or all
+    the same.
+    """
     if masks.ndim != 2 or masks.shape[1] != num_rows:
         raise Refused(f"masks must have shape (masks, {num_rows} training rows), not {masks.shape}")
     if len(masks) < MIN_MASKS:
-        raise Refused(f"a correlation over masks needs at least {MIN_MASKS} of them, not {len(masks)}")
+        raise Refused(
+            f"a correlation over masks needs at least {MIN_MASKS} of them, not {len(masks)}"
+        )
     if not np.isin(masks, (0, 1)).all():
         raise Refused("masks must be binary: 1 for a kept row, 0 for a removed one")
     if (masks == masks[0]).all():
@@ -90,9 +126,14 @@ def check_margins(margins: np.ndarray, num_masks: int, num_queries: int) -> np.n
     """Margins as float32 (M, R, Q); (M, Q) counts as one repeat. Raises Refused for other shapes."""
     margins = margins[:, None] if margins.ndim == 2 else margins
     if margins.ndim != 3 or len(margins) != num_masks:
-        raise Refused(f"margins must have shape ({num_masks} masks, repeats, queries), not {margins.shape}")
+        raise Refused(
+            f"margins must have shape ({num_masks} masks, repeats, queries), not {margins.shape}"
+        )
     if margins.shape[2] != num_queries:
-        raise Refused(f"margins are of {margins.shape[2]} queries, the scores of {num_queries}; check --max_queries")
+        raise Refused(
+            f"margins are of {margins.shape[2]} queries, the scores of {num_queries}; check "
+            "--max_queries"
+        )
     return margins.astype(np.float32)
 
 
@@ -119,11 +160,15 @@ class Subsets:
         return f"lds_{self.num_masks}x{self.num_repeats}_{drawn}_retrain{self.retrain_seed}"
 
     def masks(self, labels: np.ndarray, regression: bool) -> np.ndarray:
-        """Masks (M, N) of these subsets for rows with labels (N,). Raises Refused where there can be none."""
+        """Masks (M, N) of these subsets for rows with labels (N,). Raises Refused where there can
+        be none.
+        """
         if self.stratified and regression:
             raise Refused("--stratify needs classes; a regression task has none")
         count = len(labels)
-        masks = draw_masks(count, self.num_masks, self.alpha, self.seed, labels if self.stratified else None)
+        masks = draw_masks(
+            count, self.num_masks, self.alpha, self.seed, labels if self.stratified else None
+        )
         if not masks.any(1).all() or masks.all(1).any():
             raise Refused(f"--alpha {self.alpha} of {count} rows keeps none or all of them")
         return check_masks(masks, count)
@@ -140,44 +185,61 @@ class GroundTruth:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is known, by name."""
-        found = {"masks": self.masks, "margins": self.margins, "correct": self.correct, "outputs": self.outputs}
+        found = {
+            "masks": self.masks,
+            "margins": self.margins,
+            "correct": self.correct,
+            "outputs": self.outputs,
+        }
         return {name: values for name, values in found.items() if values is not None}
 
     def accuracy(self, num_labels: int) -> float | None:
-        """Share of correct predictions; None where margins of more than two classes do not tell, and for regression."""
+        """Share of correct predictions; None where margins of more than two classes do not tell,
+        and for regression.
+        """
         if num_labels == 1 or (self.correct is None and num_labels > 2):
             return None
         return float((self.margins > 0).mean() if self.correct is None else self.correct.mean())
 
     def pearson(self, labels: np.ndarray) -> float | None:
-        """Pearson correlation of a regression's outputs with labels (Q,), mean over retrains; None where not known."""
+        """Pearson correlation of a regression's outputs with labels (Q,), mean over retrains; None
+        where not known.
+        """
         if self.outputs is None:
             return None
         outputs = self.outputs.astype(np.float64)
         centred = outputs - outputs.mean(2, keepdims=True)
         sizes = np.linalg.norm(centred, axis=2) * np.linalg.norm(labels - labels.mean())
         known = sizes > 0  # neither diverged nor constant
-        return float(((centred @ (labels - labels.mean()))[known] / sizes[known]).mean()) if known.any() else None
+        return (
+            float(((centred @ (labels - labels.mean()))[known] / sizes[known]).mean())
+            if known.any()
+            else None
+        )
 
 
 def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> GroundTruth | None:
     """The ground truth of the store; what is missing is retrained.
 
-    None where nothing is to be evaluated here: after a dry run, and in all processes of a launcher but the first.
-    wait: retrain what is missing; else raises Refused where something is.
+    None where nothing is to be evaluated here: after a dry run, and in all processes of a launcher
+    but the first. wait: retrain what is missing; else raises Refused where something is.
     """
     masks = subsets.masks(study.train.labels, study.train.task.regression)
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in masks for seed in subsets.retrain_seeds]
     store, shape = study.store, (len(masks), subsets.num_repeats, len(study.queries))
     if not wait and (missing := store.missing(jobs)):
-        raise Refused(f"{len(missing)} retrains are missing; run the same command without --query_index")
+        raise Refused(
+            f"{len(missing)} retrains are missing; run the same command without --query_index"
+        )
     if not announce(store, jobs, study.retrain, study.workers, dry_run):
         return None
     results = run_jobs(store, jobs, study.retrain, study.workers)
     if launched()[0] > 0:
         return None
     outputs = results.predictions.reshape(shape) if study.train.task.regression else None
-    truth = GroundTruth(masks, results.margins.reshape(shape), results.correct.reshape(shape), outputs)
+    truth = GroundTruth(
+        masks, results.margins.reshape(shape), results.correct.reshape(shape), outputs
+    )
     fingerprint = truth_fingerprint(study)
     path = store.folder / f"{subsets.name}_queries{fingerprint['query rows'][:8]}.npz"
     write_npz(path, **truth.arrays())
@@ -186,7 +248,9 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
 
 
 def truth_fingerprint(study: Study) -> dict:
-    """Named parts of everything that changes exported ground truth: the recipe's, the run's start, the query rows."""
+    """Named parts of everything that changes exported ground truth: the recipe's, the run's start,
+    the query rows.
+    """
     parts = {"query rows": study.queries.fingerprint(), "run's start": study.retrain.run_start}
     return study.retrain.fingerprint() | parts
 
@@ -213,5 +277,7 @@ def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundT
             there = "outputs" in arrays.files
         outputs = check_margins(load_array(margins_path, "outputs"), *shape) if there else None
         if outputs is not None and not np.array_equal(np.isfinite(outputs), np.isfinite(margins)):
-            raise Refused(f"{margins_path}: its outputs and its margins are not of the same retrains")
+            raise Refused(
+                f"{margins_path}: its outputs and its margins are not of the same retrains"
+            )
     return GroundTruth(masks, margins, None, outputs)

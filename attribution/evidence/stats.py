@@ -1,9 +1,10 @@
 """Correlations with ground truth, their intervals, and what noise allows. NumPy and SciPy only.
 
-Symbols: M masks, N training rows, Q queries, R repeats, K classes, B bootstrap draws. Masks (M, N) hold 1 for
-a kept row; scores (Q, N); margins (M, R, Q), where NaN says that a repeat is missing. The linear
-datamodeling score of a query is the Spearman correlation, over masks, between the summed scores of the
-kept rows and the mean margin of the models retrained on them (TRAK, arXiv:2303.14186, section 2).
+Symbols: M masks, N training rows, Q queries, R repeats, K classes, B bootstrap draws. Masks (M, N)
+hold 1 for a kept row; scores (Q, N); margins (M, R, Q), where NaN says that a repeat is missing.
+The linear datamodeling score of a query is the Spearman correlation, over masks, between the summed
+scores of the kept rows and the mean margin of the models retrained on them (TRAK, arXiv:2303.14186,
+section 2).
 """
 
 from dataclasses import dataclass
@@ -12,15 +13,22 @@ import numpy as np
 from scipy.stats import norm, rankdata
 
 MIN_MASKS = 3
-LEAST_CEILING = 0.2  # a share of the ceiling is shown where the interval of the ceiling begins above this part of it
+# a share of the ceiling is shown where the interval of the ceiling begins above this part of it
+LEAST_CEILING = 0.2
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Ground truth, ready to be correlated with: ranks of mean margins, and what they are controlled for."""
+    """Ground truth, ready to be correlated with: ranks of mean margins, and what they are
+    controlled for.
+    """
 
-    ranks: np.ndarray  # (M, Q), standardized ranks of mean margins; zero where a query's margins do not vary
-    basis: np.ndarray  # (M, K'), orthonormal columns that are regressed out of ranks; at least the constant
+    ranks: (
+        np.ndarray
+    )  # (M, Q), standardized ranks of mean margins; zero where a query's margins do not vary
+    basis: (
+        np.ndarray
+    )  # (M, K'), orthonormal columns that are regressed out of ranks; at least the constant
     valid: np.ndarray  # (Q,), whether the query's margins vary (once controlled)
 
 
@@ -39,13 +47,16 @@ def complete_masks(margins: np.ndarray) -> np.ndarray:
 
 def kept_counts(masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(M, K): how many rows of each class a mask keeps."""
-    return np.stack([masks[:, labels == label].sum(1) for label in np.unique(labels)], axis=1).astype(np.float64)
+    return np.stack(
+        [masks[:, labels == label].sum(1) for label in np.unique(labels)], axis=1
+    ).astype(np.float64)
 
 
 def make_truth(margins: np.ndarray, controls: np.ndarray | None = None) -> Truth:
     """Ground truth from margins (M, Q), controlled for columns (M, K) by partial rank correlation.
 
-    Partial Spearman correlation: ranks of both sides, with the ranks of the controls regressed out by least squares.
+    Partial Spearman correlation: ranks of both sides, with the ranks of the controls regressed out
+    by least squares.
     """
     basis = _basis(len(margins), controls)
     ranks, valid = _standardize(margins, basis)
@@ -63,7 +74,9 @@ def _basis(count: int, controls: np.ndarray | None) -> np.ndarray:
 
 
 def _standardize(values: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ranks (M, Q) of each column, projected off the basis, with norm 1; whether anything was left (Q,))."""
+    """(ranks (M, Q) of each column, projected off the basis, with norm 1; whether anything was left
+    (Q,)).
+    """
     ranks = rankdata(values, axis=0)
     ranks -= basis @ (basis.T @ ranks)
     norms = np.linalg.norm(ranks, axis=0)
@@ -75,20 +88,25 @@ def _standardize(values: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.
 class Agreement:
     """How one set of scores agrees with ground truth."""
 
-    per_query: np.ndarray  # (Q,) correlation; 0 where the prediction is constant, NaN where the margins are
+    per_query: (
+        np.ndarray
+    )  # (Q,) correlation; 0 where the prediction is constant, NaN where the margins are
     predicted: np.ndarray  # (M, Q) standardized ranks of the predictions
     constant: int  # queries whose prediction is the same for every mask
 
     @property
     def mean(self) -> float:
         """The LDS: the mean over queries, those without a defined correlation left out."""
-        return float(np.nanmean(self.per_query)) if np.isfinite(self.per_query).any() else float("nan")
+        return (
+            float(np.nanmean(self.per_query)) if np.isfinite(self.per_query).any() else float("nan")
+        )
 
 
 def agreement(scores: np.ndarray, masks: np.ndarray, truth: Truth) -> Agreement:
     """LDS of scores (Q, N) for every query; see `Truth` for what it is controlled for."""
     predictions = masks.astype(np.float64) @ np.asarray(scores, dtype=np.float64).T
-    # Sums that differ in the last bits only are equal: ranks of rounding errors would look like an opinion.
+    # Sums that differ in the last bits only are equal: ranks of rounding errors would look like an
+    # opinion.
     scale = np.abs(scores).sum(1, dtype=np.float64)
     grid = np.maximum(scale * 1e-12, np.finfo(np.float64).tiny)
     return agreement_of(np.round(predictions / grid), truth)
@@ -110,17 +128,27 @@ class Draws:
 
 
 def draw(num_masks: int, num_queries: int, count: int = 2000, seed: int = 0) -> Draws:
-    """Masks and queries, both drawn with replacement: the pigeonhole bootstrap (Owen 2007, arXiv:0712.1111)."""
+    """Masks and queries, both drawn with replacement: the pigeonhole bootstrap (Owen 2007,
+    arXiv:0712.1111).
+    """
     generator = np.random.default_rng(seed)
     return Draws(
-        generator.multinomial(num_masks, np.full(num_masks, 1 / num_masks), count).astype(np.float64),
-        generator.multinomial(num_queries, np.full(num_queries, 1 / num_queries), count).astype(np.float64),
+        generator.multinomial(num_masks, np.full(num_masks, 1 / num_masks), count).astype(
+            np.float64
+        ),
+        generator.multinomial(num_queries, np.full(num_queries, 1 / num_queries), count).astype(
+            np.float64
+        ),
     )
 
 
 def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
-    """(B,): the mean agreement over queries, those without a defined one left out, in every draw; NaN without any."""
-    return _means(weighted_correlations(result.predicted, truth.ranks, draws), draws.queries * truth.valid)
+    """(B,): the mean agreement over queries, those without a defined one left out, in every draw;
+    NaN without any.
+    """
+    return _means(
+        weighted_correlations(result.predicted, truth.ranks, draws), draws.queries * truth.valid
+    )
 
 
 def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -132,8 +160,9 @@ def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
     """(B, Q): correlation of the columns of x with those of y (M, Q) in every draw of masks.
 
-    Of ranks, which stay those of all masks; means and norms are the draw's own. (Ranks of each draw's own move the ends
-    of the intervals in results/ by at most 0.006, and are ten times as slow.)
+    Of ranks, which stay those of all masks; means and norms are the draw's own. (Ranks of each
+    draw's own move the ends of the intervals in results/ by at most 0.006, and are ten times as
+    slow.)
     """
     w = draws.masks / np.maximum(draws.masks.sum(1, keepdims=True), 1.0)
     mean_x, mean_y = w @ x, w @ y
@@ -143,7 +172,9 @@ def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndar
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples (B,), those that are NaN left out; NaN where all are."""
+    """Percentile interval of bootstrap samples (B,), those that are NaN left out; NaN where all
+    are.
+    """
     there = samples[~np.isnan(samples)]
     if not there.size:
         return float("nan"), float("nan")
@@ -152,7 +183,9 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def chance(result: Agreement, truth: Truth, count: int = 500, seed: int = 0) -> float:
-    """Half width of the 95 % interval of the mean agreement where masks are permuted against margins."""
+    """Half width of the 95 % interval of the mean agreement where masks are permuted against
+    margins.
+    """
     generator = np.random.default_rng(seed)
     weights = truth.valid / max(truth.valid.sum(), 1)
     orders = (generator.permutation(len(truth.ranks)) for _ in range(count))
@@ -161,11 +194,13 @@ def chance(result: Agreement, truth: Truth, count: int = 500, seed: int = 0) -> 
 
 
 def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> float | None:
-    """The highest LDS that scores could reach against means of R repeats; None where there is only one repeat.
+    """The highest LDS that scores could reach against means of R repeats; None where there is only
+    one repeat.
 
-    The mean over queries of the square root of each query's reliability of the mean, R r / (1 + (R - 1) r)
-    (Spearman 1910, Brown 1910), with r the mean Spearman correlation, over pairs of repeats, between the margins of two
-    repeats; a negative r counts as 0. Its bias for few repeats: lab/ceiling.py.
+    The mean over queries of the square root of each query's reliability of the mean, R r / (1 + (R
+    - 1) r) (Spearman 1910, Brown 1910), with r the mean Spearman correlation, over pairs of
+    repeats, between the margins of two repeats; a negative r counts as 0. Its bias for few repeats:
+    lab/ceiling.py.
     """
     if (found := _repeats(margins, controls)) is None:
         return None
@@ -184,44 +219,62 @@ class Ceiling:
 
     @property
     def known(self) -> bool:
-        """Whether there is a signal: repeats agree, and the interval of the ceiling does not come near zero.
+        """Whether there is a signal: repeats agree, and the interval of the ceiling does not come
+        near zero.
 
-        Noise alone also has a ceiling above zero, because a query's negative correlation counts as 0.
+        Noise alone also has a ceiling above zero, because a query's negative correlation counts as
+        0.
         """
-        return interval(self.agreements)[0] > 0 and interval(self.draws)[0] > LEAST_CEILING * self.value
+        return (
+            interval(self.agreements)[0] > 0
+            and interval(self.draws)[0] > LEAST_CEILING * self.value
+        )
 
 
-def ceiling_of(margins: np.ndarray, draws: Draws, controls: np.ndarray | None = None) -> Ceiling | None:
+def ceiling_of(
+    margins: np.ndarray, draws: Draws, controls: np.ndarray | None = None
+) -> Ceiling | None:
     """The noise ceiling with its bootstrap; None where `noise_ceiling` is None."""
     if (found := _repeats(margins, controls)) is None:
         return None
     ranks, valid, complete = found
     drawn, weights = Draws(draws.masks[:, complete], draws.queries), draws.queries * valid
     pairs = _agreements(ranks)[:, valid]
-    sampled = [weighted_correlations(ranks[i], ranks[j], drawn) for i in range(len(ranks)) for j in range(i)]
+    sampled = [
+        weighted_correlations(ranks[i], ranks[j], drawn)
+        for i in range(len(ranks))
+        for j in range(i)
+    ]
     return Ceiling(
-        float(_reliability(pairs, len(ranks)).mean()), _means(_reliability(sampled, len(ranks)), weights),
-        float(pairs.mean()), _means(np.mean(sampled, axis=0), weights),
-    )  # fmt: skip
+        float(_reliability(pairs, len(ranks)).mean()),
+        _means(_reliability(sampled, len(ranks)), weights),
+        float(pairs.mean()),
+        _means(np.mean(sampled, axis=0), weights),
+    )
 
 
 def share_of_ceiling(lds: float, sample: np.ndarray, ceiling: Ceiling | None) -> dict:
-    """{"share", "share_interval"}: an LDS divided by the noise ceiling; nothing where that is not known.
+    """{"share", "share_interval"}: an LDS divided by the noise ceiling; nothing where that is not
+    known.
 
     sample: the LDS in the bootstrap draws (B,) of the ceiling.
     """
     if ceiling is None or not ceiling.known:
         return {}
-    return {"share": lds / ceiling.value, "share_interval": interval(sample / np.maximum(ceiling.draws, 1e-12))}
+    return {
+        "share": lds / ceiling.value,
+        "share_interval": interval(sample / np.maximum(ceiling.draws, 1e-12)),
+    }
 
 
 def _repeats(
     margins: np.ndarray, controls: np.ndarray | None
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray] | None:
-    """(standardized ranks (M', Q) of each repeat, valid queries (Q,), whole masks (M,)) of margins (M, R, Q).
+    """(standardized ranks (M', Q) of each repeat, valid queries (Q,), whole masks (M,)) of margins
+    (M, R, Q).
 
-    A whole mask has all repeats. None where there is one repeat, where masks are too few, or where no query's margins
-    vary in every repeat.
+    A whole mask has all repeats. None where there is one repeat, where masks are too few, or where
+    no query's margins vary in every repeat.
     """
     complete = np.isfinite(margins).all((1, 2))
     if margins.shape[1] < 2 or complete.sum() < MIN_MASKS:
@@ -238,13 +291,17 @@ def _agreements(ranks: list[np.ndarray]) -> np.ndarray:
 
 
 def _reliability(pairs, repeats: int) -> np.ndarray:
-    """Square root of the reliability of a mean of repeats, from the correlations of their pairs (arrays alike)."""
+    """Square root of the reliability of a mean of repeats, from the correlations of their pairs
+    (arrays alike).
+    """
     r = np.maximum(np.mean(pairs, axis=0), 0.0)
     return np.sqrt(repeats * r / (1 + (repeats - 1) * r))
 
 
 def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over rows of the Spearman correlation of a (Q, N) with b (Q, N); constant rows count as 0."""
+    """Mean over rows of the Spearman correlation of a (Q, N) with b (Q, N); constant rows count as
+    0.
+    """
     constant = np.ones((a.shape[1], 1)) / np.sqrt(a.shape[1])
     return float((_standardize(a.T, constant)[0] * _standardize(b.T, constant)[0]).sum(0).mean())
 

@@ -1,9 +1,10 @@
-"""The store of retrains: one small file a job, named by what it was trained on; damaged files are noticed.
+"""The store of retrains: one small file a job, named by what it was trained on; damaged files are
+noticed.
 
-A job is (kept rows, seed). Its result says, for each query row that it knows, margin and correctness, and for a
-regression the prediction. The folder is named by the fingerprint of the recipe, the start, the training rows and the
-device: a changed recipe never meets old results. Query rows are known by a fingerprint of their own, so that a study
-of more queries finds what is there.
+A job is (kept rows, seed). Its result says, for each query row that it knows, margin and
+correctness, and for a regression the prediction. The folder is named by the fingerprint of the
+recipe, the start, the training rows and the device: a changed recipe never meets old results. Query
+rows are known by a fingerprint of their own, so that a study of more queries finds what is there.
 
 Symbols: N training rows, Q queries, J jobs.
 """
@@ -63,7 +64,9 @@ class Result:
 
     def of(self, digests: np.ndarray) -> "Result | None":
         """The same for these rows (Q', 16); None where one of them is not known."""
-        if len(digests) <= len(self.digests) and np.array_equal(self.digests[: len(digests)], digests):
+        if len(digests) <= len(self.digests) and np.array_equal(
+            self.digests[: len(digests)], digests
+        ):
             return self.take(np.arange(len(digests)))
         places = {digest.tobytes(): place for place, digest in enumerate(self.digests)}
         found = [places.get(digest.tobytes(), -1) for digest in digests]
@@ -71,7 +74,12 @@ class Result:
 
     def take(self, places: np.ndarray) -> "Result":
         """The rows at these places."""
-        return Result(self.digests[places], self.margins[places], self.correct[places], self.predictions[places])
+        return Result(
+            self.digests[places],
+            self.margins[places],
+            self.correct[places],
+            self.predictions[places],
+        )
 
     def joined(self, other: "Result") -> "Result":
         """These rows, and those of the other that are not among them."""
@@ -96,7 +104,9 @@ class Results:
 
 
 class Store:
-    """Results of jobs below `folder`/<fingerprint>/, one file a job, for the query rows with these digests (Q, 16)."""
+    """Results of jobs below `folder`/<fingerprint>/, one file a job, for the query rows with these
+    digests (Q, 16).
+    """
 
     def __init__(self, folder: Path, fingerprint: dict, digests: np.ndarray) -> None:
         name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
@@ -110,7 +120,8 @@ class Store:
         return self.folder / job.key[:2] / f"{job.key}.safetensors"
 
     def read(self, job: Job) -> Result | None:
-        """All that the job's file says; None where there is none, or it was damaged: then that is said and it goes.
+        """All that the job's file says; None where there is none, or it was damaged: then that is
+        said and it goes.
 
         Damaged means read and wrong; an error of the file system is raised.
         """
@@ -122,7 +133,12 @@ class Store:
         try:
             tensors = safetensors.numpy.load(content)
             if tensors["checksum"].tobytes() == checksum(job, tensors):
-                return Result(tensors["rows"], tensors["margins"], tensors["correct"] > 0, tensors["predictions"])
+                return Result(
+                    tensors["rows"],
+                    tensors["margins"],
+                    tensors["correct"] > 0,
+                    tensors["predictions"],
+                )
         except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
             pass  # it cannot be read as what it should be
         print(f"{path}: a stored retrain is damaged and is done again", file=sys.stderr)
@@ -130,7 +146,9 @@ class Store:
         return None
 
     def load(self, job: Job) -> Result | None:
-        """The job's result for the wanted query rows; None where it is missing, or does not know one of them."""
+        """The job's result for the wanted query rows; None where it is missing, or does not know
+        one of them.
+        """
         result = self.read(job)
         return None if result is None else result.of(self.digests)
 
@@ -139,10 +157,13 @@ class Store:
         before = self.read(job)
         result = result if before is None else result.joined(before)
         tensors = {
-            "rows": result.digests, "margins": result.margins.astype(np.float32),
-            "correct": result.correct.astype(np.uint8), "predictions": result.predictions.astype(np.float32),
-            "kept": np.frombuffer(job.kept, np.uint8), "seed": np.array([job.seed], np.int64),
-        }  # fmt: skip
+            "rows": result.digests,
+            "margins": result.margins.astype(np.float32),
+            "correct": result.correct.astype(np.uint8),
+            "predictions": result.predictions.astype(np.float32),
+            "kept": np.frombuffer(job.kept, np.uint8),
+            "seed": np.array([job.seed], np.int64),
+        }
         tensors["checksum"] = np.frombuffer(checksum(job, tensors), np.uint8)
         write_bytes(self.path(job), safetensors.numpy.save(tensors))
 
@@ -152,14 +173,17 @@ class Store:
         return [job for job in unique.values() if self.load(job) is None]
 
     def changed(self, wanted, seen: dict[str, int]) -> list[str]:
-        """Keys among the wanted ones whose file is new or another than when it was seen; `seen` takes note of it.
+        """Keys among the wanted ones whose file is new or another than when it was seen; `seen`
+        takes note of it.
 
         Looks at the folder, not for each file: what is missing costs nothing.
         """
         found = []
         for folder in self.folder.glob("??"):
             for entry in os.scandir(folder):
-                if (key := entry.name.partition(".")[0]) in wanted and entry.name.endswith(".safetensors"):
+                if (key := entry.name.partition(".")[0]) in wanted and entry.name.endswith(
+                    ".safetensors"
+                ):
                     with contextlib.suppress(FileNotFoundError):
                         time = entry.stat().st_mtime_ns
                         if seen.get(key) != time:
@@ -169,10 +193,11 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, job: Job):
-        """Yields whether this process may do the job: no other process works at it, and it is not done yet.
+        """Yields whether this process may do the job: no other process works at it, and it is not
+        done yet.
 
-        A claim is a lock on one byte of a shared file, which the system releases when the process dies. On a file
-        system without locks every process may do every job, and that is said.
+        A claim is a lock on one byte of a shared file, which the system releases when the process
+        dies. On a file system without locks every process may do every job, and that is said.
         """
         place = int(job.key[:15], 16)  # the file is empty: a lock needs no content
         try:
@@ -194,7 +219,10 @@ def checksum(job: Job, tensors: dict[str, np.ndarray]) -> bytes:
     """SHA-256 over the job's key and all tensors but the checksum itself."""
     digest = hashlib.sha256(job.key.encode())
     for name in sorted(set(tensors) - {"checksum"}):
-        digest.update(f"|{name}|{tensors[name].dtype}|{tensors[name].shape}|".encode() + tensors[name].tobytes())
+        digest.update(
+            f"|{name}|{tensors[name].dtype}|{tensors[name].shape}|".encode()
+            + tensors[name].tobytes()
+        )
     return digest.digest()
 
 
@@ -202,11 +230,16 @@ def say_no_locks(folder: Path, said: set = set()) -> None:  # noqa: B006 - what 
     """Says once for each folder that its file system has no locks."""
     if folder not in said:
         said.add(folder)
-        print(f"{folder} is on a file system without locks: processes may do the same retrain twice", file=sys.stderr)
+        print(
+            f"{folder} is on a file system without locks: processes may do the same retrain twice",
+            file=sys.stderr,
+        )
 
 
 def earlier_retrains(folder: Path, fingerprint: dict) -> int:
-    """Retrains below `folder` by an earlier version, which stored margins only, with otherwise the same fingerprint."""
+    """Retrains below `folder` by an earlier version, which stored margins only, with otherwise the
+    same fingerprint.
+    """
     count, wanted = 0, {part: value for part, value in fingerprint.items() if part != "results"}
     for path in Path(folder).glob("*/recipe.json"):
         other = (read_json(path) or {}).get("fingerprint", {})

@@ -26,41 +26,59 @@ def add_start_argument(group: argparse._ArgumentGroup) -> None:
     """Adds where the start model is, if it has moved."""
     group.add_argument(
         "--model_name_or_path",
-        help="the model that training started from, if it is not where training found it (as in run.json)",
+        help="the model that training started from, if it is not where training found it (as in "
+        "run.json)",
     )
 
 
 def add_retrain_seed(group: argparse._ArgumentGroup) -> None:
     """Adds the first seed of retrains."""
     group.add_argument(
-        "--retrain_seed", type=int, default=RETRAIN_SEED,
-        help=f"seed of the first retrain of a subset, the next ones count up; not that of a scored model "
-        f"({RETRAIN_SEED})",
-    )  # fmt: skip
+        "--retrain_seed",
+        type=int,
+        default=RETRAIN_SEED,
+        help="seed of the first retrain of a subset, the next ones count up; not that of a scored "
+        f"model ({RETRAIN_SEED})",
+    )
 
 
 def add_study_arguments(parser: argparse.ArgumentParser, name: str) -> argparse._ArgumentGroup:
-    """Adds the groups "how it runs" and "what is shown" of the study of this name; returns the latter for more."""
+    """Adds the groups "how it runs" and "what is shown" of the study of this name; returns the
+    latter for more.
+    """
     add = parser.add_argument_group("how it runs").add_argument
     add(
-        "--jobs_per_device", type=int,
-        help="retrains at the same time: a GPU's processes (1), or on a CPU processes of one thread each (one a core)",
+        "--jobs_per_device",
+        type=int,
+        help="retrains at the same time: a GPU's processes (1), or on a CPU processes of one "
+        "thread each (one a core)",
     )
     add(
-        "--retrain_queries", type=int, default=MAX_QUERIES,
-        help="validation rows, from the first on, that every retrain predicts and stores, so that later questions "
-        f"retrain nothing ({MAX_QUERIES}, and never fewer than are asked about)",
-    )  # fmt: skip
-    add("--dry_run", action="store_true", help="say how many retrains are missing and how long they take, then stop")
+        "--retrain_queries",
+        type=int,
+        default=MAX_QUERIES,
+        help="validation rows, from the first on, that every retrain predicts and stores, so that "
+        f"later questions retrain nothing ({MAX_QUERIES}, and never fewer than are asked "
+        "about)",
+    )
+    add(
+        "--dry_run",
+        action="store_true",
+        help="say how many retrains are missing and how long they take, then stop",
+    )
     group = parser.add_argument_group("what is shown")
     add = group.add_argument
     add(
-        "--results_dir", type=Path, default=Path("results"),
+        "--results_dir",
+        type=Path,
+        default=Path("results"),
         help=f"{name}_DATASET_NAME.json, .md and .npz go here (results)",
-    )  # fmt: skip
+    )
     add(
-        "--figure_path", type=Path,
-        help=f"where the figure goes (figure/{name}_DATASET_NAME.png, and a copy as figure/{name}.png)",
+        "--figure_path",
+        type=Path,
+        help=f"where the figure goes (figure/{name}_DATASET_NAME.png, and a copy as "
+        f"figure/{name}.png)",
     )
     add("--plot_only", action="store_true", help="draw the figure again from the JSON")
     return group
@@ -81,8 +99,8 @@ class Study:
         folder, fingerprint = self.folder / "retraining", self.retrain.fingerprint()
         if earlier := earlier_retrains(folder, fingerprint):
             print(
-                f"{earlier:,} retrains in {folder} are of an earlier version, which did not store correctness; they "
-                "are kept but not read, and those that are needed are made again"
+                f"{earlier:,} retrains in {folder} are of an earlier version, which did not store "
+                "correctness; they are kept but not read, and those that are needed are made again"
             )
         return Store(folder, fingerprint, self.queries.digests())
 
@@ -100,16 +118,24 @@ def study_arguments(values: dict) -> dict:
 
 
 def open_study(
-    folder: Path, run: dict, rows: tuple[GlueDataset, GlueDataset], recipe: dict, *, max_queries: int,
-    model_name_or_path: str | None, jobs_per_device: int | None, retrains: bool = True, first_query: int = 0,
-) -> Study:  # fmt: skip
+    folder: Path,
+    run: dict,
+    rows: tuple[GlueDataset, GlueDataset],
+    recipe: dict,
+    *,
+    max_queries: int,
+    model_name_or_path: str | None,
+    jobs_per_device: int | None,
+    retrains: bool = True,
+    first_query: int = 0,
+) -> Study:
     """The run in `folder`, its start weights read.
 
-    rows: training rows, and validation rows that retrains shall know, of which max_queries are asked about, from
-    first_query on.
-    recipe: keyword arguments of `fit`. model_name_or_path: the start model, where it is not where training found it.
-    jobs_per_device: None for the default of the machine. retrains: whether more is to come than a count.
-    Raises Refused where the start is missing or another one, or where nobody knows the run's recipe.
+    rows: training rows, and validation rows that retrains shall know, of which max_queries are
+    asked about, from first_query on. recipe: keyword arguments of `fit`. model_name_or_path: the
+    start model, where it is not where training found it. jobs_per_device: None for the default of
+    the machine. retrains: whether more is to come than a count. Raises Refused where the start is
+    missing or another one, or where nobody knows the run's recipe.
     """
     check_recipe_known(run)
     start = model_name_or_path or find_again(run, "model_name_or_path", "the start model")
@@ -124,7 +150,9 @@ def open_study(
 
 
 def models_of(folder: Path, run: dict, task: GlueTask, model_name_or_path: str | None) -> Models:
-    """The run's models for baselines. model_name_or_path: the start, where it is not where training found it."""
+    """The run's models for baselines. model_name_or_path: the start, where it is not where training
+    found it.
+    """
 
     @functools.cache
     def start() -> torch.nn.Module:
@@ -134,7 +162,7 @@ def models_of(folder: Path, run: dict, task: GlueTask, model_name_or_path: str |
     return Models(functools.cache(lambda: open_trained(folder)), start)
 
 
-# --- adopted models ---------------------------------------------------------------------------------
+# --- adopted models -------------------------------------------------------------------------------
 
 
 def check_recipe_known(run: dict) -> None:
@@ -142,35 +170,40 @@ def check_recipe_known(run: dict) -> None:
     if run.get("recipe") is None:
         name = run["dataset_name"]
         raise Refused(
-            "nobody said how the adopted model was trained, so nothing can be retrained; adopt it again with its start "
-            f"and recipe: python train.py --dataset_name {name} --adopt DIR --overwrite --model_name_or_path START "
-            "--learning_rate ..."
+            "nobody said how the adopted model was trained, so nothing can be retrained; adopt it "
+            f"again with its start and recipe: python train.py --dataset_name {name} --adopt DIR "
+            "--overwrite --model_name_or_path START --learning_rate ..."
         )
 
 
 def rehearse(study: Study, run: dict) -> None:
-    """Of an adopted run: retrains once on all rows and prints how much the result is like the adopted model.
+    """Of an adopted run: retrains once on all rows and prints how much the result is like the
+    adopted model.
 
-    What retraining measures is the recipe, which is the adopted model's only as far as somebody said so. Done once a
-    recipe; kept beside the retrains.
+    What retraining measures is the recipe, which is the adopted model's only as far as somebody
+    said so. Done once a recipe; kept beside the retrains.
     """
     if "adopted" not in run or launched()[0] > 0:
         return
     path = study.store.folder / "adopted.json"
     found = read_json(path)
     if found is None or found["weights"] != run["weights"]:
-        found = compare(study, run["seed"] if run["seed"] is not None else RETRAIN_SEED) | {"weights": run["weights"]}
+        found = compare(study, run["seed"] if run["seed"] is not None else RETRAIN_SEED) | {
+            "weights": run["weights"]
+        }
         write_json(path, found)
     what = "Pearson with labels" if study.train.task.regression else "accuracy"
     print(
-        f"the stated recipe, once on all rows: {what} {found['retrained']:.3f}, the adopted model's "
-        f"{found['adopted']:.3f}; they agree on {found['agreement']:.3f} of {len(study.queries):,} queries; what "
-        "follows measures the recipe"
+        f"the stated recipe, once on all rows: {what} {found['retrained']:.3f}, the adopted "
+        f"model's {found['adopted']:.3f}; they agree on {found['agreement']:.3f} of "
+        f"{len(study.queries):,} queries; what follows measures the recipe"
     )
 
 
 def compare(study: Study, seed: int) -> dict:
-    """What a retrained and the adopted model get right, and how much they agree (for a regression: correlations)."""
+    """What a retrained and the adopted model get right, and how much they agree (for a regression:
+    correlations).
+    """
     retrain, queries = study.retrain, study.queries
     rows, model = np.arange(len(study.train)), retrain.model(seed)
     logits = [predict(fit(model, study.train, rows, seed=seed, **retrain.recipe), queries)]
@@ -178,10 +211,18 @@ def compare(study: Study, seed: int) -> dict:
     logits.append(predict(adopted.to(retrain.device), queries))
     if queries.task.regression:
         outputs = [values.squeeze(-1).numpy() for values in logits]
-        pairs = ((outputs[0], queries.labels), (outputs[1], queries.labels), (outputs[0], outputs[1]))
+        pairs = (
+            (outputs[0], queries.labels),
+            (outputs[1], queries.labels),
+            (outputs[0], outputs[1]),
+        )
         scores = [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
     else:
         classes = [values.argmax(-1).numpy() for values in logits]
-        pairs = ((classes[0], queries.labels), (classes[1], queries.labels), (classes[0], classes[1]))
+        pairs = (
+            (classes[0], queries.labels),
+            (classes[1], queries.labels),
+            (classes[0], classes[1]),
+        )
         scores = [float((a == b).mean()) for a, b in pairs]
     return dict(zip(("retrained", "adopted", "agreement"), scores, strict=True))

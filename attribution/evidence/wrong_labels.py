@@ -29,11 +29,15 @@ def truth_of(train: GlueDataset) -> np.ndarray | None:
     return wrong if 0 < wrong.sum() < len(wrong) else None
 
 
-def found(ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0) -> dict:
-    """How well a ranking (N,), suspicious rows high, finds wrong labels (N,): AUROC and recall, with 95 % intervals.
+def found(
+    ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0
+) -> dict:
+    """How well a ranking (N,), suspicious rows high, finds wrong labels (N,): AUROC and recall,
+    with 95 % intervals.
 
-    AUROC: the chance that a wrong row ranks above a right one. Recall: the share of the wrong rows among the top shares
-    of all rows. Intervals: bootstrap over rows. Raises Refused for a ranking that is not finite.
+    AUROC: the chance that a wrong row ranks above a right one. Recall: the share of the wrong rows
+    among the top shares of all rows. Intervals: bootstrap over rows. Raises Refused for a ranking
+    that is not finite.
     """
     if not np.isfinite(ranking).all():
         raise Refused("a ranking of the rows is not finite: a model behind it diverged")
@@ -57,30 +61,40 @@ def found(ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTS
 
 
 def within_top(ranking: np.ndarray, count: int) -> np.ndarray:
-    """(N,): the chance of each row to be among the first `count` of a ranking (N,), ties broken at random."""
+    """(N,): the chance of each row to be among the first `count` of a ranking (N,), ties broken at
+    random.
+    """
     least = np.sort(ranking)[len(ranking) - count] if count else np.inf
     above, tied = ranking > least, ranking == least
     return above + tied * ((count - above.sum()) / max(tied.sum(), 1))
 
 
 def loss_of_margin(margins: np.ndarray) -> np.ndarray:
-    """Cross-entropy in nats of the label whose margin this is: the margin is the log-odds of the label."""
+    """Cross-entropy in nats of the label whose margin this is: the margin is the log-odds of the
+    label.
+    """
     return np.logaddexp(0.0, -margins.astype(np.float64))
 
 
 def row_losses(model: torch.nn.Module, train: GlueDataset) -> np.ndarray:
     """(N,): the loss of each training row under the model, in nats."""
-    return loss_of_margin(compute_margin(predict(model, train), torch.from_numpy(train.labels)).numpy())
+    return loss_of_margin(
+        compute_margin(predict(model, train), torch.from_numpy(train.labels)).numpy()
+    )
 
 
 def rarity(labels: np.ndarray) -> np.ndarray:
-    """(N,): the share of the rows that have another label. It sees no text: wrong labels are common in a rare class."""
+    """(N,): the share of the rows that have another label. It sees no text: wrong labels are common
+    in a rare class.
+    """
     _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return 1 - counts[which] / len(labels)
 
 
 def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have another label."""
+    """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have
+    another label.
+    """
     similar = cosine(features, features)
     np.fill_diagonal(similar, -np.inf)
     count = min(NEIGHBOURS, len(labels) - 1)

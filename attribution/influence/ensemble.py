@@ -1,4 +1,5 @@
-"""Scores of several members (checkpoints of other seeds, steps or rows), and their mean (`mean_of`).
+"""Scores of several members (checkpoints of other seeds, steps or rows), and their mean
+(`mean_of`).
 
 Symbols: K members, Q queries, N training rows.
 """
@@ -16,22 +17,34 @@ from attribution.training.members import Opened, fingerprint_of, mean_of
 
 
 class Ensemble(Influence):
-    """The mean of what Influence makes of each member; stored in the run's folder under a name that counts them."""
+    """The mean of what Influence makes of each member; stored in the run's folder under a name that
+    counts them.
+    """
 
     def __init__(
-        self, opened: Opened, train: GlueDataset, queries: GlueDataset, settings: Settings,
-        arguments: dict | None = None, suffix: str = "", processes: Processes = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        opened: Opened,
+        train: GlueDataset,
+        queries: GlueDataset,
+        settings: Settings,
+        arguments: dict | None = None,
+        suffix: str = "",
+        processes: Processes = ALONE,
+    ) -> None:
         name = opened.members.name + suffix
-        super().__init__(opened.folder, opened.run, train, queries, settings, arguments, name, processes)
+        super().__init__(
+            opened.folder, opened.run, train, queries, settings, arguments, name, processes
+        )
         self.each = [
-            Influence(*one, train, queries, settings, arguments, suffix, processes) for one in opened.checkpoints
+            Influence(*one, train, queries, settings, arguments, suffix, processes)
+            for one in opened.checkpoints
         ]
         made = fingerprint_of(opened.members, opened.folder, opened.run)
         self.self_parts, self.score_parts = self.self_parts | made, self.score_parts | made
 
     def compute(self, kind: str) -> torch.Tensor | None:
-        """Stored scores of this kind, or new ones: the mean over members of pairwise (Q, N) or self (N,) scores.
+        """Stored scores of this kind, or new ones: the mean over members of pairwise (Q, N) or self
+        (N,) scores.
 
         Only on the main process, as of a single member.
         """
@@ -46,7 +59,9 @@ class Ensemble(Influence):
         return scores
 
     def of_each(self, kind: str) -> Iterator[np.ndarray]:
-        """Scores of this kind of one member after the other; on other processes than the main one, nothing."""
+        """Scores of this kind of one member after the other; on other processes than the main one,
+        nothing.
+        """
         for i, influence in enumerate(self.each):
             print(f"member {i + 1} of {len(self.each)}: {influence.folder}")
             part = influence.compute(kind)
@@ -62,12 +77,21 @@ class Ensemble(Influence):
 
 
 def open_influence(
-    opened: Opened, train: GlueDataset, queries: GlueDataset, settings: Settings,
-    arguments: dict | None = None, suffix: str = "", processes: Processes = ALONE,
-) -> Influence:  # fmt: skip
-    """One run's Influence, or the Ensemble of its members. suffix: of the name under which scores are stored."""
+    opened: Opened,
+    train: GlueDataset,
+    queries: GlueDataset,
+    settings: Settings,
+    arguments: dict | None = None,
+    suffix: str = "",
+    processes: Processes = ALONE,
+) -> Influence:
+    """One run's Influence, or the Ensemble of its members. suffix: of the name under which scores
+    are stored.
+    """
     if opened.members.single:
-        return Influence(opened.folder, opened.run, train, queries, settings, arguments, suffix, processes)
+        return Influence(
+            opened.folder, opened.run, train, queries, settings, arguments, suffix, processes
+        )
     return Ensemble(opened, train, queries, settings, arguments, suffix, processes)
 
 

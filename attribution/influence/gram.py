@@ -1,8 +1,9 @@
 """How alike training rows are to a checkpoint: inner products of the gradients of their losses.
 
-The gradient of a linear layer is a sum of outer products over tokens. Both sides are projected at random before the sum
-(LoGra, arXiv:2405.13954, section 3.1), so that little is held, and inner products stay the same in expectation.
-Symbols: N training rows, M masks, B rows of a batch, T tokens, L linear layers, W the width of a projection.
+The gradient of a linear layer is a sum of outer products over tokens. Both sides are projected at
+random before the sum (LoGra, arXiv:2405.13954, section 3.1), so that little is held, and inner
+products stay the same in expectation. Symbols: N training rows, M masks, B rows of a batch, T
+tokens, L linear layers, W the width of a projection.
 """
 
 from collections.abc import Iterator
@@ -21,11 +22,15 @@ WIDTH = 64
 ROWS = 32  # of a batch
 
 
-def alike(checkpoint: Path, train: GlueDataset, masks: np.ndarray, width: int = WIDTH) -> np.ndarray:
-    """(N, M) float64: for each row and mask, the sum over the mask's rows of their inner products with the row.
+def alike(
+    checkpoint: Path, train: GlueDataset, masks: np.ndarray, width: int = WIDTH
+) -> np.ndarray:
+    """(N, M) float64: for each row and mask, the sum over the mask's rows of their inner products
+    with the row.
 
-    That is the Gram matrix of the gradients times the masks (M, N), 1 = kept; the matrix is scaled to a mean diagonal
-    of 1, and never held. checkpoint: a run's folder. width: projections are exact for layers that are not wider.
+    That is the Gram matrix of the gradients times the masks (M, N), 1 = kept; the matrix is scaled
+    to a mean diagonal of 1, and never held. checkpoint: a run's folder. width: projections are
+    exact for layers that are not wider.
     """
     model = open_trained(checkpoint).eval()
     sides = projections(model, width)
@@ -41,22 +46,30 @@ def alike(checkpoint: Path, train: GlueDataset, masks: np.ndarray, width: int = 
 
 
 def projections(model: nn.Module, width: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Name -> (of inputs, with a one where there is a bias, of outputs) of every linear layer; always the same."""
+    """Name -> (of inputs, with a one where there is a bias, of outputs) of every linear layer;
+    always the same.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(size: int) -> torch.Tensor:
         drawn = torch.randn(size, width, generator=generator) / width**0.5
         return (torch.eye(size) if size <= width else drawn).to(model.device)
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     return {
         name: (draw(layer.in_features + (layer.bias is not None)), draw(layer.out_features))
         for name, layer in layers.items()
     }
 
 
-def features(model: nn.Module, train: GlueDataset, sides: dict) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """(row numbers, projected gradients (B, L W W)) of batches that together are all rows, the longest first."""
+def features(
+    model: nn.Module, train: GlueDataset, sides: dict
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """(row numbers, projected gradients (B, L W W)) of batches that together are all rows, the
+    longest first.
+    """
     inputs: dict[str, torch.Tensor] = {}
     outputs: dict[str, torch.Tensor] = {}
 
@@ -64,7 +77,9 @@ def features(model: nn.Module, train: GlueDataset, sides: dict) -> Iterator[tupl
         inputs[name], outputs[name] = given[0].detach(), output
 
     hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _, given, output, name=name: keep(name, given, output))
+        model.get_submodule(name).register_forward_hook(
+            lambda _, given, output, name=name: keep(name, given, output)
+        )
         for name in sides
     ]
     try:
@@ -82,10 +97,14 @@ def features(model: nn.Module, train: GlueDataset, sides: dict) -> Iterator[tupl
             hook.remove()
 
 
-def projected(given: torch.Tensor, gradient: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(B, W W): the projected gradient of a layer's weight, and bias where it has one, for every row.
+def projected(
+    given: torch.Tensor, gradient: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """(B, W W): the projected gradient of a layer's weight, and bias where it has one, for every
+    row.
 
-    given: (B, ..., inputs); gradient: of the outputs, (B, ..., outputs); left and right: its `projections`.
+    given: (B, ..., inputs); gradient: of the outputs, (B, ..., outputs); left and right: its
+    `projections`.
     """
     given, gradient = (x.reshape(len(x), -1, x.shape[-1]) for x in (given, gradient))
     if len(left) > given.shape[-1]:

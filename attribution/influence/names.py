@@ -1,4 +1,6 @@
-"""Names of what an analysis stores below influence/: one for each set of arguments that changes the numbers."""
+"""Names of what an analysis stores below influence/: one for each set of arguments that changes the
+numbers.
+"""
 
 import shlex
 from pathlib import Path
@@ -8,21 +10,29 @@ from attribution.training.recipe import queries_flag
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 DAMPING = 1e-8  # kronfluence's default
-CORRECTED = "_corrected"  # ends the name of scores that retrains have corrected, before what `window_name` adds
+# ends the name of scores that retrains have corrected, before what `window_name` adds
+CORRECTED = "_corrected"
 
 
-def factors_name(strategy: str, half: bool = False, stock: bool = False, exact: bool = False) -> str:
+def factors_name(
+    strategy: str, half: bool = False, stock: bool = False, exact: bool = False
+) -> str:
     """Name of the folder below influence/factors."""
     return strategy + "_exact" * exact + "_half" * half + "_stock" * stock
 
 
 def scores_name(
-    strategy: str, half: bool = False, stock: bool = False, rank: int | None = None, damping: float | None = DAMPING,
+    strategy: str,
+    half: bool = False,
+    stock: bool = False,
+    rank: int | None = None,
+    damping: float | None = DAMPING,
     exact: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """Name of the folder below influence/scores; what is at its default is left out.
 
-    damping: None means kronfluence's heuristic. Identity has no curvature, so that nothing is damped.
+    damping: None means kronfluence's heuristic. Identity has no curvature, so that nothing is
+    damped.
     """
     name = factors_name(strategy, half, stock, exact) + (f"_rank{rank}" if rank else "")
     if damping == DAMPING or strategy == "identity":
@@ -67,19 +77,30 @@ def flags_of(name: str) -> str:
         elif part.startswith("damping"):
             flags += ["--damping_factor", part.removeprefix("damping")]
         else:
-            flags.append({"half": "--use_half_precision", "exact": "--fisher exact"}.get(part, f"--{part}"))
+            flags.append(
+                {"half": "--use_half_precision", "exact": "--fisher exact"}.get(part, f"--{part}")
+            )
     return " ".join(flags)
 
 
 def remedy(
-    name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None, again: bool = False, more: str = ""
+    name: str,
+    data_name: str,
+    checkpoint_dir: Path,
+    max_queries: int | None = None,
+    again: bool = False,
+    more: str = "",
 ) -> str:
-    """The end of a refusal: what stores scores of this name, and for no such name what names there are.
+    """The end of a refusal: what stores scores of this name, and for no such name what names there
+    are.
 
     Arguments as of `analyze_command`. more: further arguments of the command.
     """
     if CORRECTED in name:
-        where, (score, first) = place_flags(data_name, checkpoint_dir, max_queries), without_window(name)
+        where, (score, first) = (
+            place_flags(data_name, checkpoint_dir, max_queries),
+            without_window(name),
+        )
         begin = f" --first_query {first}" * (first > 0)
         return f"make them with: python evaluate_lds.py {where}{begin} --correct {score.removesuffix(CORRECTED)}"
     if name.split("_")[0] not in STRATEGIES:
@@ -88,9 +109,15 @@ def remedy(
 
 
 def analyze_command(
-    name: str, data_name: str, checkpoint_dir: Path, max_queries: int | None = None, again: bool = False
+    name: str,
+    data_name: str,
+    checkpoint_dir: Path,
+    max_queries: int | None = None,
+    again: bool = False,
 ) -> str:
-    """The command that stores scores under this name. max_queries: None for the default. again: over what is there."""
+    """The command that stores scores under this name. max_queries: None for the default. again:
+    over what is there.
+    """
     where = place_flags(data_name, checkpoint_dir, max_queries)
     return f"python analyze.py {where} {flags_of(name)}{' --overwrite' * again}"
 

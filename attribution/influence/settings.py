@@ -27,8 +27,12 @@ class Settings:
     tf32: bool = False
     query_batch_size: int = 32
     train_batch_size: int = 64
-    max_factor_rows: int = MAX_FACTOR_ROWS  # training rows that factors are fitted on: the first so many
-    data_partitions: int | None = None  # None: as the work needs, see memory.plan_parts; stock: by the time
+    max_factor_rows: int = (
+        MAX_FACTOR_ROWS  # training rows that factors are fitted on: the first so many
+    )
+    data_partitions: int | None = (
+        None  # None: as the work needs, see memory.plan_parts; stock: by the time
+    )
     rotate: str = "auto"  # a key of memory.ROTATE
     overwrite: bool = False
     profile: bool = False
@@ -52,16 +56,20 @@ class Settings:
     @property
     def scores(self) -> str:
         """Name of the folder below influence/scores."""
-        return scores_name(self.strategy, self.half, self.stock, self.rank, self.damping, self.exact)
+        return scores_name(
+            self.strategy, self.half, self.stock, self.rank, self.damping, self.exact
+        )
 
 
 def make_factor_arguments(settings: Settings) -> FactorArguments:
-    """kronfluence's arguments. Half precision: per-example gradients and their products are bfloat16.
+    """kronfluence's arguments. Half precision: per-example gradients and their products are
+    bfloat16.
 
-    Model, covariances and rotations are so in stock only. They cost little, and rounding before a rotation
-    spreads noise over directions of small eigenvalue, which the inverse curvature blows up. Most of all in the
-    covariances: rounding of sums in float32 turns eigenvectors of close eigenvalues into each other, so that the
-    scores of two float32 runs with other batches differ; hence float64 there.
+    Model, covariances and rotations are so in stock only. They cost little, and rounding before a
+    rotation spreads noise over directions of small eigenvalue, which the inverse curvature blows
+    up. Most of all in the covariances: rounding of sums in float32 turns eigenvectors of close
+    eigenvalues into each other, so that the scores of two float32 runs with other batches differ;
+    hence float64 there.
     """
     factor_args = FactorArguments(strategy=settings.strategy)
     factor_args.covariance_max_examples = factor_args.lambda_max_examples = settings.max_factor_rows
@@ -69,7 +77,9 @@ def make_factor_arguments(settings: Settings) -> FactorArguments:
         factor_args.per_sample_gradient_dtype = factor_args.lambda_dtype = torch.bfloat16
     if settings.half and settings.stock:
         factor_args.amp_dtype = torch.bfloat16
-        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = torch.bfloat16
+        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = (
+            torch.bfloat16
+        )
     if settings.covariance_dtype:
         dtype = getattr(torch, settings.covariance_dtype)
         factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = dtype
@@ -78,7 +88,9 @@ def make_factor_arguments(settings: Settings) -> FactorArguments:
 
 def make_score_arguments(settings: Settings) -> ScoreArguments:
     """kronfluence's arguments; half precision as in `make_factor_arguments`."""
-    score_args = ScoreArguments(damping_factor=settings.damping, query_gradient_low_rank=settings.rank)
+    score_args = ScoreArguments(
+        damping_factor=settings.damping, query_gradient_low_rank=settings.rank
+    )
     if settings.half:
         score_args.per_sample_gradient_dtype = score_args.score_dtype = torch.bfloat16
     if settings.half and settings.stock:

@@ -1,8 +1,9 @@
-"""Whether influence scores of a model can be right: a trial pass of two rows, before anything long is begun.
+"""Whether influence scores of a model can be right: a trial pass of two rows, before anything long
+is begun.
 
-kronfluence attributes to a row what a module read at the row's place in the batch, once a pass. A weight that is used
-twice (ALBERT's layers, DeBERTa's shared keys), or an input that has no rows (relative positions), would give wrong
-scores without a word.
+kronfluence attributes to a row what a module read at the row's place in the batch, once a pass. A
+weight that is used twice (ALBERT's layers, DeBERTa's shared keys), or an input that has no rows
+(relative positions), would give wrong scores without a word.
 """
 
 import numpy as np
@@ -19,18 +20,25 @@ ROWS = 2
 
 @torch.no_grad()
 def check_attribution(model: nn.Module, dataset: GlueDataset) -> None:
-    """Raises Refused where a module that kronfluence would track runs twice or reads something other than rows.
+    """Raises Refused where a module that kronfluence would track runs twice or reads something
+    other than rows.
 
-    dataset: rows for the trial; its longest and its shortest are taken. The model's state is left as it was.
+    dataset: rows for the trial; its longest and its shortest are taken. The model's state is left
+    as it was.
     """
     kinds = tuple(TrackedModule.SUPPORTED_MODULES)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     seen: dict[str, list[int]] = {name: [] for name in modules}
     hooks = [
-        module.register_forward_hook(lambda _, inputs, __, name=name: seen[name].append(inputs[0].shape[0]))
+        module.register_forward_hook(
+            lambda _, inputs, __, name=name: seen[name].append(inputs[0].shape[0])
+        )
         for name, module in modules.items()
     ]
-    rows, training = [int(np.argmax(dataset.lengths)), int(np.argmin(dataset.lengths))], model.training
+    rows, training = (
+        [int(np.argmax(dataset.lengths)), int(np.argmin(dataset.lengths))],
+        model.training,
+    )
     try:
         batch = model_inputs(dataset.batch(rows))
         model.eval()(**{name: value.to(model.device) for name, value in batch.items()})
@@ -42,7 +50,10 @@ def check_attribution(model: nn.Module, dataset: GlueDataset) -> None:
     for name, counts in seen.items():
         if len(counts) != 1:
             times = "is never used" if not counts else f"is used {len(counts)} times"
-            raise Refused(f"{kind} models are not supported: {name} {times} in a pass, so scores would be wrong")
+            raise Refused(
+                f"{kind} models are not supported: {name} {times} in a pass, so scores would be "
+                "wrong"
+            )
         if counts[0] != ROWS:
             raise Refused(f"{kind} models are not supported: {name} reads an input without rows")
     weights: dict[int, str] = {}

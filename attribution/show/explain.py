@@ -1,6 +1,8 @@
-"""One query and its most influential rows, with everything that is known about them, as plain values.
+"""One query and its most influential rows, with everything that is known about them, as plain
+values.
 
-`explain` is what the terminal, --format json and the report show. Symbols: K members, Q queries, N training rows.
+`explain` is what the terminal, --format json and the report show. Symbols: K members, Q queries, N
+training rows.
 """
 
 from dataclasses import dataclass
@@ -33,7 +35,9 @@ class Context:
     name: str  # of the scores
     num_members: int = 1
     slope: Slope | None = None
-    everywhere: np.ndarray | None = None  # (N,) share of the validation queries with the row among their TOP
+    everywhere: np.ndarray | None = (
+        None  # (N,) share of the validation queries with the row among their TOP
+    )
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Query:
 
 
 def everywhere(scores: np.ndarray) -> np.ndarray | None:
-    """(N,): for each row, the share of the queries (Q, N) that have it among their TOP absolute scores.
+    """(N,): for each row, the share of the queries (Q, N) that have it among their TOP absolute
+    scores.
 
     None for fewer than MIN_QUERIES queries, or hardly more rows than TOP.
     """
@@ -68,19 +73,30 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
     ranks[np.argsort(-np.abs(query.scores), kind="stable")] = np.arange(1, len(order) + 1)
     sides = {"helpful": order[:top_k], "harmful": order[::-1][:top_k]}
     result = {
-        "query": query.number, "texts": query.texts, "label": query.label, "target": query.target,
-        **predicted(context, query), "scores": context.name, "members": context.num_members,
+        "query": query.number,
+        "texts": query.texts,
+        "label": query.label,
+        "target": query.target,
+        **predicted(context, query),
+        "scores": context.name,
+        "members": context.num_members,
         "calibration": context.slope.record() if context.slope else None,
-    }  # fmt: skip
+    }
     total = float(np.abs(query.scores).sum(dtype=np.float64)) or 1.0
     for side, rows in sides.items():
         tops = None
         if query.members is not None:
             sign = 1 if side == "helpful" else -1
-            tops = [set(np.argsort(-sign * scores, kind="stable")[:top_k].tolist()) for scores in query.members]
+            tops = [
+                set(np.argsort(-sign * scores, kind="stable")[:top_k].tolist())
+                for scores in query.members
+            ]
         result[side] = [
             describe_row(context, int(row), float(query.scores[row]), total)
-            | {"rank": int(ranks[row]), "agreement": None if tops is None else sum(int(row) in top for top in tops)}
+            | {
+                "rank": int(ranks[row]),
+                "agreement": None if tops is None else sum(int(row) in top for top in tops),
+            }
             for row in rows
         ]
     return result
@@ -91,30 +107,43 @@ def describe_row(context: Context, row: int, score: float, total: float | None =
     train = context.train
     flips = "flipped" in train.table.column_names
     return {
-        "row": row, "file_row": train.file_row(row),
-        "score": score, "share": abs(score) / total if total else None,
-        "texts": [train.table[row][column] for column in train.task.columns], "label": train.label_name(row),
+        "row": row,
+        "file_row": train.file_row(row),
+        "score": score,
+        "share": abs(score) / total if total else None,
+        "texts": [train.table[row][column] for column in train.task.columns],
+        "label": train.label_name(row),
         "flipped": bool(train.table[row]["flipped"]) if flips else None,
         "margin": context.slope.margin(score) if context.slope else None,
         "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
-    }  # fmt: skip
+    }
 
 
 def predicted(context: Context, query: Query) -> dict:
-    """Prediction, its probability, and the margin of what is asked about; None where no model was asked."""
+    """Prediction, its probability, and the margin of what is asked about; None where no model was
+    asked.
+    """
     if query.logits is None:
         return {"prediction": None, "probability": None, "margin": None}
     logits, task = torch.from_numpy(np.asarray(query.logits, np.float32))[None], context.train.task
     if task.regression:
         label = torch.tensor([np.nan if query.label_number is None else query.label_number])
         value = float(logits[0, 0])
-        return {"prediction": f"{value:.2f}", "probability": None, "margin": float(compute_margin(logits, label)[0])}
+        return {
+            "prediction": f"{value:.2f}",
+            "probability": None,
+            "margin": float(compute_margin(logits, label)[0]),
+        }
     place = int(logits[0].argmax())
     name = task.class_names[place] if task.class_names else str(place)
     margin = None
     if query.label_number is not None:
         margin = float(compute_margin(logits, torch.tensor([int(query.label_number)]))[0])
-    return {"prediction": name, "probability": float(logits.softmax(-1)[0, place]), "margin": margin}
+    return {
+        "prediction": name,
+        "probability": float(logits.softmax(-1)[0, place]),
+        "margin": margin,
+    }
 
 
 def trust(context: Context, command: str) -> list[str]:
@@ -122,18 +151,20 @@ def trust(context: Context, command: str) -> list[str]:
     slope = context.slope
     if slope is None:
         return [
-            "A score has no unit: compare it with others of the same query. What it is worth in units of the margin is "
-            f"measured by: {command}"
+            "A score has no unit: compare it with others of the same query. What it is worth in "
+            f"units of the margin is measured by: {command}"
         ]
     measured = (
-        f"{slope.masks} random subsets that keep {slope.kept:.0%} of the rows, {slope.repeats} retrains each, and is "
-        "extrapolated to single rows"
+        f"{slope.masks} random subsets that keep {slope.kept:.0%} of the rows, {slope.repeats} "
+        "retrains each, and is extrapolated to single rows"
     )
     if not slope.usable:
         what = "is negative" if slope.high < 0 else "cannot be told from 0"
-        return [f"No margin is shown: the slope of margins on scores {what} (measured on {measured})."]
+        return [
+            f"No margin is shown: the slope of margins on scores {what} (measured on {measured})."
+        ]
     return [
-        f"The margin is what a row adds to the query's: its score times a slope that was measured on {measured}; "
-        "brackets are 95 % intervals of the slope alone. Of a single row the size is not to be relied on; "
-        "run_counterfactual.py --targets measures it."
+        "The margin is what a row adds to the query's: its score times a slope that was measured "
+        f"on {measured}; brackets are 95 % intervals of the slope alone. Of a single row the size "
+        "is not to be relied on; run_counterfactual.py --targets measures it."
     ]

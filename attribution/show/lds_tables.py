@@ -1,15 +1,23 @@
-"""The tables of an LDS study, as aligned text for the screen and as Markdown. Nothing is computed here."""
+"""The tables of an LDS study, as aligned text for the screen and as Markdown. Nothing is computed
+here.
+"""
 
 import numpy as np
 
 from attribution.evidence import correction
 from attribution.show.tables import aligned, markdown, share_of, with_interval
 
-KINDS = {"plain": "LDS [95 %]", "balanced": "class balance controlled", "output": "LDS of the output"}
+KINDS = {
+    "plain": "LDS [95 %]",
+    "balanced": "class balance controlled",
+    "output": "LDS of the output",
+}
 
 
 def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of an LDS result, best first. What an older result does not hold has no column."""
+    """(header, rows) of an LDS result, best first. What an older result does not hold has no
+    column.
+    """
     kinds = [kind for kind in KINDS if kind in result["ceiling"]]  # JSON sorts its keys
     titles = KINDS | ({"balanced": "label sum controlled"} if "output" in kinds else {})
     entries = result["scores"]
@@ -19,14 +27,20 @@ def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
         header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
     asides = {"rows_at_top": "rows in all top 10s", "spearman_with_ekfac": "Spearman with ekfac"}
     asides["spearman_with_start"] = "with its own start"
-    asides = {key: title for key, title in asides.items() if any(entry.get(key) for entry in entries.values())}
+    asides = {
+        key: title
+        for key, title in asides.items()
+        if any(entry.get(key) for entry in entries.values())
+    }
     rows = []
     for name, entry in sorted(entries.items(), key=lambda item: -item[1]["plain"]["lds"]):
         row = [name]
         for kind in kinds:
             part = entry[kind]
             row.append(with_interval(part["lds"], part["interval"]))
-            row.append(with_interval(part.get("difference"), part.get("difference_interval"), sign=True))
+            row.append(
+                with_interval(part.get("difference"), part.get("difference_interval"), sign=True)
+            )
             row += [share_of(part)] * shares
         rows.append([*row, *(aside(entry.get(key)) for key in asides)])
     ceiling = ["noise ceiling"]
@@ -48,8 +62,9 @@ def lds_notes(result: dict) -> str:
     """What the reader must know beside the table."""
     drawn = "with the same share of every class" if result["stratified"] else "drawn at random"
     notes = [
-        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['rows']:,} rows of which "
-        f"{result['alpha']:.0%} are kept, {drawn}; {result['queries']} queries."
+        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, "
+        f"{result['rows']:,} rows of which {result['alpha']:.0%} are kept, {drawn}; "
+        f"{result['queries']} queries."
     ]
     metrics: dict = next(iter(result["evaluation"].values()), {})
     if "accuracy" in metrics and result["retrained_accuracy"] is not None:
@@ -57,8 +72,14 @@ def lds_notes(result: dict) -> str:
         notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; {retrained}.")
     if "pearson" in metrics and result.get("retrained_pearson") is not None:
         both = f"Validation Pearson {metrics['pearson']:.3f}, Spearman {metrics['spearmanr']:.3f}"
-        notes.append(f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}.")
-    output = f", of the output within +-{chance:.3f}" if (chance := result["chance"].get("output")) else ""
+        notes.append(
+            f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}."
+        )
+    output = (
+        f", of the output within +-{chance:.3f}"
+        if (chance := result["chance"].get("output"))
+        else ""
+    )
     notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}{output}.")
     notes += agreement_notes(result)
     if result["foreign"]:
@@ -66,15 +87,21 @@ def lds_notes(result: dict) -> str:
     if result["shared_seeds"]:
         seeds = ", ".join(map(str, result["shared_seeds"]))
         notes.append(
-            f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS is too high."
+            f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS "
+            "is too high."
         )
     if result["ceiling"]["plain"] is None:
-        notes.append("No noise ceiling: it needs two repeats of at least three masks, and margins that vary.")
+        notes.append(
+            "No noise ceiling: it needs two repeats of at least three masks, and margins that vary."
+        )
     if result["incomplete_masks"] or result["missing_repeats"]:
         left_out = f"{result['incomplete_masks']} masks are left out for it"
         notes.append(f"{result['missing_repeats']} repeats have no finite margin; {left_out}.")
     if result["constant_queries"]["plain"]:
-        notes.append(f"{result['constant_queries']['plain']} queries whose margin never changes are left out.")
+        notes.append(
+            f"{result['constant_queries']['plain']} queries whose margin never changes are left "
+            "out."
+        )
     constant = {name: entry["plain"]["constant"] for name, entry in result["scores"].items()}
     if any(constant.values()):
         counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items() if count)
@@ -83,14 +110,19 @@ def lds_notes(result: dict) -> str:
 
 
 def agreement_notes(result: dict) -> list[str]:
-    """How far two retrains on the same rows agree, and what is to be thought of a ceiling where they do not."""
+    """How far two retrains on the same rows agree, and what is to be thought of a ceiling where
+    they do not.
+    """
     notes = []
     for kind, found in result.get("agreement", {}).items():  # older results do not say it
         if found is None or kind == "balanced":
             continue
         what = "Outputs" if kind == "output" else "Margins"
         value, *interval = found
-        notes.append(f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} (Spearman).")
+        notes.append(
+            f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} "
+            "(Spearman)."
+        )
         if not result.get("ceiling_known", {}).get(kind, True):
             notes[-1] += " Noise alone may give such a ceiling, so no share of it is given."
     return notes
@@ -105,15 +137,17 @@ def member_notes(result: dict) -> list[str]:
     ]
     if (apart := result.get("residuals")) is not None:
         notes.append(
-            f"The {apart['models']} checkpoints disagree about the sign of the residual (label minus output) for "
-            f"{apart['apart']} of {apart['queries']} queries."
+            f"The {apart['models']} checkpoints disagree about the sign of the residual (label "
+            f"minus output) for {apart['apart']} of {apart['queries']} queries."
         )
     return notes
 
 
 def corrected_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the scores that retrains have corrected, best first."""
-    found = dict(sorted(result["corrected"].items(), key=lambda item: -item[1]["plain"]["corrected"]))
+    found = dict(
+        sorted(result["corrected"].items(), key=lambda item: -item[1]["plain"]["corrected"])
+    )
     kinds = [kind for kind in KINDS if all(kind in entry for entry in found.values())]
     controlled = "label sum controlled" if "output" in result["ceiling"] else KINDS["balanced"]
     header, rows = ["score"], [[name] for name in found]
@@ -132,10 +166,11 @@ def corrected_rows(result: dict) -> tuple[list[str], list[list[str]]]:
 def corrected_notes(result: dict) -> str:
     """What the reader must know beside the corrected scores."""
     return (
-        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, {result['queries']} queries. "
-        f"Corrected by the retrains of {correction.FOLDS - 1} in {correction.FOLDS} masks, judged on the others, each "
-        f"in turn, for {correction.PARTITIONS} partitions. Over so few masks a correlation is lower than over all. "
-        "Without the score: the same correction of nothing."
+        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, "
+        f"{result['queries']} queries. Corrected by the retrains of {correction.FOLDS - 1} in "
+        f"{correction.FOLDS} masks, judged on the others, each in turn, for "
+        f"{correction.PARTITIONS} partitions. Over so few masks a correlation is lower than over "
+        "all. Without the score: the same correction of nothing."
     )
 
 
@@ -146,7 +181,9 @@ def corrected_markdown(result: dict) -> str:
 
 def parts_of(result: dict) -> list[tuple[tuple, str]]:
     """((header, rows), notes) of each table of an LDS result."""
-    corrected = [(corrected_rows(result), corrected_notes(result))] if result.get("corrected") else []
+    corrected = (
+        [(corrected_rows(result), corrected_notes(result))] if result.get("corrected") else []
+    )
     return [(lds_rows(result), lds_notes(result)), *corrected]
 
 

@@ -18,24 +18,36 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 BARS = {"plain": COLOURS[0], "balanced": COLOURS[4], "output": COLOURS[2]}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE = {
-    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-    "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.hashsalt": "",
-}  # fmt: skip
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "",
+}
 
 
 def save(figure, path: Path) -> None:
     """Writes the figure as PNG, complete or absent, without the date and version of its making."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None}, bbox_inches="tight")  # a legend may be wider
+    figure.savefig(
+        content, format="png", metadata={"Software": None}, bbox_inches="tight"
+    )  # a legend may be wider
     plt.close(figure)
     write_bytes(Path(path), content.getvalue())
 
 
 def draw_lds(result: dict, path: Path) -> None:
-    """Bars of LDS with 95 % intervals, the class-balance control beside them; LDS against the number of masks."""
+    """Bars of LDS with 95 % intervals, the class-balance control beside them; LDS against the
+    number of masks.
+    """
     names = sorted(result["scores"], key=lambda name: result["scores"][name]["plain"]["lds"])
     with plt.rc_context(STYLE):
-        width, height = 9 + 0.085 * max(map(len, names)), 1.2 + 0.34 * max(8, len(names))  # names stand beside bars
+        width, height = (
+            9 + 0.085 * max(map(len, names)),
+            1.2 + 0.34 * max(8, len(names)),
+        )  # names stand beside bars
         figure, (bars, lines) = plt.subplots(1, 2, figsize=(width, height), width_ratios=(1.25, 1))
         _draw_bars(bars, result, names)
         _draw_growth(lines, result, names)
@@ -46,9 +58,15 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
     regression = "output" in result["ceiling"]
     labels = {"plain": "as usual", "balanced": "class balance controlled"}
     if regression:
-        labels = {"plain": "of the margin", "balanced": "label sum controlled", "output": "of the output"}
+        labels = {
+            "plain": "of the margin",
+            "balanced": "label sum controlled",
+            "output": "of the output",
+        }
     kinds = [kind for kind in labels if kind in result["ceiling"]]  # JSON sorts its keys
-    known = result.get("ceiling_known", {kind: result["ceiling"][kind] is not None for kind in kinds})
+    known = result.get(
+        "ceiling_known", {kind: result["ceiling"][kind] is not None for kind in kinds}
+    )
     known = [kind for kind in kinds if known[kind]]
     thick = 0.76 / max(len(kinds), 1.1)
     for i, kind in enumerate(kinds):
@@ -64,12 +82,16 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("LDS, mean over queries, 95 % interval")
-    axes.set_title(f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats", loc="left")
+    axes.set_title(
+        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats", loc="left"
+    )
     _legend_below(axes)
 
 
 def _draw_growth(axes, result: dict, names: list[str]) -> None:
-    """LDS of ekfac, the two best other scores and the two best baselines against the number of masks."""
+    """LDS of ekfac, the two best other scores and the two best baselines against the number of
+    masks.
+    """
     reference = [name for name in names if name == "ekfac"]
     cheap = [name for name in names[::-1] if name in baselines.NAMES]
     others = [name for name in names[::-1] if name not in (*cheap, *reference)]
@@ -88,12 +110,16 @@ def _draw_growth(axes, result: dict, names: list[str]) -> None:
 
 def _legend_below(axes, size: int = 9) -> None:
     """A legend under the axes, one name a line, in letters of this size: names may be long."""
-    below = -0.05 * plt.rcParams["font.size"] / axes.figure.get_figheight()  # the axis and its label, in inches
+    below = (
+        -0.05 * plt.rcParams["font.size"] / axes.figure.get_figheight()
+    )  # the axis and its label, in inches
     axes.legend(frameon=False, fontsize=size, loc="upper left", bbox_to_anchor=(0, below))
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:
-    """Share of flipped (or mended) targets against removed rows, one line an arm; to be read at 380 pixels."""
+    """Share of flipped (or mended) targets against removed rows, one line an arm; to be read at 380
+    pixels.
+    """
     with plt.rc_context(STYLE | {"font.size": 15}):
         figure, axes = plt.subplots(figsize=(6.4, 6))
         turned = TURNED[result.get("direction", "helpful")]
@@ -104,9 +130,14 @@ def draw_counterfactual(result: dict, path: Path) -> None:
             places = removals + (i - (len(arms) - 1) / 2) * width
             share, (low, high) = np.array(curve[turned]), np.array(curve[f"{turned}_interval"]).T
             colour, marker = COLOURS[i % 8], MARKERS[i % 8]
-            axes.plot(places, share, color=colour, marker=marker, markersize=8, linewidth=2.5, label=name)
+            axes.plot(
+                places, share, color=colour, marker=marker, markersize=8, linewidth=2.5, label=name
+            )
             axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
-        axes.set_ylim(-0.02, 1.0 if max(max(curve[turned]) for curve in result["curves"].values()) > 0.5 else None)
+        axes.set_ylim(
+            -0.02,
+            1.0 if max(max(curve[turned]) for curve in result["curves"].values()) > 0.5 else None,
+        )
         axes.set_xticks(removals)
         axes.set_xlabel("training rows removed")
         axes.set_ylabel(f"share of targets {turned}")

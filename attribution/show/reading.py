@@ -1,8 +1,9 @@
 """Prints what scores say: the training rows that shaped a prediction, with their text.
 
-`queries` and `train` are data sets that offer `text(row)`, `label_name(row)`, a length, and the `table` of
-their columns. One query is also shown as `explain` returns it: plain lines for pipes, aligned and wrapped columns for
-people, JSON. Texts go through `printable`: nothing in them steers the terminal.
+`queries` and `train` are data sets that offer `text(row)`, `label_name(row)`, a length, and the
+`table` of their columns. One query is also shown as `explain` returns it: plain lines for pipes,
+aligned and wrapped columns for people, JSON. Texts go through `printable`: nothing in them steers
+the terminal.
 """
 
 import json
@@ -44,11 +45,15 @@ def show_query(queries, train, scores: torch.Tensor, index: int, top_k: int) -> 
 
 def headline(queries, index: int) -> str:
     """A query as it is shown: number, label, text."""
-    return f"query {index} [{printable(queries.label_name(index))}]: {printable(queries.text(index))}"
+    return (
+        f"query {index} [{printable(queries.label_name(index))}]: {printable(queries.text(index))}"
+    )
 
 
 def describe(train, row: int, score: float | None = None) -> str:
-    """One training row as it is shown: score (if any), number, label, text, and on the demo whether it was flipped."""
+    """One training row as it is shown: score (if any), number, label, text, and on the demo whether
+    it was flipped.
+    """
     flipped = "flipped" in train.table.column_names and train.table[row]["flipped"]
     shown = "" if score is None else f"{score:+12.4g}  "
     label = printable(train.label_name(row))
@@ -56,8 +61,11 @@ def describe(train, row: int, score: float | None = None) -> str:
     return f"    {shown}row {row:>6}{place_of(train.file_row(row))} {label} {printable(train.text(row))}"
 
 
-def show_self_influence(train, scores: torch.Tensor, top_k: int, losses: np.ndarray | None = None) -> None:
-    """Prints the rows with the highest self-influence and, where the truth is recorded, how many wrong labels it finds.
+def show_self_influence(
+    train, scores: torch.Tensor, top_k: int, losses: np.ndarray | None = None
+) -> None:
+    """Prints the rows with the highest self-influence and, where the truth is recorded, how many
+    wrong labels it finds.
 
     losses: of the rows (N,), the ranking that is compared with it.
     """
@@ -70,15 +78,30 @@ def show_self_influence(train, scores: torch.Tensor, top_k: int, losses: np.ndar
         top = min(50, len(flipped))
         expected = top * flipped.mean()
         found = flipped[order[:top].numpy()].sum()
-        print(f"  {found} of the top {top} rows by self-influence are planted flips; chance gives {expected:.1f}")
+        print(
+            f"  {found} of the top {top} rows by self-influence are planted flips; chance gives "
+            f"{expected:.1f}"
+        )
     if (wrong := wrong_labels.truth_of(train)) is not None and losses is not None:
-        print(f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over rows):")
+        print(
+            f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals "
+            "over rows):"
+        )
         rankings = {"self-influence": scores.numpy(), "loss of the row": losses}
-        print(tables.wrong_labels_text({name: wrong_labels.found(one, wrong) for name, one in rankings.items()}))
+        print(
+            tables.wrong_labels_text(
+                {name: wrong_labels.found(one, wrong) for name, one in rankings.items()}
+            )
+        )
 
 
 def show_query_lds(
-    queries, train, scores: dict[str, np.ndarray], index: int, masks: np.ndarray, margins: np.ndarray
+    queries,
+    train,
+    scores: dict[str, np.ndarray],
+    index: int,
+    masks: np.ndarray,
+    margins: np.ndarray,
 ) -> None:
     """Prints a query, its top influential row, and how well stored scores predict its margins.
 
@@ -110,7 +133,7 @@ def show_removed(queries, train, arms: dict[str, Arm], index: int, count: int) -
             print(describe(train, int(row)))
 
 
-# --- one query, as `explain` returns it --------------------------------------------------------------
+# --- one query, as `explain` returns it -----------------------------------------------------------
 
 
 def default_format() -> str:
@@ -161,22 +184,33 @@ def plain(explained: dict) -> list[str]:
     for side, title in titles(explained).items():
         lines.append(f"  {title}:")
         for row in explained[side]:
-            agreed = "" if row["agreement"] is None else f"{row['agreement']}/{explained['members']} "
-            score, number = f"{row['score']:+12.4g}", f"row {row['row']:>6}{place_of(row['file_row'])}"
+            agreed = (
+                "" if row["agreement"] is None else f"{row['agreement']}/{explained['members']} "
+            )
+            score, number = (
+                f"{row['score']:+12.4g}",
+                f"row {row['row']:>6}{place_of(row['file_row'])}",
+            )
             lines.append(f"    {score}  {agreed}{number} [{label_of(row)}] {text_of(row['texts'])}")
     return lines
 
 
 def table(explained: dict, width: int) -> list[str]:
-    """Columns of equal width, texts wrapped to the terminal's; where it is narrow, the less important columns go."""
+    """Columns of equal width, texts wrapped to the terminal's; where it is narrow, the less
+    important columns go.
+    """
     lines = ["", *textwrap.wrap(heading(explained), max(width, 40))]
-    sides = {side: [cells_of(row, explained) for row in explained[side]] for side in titles(explained)}
+    sides = {
+        side: [cells_of(row, explained) for row in explained[side]] for side in titles(explained)
+    }
     columns, widths = fitting([line for cells in sides.values() for line in cells], width)
     for side, title in titles(explained).items():
         lines.append(f"  {title}:")
         lines += join(columns, widths, "text", width)
         for line, row in zip(sides[side], explained[side], strict=True):
-            lines += join([line[name] for name in columns], widths, mark(row) + text_of(row["texts"]), width)
+            lines += join(
+                [line[name] for name in columns], widths, mark(row) + text_of(row["texts"]), width
+            )
     return lines
 
 
@@ -195,11 +229,13 @@ def cells_of(row: dict, explained: dict) -> dict[str, str]:
     """The columns of one row, its text left out; "-" where there is nothing to say."""
     margin, agreed = row["margin"], row["agreement"]
     return {
-        "score": f"{row['score']:+.3g}", "share": f"{row['share']:.1%}",
+        "score": f"{row['score']:+.3g}",
+        "share": f"{row['share']:.1%}",
         "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
         "members": "-" if agreed is None else f"{agreed} of {explained['members']}",
-        "row": f"{row['row']}{place_of(row['file_row'])}", "label": label_of(row),
-    }  # fmt: skip
+        "row": f"{row['row']}{place_of(row['file_row'])}",
+        "label": label_of(row),
+    }
 
 
 def place_of(file_row: int | None) -> str:
@@ -210,17 +246,25 @@ def place_of(file_row: int | None) -> str:
 def mark(row: dict) -> str:
     """What is said in front of a row that ranks high whatever is asked."""
     share = row["everywhere"]
-    return "" if share is None or share < MARK else f"(in the top ten of {share:.0%} of all queries) "
+    return (
+        "" if share is None or share < MARK else f"(in the top ten of {share:.0%} of all queries) "
+    )
 
 
 def join(cells: list[str], widths: list[int], text: str, width: int) -> list[str]:
-    """One row's lines: cells to the right, the label to the left, the text wrapped in what is left of the width."""
+    """One row's lines: cells to the right, the label to the left, the text wrapped in what is left
+    of the width.
+    """
     padded = [cell.rjust(size) for cell, size in zip(cells[:-1], widths[:-1], strict=True)]
     start = "    " + "  ".join([*padded, cells[-1].ljust(widths[-1])]) + "  "
     left = width - len(start)
     if left < NARROWEST:  # the text below the numbers
-        return [start.rstrip(), *textwrap.wrap(text, max(width - 8, NARROWEST), initial_indent=" " * 8,
-                                               subsequent_indent=" " * 8)]  # fmt: skip
+        return [
+            start.rstrip(),
+            *textwrap.wrap(
+                text, max(width - 8, NARROWEST), initial_indent=" " * 8, subsequent_indent=" " * 8
+            ),
+        ]
     wrapped = textwrap.wrap(text, left) or [""]
     return [(start + wrapped[0]).rstrip(), *(" " * len(start) + line for line in wrapped[1:])]
 

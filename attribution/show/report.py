@@ -1,7 +1,8 @@
-"""One self-contained page about a run: queries, their rows, what retraining said, and rows to look at first.
+"""One self-contained page about a run: queries, their rows, what retraining said, and rows to look
+at first.
 
-Everything is read from what is stored; nothing is scored or retrained here. The page needs no network and runs no
-script; texts are data, escaped by Jinja2 and by `printable`.
+Everything is read from what is stored; nothing is scored or retrained here. The page needs no
+network and runs no script; texts are data, escaped by Jinja2 and by `printable`.
 
 Symbols: Q queries, N training rows.
 """
@@ -29,14 +30,19 @@ from pipeline import compute_correct, compute_margin
 
 TEMPLATES = Path(__file__).parent / "templates"
 WRONG, RIGHT, SUSPECTS = 5, 5, 12  # queries of each kind, and rows to look at first
-SAMPLE, COMMON = 20_000, 0.2  # training rows that are looked at for words that stand everywhere, and their share
+SAMPLE, COMMON = (
+    20_000,
+    0.2,
+)  # training rows that are looked at for words that stand everywhere, and their share
 DRAWS = 300  # bootstrap draws behind an interval
 LONGEST = 1500  # characters of a text that are shown
 BASELINE = "tfidf2"  # the strongest score that sees no model, on the data where it was measured
 WORD = re.compile(r"\w+")
 
 
-def write_report(session: Session, path: Path | None, indices: list[int] | None, top_k: int) -> Path:
+def write_report(
+    session: Session, path: Path | None, indices: list[int] | None, top_k: int
+) -> Path:
     """Writes the page and returns its place. indices: validation rows; None: see `choose`.
 
     Raises Refused where nothing was scored yet.
@@ -45,7 +51,9 @@ def write_report(session: Session, path: Path | None, indices: list[int] | None,
     if scores is None:
         name, run = session.influence.result.name, session.run
         command = analyze_command(name, run["dataset_name"], session.folder.parent)
-        raise Refused(f"{name} has not been scored yet, so there is nothing to report; run first: {command}")
+        raise Refused(
+            f"{name} has not been scored yet, so there is nothing to report; run first: {command}"
+        )
     path = path or session.influence.result / "report.html"
     write_bytes(path, render(build(session, scores.numpy(), indices, top_k)).encode())
     return path
@@ -55,39 +63,70 @@ def render(page: dict) -> str:
     """The page as HTML."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"text": shown, "signed": signed, "percent": lambda x: f"{100 * x:.1f} %"}
+    environment.filters |= {
+        "text": shown,
+        "signed": signed,
+        "percent": lambda x: f"{100 * x:.1f} %",
+    }
     return environment.get_template("report.html").render(page)
 
 
 def build(session: Session, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
     """Everything that the page says, as plain values."""
-    context, found = session.context(scores, rich=True), verdicts.stored(session.folder, session.run)
+    context, found = (
+        session.context(scores, rich=True),
+        verdicts.stored(session.folder, session.run),
+    )
     common, known = common_words(session.train.texts()[:SAMPLE]), measured(session, scores)
     logits = session.predict(list(range(len(session.queries))))
-    chosen = {"The queries that were asked for": indices} if indices is not None else choose(session, logits)
+    chosen = (
+        {"The queries that were asked for": indices}
+        if indices is not None
+        else choose(session, logits)
+    )
     groups = [
-        (title, [card(context, query, top_k, found, common) for query in session.rows(rows, scores, True)])
-        for title, rows in chosen.items() if rows
-    ]  # fmt: skip
+        (
+            title,
+            [
+                card(context, query, top_k, found, common)
+                for query in session.rows(rows, scores, True)
+            ],
+        )
+        for title, rows in chosen.items()
+        if rows
+    ]
     if indices is None and (own := own_queries(session)):
-        groups.append(("Queries of your own", [card(context, query, top_k, found, common) for query in own]))
+        groups.append(
+            ("Queries of your own", [card(context, query, top_k, found, common) for query in own])
+        )
     for number, one in enumerate((one for _, cards in groups for one in cards), 1):
         one["anchor"] = f"q{number}"
     return {
-        "name": session.run["dataset_name"], "groups": groups, "run": about(session), "context": context,
+        "name": session.run["dataset_name"],
+        "groups": groups,
+        "run": about(session),
+        "context": context,
         "words": [*lds_words(session, known), *trust(context, session.calibrate(bare=True))],
-        "lds": lds_table(known), "flips": counterfactual_table(session), **suspects(session, context),
-        "mark": MARK, "calibrated": context.slope is not None and context.slope.usable,
-    }  # fmt: skip
+        "lds": lds_table(known),
+        "flips": counterfactual_table(session),
+        **suspects(session, context),
+        "mark": MARK,
+        "calibrated": context.slope is not None and context.slope.usable,
+    }
 
 
-# --- queries -------------------------------------------------------------------------------------------
+# --- queries --------------------------------------------------------------------------------------
 
 
 def choose(session: Session, logits: np.ndarray) -> dict[str, list[int]]:
-    """Title -> validation rows: the most confidently wrong ones, and right ones drawn by the seed of the settings.
+    """Title -> validation rows: the most confidently wrong ones, and right ones drawn by the seed
+    of the settings.
 
     Of a regression those with the largest errors, and others drawn.
     """
@@ -99,8 +138,13 @@ def choose(session: Session, logits: np.ndarray) -> dict[str, list[int]]:
         picked = sorted(draw.choice(others, min(RIGHT, len(others)), replace=False).tolist())
         return {"The largest errors": order[:WRONG].tolist(), "Others, drawn at random": picked}
     right = compute_correct(outputs, labels).numpy()
-    picked = sorted(draw.choice(np.flatnonzero(right), min(RIGHT, int(right.sum())), replace=False).tolist())
-    return {"Most confidently wrong": order[~right[order]][:WRONG].tolist(), "Right, drawn at random": picked}
+    picked = sorted(
+        draw.choice(np.flatnonzero(right), min(RIGHT, int(right.sum())), replace=False).tolist()
+    )
+    return {
+        "Most confidently wrong": order[~right[order]][:WRONG].tolist(),
+        "Right, drawn at random": picked,
+    }
 
 
 def own_queries(session: Session) -> list[Query]:
@@ -110,19 +154,25 @@ def own_queries(session: Session) -> list[Query]:
         rows = record["queries"]
         labels = [row["label"] if row["target"] == "label" else None for row in rows]
         questions = ask(session.folder, session.run, [row["texts"] for row in rows], labels)
-        if scores_named(session.folder, session.run, place.name, questions.data.fingerprint()) is not None:
+        if (
+            scores_named(session.folder, session.run, place.name, questions.data.fingerprint())
+            is not None
+        ):
             found += session.queries_of(questions, alone=True)
     return found
 
 
 def common_words(texts: list[str]) -> set[str]:
     """Words in more than the share COMMON of the texts, in lower case: to share them says little."""
-    counts = Counter(word for text in texts for word in {word.casefold() for word in WORD.findall(text)})
+    counts = Counter(
+        word for text in texts for word in {word.casefold() for word in WORD.findall(text)}
+    )
     return {word for word, count in counts.items() if count > COMMON * len(texts)}
 
 
 def card(context: Context, query: Query, top_k: int, found: list[dict], common: set[str]) -> dict:
-    """One query as the page shows it: `explain`, with lengths of bars, words in common and verdicts.
+    """One query as the page shows it: `explain`, with lengths of bars, words in common and
+    verdicts.
 
     common: words that are not marked.
     """
@@ -134,12 +184,16 @@ def card(context: Context, query: Query, top_k: int, found: list[dict], common: 
         row["bar"] = round(100 * abs(row["score"]) / longest, 1)
         row["parts"] = marked(" | ".join(row["texts"]), words)
     same = [one for one in found if one["texts"] == query.texts and one["label"] == query.label]
-    tables = [{"rows": verdicts.lines_of(one), "sentence": verdicts.sentence(one), **one} for one in same]
+    tables = [
+        {"rows": verdicts.lines_of(one), "sentence": verdicts.sentence(one), **one} for one in same
+    ]
     return made | {"verdicts": tables, "wrong": query.number is not None and mistaken(query)}
 
 
 def mistaken(query: Query) -> bool:
-    """Whether the model predicts another class than the label; of a regression, nothing is simply wrong."""
+    """Whether the model predicts another class than the label; of a regression, nothing is simply
+    wrong.
+    """
     if query.logits is None or query.label_number is None or len(query.logits) == 1:
         return False
     return int(query.logits.argmax()) != int(query.label_number)
@@ -161,7 +215,9 @@ def clipped(text: str) -> str:
 
 
 def shown(texts: list[str] | str) -> str:
-    """Texts as one line without anything that steers how it is shown; Jinja2 escapes markup afterwards."""
+    """Texts as one line without anything that steers how it is shown; Jinja2 escapes markup
+    afterwards.
+    """
     return printable(clipped(texts if isinstance(texts, str) else " | ".join(texts)))
 
 
@@ -170,7 +226,7 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}g}".replace("-", "\N{MINUS SIGN}")
 
 
-# --- the rest ------------------------------------------------------------------------------------------
+# --- the rest -------------------------------------------------------------------------------------
 
 
 def suspects(session: Session, context: Context) -> dict:
@@ -186,9 +242,17 @@ def suspects(session: Session, context: Context) -> dict:
         top = [describe_row(bare, row, float(scores[row])) for row in order]
     shares = context.everywhere
     common = [] if shares is None else np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
-    high = [describe_row(bare, row, 0.0) for row in common if shares is not None and shares[row] >= MARK]
-    flags = f"--dataset_name {session.run['dataset_name']} {flags_of(session.influence.result.name)}"
-    return {"self_rows": top, "high_rows": high, "self_command": f"python analyze.py {flags} --self_influence"}
+    high = [
+        describe_row(bare, row, 0.0) for row in common if shares is not None and shares[row] >= MARK
+    ]
+    flags = (
+        f"--dataset_name {session.run['dataset_name']} {flags_of(session.influence.result.name)}"
+    )
+    return {
+        "self_rows": top,
+        "high_rows": high,
+        "self_command": f"python analyze.py {flags} --self_influence",
+    }
 
 
 def about(session: Session) -> list[tuple[str, str]]:
@@ -199,29 +263,48 @@ def about(session: Session) -> list[tuple[str, str]]:
     metrics = [
         f"{split}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items())
         for split, found in run["evaluation"].items()
-    ]  # fmt: skip
-    start = Path(run["model_name_or_path"]).name if run.get("model_name_or_path") else "the default of the task"
-    kind = "regression" if task.regression else f"{task.num_labels} classes: {', '.join(task.class_names)}"
-    versions = ", ".join(f"{library} {version}" for library, version in record.get("versions", {}).items())
+    ]
+    start = (
+        Path(run["model_name_or_path"]).name
+        if run.get("model_name_or_path")
+        else "the default of the task"
+    )
+    kind = (
+        "regression"
+        if task.regression
+        else f"{task.num_labels} classes: {', '.join(task.class_names)}"
+    )
+    versions = ", ".join(
+        f"{library} {version}" for library, version in record.get("versions", {}).items()
+    )
     took = record.get("seconds", {}).get("all")
     return [
         ("Data", f"{run['dataset_name']} ({kind})"),
         ("Rows", f"{len(session.train):,} for training, {len(session.queries):,} queries"),
-        ("Model", ("adopted" if "adopted" in run else f"fine-tuned from {start}") + f", seed {run.get('seed')}"),
+        (
+            "Model",
+            ("adopted" if "adopted" in run else f"fine-tuned from {start}")
+            + f", seed {run.get('seed')}",
+        ),
         ("Metrics", "; ".join(metrics) or "none"),
         ("Scores", f"{name}, damping {session.settings.damping}, {session.settings.precision}"),
         ("Members", str(len(session.members))),
         ("Time", "not recorded" if took is None else f"{took:.0f} s for factors and scores"),
         ("Made with", f"{versions}; {record.get('device', '')}"),
-        ("Command", f"python analyze.py --dataset_name {run['dataset_name']} {flags_of(name)} --report"),
+        (
+            "Command",
+            f"python analyze.py --dataset_name {run['dataset_name']} {flags_of(name)} --report",
+        ),
     ]
 
 
-# --- how far the scores may be trusted here ----------------------------------------------------------
+# --- how far the scores may be trusted here -------------------------------------------------------
 
 
 def measured(session: Session, scores: np.ndarray) -> dict | None:
-    """LDS of the scores and of a baseline, with intervals, and the noise ceiling, from stored retrains; else None."""
+    """LDS of the scores and of a baseline, with intervals, and the noise ceiling, from stored
+    retrains; else None.
+    """
     truth = random_subsets(session.folder, session.run, session.queries.fingerprint())
     if truth is None:
         return None
@@ -234,27 +317,39 @@ def measured(session: Session, scores: np.ndarray) -> dict | None:
     samples = [stats.bootstrap(agreed, ranks, draws) for agreed in (own, baseline)]
     ceiling = stats.ceiling_of(margins, draws)
     return {
-        "masks": len(masks), "repeats": margins.shape[1], "ceiling": ceiling and ceiling.value,
-        "scores": own.mean, "baseline": baseline.mean, "interval": stats.interval(samples[0]),
+        "masks": len(masks),
+        "repeats": margins.shape[1],
+        "ceiling": ceiling and ceiling.value,
+        "scores": own.mean,
+        "baseline": baseline.mean,
+        "interval": stats.interval(samples[0]),
         "difference": stats.interval(samples[0] - samples[1]),
         **stats.share_of_ceiling(own.mean, samples[0], ceiling),
-    }  # fmt: skip
+    }
 
 
 def lds_words(session: Session, found: dict | None) -> list[str]:
-    """One sentence on how far the scores may be trusted here, or how to find out. found: what `measured` says."""
+    """One sentence on how far the scores may be trusted here, or how to find out. found: what
+    `measured` says.
+    """
     if found is None:
         command = session.calibrate(bare=True)
-        return [f"Nobody has retrained yet, so nobody knows how true these scores are here; find out with: {command}"]
+        return [
+            "Nobody has retrained yet, so nobody knows how true these scores are here; find out "
+            f"with: {command}"
+        ]
     low, high = found["difference"]
     beside = "is more than" if low > 0 else "is less than" if high < 0 else "cannot be told from"
     most = "what a perfect score could reach is not known well enough"
     if "share" in found:
-        most = f"{tables.share_of(found)} of what a perfect score could reach ({found['ceiling']:.2f})"
+        most = (
+            f"{tables.share_of(found)} of what a perfect score could reach ({found['ceiling']:.2f})"
+        )
     return [
-        f"On {found['masks']} random subsets these scores predict retrained margins with a rank correlation (LDS) of "
-        f"{tables.two_digits(found['scores'], found['interval'])}, 95 % interval; {most}. That {beside} the "
-        f"{found['baseline']:.2f} of word overlap, which sees no model."
+        f"On {found['masks']} random subsets these scores predict retrained margins with a rank "
+        f"correlation (LDS) of {tables.two_digits(found['scores'], found['interval'])}, 95 % "
+        f"interval; {most}. That {beside} the {found['baseline']:.2f} of word overlap, which sees "
+        "no model."
     ]
 
 
@@ -268,15 +363,24 @@ def lds_table(found: dict | None) -> list[tuple[str, str]]:
         ("these scores", f"{found['scores']:.2f}"),
         ("squared TF-IDF cosine, signed by class", f"{found['baseline']:.2f}"),
         ("noise ceiling", "needs repeats" if ceiling is None else known),
-    ]  # fmt: skip
+    ]
 
 
 def counterfactual_table(session: Session, results: Path = Path("results")) -> dict | None:
-    """The study of removals of this run's recipe and rows as header and rows; None where there is none."""
+    """The study of removals of this run's recipe and rows as header and rows; None where there is
+    none.
+    """
     found = read_json(results / f"counterfactual_{session.run['dataset_name']}.json")
-    if found is None or found.get("recipe") != session.run["recipe"] or found.get("rows") != len(session.train):
+    if (
+        found is None
+        or found.get("recipe") != session.run["recipe"]
+        or found.get("rows") != len(session.train)
+    ):
         return None
     header = ["rows removed", *map(str, found["removals"][1:])]
-    rows = [[name, *(f"{share:.0%}" for share in curve["flipped"][1:])] for name, curve in found["curves"].items()]
+    rows = [
+        [name, *(f"{share:.0%}" for share in curve["flipped"][1:])]
+        for name, curve in found["curves"].items()
+    ]
     source = f"{results}/counterfactual_{session.run['dataset_name']}.json"
     return {"header": header, "rows": rows, "targets": len(found["targets"]), "source": source}

@@ -18,25 +18,42 @@ def no_figure(result: dict, path: Path) -> None:
 
 
 def figure_paths(study: str, data_name: str, asked: Path | None) -> list[Path]:
-    """Where the figure of a study ("lds", "counterfactual") goes: as asked, else one a data set and the latest."""
+    """Where the figure of a study ("lds", "counterfactual") goes: as asked, else one a data set and
+    the latest.
+    """
     return [asked] if asked else [FIGURES / f"{study}_{data_name}.png", FIGURES / f"{study}.png"]
 
 
 def check_places(stem: Path, figures: Sequence[Path] = ()) -> None:
-    """Raises Refused where results or figures could not or should not be written, before the long work begins."""
+    """Raises Refused where results or figures could not or should not be written, before the long
+    work begins.
+    """
     check_clean(stem.parent)
     check_writable(*{stem.parent, *(path.parent for path in figures)})
     if is_published(path := stem.with_suffix(".json")):
-        print(f"{path} is this project's own result and will be replaced; --results_dir keeps it", file=sys.stderr)
+        print(
+            f"{path} is this project's own result and will be replaced; --results_dir keeps it",
+            file=sys.stderr,
+        )
 
 
 def save(
-    result: dict, stem: Path, figures: Sequence[Path] = (), *, markdown: str, draw: Draw = no_figure, arguments: dict,
-    device, fingerprints: dict[str, str], arrays: dict[str, np.ndarray] | None = None, compact: bool = False,
-) -> None:  # fmt: skip
+    result: dict,
+    stem: Path,
+    figures: Sequence[Path] = (),
+    *,
+    markdown: str,
+    draw: Draw = no_figure,
+    arguments: dict,
+    device,
+    fingerprints: dict[str, str],
+    arrays: dict[str, np.ndarray] | None = None,
+    compact: bool = False,
+) -> None:
     """Writes the result as JSON, its Markdown, where it comes from (`.run.json`), and its figures.
 
-    fingerprints: of model and data. arrays: kept in `.npz`, so that tables can be made again without retraining.
+    fingerprints: of model and data. arrays: kept in `.npz`, so that tables can be made again
+    without retraining.
     """
     around = {"arguments": {name: str(value) for name, value in arguments.items()}}
     write_json(stem.with_suffix(".json"), result, compact=compact)

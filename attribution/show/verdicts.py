@@ -1,4 +1,6 @@
-"""Verdicts on single predictions: what is asked, where verdicts are stored, and what they say as text."""
+"""Verdicts on single predictions: what is asked, where verdicts are stored, and what they say as
+text.
+"""
 
 import shlex
 import textwrap
@@ -15,7 +17,7 @@ from attribution.show.reading import check_index, heading
 from attribution.show.tables import aligned
 from attribution.training.queries import ask
 
-# --- what is asked -----------------------------------------------------------------------------------
+# --- what is asked --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,28 @@ class Asked:
 
 
 def validation_targets(
-    folder: Path, run: dict, name: str, queries: GlueDataset, wanted: list[int], checkpoint_dir: Path,
+    folder: Path,
+    run: dict,
+    name: str,
+    queries: GlueDataset,
+    wanted: list[int],
+    checkpoint_dir: Path,
     max_queries: int | None = None,
-) -> Asked:  # fmt: skip
-    """Validation rows with their stored scores. Raises Refused where there are none, or no such row.
+) -> Asked:
+    """Validation rows with their stored scores. Raises Refused where there are none, or no such
+    row.
 
-    max_queries: how many rows were asked for, None for the default; the command that the refusal names repeats it.
+    max_queries: how many rows were asked for, None for the default; the command that the refusal
+    names repeats it.
     """
     if (scores := scores_named(folder, run, name, queries.fingerprint())) is None:
         where = run["dataset_name"], checkpoint_dir, max_queries
         _, why = look_up(folder, run, queries.fingerprint()).get(name, (None, None))
-        what = f"the scores {name} do not count: {why}" if why else f"there are no scores {name} of the validation rows"
+        what = (
+            f"the scores {name} do not count: {why}"
+            if why
+            else f"there are no scores {name} of the validation rows"
+        )
         raise Refused(f"{what}; {remedy(name, *where, again=why is not None)}")
     targets = []
     for i in wanted:
@@ -52,19 +65,29 @@ def validation_targets(
 def own_target(
     folder: Path, run: dict, name: str, texts: list[str], label: str | None, checkpoint_dir: Path
 ) -> Asked:
-    """A query of one's own with the scores that analyze.py stored. Raises Refused where there are none."""
+    """A query of one's own with the scores that analyze.py stored. Raises Refused where there are
+    none.
+    """
     questions = ask(folder, run, [texts], [label])
     scores = scores_named(folder, run, name + questions.suffix, questions.data.fingerprint())
     if scores is None:
-        flags = f"--query_text {shlex.join(texts)}" + (f" --query_label {shlex.quote(label)}" if label else "")
+        flags = f"--query_text {shlex.join(texts)}" + (
+            f" --query_label {shlex.quote(label)}" if label else ""
+        )
         command = remedy(name, run["dataset_name"], checkpoint_dir, more=flags)
         raise Refused(f"there are no scores {name} of this query; {command}")
-    about = {"query": None, "texts": texts, "label": questions.data.label_name(0), "target": questions.targets[0]}
+    about = {
+        "query": None,
+        "texts": texts,
+        "label": questions.data.label_name(0),
+        "target": questions.targets[0],
+    }
     return Asked(questions.data, [Target(0, scores[0], about)], questions.suffix)
 
 
 def known_slope(folder: Path, run: dict, name: str, queries: GlueDataset) -> Slope | None:
-    """What a score of this name is worth in margins; None without scores of the validation rows, or random subsets.
+    """What a score of this name is worth in margins; None without scores of the validation rows, or
+    random subsets.
 
     None also for scores that these retrains may have corrected.
     """
@@ -75,13 +98,18 @@ def known_slope(folder: Path, run: dict, name: str, queries: GlueDataset) -> Slo
     return None if truth is None or scores is None else slope(scores, *truth)
 
 
-# --- what came out -----------------------------------------------------------------------------------
+# --- what came out --------------------------------------------------------------------------------
 
 
 def place_of(folder: Path, verdict: dict, suffix: str) -> Path:
     """Where the verdict is stored. suffix: `_queries-...` of a query of one's own, else empty."""
     which = suffix or f"_query{verdict['query']}"
-    return folder / "retraining" / "verdicts" / f"{verdict['score']}_{verdict['direction']}{which}.json"
+    return (
+        folder
+        / "retraining"
+        / "verdicts"
+        / f"{verdict['score']}_{verdict['direction']}{which}.json"
+    )
 
 
 def keep(folder: Path, run: dict, verdict: dict, suffix: str = "") -> Path:
@@ -95,7 +123,9 @@ def keep(folder: Path, run: dict, verdict: dict, suffix: str = "") -> Path:
 def stored(folder: Path, run: dict) -> list[dict]:
     """All verdicts of this run: those on another model or other rows do not count."""
     made_from = {"weights": run["weights"], "training rows": run["train_rows"]}
-    records = [read_json(path) for path in sorted((folder / "retraining" / "verdicts").glob("*.json"))]
+    records = [
+        read_json(path) for path in sorted((folder / "retraining" / "verdicts").glob("*.json"))
+    ]
     return [record for record in records if record and record.get("fingerprint") == made_from]
 
 
@@ -107,18 +137,25 @@ def number(value: float | None, interval=None) -> str:
 
 
 def lines_of(verdict: dict) -> list[list[str]]:
-    """Rows of a table: arm, rows removed, predicted change of the margin, measured change, right, what became of it."""
+    """Rows of a table: arm, rows removed, predicted change of the margin, measured change, right,
+    what became of it.
+    """
     rows = []
     for name, levels in verdict["arms"].items():
         for level in levels:
             predicted = level["predicted"]
-            rows.append([
-                printable(name), str(level["removed"]),
-                "-" if predicted is None else number(predicted[0], predicted[1:]),
-                number(level["change"], level["interval"]),
-                "-" if level["outcome"] is None or level["right"] is None else f"{level['right']:.0%}",
-                level["outcome"] or "-",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    printable(name),
+                    str(level["removed"]),
+                    "-" if predicted is None else number(predicted[0], predicted[1:]),
+                    number(level["change"], level["interval"]),
+                    "-"
+                    if level["outcome"] is None or level["right"] is None
+                    else f"{level['right']:.0%}",
+                    level["outcome"] or "-",
+                ]
+            )
     return rows
 
 
@@ -133,12 +170,16 @@ def sentence(verdict: dict) -> str:
     last = turned[0] if turned else own[-1]
     became = f"the prediction {'is ' + last['outcome'] if turned else 'stays as it is'}, and "
     became = "" if verdict["regression"] else became
-    what, groups = "output" if verdict["target"] == "output" else "margin", name.removeprefix("random, same ")
+    what, groups = (
+        "output" if verdict["target"] == "output" else "margin",
+        name.removeprefix("random, same "),
+    )
     (random,) = [level for level in control if level["removed"] == last["removed"]]
     return (
-        f"Without its {last['removed']} most {verdict['direction']} rows {became}the {what} changes by "
-        f"{number(last['change'], last['interval'])}; without as many random rows of the same {groups} by "
-        f"{number(random['change'], random['interval'])} ({len(verdict['seeds'])} seeds)."
+        f"Without its {last['removed']} most {verdict['direction']} rows {became}the {what} "
+        f"changes by {number(last['change'], last['interval'])}; without as many random rows of "
+        f"the same {groups} by {number(random['change'], random['interval'])} "
+        f"({len(verdict['seeds'])} seeds)."
     )
 
 
@@ -149,8 +190,9 @@ def text(verdict: dict) -> str:
     lines = [heading(shown)]
     if not verdict["regression"]:
         lines.append(
-            f"  with nothing removed {right} of {asked} base seeds and {sum(filter(None, verdict['right']))} of "
-            f"{len(verdict['seeds'])} retrains get it right"
+            f"  with nothing removed {right} of {asked} base seeds and "
+            f"{sum(filter(None, verdict['right']))} of {len(verdict['seeds'])} retrains get it "
+            "right"
         )
     table = aligned(HEADER, lines_of(verdict))
     return "\n".join([*lines, textwrap.indent(table, "  "), "  " + sentence(verdict)])

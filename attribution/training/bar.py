@@ -1,4 +1,6 @@
-"""A training run as it is watched: a progress bar, a line an epoch, and a sentence where it diverges."""
+"""A training run as it is watched: a progress bar, a line an epoch, and a sentence where it
+diverges.
+"""
 
 import numpy as np
 from tqdm import tqdm
@@ -11,13 +13,19 @@ from attribution.training.resume import Progress
 
 
 def train(
-    model, dataset: GlueDataset, rows: np.ndarray, recipe: dict, seed: int, progress: Progress, processes: Processes,
+    model,
+    dataset: GlueDataset,
+    rows: np.ndarray,
+    recipe: dict,
+    seed: int,
+    progress: Progress,
+    processes: Processes,
     on_step=unwatched,
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """Trains the model in place on these rows; returns loss and seconds of every epoch.
 
-    recipe: keyword arguments of `fit`. on_step(number): called after every step. Raises Refused where training
-    diverges.
+    recipe: keyword arguments of `fit`. on_step(number): called after every step. Raises Refused
+    where training diverges.
     """
     total = recipe["num_train_epochs"] * len(rows)
     with tqdm(total=total, unit=" examples", leave=False, disable=not processes.main) as bar:
@@ -29,9 +37,17 @@ def train(
 
         try:
             fit(
-                model, dataset, rows, seed=seed, on_epoch=report, on_batch=bar.update, on_step=on_step,
-                progress=progress, processes=processes, **recipe,
-            )  # fmt: skip
+                model,
+                dataset,
+                rows,
+                seed=seed,
+                on_epoch=report,
+                on_batch=bar.update,
+                on_step=on_step,
+                progress=progress,
+                processes=processes,
+                **recipe,
+            )
         except Diverged as error:
             raise Refused(f"training diverged: {error}; lower --learning_rate") from error
     return progress.epochs

@@ -32,7 +32,8 @@ class Making:
     start: Callable[[int], torch.nn.Module]  # the start model with the head of a seed
 
     def checkpoints(self, folder: Path, first: int, processes: Processes) -> None:
-        """Makes what is missing: one training in all processes of the launch, or of several a share in each.
+        """Makes what is missing: one training in all processes of the launch, or of several a share
+        in each.
 
         folder: the run's; first: its seed. The run itself is always among them.
         """
@@ -52,9 +53,13 @@ class Making:
         """
         rows, recipe = kept_rows(len(self.material.train), share, seed), self.recipe
         if not len(rows):
-            raise Refused(f"--member_share {share:g} of {len(self.material.train):,} rows keeps none of them")
+            raise Refused(
+                f"--member_share {share:g} of {len(self.material.train):,} rows keeps none of them"
+            )
         steps = recipe["num_train_epochs"] * steps_of(len(rows), recipe["train_batch_size"])
-        record = self.record | {"seed": seed, "steps": steps} | ({"share": share} if share < 1 else {})
+        record = (
+            self.record | {"seed": seed, "steps": steps} | ({"share": share} if share < 1 else {})
+        )
         kept = self.members.kept_steps(steps) if share == self.members.share else []
         if not self.members.single and fits(folder, record, kept):
             print(f"{folder} is there and is kept")
@@ -69,14 +74,23 @@ class Making:
             def keep(step: int) -> None:
                 if step in kept and processes.main:
                     place = folder / "steps" / str(step)
-                    save_run(place, model, self.material.tokenizer, record | {"step": step, "evaluation": {}})
+                    save_run(
+                        place,
+                        model,
+                        self.material.tokenizer,
+                        record | {"step": step, "evaluation": {}},
+                    )
 
             keep(0)
-            epochs = train(model, self.material.train, rows, recipe, seed, progress, processes, keep)
+            epochs = train(
+                model, self.material.train, rows, recipe, seed, progress, processes, keep
+            )
             if not processes.main:
                 return
             record |= {"epochs": epochs, "evaluation": {}}
-            save_run(folder, model, self.material.tokenizer, record)  # first: a failing evaluation loses nothing
+            save_run(
+                folder, model, self.material.tokenizer, record
+            )  # first: a failing evaluation loses nothing
             progress.remove()
             found = self.evaluate(folder, model)
         show_metrics(found["evaluation"])
@@ -85,7 +99,9 @@ class Making:
         print(f"saved {folder}")
 
     def evaluate(self, folder: Path, model: torch.nn.Module) -> dict:
-        """Evaluates a saved checkpoint, and adds to its run.json what is returned: metrics, and doubts about them."""
+        """Evaluates a saved checkpoint, and adds to its run.json what is returned: metrics, and
+        doubts about them.
+        """
         results = evaluate_all(model, self.material, self.eval_batch_size)
         found = {"evaluation": results, "doubts": doubts(results, self.material.validation)}
         add_to_run(folder, **found)
@@ -93,26 +109,34 @@ class Making:
 
 
 def say_what_is_replaced(folder: Path, record: dict) -> None:
-    """Names the run that the training will replace, where it is another one: its scores will not count any more."""
+    """Names the run that the training will replace, where it is another one: its scores will not
+    count any more.
+    """
     run = read_json(folder / "run.json") or {}
     seed = ["seed"] if run.get("seed") != record["seed"] else []
     if run and (parts := [*seed, *differences(run, record)]):
         named = others([part.replace("_", " ") for part in parts])
         print(
-            f"{folder} holds a run with {named}; it will be replaced, and its scores will not count any more "
-            "(another --checkpoint_dir keeps it)"
+            f"{folder} holds a run with {named}; it will be replaced, and its scores will not "
+            "count any more (another --checkpoint_dir keeps it)"
         )
 
 
 def made_from(record: dict, kept: list[int]) -> dict:
-    """What an interrupted training must share with one that goes on from it. kept: steps with a checkpoint."""
+    """What an interrupted training must share with one that goes on from it. kept: steps with a
+    checkpoint.
+    """
     names = ("start", "train_rows", "recipe", "seed", "processes", "device", "share")
-    return {name: record[name] for name in names if name in record} | ({"kept": kept} if kept else {})
+    return {name: record[name] for name in names if name in record} | (
+        {"kept": kept} if kept else {}
+    )
 
 
 def evaluate_all(model: torch.nn.Module, material: Material, batch_size: int) -> dict[str, dict]:
     """Split -> metrics of every validation split."""
-    return {name: evaluate_model(model, data, batch_size) for name, data in material.validation.items()}
+    return {
+        name: evaluate_model(model, data, batch_size) for name, data in material.validation.items()
+    }
 
 
 def show_metrics(results: dict[str, dict]) -> None:

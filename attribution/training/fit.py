@@ -1,4 +1,5 @@
-"""Training and prediction: the rows of an epoch, the pieces of a batch, AdamW, and the task's metrics.
+"""Training and prediction: the rows of an epoch, the pieces of a batch, AdamW, and the task's
+metrics.
 
 Symbols: N rows, C classes.
 """
@@ -27,16 +28,22 @@ class Diverged(Exception):
 
 
 def choose_device() -> torch.device:
-    """This process's GPU (LOCAL_RANK of a launcher, modulo the visible ones), made the current one; else the CPU."""
+    """This process's GPU (LOCAL_RANK of a launcher, modulo the visible ones), made the current one;
+    else the CPU.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    device = torch.device(
+        "cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    )
     torch.cuda.set_device(device)
     return device
 
 
 def name_of(device: torch.device) -> str:
-    """What the device is, for the screen; says so where torch finds no GPU on a machine that has one."""
+    """What the device is, for the screen; says so where torch finds no GPU on a machine that has
+    one.
+    """
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     name = f"cpu ({torch.get_num_threads()} threads)"
@@ -46,20 +53,26 @@ def name_of(device: torch.device) -> str:
 
 
 def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The rows in the order of a hash of seed, epoch and row: without some rows, the others keep their order."""
+    """The rows in the order of a hash of seed, epoch and row: without some rows, the others keep
+    their order.
+    """
     return rows[np.argsort(uniform_hash(seed, f"epoch {epoch}", rows), kind="stable")]
 
 
 def split_batch(lengths: np.ndarray, overhead: float) -> list[np.ndarray]:
-    """Positions of a batch's rows, cut into pieces of like length that are cheapest to run one after the other.
+    """Positions of a batch's rows, cut into pieces of like length that are cheapest to run one
+    after the other.
 
-    A piece costs its rows times its longest row, in tokens, and `overhead` tokens on top. The gradient of the
-    batch is the sum of its pieces', so only the padding changes. Shortest paths over the sorted rows.
+    A piece costs its rows times its longest row, in tokens, and `overhead` tokens on top. The
+    gradient of the batch is the sum of its pieces', so only the padding changes. Shortest paths
+    over the sorted rows.
     """
     order = np.argsort(-lengths, kind="stable")
     best, last = [0.0], []
     for end in range(1, len(order) + 1):
-        costs = [best[start] + (end - start) * lengths[order[start]] + overhead for start in range(end)]
+        costs = [
+            best[start] + (end - start) * lengths[order[start]] + overhead for start in range(end)
+        ]
         last.append(int(np.argmin(costs)))
         best.append(min(costs))
     pieces, end = [], len(order)
@@ -73,9 +86,9 @@ def split_batch(lengths: np.ndarray, overhead: float) -> list[np.ndarray]:
 def piece_overhead(model: torch.nn.Module, device: torch.device) -> float:
     """What one more piece costs, in tokens: endless on a GPU, which small pieces would leave idle.
 
-    On a CPU a pass takes some 6 ms beside its products (measured with the demo's BERT), the time of 4e8
-    multiply-adds and additions, of which a token needs 6 P; and each pass reads all P weights again, which costs
-    as much as some 12 tokens.
+    On a CPU a pass takes some 6 ms beside its products (measured with the demo's BERT), the time of
+    4e8 multiply-adds and additions, of which a token needs 6 P; and each pass reads all P weights
+    again, which costs as much as some 12 tokens.
     """
     if device.type != "cpu":
         return float("inf")
@@ -88,27 +101,48 @@ def unwatched(*_) -> None:
 
 
 def fit(
-    model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, *, seed: int, learning_rate: float,
-    weight_decay: float, num_train_epochs: int, train_batch_size: int, lr_schedule: str = "constant",
-    max_grad_norm: float = 0.0, freeze_embeddings: bool = False, use_half_precision: bool = False, on_epoch=unwatched,
-    on_batch=unwatched, on_step=unwatched, pad_to: int | None = None, progress: Progress | None = None,
+    model: torch.nn.Module,
+    dataset: GlueDataset,
+    rows: np.ndarray,
+    *,
+    seed: int,
+    learning_rate: float,
+    weight_decay: float,
+    num_train_epochs: int,
+    train_batch_size: int,
+    lr_schedule: str = "constant",
+    max_grad_norm: float = 0.0,
+    freeze_embeddings: bool = False,
+    use_half_precision: bool = False,
+    on_epoch=unwatched,
+    on_batch=unwatched,
+    on_step=unwatched,
+    pad_to: int | None = None,
+    progress: Progress | None = None,
     processes: Processes = ALONE,
-) -> torch.nn.Module:  # fmt: skip
-    """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns it.
+) -> torch.nn.Module:
+    """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns
+    it.
 
-    pad_to: tokens of every batch (None: of its longest row). on_epoch(epoch, mean loss per example in nats, seconds),
-    on_batch(rows), on_step(number of steps so far): called after every epoch and step. progress: where it goes on.
-    processes: each takes its share of a batch. The process's random state stays. Same arguments, machine, threads,
-    processes: same bits on the CPU. Raises Diverged at the first loss that is not finite.
+    pad_to: tokens of every batch (None: of its longest row). on_epoch(epoch, mean loss per example
+    in nats, seconds), on_batch(rows), on_step(number of steps so far): called after every epoch and
+    step. progress: where it goes on. processes: each takes its share of a batch. The process's
+    random state stays. Same arguments, machine, threads, processes: same bits on the CPU. Raises
+    Diverged at the first loss that is not finite.
     """
     device, trained = next(model.parameters()).device, trainable(model.train(), freeze_embeddings)
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    falling = schedule(optimizer, lr_schedule, num_train_epochs * steps_of(len(rows), train_batch_size))
+    falling = schedule(
+        optimizer, lr_schedule, num_train_epochs * steps_of(len(rows), train_batch_size)
+    )
     watch, overhead = LossWatch(device), float("inf") if pad_to else piece_overhead(model, device)
 
     def step(chosen: np.ndarray) -> torch.Tensor:
         optimizer.zero_grad()
-        own, how = share_of(chosen, dataset.lengths, processes), (overhead, pad_to, use_half_precision)
+        own, how = (
+            share_of(chosen, dataset.lengths, processes),
+            (overhead, pad_to, use_half_precision),
+        )
         loss = add_up(trained, add_gradients(model, dataset, own, *how, len(chosen)), processes)
         watch.see(loss, falling.get_last_lr()[0])
         clip(trained, max_grad_norm)
@@ -119,9 +153,13 @@ def fit(
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed + processes.rank * SEEDS_APART)
-        for epoch in range(progress.restore(model, optimizer, falling) if progress else 0, num_train_epochs):
+        for epoch in range(
+            progress.restore(model, optimizer, falling) if progress else 0, num_train_epochs
+        ):
             start = time.perf_counter()
-            loss = one_epoch(step, epoch_order(np.asarray(rows), seed, epoch), train_batch_size, on_batch)
+            loss = one_epoch(
+                step, epoch_order(np.asarray(rows), seed, epoch), train_batch_size, on_batch
+            )
             watch.look()
             on_epoch(epoch, float(loss) / len(rows), time.perf_counter() - start)
             if progress and epoch + 1 < num_train_epochs:
@@ -141,7 +179,9 @@ def trainable(model: torch.nn.Module, freeze_embeddings: bool) -> list[torch.nn.
 
 
 def one_epoch(step, order: np.ndarray, batch_size: int, on_batch) -> torch.Tensor:
-    """step(rows) -> summed loss for every batch of the rows in this order; returns the sum of all, float64."""
+    """step(rows) -> summed loss for every batch of the rows in this order; returns the sum of all,
+    float64.
+    """
     total = 0.0
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
@@ -163,11 +203,15 @@ def clip(parameters: list, max_norm: float) -> None:
 
 
 class LossWatch:
-    """Notices the first loss that is not finite: at once on a CPU, every 50 steps on a GPU, which need not wait."""
+    """Notices the first loss that is not finite: at once on a CPU, every 50 steps on a GPU, which
+    need not wait.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.every = 1 if device.type == "cpu" else 50
-        self.first = torch.zeros((), dtype=torch.int64, device=device)  # its step, counted from 1; 0: none yet
+        self.first = torch.zeros(
+            (), dtype=torch.int64, device=device
+        )  # its step, counted from 1; 0: none yet
         self.rates: list[float] = []
 
     def see(self, loss: torch.Tensor, rate: float) -> None:
@@ -185,13 +229,20 @@ class LossWatch:
 
 
 def add_gradients(
-    model: torch.nn.Module, dataset: GlueDataset, rows: np.ndarray, overhead: float, pad_to: int | None, half: bool,
+    model: torch.nn.Module,
+    dataset: GlueDataset,
+    rows: np.ndarray,
+    overhead: float,
+    pad_to: int | None,
+    half: bool,
     whole: int,
-) -> torch.Tensor:  # fmt: skip
-    """Adds the gradient of the summed loss of these rows, divided by `whole`, to the parameters'; returns that sum.
+) -> torch.Tensor:
+    """Adds the gradient of the summed loss of these rows, divided by `whole`, to the parameters';
+    returns that sum.
 
-    overhead: cost of a piece of the batch, see `split_batch`. pad_to: tokens of every piece (None: its longest row).
-    half: bfloat16 autocast. whole: rows of the batch, of which these are one process's share. The sum is float64.
+    overhead: cost of a piece of the batch, see `split_batch`. pad_to: tokens of every piece (None:
+    its longest row). half: bfloat16 autocast. whole: rows of the batch, of which these are one
+    process's share. The sum is float64.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -209,8 +260,12 @@ def add_gradients(
 
 
 @torch.no_grad()
-def over_rows(read, dataset: GlueDataset, device: torch.device, batch_size: int = 256) -> torch.Tensor:
-    """read(inputs of a batch) -> (B, K) for all rows: (N, K), float32, on the CPU, in the order of the data set."""
+def over_rows(
+    read, dataset: GlueDataset, device: torch.device, batch_size: int = 256
+) -> torch.Tensor:
+    """read(inputs of a batch) -> (B, K) for all rows: (N, K), float32, on the CPU, in the order of
+    the data set.
+    """
     chunks, order = [], np.argsort(-dataset.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         batch = model_inputs(dataset.batch(order[first : first + batch_size]))
@@ -223,14 +278,22 @@ def over_rows(read, dataset: GlueDataset, device: torch.device, batch_size: int 
 def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256) -> torch.Tensor:
     """Logits (N, C), float32, on the CPU, in the order of the data set's rows."""
     model.eval()
-    return over_rows(lambda inputs: model(**inputs).logits, dataset, next(model.parameters()).device, batch_size)
+    return over_rows(
+        lambda inputs: model(**inputs).logits, dataset, next(model.parameters()).device, batch_size
+    )
 
 
-def evaluate_model(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 32) -> dict[str, float]:
-    """The task's own metrics, the mean loss per example (nats or squared error) and the mean margin."""
+def evaluate_model(
+    model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 32
+) -> dict[str, float]:
+    """The task's own metrics, the mean loss per example (nats or squared error) and the mean
+    margin.
+    """
     logits, labels = predict(model, dataset, batch_size), torch.from_numpy(dataset.labels)
     predictions = logits.squeeze(-1) if dataset.task.regression else logits.argmax(-1)
-    with tempfile.TemporaryDirectory() as folder:  # evaluate makes a folder even where it keeps everything in memory
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # evaluate makes a folder even where it keeps everything in memory
         metric = GlueMetric(dataset.task.metrics, dataset.task.regression, cache_dir=folder)
         result = metric.compute(predictions=predictions.numpy(), references=dataset.labels)
     result["loss"] = compute_loss(logits, labels).item() / len(dataset)

@@ -25,7 +25,9 @@ def _correlation(function):
 METRICS = {
     "accuracy": accuracy_score,
     "f1": f1_score,
-    "macro_f1": lambda references, predictions: f1_score(references, predictions, average="macro", zero_division=0),
+    "macro_f1": lambda references, predictions: f1_score(
+        references, predictions, average="macro", zero_division=0
+    ),
     "matthews_correlation": matthews_corrcoef,
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),
@@ -54,11 +56,13 @@ class GlueMetric(evaluate.Metric):
 
 
 def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list[str]:
-    """A sentence for every validation split on which the model does no better than one that always says the same.
+    """A sentence for every validation split on which the model does no better than one that always
+    says the same.
 
-    results: split -> metrics. One-sided at 5 %: the accuracy against the share of the most frequent class, by the
-    normal approximation; a correlation (Pearson's; Matthews', which is that of two binary columns) against 0, by
-    Fisher's transformation (Fisher 1921: atanh r has standard deviation 1 / sqrt(n - 3)).
+    results: split -> metrics. One-sided at 5 %: the accuracy against the share of the most frequent
+    class, by the normal approximation; a correlation (Pearson's; Matthews', which is that of two
+    binary columns) against 0, by Fisher's transformation (Fisher 1921: atanh r has standard
+    deviation 1 / sqrt(n - 3)).
     """
     found = []
     for split, data in validation.items():
@@ -67,13 +71,15 @@ def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list
             counts = np.bincount(data.labels, minlength=data.task.num_labels)
             share = float(counts.max() / counts.sum())
             name, least = "accuracy", share + ONE_SIDED * (share * (1 - share) / count) ** 0.5
-            beside = f"the {share:.3f} of always saying {data.task.class_names[int(counts.argmax())]!r}"
+            beside = (
+                f"the {share:.3f} of always saying {data.task.class_names[int(counts.argmax())]!r}"
+            )
         else:
             name = next(name for name in ("pearson", "matthews_correlation") if name in result)
             least, beside = float(np.tanh(ONE_SIDED / (count - 3) ** 0.5)), "0"
         if result[name] < least:
             found.append(
-                f"{split}: the {name.replace('_', ' ')} of {result[name]:.3f} cannot be told from {beside}; scores "
-                "explain guesses then"
+                f"{split}: the {name.replace('_', ' ')} of {result[name]:.3f} cannot be told from "
+                f"{beside}; scores explain guesses then"
             )
     return found

@@ -1,7 +1,8 @@
-"""Queries of one's own: texts, labels that were given or that the model predicts, and where they are kept.
+"""Queries of one's own: texts, labels that were given or that the model predicts, and where they
+are kept.
 
-Their texts lie only below the run's folder: they are read without the caches of the datasets library.
-Symbols: Q queries, C classes.
+Their texts lie only below the run's folder: they are read without the caches of the datasets
+library. Symbols: Q queries, C classes.
 """
 
 import csv
@@ -42,7 +43,9 @@ class Questions:
 
     @property
     def suffix(self) -> str:
-        """What the names of their scores end with: the first 12 digits of a SHA-256 over texts and labels."""
+        """What the names of their scores end with: the first 12 digits of a SHA-256 over texts and
+        labels.
+        """
         rows = [[*self.texts(i), self.data.label_name(i)] for i in range(len(self.data))]
         return f"_queries-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
 
@@ -60,10 +63,12 @@ class Questions:
 
 
 def ask(folder: Path, run: dict, texts: list[list[str]], labels: list) -> Questions:
-    """The queries as the run's model reads them. texts: columns of each query; labels: class name, number or None.
+    """The queries as the run's model reads them. texts: columns of each query; labels: class name,
+    number or None.
 
-    None asks about the class that the model predicts, and of a regression about its output. Raises Refused for empty
-    texts, for another number of texts than the task has columns, and for labels that the task does not know.
+    None asks about the class that the model predicts, and of a regression about its output. Raises
+    Refused for empty texts, for another number of texts than the task has columns, and for labels
+    that the task does not know.
     """
     task = task_of(run)
     for i, parts in enumerate(texts):
@@ -77,21 +82,35 @@ def ask(folder: Path, run: dict, texts: list[list[str]], labels: list) -> Questi
     logits = predict_run(folder, data).numpy()
     if task.regression:
         data.labels[[i for i, number in enumerate(numbers) if number is None]] = np.nan
-        return Questions(data, ["output" if number is None else "label" for number in numbers], logits)
-    chosen = [int(logits[i].argmax()) if number is None else number for i, number in enumerate(numbers)]
+        return Questions(
+            data, ["output" if number is None else "label" for number in numbers], logits
+        )
+    chosen = [
+        int(logits[i].argmax()) if number is None else number for i, number in enumerate(numbers)
+    ]
     data = tokenized(folder, run, task, texts, chosen)
-    return Questions(data, ["predicted" if number is None else "label" for number in numbers], logits)
+    return Questions(
+        data, ["predicted" if number is None else "label" for number in numbers], logits
+    )
 
 
-def tokenized(folder: Path, run: dict, task: GlueTask, texts: list[list[str]], labels: list) -> GlueDataset:
+def tokenized(
+    folder: Path, run: dict, task: GlueTask, texts: list[list[str]], labels: list
+) -> GlueDataset:
     """Texts and numeric labels as the run's model reads them."""
-    columns: dict[str, list] = {name: [parts[i] for parts in texts] for i, name in enumerate(task.columns)}
+    columns: dict[str, list] = {
+        name: [parts[i] for parts in texts] for i, name in enumerate(task.columns)
+    }
     named = datasets.ClassLabel(names=list(task.class_names))
     features = {name: datasets.Value("string") for name in columns}
     features["label"] = datasets.Value("float64") if task.regression else named
-    table = datasets.Dataset.from_dict(columns | {"label": labels}, features=datasets.Features(features))
+    table = datasets.Dataset.from_dict(
+        columns | {"label": labels}, features=datasets.Features(features)
+    )
     tables = datasets.DatasetDict({task.validation[0]: table})
-    return get_glue_dataset(run["dataset_name"], "valid", tables=tables, cache=False, **reading(folder, run))
+    return get_glue_dataset(
+        run["dataset_name"], "valid", tables=tables, cache=False, **reading(folder, run)
+    )
 
 
 def predict_run(folder: Path, data: GlueDataset) -> torch.Tensor:
@@ -106,7 +125,9 @@ def open_trained(folder: Path) -> torch.nn.Module:
 
 
 def read_label(value, task: GlueTask) -> float | int:
-    """A class name or number as a class, or a regression's number. Raises Refused for a label outside the task."""
+    """A class name or number as a class, or a regression's number. Raises Refused for a label
+    outside the task.
+    """
     shown = printable(str(value))[:80]
     if task.regression:
         number, (low, high) = number_of(value, ()), task.bounds or (-math.inf, math.inf)
@@ -117,21 +138,26 @@ def read_label(value, task: GlueTask) -> float | int:
         return task.class_names.index(name)
     number = number_of(value, ())
     named = all(name.lstrip("-").isdigit() for name in task.class_names) and bool(task.class_names)
-    if named or number not in range(task.num_labels):  # classes whose names are numbers have no other numbers
+    if named or number not in range(
+        task.num_labels
+    ):  # classes whose names are numbers have no other numbers
         counted = "" if named else f", or 0 to {task.num_labels - 1}"
         known = ", ".join(task.class_names)
-        raise Refused(f"the task does not know the query label {shown!r}; it knows {known}{counted}")
+        raise Refused(
+            f"the task does not know the query label {shown!r}; it knows {known}{counted}"
+        )
     return int(number)
 
 
-# --- files ---------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def read_queries(path: str, run: dict) -> tuple[list[list[str]], list]:
-    """(texts, labels or None) of the rows in a CSV, TSV, JSONL or Parquet file, or on standard input ('-').
+    """(texts, labels or None) of the rows in a CSV, TSV, JSONL or Parquet file, or on standard
+    input ('-').
 
-    Columns are called as in the task; a label column is read where there is one. Raises Refused where a text column
-    is missing, or there are no rows.
+    Columns are called as in the task; a label column is read where there is one. Raises Refused
+    where a text column is missing, or there are no rows.
     """
     task, where = task_of(run), "standard input" if path == "-" else path
     rows = read_rows(path, where)
@@ -140,14 +166,19 @@ def read_queries(path: str, run: dict) -> tuple[list[list[str]], list]:
     for name in task.columns:
         if missing := [i for i, row in enumerate(rows) if name not in row]:
             known = ", ".join(map(str, rows[missing[0]]))
-            raise Refused(f"the queries in {where} have no column {name!r} (they have {printable(known)[:120]})")
+            raise Refused(
+                f"the queries in {where} have no column {name!r} (they have "
+                f"{printable(known)[:120]})"
+            )
     label = (run.get("data") or {}).get("asked", {}).get("label_column", "label")
     texts = [["" if row[name] is None else row[name] for name in task.columns] for row in rows]
     return texts, [None if row.get(label) in (None, "") else row[label] for row in rows]
 
 
 def read_rows(path: str, where: str) -> list[dict]:
-    """The rows of a file as dictionaries; standard input is JSONL where it begins with a brace, else CSV."""
+    """The rows of a file as dictionaries; standard input is JSONL where it begins with a brace,
+    else CSV.
+    """
     try:
         if Path(path).suffix == ".parquet":
             return pa.parquet.read_table(path).to_pylist()
@@ -162,4 +193,6 @@ def read_rows(path: str, where: str) -> list[dict]:
     except FileNotFoundError:
         raise Refused(f"there is no file {path}") from None
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise Refused(f"the queries in {where} cannot be read ({str(error).splitlines()[0][:120]})") from error
+        raise Refused(
+            f"the queries in {where} cannot be read ({str(error).splitlines()[0][:120]})"
+        ) from error

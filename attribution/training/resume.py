@@ -1,7 +1,8 @@
 """Training that is shared by processes and that goes on after the last finished epoch.
 
-Every step is a step on the whole batch: each process adds the gradients of its rows' summed loss, the sums are added
-over the processes and have been divided by the rows of the whole batch. Symbols: B rows of a batch.
+Every step is a step on the whole batch: each process adds the gradients of its rows' summed loss,
+the sums are added over the processes and have been divided by the rows of the whole batch. Symbols:
+B rows of a batch.
 """
 
 import shutil
@@ -11,34 +12,51 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from attribution.files import differing_parts, intact, others, read_json, sha256_of, write_json, write_tensors
+from attribution.files import (
+    differing_parts,
+    intact,
+    others,
+    read_json,
+    sha256_of,
+    write_json,
+    write_tensors,
+)
 from attribution.processes import ALONE, Processes
 
 SEEDS_APART = 1_000_003  # between the seeds of two processes' dropout masks
 
 
 def share_of(rows: np.ndarray, lengths: np.ndarray, processes: Processes) -> np.ndarray:
-    """This process's rows of a batch (B,); all of them where there is one process. lengths: of all rows, in tokens.
+    """This process's rows of a batch (B,); all of them where there is one process. lengths: of all
+    rows, in tokens.
 
-    Dealt out from the longest to the shortest, so that processes get about as many tokens. May be empty.
+    Dealt out from the longest to the shortest, so that processes get about as many tokens. May be
+    empty.
     """
     if processes.count == 1:
         return rows
     return rows[np.argsort(-lengths[rows], kind="stable")][processes.rank :: processes.count]
 
 
-def add_up(parameters: list[torch.nn.Parameter], loss: torch.Tensor, processes: Processes) -> torch.Tensor:
+def add_up(
+    parameters: list[torch.nn.Parameter], loss: torch.Tensor, processes: Processes
+) -> torch.Tensor:
     """Replaces gradients by their sums over the processes; returns the sum of the losses, a scalar.
 
-    A process without rows takes part with zeros; a parameter that no process has a gradient of keeps none.
+    A process without rows takes part with zeros; a parameter that no process has a gradient of
+    keeps none.
     """
     if processes.count == 1:
         return loss
-    used = torch.tensor([float(p.grad is not None) for p in parameters], dtype=loss.dtype, device=loss.device)
+    used = torch.tensor(
+        [float(p.grad is not None) for p in parameters], dtype=loss.dtype, device=loss.device
+    )
     counts = torch.cat([loss[None], used])
     processes.add([counts])
     shared = [p for p, count in zip(parameters, counts[1:].tolist(), strict=True) if count]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in shared])
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in shared]
+    )
     processes.add([flat])
     for p, gradient in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
         p.grad = gradient.view_as(p)
@@ -46,10 +64,11 @@ def add_up(parameters: list[torch.nn.Parameter], loss: torch.Tensor, processes: 
 
 
 class Progress:
-    """Model, optimizer, position and random states at the end of an epoch, in a folder of their own.
+    """Model, optimizer, position and random states at the end of an epoch, in a folder of their
+    own.
 
-    fingerprint: what the training depends on; where it differs from what is stored, training starts anew. epochs:
-    what was recorded of finished epochs; whoever trains adds to it.
+    fingerprint: what the training depends on; where it differs from what is stored, training starts
+    anew. epochs: what was recorded of finished epochs; whoever trains adds to it.
     """
 
     def __init__(self, folder: Path, fingerprint: dict, processes: Processes = ALONE) -> None:
@@ -57,13 +76,19 @@ class Progress:
         self.epochs: list[dict] = []
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule) -> int:
-        """Puts everything back as the last finished epoch left it; returns the number of finished epochs."""
+        """Puts everything back as the last finished epoch left it; returns the number of finished
+        epochs.
+        """
         record = self.processes.from_main(self._usable)
         if record is None:
             return 0
         tensors = load_file(self.folder / record["file"])
         device = next(model.parameters()).device
-        own = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        own = {
+            name.removeprefix("model."): value
+            for name, value in tensors.items()
+            if name.startswith("model.")
+        }
         model.load_state_dict(own)
         state = optimizer.state_dict()
         for name, value in tensors.items():
@@ -82,7 +107,9 @@ class Progress:
         print(f"going on after epoch {record['finished']}")
         return record["finished"]
 
-    def save(self, finished: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule) -> None:
+    def save(
+        self, finished: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule
+    ) -> None:
         """Stores everything after so many finished epochs; the main process writes."""
         device = next(model.parameters()).device
         random = {"cpu": torch.get_rng_state()}
@@ -98,11 +125,20 @@ class Progress:
             tensors |= {f"random.{rank}.{kind}": value for kind, value in parts.items()}
         name = f"epoch{finished}.safetensors"
         write_tensors(self.folder / name, {key: value.cpu() for key, value in tensors.items()})
-        position = {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}
-        write_json(self.folder / "progress.json", {
-            "fingerprint": self.fingerprint, "finished": finished, "file": name, "schedule": position,
-            "files": {name: sha256_of(self.folder / name)}, "epochs": self.epochs,
-        })  # fmt: skip
+        position = {
+            key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"
+        }
+        write_json(
+            self.folder / "progress.json",
+            {
+                "fingerprint": self.fingerprint,
+                "finished": finished,
+                "file": name,
+                "schedule": position,
+                "files": {name: sha256_of(self.folder / name)},
+                "epochs": self.epochs,
+            },
+        )
         for path in self.folder.glob("epoch*.safetensors"):
             if path.name != name:
                 path.unlink()
@@ -113,7 +149,9 @@ class Progress:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _usable(self) -> dict | None:
-        """The record, where it belongs to this training and its file is whole; what is not is deleted."""
+        """The record, where it belongs to this training and its file is whole; what is not is
+        deleted.
+        """
         record = read_json(self.folder / "progress.json")
         if record is None:
             return None

@@ -1,7 +1,8 @@
 """A run: the folder that train.py leaves and that every other script opens.
 
-It holds model and tokenizer as `save_pretrained` writes them, and run.json: task, data, start, recipe, checksums.
-While a run is being saved a marker stands in its folder; a model without run.json and marker is somebody else's.
+It holds model and tokenizer as `save_pretrained` writes them, and run.json: task, data, start,
+recipe, checksums. While a run is being saved a marker stands in its folder; a model without
+run.json and marker is somebody else's.
 """
 
 import shlex
@@ -33,18 +34,21 @@ MARKER = ".unfinished"
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
 
 
-# --- saving --------------------------------------------------------------------------------------------
+# --- saving ---------------------------------------------------------------------------------------
 
 
 def save_run(folder: Path, model, tokenizer, record: dict) -> None:
-    """Saves model and tokenizer beside the run, moves them in, and writes run.json last, with checksums.
+    """Saves model and tokenizer beside the run, moves them in, and writes run.json last, with
+    checksums.
 
-    Without run.json, or with files that are not those it names, a folder does not count as a checkpoint. Raises
-    Refused, and saves nothing, where a weight is not finite.
+    Without run.json, or with files that are not those it names, a folder does not count as a
+    checkpoint. Raises Refused, and saves nothing, where a weight is not finite.
     """
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise Refused(f"training left a weight that is not finite ({name}); lower --learning_rate")
+            raise Refused(
+                f"training left a weight that is not finite ({name}); lower --learning_rate"
+            )
     saving = folder / ".saving"
     shutil.rmtree(saving, ignore_errors=True)
     write_bytes(folder / MARKER, b"a run is being saved here\n")
@@ -57,7 +61,10 @@ def save_run(folder: Path, model, tokenizer, record: dict) -> None:
             (saving / name).replace(folder / name)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
-    write_json(folder / "run.json", record | {"files": files, "weights": fingerprint_of_tensors(model.state_dict())})
+    write_json(
+        folder / "run.json",
+        record | {"files": files, "weights": fingerprint_of_tensors(model.state_dict())},
+    )
     (folder / MARKER).unlink()
 
 
@@ -67,21 +74,36 @@ def add_to_run(folder: Path, **parts) -> None:
 
 
 def refuse_replacing(folder: Path, model, overwrite: bool) -> None:
-    """Raises Refused where the folder holds a run with other weights than the model's, unless it may be replaced."""
+    """Raises Refused where the folder holds a run with other weights than the model's, unless it
+    may be replaced.
+    """
     run = read_json(folder / "run.json")
-    if run is not None and not overwrite and run.get("weights") != fingerprint_of_tensors(model.state_dict()):
-        raise Refused(f"{folder} holds another run; pass --overwrite to replace it, or use another --checkpoint_dir")
+    if (
+        run is not None
+        and not overwrite
+        and run.get("weights") != fingerprint_of_tensors(model.state_dict())
+    ):
+        raise Refused(
+            f"{folder} holds another run; pass --overwrite to replace it, or use another "
+            "--checkpoint_dir"
+        )
 
 
 def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_path") -> None:
-    """Raises Refused for a folder that holds a model which is not a run, or the start, or that cannot be written to.
+    """Raises Refused for a folder that holds a model which is not a run, or the start, or that
+    cannot be written to.
 
     start: the start model as given with the flag; None for the default.
     """
     if start is not None and Path(start).is_dir() and Path(start).resolve() == folder.resolve():
-        raise Refused(f"{flag} {start} is where the run would be saved; name another --checkpoint_dir")
+        raise Refused(
+            f"{flag} {start} is where the run would be saved; name another --checkpoint_dir"
+        )
     if is_foreign(folder):
-        raise Refused(f"{folder} holds a model that is no run of train.py, so nothing is written there; move it away")
+        raise Refused(
+            f"{folder} holds a model that is no run of train.py, so nothing is written there; move "
+            "it away"
+        )
     check_writable(folder)
 
 
@@ -92,11 +114,13 @@ def is_foreign(folder: Path) -> bool:
     return any(True for pattern in MODEL_FILES for _ in folder.glob(pattern))
 
 
-# --- opening -------------------------------------------------------------------------------------------
+# --- opening --------------------------------------------------------------------------------------
 
 
 def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
-    """The run's folder and its run.json. Raises Refused where it is missing, half-written or another task's."""
+    """The run's folder and its run.json. Raises Refused where it is missing, half-written or
+    another task's.
+    """
     folder = checkpoint_dir / data_name
     if data_name not in TASKS:
         check_name(data_name)
@@ -104,22 +128,39 @@ def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
     if run is None and data_name not in TASKS:
         raise Refused(
             f"{unknown_task(data_name)}, and in {checkpoint_dir} there is no run of this name "
-            "(train.py makes one from rows of your own: --dataset_path, --text_columns, --label_column)"
+            "(train.py makes one from rows of your own: --dataset_path, --text_columns, "
+            "--label_column)"
         )
     where = shlex.quote(str(checkpoint_dir))
     command = f"run: python train.py --dataset_name {data_name} --checkpoint_dir {where}"
     if run is None:
         if is_foreign(folder):
-            raise Refused(f"{folder} holds a model that is no run of train.py (there is no run.json)")
+            raise Refused(
+                f"{folder} holds a model that is no run of train.py (there is no run.json)"
+            )
         there = (folder / "run.json").exists()
-        state = "is half-written" if (folder / MARKER).exists() else "is damaged" if there else "is missing"
+        state = (
+            "is half-written"
+            if (folder / MARKER).exists()
+            else "is damaged"
+            if there
+            else "is missing"
+        )
         raise Refused(f"the checkpoint {folder} {state}; {command}")
     if run.get("dataset_name") != data_name:
-        raise Refused(f"the checkpoint {folder} was trained on {run.get('dataset_name')}, not {data_name}; {command}")
+        raise Refused(
+            f"the checkpoint {folder} was trained on {run.get('dataset_name')}, not {data_name}; "
+            f"{command}"
+        )
     if (labels := run.get("num_labels")) != (count := task_of(run).num_labels):
-        raise Refused(f"the checkpoint {folder} has {labels} labels, {data_name} {count}; {command}")
+        raise Refused(
+            f"the checkpoint {folder} has {labels} labels, {data_name} {count}; {command}"
+        )
     if not intact(folder, run.get("files")):
-        raise Refused(f"the checkpoint {folder} is damaged (a file is missing or changed since training); {command}")
+        raise Refused(
+            f"the checkpoint {folder} is damaged (a file is missing or changed since training); "
+            f"{command}"
+        )
     return folder, run
 
 
@@ -128,15 +169,16 @@ def open_data(
 ) -> tuple[GlueDataset, GlueDataset]:
     """(training rows, query rows) of the run, tokenized as in training.
 
-    dataset_path: where the data are now; None for where training found them. Queries are so many validation rows, from
-    the first one on.
+    dataset_path: where the data are now; None for where training found them. Queries are so many
+    validation rows, from the first one on.
     """
     name = run["dataset_name"]
     shared = reading(folder, run) | {"tables": open_tables_of(run, dataset_path)}
     train = get_glue_dataset(name, "train", max_samples=run["max_train_samples"], **shared)
     if train.fingerprint() != run["train_rows"]:
         raise Refused(
-            f"the training rows are not those of {folder}; give the --dataset_path of training, or train again"
+            f"the training rows are not those of {folder}; give the --dataset_path of training, or "
+            "train again"
         )
     if (drawn := run.get("data", {}).get("validation_rows")) is not None:
         train.file_rows = np.setdiff1d(np.arange(len(train) + len(drawn)), drawn)[: len(train)]
@@ -145,14 +187,28 @@ def open_data(
 
 
 def fingerprints_of(run: dict, queries: GlueDataset) -> dict[str, str]:
-    """What a result of the run was made from: its weights, its start, its rows and the queries, each as SHA-256."""
-    found = {"weights": run["weights"], "start": run.get("start"), "training rows": run["train_rows"]}
-    return {name: value for name, value in found.items() if value} | {"query rows": queries.fingerprint()}
+    """What a result of the run was made from: its weights, its start, its rows and the queries,
+    each as SHA-256.
+    """
+    found = {
+        "weights": run["weights"],
+        "start": run.get("start"),
+        "training rows": run["train_rows"],
+    }
+    return {name: value for name, value in found.items() if value} | {
+        "query rows": queries.fingerprint()
+    }
 
 
 def start_of(run: dict) -> dict:
-    """What the run was trained from: weights as SHA-256 (earlier runs: None), layers (None: all), a new head or not."""
-    return {"weights": run.get("start"), "layers": run.get("num_hidden_layers"), "head": bool(run.get("new_head"))}
+    """What the run was trained from: weights as SHA-256 (earlier runs: None), layers (None: all), a
+    new head or not.
+    """
+    return {
+        "weights": run.get("start"),
+        "layers": run.get("num_hidden_layers"),
+        "head": bool(run.get("new_head")),
+    }
 
 
 def task_of(run: dict) -> GlueTask:
@@ -163,11 +219,18 @@ def task_of(run: dict) -> GlueTask:
 def reading(folder: Path, run: dict) -> dict:
     """How the run reads texts: the keyword arguments of `get_glue_dataset` beside the tables."""
     tokenizer, inputs = AutoTokenizer.from_pretrained(folder), run.get("inputs")
-    return {"tokenizer": tokenizer, "max_length": run["max_length"], "inputs": inputs, "task": task_of(run)}
+    return {
+        "tokenizer": tokenizer,
+        "max_length": run["max_length"],
+        "inputs": inputs,
+        "task": task_of(run),
+    }
 
 
 def open_tables_of(run: dict, dataset_path: str | None) -> datasets.DatasetDict:
-    """The run's tables with its labels, split name -> table. dataset_path: where the data are now; None: as then."""
+    """The run's tables with its labels, split name -> table. dataset_path: where the data are now;
+    None: as then.
+    """
     tables = open_clean_tables(run, dataset_path)
     return corrupt(tables, task_of(run), run["corrupted"]) if run.get("corrupted") else tables
 
@@ -177,14 +240,19 @@ def open_clean_tables(run: dict, dataset_path: str | None) -> datasets.DatasetDi
     path = dataset_path or find_again(run, "dataset_path", "the data set")
     if (stored := run.get("data")) is None:
         return load_tables(run["dataset_name"], path)
-    data = OwnData(**stored["asked"] | {"path": path, "text_columns": tuple(stored["asked"]["text_columns"])})
+    data = OwnData(
+        **stored["asked"] | {"path": path, "text_columns": tuple(stored["asked"]["text_columns"])}
+    )
     if "validation_split" in run["folders"] and run["folders"]["validation_split"] is not None:
-        data = replace(data, validation_split=find_again(run, "validation_split", "the file of validation rows"))
+        data = replace(
+            data,
+            validation_split=find_again(run, "validation_split", "the file of validation rows"),
+        )
     tables, _ = open_own(data, run["dataset_name"], stored["validation_rows"])
     return encode(tables, task_of(run))
 
 
-# --- where things were ---------------------------------------------------------------------------------
+# --- where things were ----------------------------------------------------------------------------
 
 
 def absolute(name: str | None) -> str | None:
@@ -193,7 +261,8 @@ def absolute(name: str | None) -> str | None:
 
 
 def find_again(run: dict, key: str, what: str) -> str | None:
-    """The folder, file or hub id that training was given as `key`: where it was, else as given, from here.
+    """The folder, file or hub id that training was given as `key`: where it was, else as given,
+    from here.
 
     Raises Refused for one that is not there any more.
     """

@@ -13,7 +13,9 @@ from pipeline import construct_bert, get_glue_dataset, model_inputs
 
 @pytest.fixture(scope="module")
 def data():
-    return get_glue_dataset("demo", "valid", max_samples=7), get_glue_dataset("demo", "train", max_samples=30)
+    return get_glue_dataset("demo", "valid", max_samples=7), get_glue_dataset(
+        "demo", "train", max_samples=30
+    )
 
 
 def test_label_agreement_is_the_sign_of_every_similarity(data):
@@ -29,15 +31,22 @@ def test_label_agreement_is_the_sign_of_every_similarity(data):
 def test_tfidf_equals_the_formula_written_out():
     train, query = ["red red house", "blue house", "green tree"], "red tree house house"
     words = ["blue", "green", "house", "red", "tree"]
-    counts = np.array([[text.split().count(word) for word in words] for text in [*train, query]], float)
+    counts = np.array(
+        [[text.split().count(word) for word in words] for text in [*train, query]], float
+    )
     weights = np.log(4 / (1 + (counts[:3] > 0).sum(0))) + 1
     vectors = counts * weights
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert baselines.tfidf_cosine([query], train)[0] == pytest.approx(vectors[:3] @ vectors[3], abs=1e-6)
+    assert baselines.tfidf_cosine([query], train)[0] == pytest.approx(
+        vectors[:3] @ vectors[3], abs=1e-6
+    )
 
 
 def test_bm25_equals_the_formula_written_out():
-    train, query = ["red red house", "blue house", "green tree and grass"], "red house house unknown"
+    train, query = (
+        ["red red house", "blue house", "green tree and grass"],
+        "red house house unknown",
+    )
     expected, mean = [], 9 / 3
     for text in train:
         total, tokens = 0.0, text.split()
@@ -58,7 +67,9 @@ def models_that(trained=None, start=None) -> baselines.Models:
 def test_representations_are_compared_by_cosine_and_asked_for_only_when_needed(data):
     queries, train = data
     model = construct_bert("demo").eval()
-    one = lambda rows, i: model.base_model(**model_inputs(rows.batch([i]))).last_hidden_state[0].detach()  # noqa: E731
+    one = lambda rows, i: (
+        model.base_model(**model_inputs(rows.batch([i]))).last_hidden_state[0].detach()
+    )  # noqa: E731
     for name, models, read in (
         ("representation", models_that(trained=lambda: model), lambda hidden: hidden[0]),
         ("start", models_that(start=lambda: model), lambda hidden: hidden.mean(0)),
@@ -77,7 +88,9 @@ def test_random_scores_are_a_function_of_the_seed():
 
 
 def test_a_regressions_sign_says_whether_a_row_pulls_towards_the_label(data, monkeypatch):
-    """A row above the mean helps a query that the model puts too low, and harms one that it puts too high."""
+    """A row above the mean helps a query that the model puts too low, and harms one that it puts
+    too high.
+    """
     queries, train = (copy.copy(part) for part in data)
     for part in (queries, train):
         part.task = replace(part.task, num_labels=1)

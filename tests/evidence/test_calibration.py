@@ -1,4 +1,6 @@
-"""A slope is what it was made with, its interval covers it, and no score without worth gets a margin."""
+"""A slope is what it was made with, its interval covers it, and no score without worth gets a
+margin.
+"""
 
 import numpy as np
 import pytest
@@ -11,18 +13,24 @@ M, N, Q, R = 40, 60, 25, 2
 
 
 def made(worth: float, noise: float = 1.0, seed: int = 0):
-    """(scores, masks, margins) where a unit of score is worth so much margin; every query has a level of its own."""
+    """(scores, masks, margins) where a unit of score is worth so much margin; every query has a
+    level of its own.
+    """
     generator = np.random.default_rng(seed)
     scores = generator.standard_normal((Q, N)) * 1e4
     masks = (generator.random((M, N)) < 0.5).astype(np.uint8)
     level = generator.standard_normal(Q) * 10
-    margins = (masks @ scores.T)[:, None] * worth + level + noise * generator.standard_normal((M, R, Q))
+    margins = (
+        (masks @ scores.T)[:, None] * worth + level + noise * generator.standard_normal((M, R, Q))
+    )
     return scores, masks, margins.astype(np.float32)
 
 
 def test_the_slope_is_recovered_whatever_the_level_of_a_query():
     exact = slope(*made(1e-5, noise=0.0))
-    assert exact.value == pytest.approx(1e-5, rel=1e-4) and exact.low == pytest.approx(1e-5, rel=1e-3)
+    assert exact.value == pytest.approx(1e-5, rel=1e-4) and exact.low == pytest.approx(
+        1e-5, rel=1e-3
+    )
     noisy = slope(*made(1e-5))
     assert noisy.low < 1e-5 < noisy.high and noisy.usable
     assert (noisy.masks, noisy.repeats) == (M, R) and noisy.kept == pytest.approx(0.5, abs=0.05)
@@ -54,14 +62,21 @@ def test_only_random_subsets_of_this_recipe_start_rows_and_queries_calibrate(tmp
     for part in made_from:
         write_json(place / "lds_x.json", {"fingerprint": made_from | {part: "other"}} | arrays)
         assert random_subsets(tmp_path, run, "queries") is None
-    write_json(place / "lds_x.json", {"fingerprint": made_from, "arrays": "of another study: killed between the two"})
+    write_json(
+        place / "lds_x.json",
+        {"fingerprint": made_from, "arrays": "of another study: killed between the two"},
+    )
     assert random_subsets(tmp_path, run, "queries") is None
     write_json(place / "lds_x.json", {"fingerprint": made_from} | arrays)
     for change in ({"start": "other"}, {"num_hidden_layers": 1}, {"new_head": True}):
         assert random_subsets(tmp_path, run | change, "queries") is None
     write_npz(place / "ab/retrain_for_a_query.npz", masks=masks, margins=margins)
     found = random_subsets(tmp_path, run, "queries")
-    assert found is not None and np.array_equal(found[0], masks) and np.array_equal(found[1], margins)
+    assert (
+        found is not None and np.array_equal(found[0], masks) and np.array_equal(found[1], margins)
+    )
     write_npz(place / "lds_x.npz", masks=masks[: MIN_MASKS - 1], margins=margins[: MIN_MASKS - 1])
-    write_json(place / "lds_x.json", {"fingerprint": made_from, "arrays": sha256_of(place / "lds_x.npz")})
+    write_json(
+        place / "lds_x.json", {"fingerprint": made_from, "arrays": sha256_of(place / "lds_x.npz")}
+    )
     assert random_subsets(tmp_path, run, "queries") is None

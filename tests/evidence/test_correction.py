@@ -1,4 +1,6 @@
-"""A corrected score is the posterior mean, learns what retrains show, and is judged on masks that it has not seen."""
+"""A corrected score is the posterior mean, learns what retrains show, and is judged on masks that
+it has not seen.
+"""
 
 import numpy as np
 import pytest
@@ -10,14 +12,20 @@ M, N, Q = 60, 40, 12
 
 
 def made(noise: float = 1.0, seed: int = 0):
-    """(scores, Gram matrix, masks, mean margins): scores hold half of what rows do, rows of a kind do the like."""
+    """(scores, Gram matrix, masks, mean margins): scores hold half of what rows do, rows of a kind
+    do the like.
+    """
     generator = np.random.default_rng(seed)
     kinds = generator.standard_normal((N, 5))
     gram = kinds @ kinds.T + 0.1 * np.eye(N)
     scores = generator.standard_normal((Q, N))
     effects = scores + generator.standard_normal((Q, 5)) @ kinds.T * 0.5
     masks = (generator.random((M, N)) < 0.5).astype(np.float64)
-    margins = masks @ effects.T + generator.standard_normal(Q) * 10 + noise * generator.standard_normal((M, Q))
+    margins = (
+        masks @ effects.T
+        + generator.standard_normal(Q) * 10
+        + noise * generator.standard_normal((M, Q))
+    )
     return scores * 1e4, gram, masks, margins
 
 
@@ -32,14 +40,20 @@ def test_it_is_the_posterior_mean_of_every_rows_effect():
     found = corrected(gram, masks, margins, scores)
     chosen, wanted = masks - masks.mean(0), margins - margins.mean(0)
     kernel = chosen @ gram @ chosen.T
-    values, basis = np.linalg.eigh(kernel + np.ones((M, M)) * 1e6)  # the mean becomes the last direction
+    values, basis = np.linalg.eigh(
+        kernel + np.ones((M, M)) * 1e6
+    )  # the mean becomes the last direction
     values, basis = values[:-1], basis[:, :-1]
     size = values.mean()
-    noise, slopes = correction.most_likely(values / size, basis.T @ (chosen @ scores.T), basis.T @ wanted)
+    noise, slopes = correction.most_likely(
+        values / size, basis.T @ (chosen @ scores.T), basis.T @ wanted
+    )
     for q in range(Q):
         mean = slopes[q] * scores[q]
         gain = gram @ chosen.T @ np.linalg.inv(kernel + noise * size * np.eye(M))
-        np.testing.assert_allclose(found[q], mean + gain @ (wanted[:, q] - chosen @ mean), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(
+            found[q], mean + gain @ (wanted[:, q] - chosen @ mean), rtol=1e-6, atol=1e-8
+        )
 
 
 def test_the_noise_is_that_of_the_highest_likelihood():
@@ -98,9 +112,15 @@ def test_margins_that_are_noise_are_not_learned():
 
 def test_the_uncorrected_score_is_judged_fold_by_fold():
     scores, _, masks, margins = made()
-    folds = [fold for partition in range(correction.PARTITIONS) for fold in correction.folds_of(masks, partition)]
+    folds = [
+        fold
+        for partition in range(correction.PARTITIONS)
+        for fold in correction.folds_of(masks, partition)
+    ]
     assert len({tuple(fold) for fold in folds}) == correction.PARTITIONS * correction.FOLDS
-    each = [stats.agreement(scores, masks[fold], stats.make_truth(margins[fold])).mean for fold in folds]
+    each = [
+        stats.agreement(scores, masks[fold], stats.make_truth(margins[fold])).mean for fold in folds
+    ]
     assert judged()["plain"]["lds"] == pytest.approx(np.mean(each))
 
 
@@ -116,11 +136,18 @@ def test_a_mask_that_was_drawn_twice_is_held_out_as_a_whole():
     folds = correction.folds_of(masks, 0)
     assert sorted(np.concatenate(folds)) == list(range(60))
     for fold in folds:
-        inside, outside = ({tuple(masks[i]) for i in some} for some in (fold, set(range(60)) - set(fold)))
+        inside, outside = (
+            {tuple(masks[i]) for i in some} for some in (fold, set(range(60)) - set(fold))
+        )
         assert not inside & outside
 
     def noise(scores, gram, _, margins):
-        return scores, gram, masks.astype(float), np.random.default_rng(1).standard_normal((20, Q)).repeat(3, axis=0)
+        return (
+            scores,
+            gram,
+            masks.astype(float),
+            np.random.default_rng(1).standard_normal((20, Q)).repeat(3, axis=0),
+        )
 
     assert abs(judged(change=noise)["plain"]["corrected"]) < 0.2
 
@@ -135,5 +162,7 @@ def test_classes_are_controlled_for_only_where_enough_masks_are_left():
     scores, gram, masks, margins = made()
     for columns, kinds in ((7, {"plain", "balanced"}), (8, {"plain"})):
         controls = np.random.default_rng(0).random((M, columns))
-        found = correction.cross_validate(scores, gram @ masks.T, masks, margins, controls, stats.draw(M, Q, 20))
+        found = correction.cross_validate(
+            scores, gram @ masks.T, masks, margins, controls, stats.draw(M, Q, 20)
+        )
         assert set(found) == kinds and np.isfinite(found["plain"]["difference"])

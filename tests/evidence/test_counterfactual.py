@@ -7,14 +7,19 @@ from attribution.evidence import counterfactual, flips
 
 
 def test_ties_are_broken_by_row_number():
-    assert counterfactual.most_helpful(np.array([1.0, 3.0, 3.0, -2.0, 1.0], np.float32)).tolist() == [1, 2, 0, 4, 3]
+    assert counterfactual.most_helpful(
+        np.array([1.0, 3.0, 3.0, -2.0, 1.0], np.float32)
+    ).tolist() == [1, 2, 0, 4, 3]
 
 
 class Orders:
     """Two arms, two targets; target 0 of arm `a` flips at the first removal."""
 
     base = np.array([[1.0, 2.0], [3.0, 1.0]])
-    orders = {"a": [[np.arange(4)], [np.arange(4)]], "random": [[np.arange(3), np.arange(1, 4)]] * 2}
+    orders = {
+        "a": [[np.arange(4)], [np.arange(4)]],
+        "random": [[np.arange(3), np.arange(1, 4)]] * 2,
+    }
 
     def plan(self):
         return counterfactual.Plan(self.orders, [1, 2], np.arange(9), [7, 8])
@@ -25,7 +30,11 @@ def test_a_flipped_target_is_carried_forward_and_not_retrained():
     for place in plan.jobs(0, True):
         margins = np.array([-1.0, -2.0]) if place[:2] == ("a", 0) else np.array([2.0, -1.0])
         plan.record(place, 0, margins, margins > 0)
-    assert ("a", 0, 0) not in plan.jobs(1, True) and len(plan.jobs(1, True)) == 5 and len(plan.jobs(1, False)) == 6
+    assert (
+        ("a", 0, 0) not in plan.jobs(1, True)
+        and len(plan.jobs(1, True)) == 5
+        and len(plan.jobs(1, False)) == 6
+    )
     assert plan.spared(1, True) == 2 and plan.spared(1, False) == 0
     for place in plan.jobs(1, True):
         plan.record(place, 1, np.array([1.0, 1.0]), np.array([True, True]))
@@ -47,7 +56,9 @@ def test_a_retrain_that_diverged_says_nothing(direction):
     base = Orders.base, Orders.base > 0
     flipped, change = flips.states(base, (plan.margins["a"], plan.correct["a"]), direction)
     mended = direction == "harmful"
-    assert (flipped[:, 0, 1:] == mended).all(), "the seed that is left decides, and all diverged changes nothing"
+    assert (flipped[:, 0, 1:] == mended).all(), (
+        "the seed that is left decides, and all diverged changes nothing"
+    )
     assert change[:, 0, 1].tolist() == [3.0, 4.0], "from the same seed with nothing removed"
     assert np.array_equal(change[:, 0, 2], change[:, 0, 1]) and plan.diverged == 6 + 12
     one = np.array([[np.nan, 2.0], [3.0, 1.0]])

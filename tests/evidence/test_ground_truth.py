@@ -7,13 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.evidence.ground_truth import GroundTruth, check_margins, check_masks, draw_masks, load_array
+from attribution.evidence.ground_truth import (
+    GroundTruth,
+    check_margins,
+    check_masks,
+    draw_masks,
+    load_array,
+)
 from attribution.files import Refused
 
 
 def test_masks_keep_the_share_and_do_not_depend_on_how_many_there_are():
     masks = draw_masks(101, 7, 0.3, seed=5)
-    assert masks.shape == (7, 101) and (masks.sum(1) == 30).all() and len({mask.tobytes() for mask in masks}) == 7
+    assert (
+        masks.shape == (7, 101)
+        and (masks.sum(1) == 30).all()
+        and len({mask.tobytes() for mask in masks}) == 7
+    )
     assert np.array_equal(draw_masks(101, 3, 0.3, seed=5), masks[:3])
     assert not np.array_equal(draw_masks(101, 3, 0.3, seed=6), masks[:3])
 
@@ -29,9 +39,13 @@ def test_the_pearson_of_a_regressions_retrains_leaves_out_what_diverged_or_never
     outputs, labels = generator.normal(size=(3, 2, 9)), generator.normal(size=9)
     each = [np.corrcoef(one, labels)[0, 1] for one in outputs.reshape(-1, 9)]
     masks = draw_masks(20, 3, 0.5, 0)
-    assert GroundTruth(masks, outputs, None, outputs).pearson(labels) == pytest.approx(np.mean(each))
+    assert GroundTruth(masks, outputs, None, outputs).pearson(labels) == pytest.approx(
+        np.mean(each)
+    )
     outputs[0], outputs[1, 0] = np.nan, 1.0
-    assert GroundTruth(masks, outputs, None, outputs).pearson(labels) == pytest.approx(np.mean(each[3:]))
+    assert GroundTruth(masks, outputs, None, outputs).pearson(labels) == pytest.approx(
+        np.mean(each[3:])
+    )
     assert GroundTruth(masks, outputs, None).pearson(labels) is None
 
 
@@ -47,10 +61,15 @@ def test_every_format_gives_the_array_back(tmp_path):
 
 
 def test_a_pickle_of_numpy_1_loads(tmp_path, monkeypatch):
-    """NumPy 1 names its reconstruction numpy.core.multiarray; torch.save of that is what was published."""
+    """NumPy 1 names its reconstruction numpy.core.multiarray; torch.save of that is what was
+    published.
+    """
     margins = np.arange(6, dtype=np.float32).reshape(2, 3)
     torch.save(margins, tmp_path / "new.pt")
-    with zipfile.ZipFile(tmp_path / "new.pt") as source, zipfile.ZipFile(tmp_path / "old.pt", "w") as target:
+    with (
+        zipfile.ZipFile(tmp_path / "new.pt") as source,
+        zipfile.ZipFile(tmp_path / "old.pt", "w") as target,
+    ):
         for name in source.namelist():
             content = source.read(name)
             if name.endswith("data.pkl"):
@@ -74,7 +93,17 @@ def test_anything_else_is_refused_and_not_executed(tmp_path, capsys):
     np.save(tmp_path / "text.npy", np.array(["a"]))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
-    bad = ("dict.pt", "evil.pt", "evil2.pt", "object.npy", "two.npz", "text.npy", "cut.npy", "cut.pt", "none.npy")
+    bad = (
+        "dict.pt",
+        "evil.pt",
+        "evil2.pt",
+        "object.npy",
+        "two.npz",
+        "text.npy",
+        "cut.npy",
+        "cut.pt",
+        "none.npy",
+    )
     for name in bad:
         with pytest.raises(Refused):
             load_array(tmp_path / name, "masks")

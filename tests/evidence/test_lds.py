@@ -17,7 +17,9 @@ def test_diverged_retrains_are_left_out_and_that_is_said():
 
 
 def linear_study(noise: float = 0.3):
-    """Scores of 5 queries and 30 rows, masks, and margins of three repeats that these scores predict."""
+    """Scores of 5 queries and 30 rows, masks, and margins of three repeats that these scores
+    predict.
+    """
     generator = np.random.default_rng(1)
     masks = (generator.random((60, 30)) < 0.5).astype(np.uint8)
     scores = generator.standard_normal((5, 30))
@@ -38,9 +40,13 @@ def test_the_share_of_the_ceiling_is_their_ratio_and_its_interval_covers_it():
 
 
 def test_a_regressions_output_is_predicted_up_to_the_sign_of_the_residual():
-    """Margins -(z - y)^2 fall where outputs rise above the label; the scores of the margin then have the other sign."""
+    """Margins -(z - y)^2 fall where outputs rise above the label; the scores of the margin then
+    have the other sign.
+    """
     scores, masks, outputs = linear_study(0.0)
-    labels = np.array([99.0, -99.0, 99.0, -99.0, 99.0])  # far away: the margin is monotonous in the output
+    labels = np.array(
+        [99.0, -99.0, 99.0, -99.0, 99.0]
+    )  # far away: the margin is monotonous in the output
     margins = -np.square(outputs - labels)
     of_margin = scores * np.sign(labels)[:, None]
     random = np.random.default_rng(2).standard_normal((5, 30))
@@ -52,13 +58,25 @@ def test_a_regressions_output_is_predicted_up_to_the_sign_of_the_residual():
 
 def test_of_a_regressions_members_the_output_is_what_they_say_of_it_each_by_its_own_residual():
     scores, masks, outputs = linear_study(0.0)
-    residuals = np.array([[2.0, -3.0, 1.0, 1.0, 4.0], [-1.0, -3.0, 2.0, -5.0, 0.5]])  # of two members, apart for two
+    residuals = np.array(
+        [[2.0, -3.0, 1.0, 1.0, 4.0], [-1.0, -3.0, 2.0, -5.0, 0.5]]
+    )  # of two members, apart for two
     of_margin = (residuals[:, :, None] * scores).sum(0)
-    named = {"ekfac_members2": of_margin, "random": np.random.default_rng(2).standard_normal((5, 30))}
-    evidence = Evidence(masks, -np.square(outputs), masks.sum(1, keepdims=True), outputs, residuals=residuals[0])
+    named = {
+        "ekfac_members2": of_margin,
+        "random": np.random.default_rng(2).standard_normal((5, 30)),
+    }
+    evidence = Evidence(
+        masks, -np.square(outputs), masks.sum(1, keepdims=True), outputs, residuals=residuals[0]
+    )
     alone = evaluate(named, evidence, 20)["scores"]["ekfac_members2"]["output"]
-    together = evaluate(named, evidence, 20, Beside(outputs={"ekfac_members2": scores}))["scores"]["ekfac_members2"]
-    assert together["output"]["lds"] > 0.999 > 0.7 > alone["lds"] and "single" not in together["output"]
+    together = evaluate(named, evidence, 20, Beside(outputs={"ekfac_members2": scores}))["scores"][
+        "ekfac_members2"
+    ]
+    assert (
+        together["output"]["lds"] > 0.999 > 0.7 > alone["lds"]
+        and "single" not in together["output"]
+    )
 
 
 def test_a_ceiling_is_known_where_repeats_agree_and_no_share_is_given_where_it_is_not():
@@ -74,10 +92,17 @@ def test_a_ceiling_is_known_where_repeats_agree_and_no_share_is_given_where_it_i
 def test_beside_a_score_stand_its_top_rows_its_start_and_its_members():
     scores, masks, margins = linear_study()
     everywhere = np.tile(np.arange(30.0), (5, 1))  # the same ten rows for every query
-    named = {"ekfac": scores, "all": everywhere, "random": np.random.default_rng(2).standard_normal((5, 30))}
+    named = {
+        "ekfac": scores,
+        "all": everywhere,
+        "random": np.random.default_rng(2).standard_normal((5, 30)),
+    }
     beside = Beside({"ekfac": -scores}, {"ekfac": [scores, -scores]})
     found = evaluate(named, Evidence(masks, margins), 20, beside)["scores"]
     assert found["all"]["rows_at_top"] == 10 and 10 < found["ekfac"]["rows_at_top"] <= 30
-    assert found["ekfac"]["spearman_with_start"] == -1.0 and found["all"]["spearman_with_start"] is None
+    assert (
+        found["ekfac"]["spearman_with_start"] == -1.0
+        and found["all"]["spearman_with_start"] is None
+    )
     each = found["ekfac"]["plain"]["single"]
     assert each[0] == found["ekfac"]["plain"]["lds"] and np.isclose(each[0], -each[1])

@@ -32,7 +32,10 @@ class Fake:
         time.sleep(self.seconds)
         with open(self.log, "a") as file:
             file.write(f"{rows[0]} {seed}\n")
-        margins = [np.random.default_rng([seed, *rows, *digest]).standard_normal() for digest in self.digests]
+        margins = [
+            np.random.default_rng([seed, *rows, *digest]).standard_normal()
+            for digest in self.digests
+        ]
         margins = np.array(margins, np.float32)
         return Result(self.digests, margins, margins > 0.5, margins * 2)
 
@@ -47,7 +50,9 @@ def same(one, other) -> bool:
 
 
 def run_fake(folder, log, seconds: float) -> None:
-    tqdm.set_lock(threading.RLock())  # the default is shared with forked children, and a killed one would keep it
+    tqdm.set_lock(
+        threading.RLock()
+    )  # the default is shared with forked children, and a killed one would keep it
     run_jobs(open_store(folder), JOBS, Fake(log, seconds))
 
 
@@ -79,15 +84,22 @@ def test_a_damaged_file_is_noticed_said_and_redone(tmp_path, capsys, damage):
     path, content = store.path(JOBS[3]), store.path(JOBS[3]).read_bytes()
     other = store.path(JOBS[4]).read_bytes()
     flipped = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
-    path.write_bytes({"cut": content[:-4], "flipped": flipped, "swapped": other, "empty": b""}[damage])
+    path.write_bytes(
+        {"cut": content[:-4], "flipped": flipped, "swapped": other, "empty": b""}[damage]
+    )
     assert same(run_jobs(store, JOBS, Fake(log)), expected)
-    assert "is damaged and is done again" in capsys.readouterr().err and len(calls(log)) == len(JOBS) + 1
+    assert (
+        "is damaged and is done again" in capsys.readouterr().err
+        and len(calls(log)) == len(JOBS) + 1
+    )
     assert path.read_bytes() == content
 
 
 def test_processes_at_once_never_do_the_same_job(tmp_path):
     log = tmp_path / "log"
-    processes = [FORK.Process(target=run_fake, args=(tmp_path / "store", log, 0.01)) for _ in range(3)]
+    processes = [
+        FORK.Process(target=run_fake, args=(tmp_path / "store", log, 0.01)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -105,7 +117,9 @@ def test_killed_at_ten_random_moments_the_results_are_those_of_an_undisturbed_ru
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     disturbed, calm = open_store(tmp_path / "store"), open_store(tmp_path / "calm")
-    assert same(run_jobs(disturbed, JOBS, Fake(log)), run_jobs(calm, JOBS, Fake(tmp_path / "other")))
+    assert same(
+        run_jobs(disturbed, JOBS, Fake(log)), run_jobs(calm, JOBS, Fake(tmp_path / "other"))
+    )
     assert all(disturbed.path(job).read_bytes() == calm.path(job).read_bytes() for job in JOBS)
 
 
@@ -143,7 +157,9 @@ def test_announce_counts_what_is_stored_and_stops_at_a_dry_run(tmp_path, capsys)
 def test_several_processes_give_the_bits_of_one(retrain, tmp_path):
     jobs = [Job.of(np.arange(i, 60), 0) for i in range(3)]
     one = run_jobs(Store(tmp_path / "one", retrain.fingerprint(), retrain.digests), jobs, retrain)
-    two = run_jobs(Store(tmp_path / "two", retrain.fingerprint(), retrain.digests), jobs, retrain, workers=2)
+    two = run_jobs(
+        Store(tmp_path / "two", retrain.fingerprint(), retrain.digests), jobs, retrain, workers=2
+    )
     assert same(one, two)
 
 
@@ -212,5 +228,8 @@ def test_retrains_of_an_earlier_version_are_counted_and_kept(tmp_path):
     now = {"recipe": "a", "training rows": "b", "results": "margins and correctness"}
     old = Store(tmp_path, {"recipe": "a", "training rows": "b", "query rows": "c"}, QUERIES)
     run_jobs(old, JOBS[:3], Fake(tmp_path / "log"))
-    assert earlier_retrains(tmp_path, now) == 3 and earlier_retrains(tmp_path, now | {"recipe": "b"}) == 0
+    assert (
+        earlier_retrains(tmp_path, now) == 3
+        and earlier_retrains(tmp_path, now | {"recipe": "b"}) == 0
+    )
     assert len(list(tmp_path.glob("*/*/*.safetensors"))) == 3

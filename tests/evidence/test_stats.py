@@ -11,7 +11,14 @@ from attribution.evidence import stats
 M, N, Q = 60, 80, 12
 
 
-def make(seed: int = 0, noise: float = 0.0, repeats: int = 1, masks: int = M, queries: int = Q, skew: float = 0.0):
+def make(
+    seed: int = 0,
+    noise: float = 0.0,
+    repeats: int = 1,
+    masks: int = M,
+    queries: int = Q,
+    skew: float = 0.0,
+):
     """(scores (Q, N), masks (M, N), margins (M, R, Q)) of a linear model with noise."""
     generator = np.random.default_rng(seed)
     scores = generator.standard_normal((queries, N))
@@ -49,7 +56,9 @@ def test_lds_with_ties_equals_scipy(seed, levels):
     ours = stats.agreement(scores, masks, truth).per_query
     for q in range(Q):
         reference = spearmanr(masks @ scores[q], margins[:, 0, q]).statistic
-        assert ours[q] == pytest.approx(reference, abs=1e-9) or (np.isnan(ours[q]) and np.isnan(reference))
+        assert ours[q] == pytest.approx(reference, abs=1e-9) or (
+            np.isnan(ours[q]) and np.isnan(reference)
+        )
 
 
 def test_constant_margins_are_left_out_and_constant_predictions_count_as_nothing():
@@ -92,11 +101,15 @@ def test_class_balance_control_equals_residuals_of_ranks_and_removes_label_agree
 
 
 def test_intervals_cover_the_value_of_endless_masks_and_queries():
-    """95 % intervals of LDS and of a paired difference hold the true value in 90 % or more of 60 simulated studies."""
+    """95 % intervals of LDS and of a paired difference hold the true value in 90 % or more of 60
+    simulated studies.
+    """
     generator = np.random.default_rng(0)
 
     def study(masks: int, queries: int):
-        scores, kept, margins = make(int(generator.integers(2**31)), noise=1.0, masks=masks, queries=queries)
+        scores, kept, margins = make(
+            int(generator.integers(2**31)), noise=1.0, masks=masks, queries=queries
+        )
         blurred = scores + 0.7 * generator.standard_normal(scores.shape)
         truth = stats.make_truth(stats.mean_margins(margins))
         return [stats.agreement(values, kept, truth) for values in (scores, blurred)], truth
@@ -106,7 +119,9 @@ def test_intervals_cover_the_value_of_endless_masks_and_queries():
     hits = np.zeros(2)
     for _ in range(60):
         both, truth = study(40, 25)
-        samples = [stats.bootstrap(result, truth, stats.draw(40, 25, 300, seed=1)) for result in both]
+        samples = [
+            stats.bootstrap(result, truth, stats.draw(40, 25, 300, seed=1)) for result in both
+        ]
         for i, values in enumerate((samples[0], samples[0] - samples[1])):
             low, high = stats.interval(values)
             hits[i] += low <= expected[i] <= high
@@ -124,7 +139,9 @@ def test_the_noise_ceiling_is_what_the_true_scores_reach():
 def test_combining_makes_queries_comparable_first():
     a, b = make(1)[0], make(2)[0] * 1e6
     mean = stats.combine([a, b])
-    assert np.corrcoef(mean[0], a[0])[0, 1] == pytest.approx(np.corrcoef(mean[0], b[0])[0, 1], abs=0.2)
+    assert np.corrcoef(mean[0], a[0])[0, 1] == pytest.approx(
+        np.corrcoef(mean[0], b[0])[0, 1], abs=0.2
+    )
     assert stats.combine([a, a * 5], "rank")[0].argmax() == a[0].argmax()
     assert np.isfinite(stats.combine([a, np.ones_like(a)])).all()
 
@@ -137,7 +154,9 @@ def test_mean_spearman_equals_scipy():
 
 
 def test_wilson_equals_published_values():
-    """Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E), table I, method 3."""
+    """Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E), table
+    I, method 3.
+    """
     published = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}
     for (hits, count), expected in published.items():
         assert stats.wilson(hits, count) == pytest.approx(expected, abs=5e-5)
@@ -148,23 +167,41 @@ def test_of_a_ceiling_that_may_be_zero_no_share_is_known():
     rng = np.random.default_rng(0)
     sample, agreements = rng.normal(0.3, 0.05, 400), rng.normal(0.4, 0.05, 400)
     unknown = stats.Ceiling(0.6, rng.normal(0.6, 0.3, 400).clip(0), 0.4, agreements)
-    assert stats.share_of_ceiling(0.3, sample, unknown) == stats.share_of_ceiling(0.3, sample, None) == {}
-    known = stats.share_of_ceiling(0.3, sample, stats.Ceiling(0.6, rng.normal(0.6, 0.1, 400), 0.4, agreements))
-    assert known["share"] == 0.5 and 0.2 < known["share_interval"][0] < 0.5 < known["share_interval"][1] < 0.9
+    assert (
+        stats.share_of_ceiling(0.3, sample, unknown)
+        == stats.share_of_ceiling(0.3, sample, None)
+        == {}
+    )
+    known = stats.share_of_ceiling(
+        0.3, sample, stats.Ceiling(0.6, rng.normal(0.6, 0.1, 400), 0.4, agreements)
+    )
+    assert (
+        known["share"] == 0.5
+        and 0.2 < known["share_interval"][0] < 0.5 < known["share_interval"][1] < 0.9
+    )
 
 
 def test_noise_alone_has_a_ceiling_which_is_not_taken_for_one():
     noise = np.random.default_rng(0).standard_normal((50, 2, 40))
     found = stats.ceiling_of(noise, stats.draw(50, 40, 200))
-    assert found is not None and found.value > 0.1 and abs(found.agreement) < 0.05 and not found.known
+    assert (
+        found is not None and found.value > 0.1 and abs(found.agreement) < 0.05 and not found.known
+    )
     assert stats.share_of_ceiling(0.1, np.full(200, 0.1), found) == {}
 
 
 def test_the_bootstrapped_ceiling_is_the_ceiling_and_repeats_agree_by_their_correlation():
     _, _, margins = make(noise=1.5, repeats=3)
     found = stats.ceiling_of(margins, stats.draw(M, Q, 200))
-    assert found is not None and found.value == pytest.approx(stats.noise_ceiling(margins)) and found.known
-    by_hand = [spearmanr(margins[:, i], margins[:, j], axis=0).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert (
+        found is not None
+        and found.value == pytest.approx(stats.noise_ceiling(margins))
+        and found.known
+    )
+    by_hand = [
+        spearmanr(margins[:, i], margins[:, j], axis=0).statistic
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
     assert found.agreement == pytest.approx(np.mean([np.diag(both[:Q, Q:]) for both in by_hand]))
     low, high = stats.interval(found.draws)
     assert low < found.value < high

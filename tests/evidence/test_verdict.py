@@ -7,7 +7,16 @@ import pytest
 from scipy.stats import ttest_rel
 
 from attribution.evidence.counterfactual import alike
-from attribution.evidence.verdict import CONTROL, Check, Target, groups_of, outcome, paired, removed_rows, share_right
+from attribution.evidence.verdict import (
+    CONTROL,
+    Check,
+    Target,
+    groups_of,
+    outcome,
+    paired,
+    removed_rows,
+    share_right,
+)
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 20])
 
@@ -32,7 +41,9 @@ def test_the_top_goes_and_random_rows_have_the_same_classes(direction):
         assert len(drawn) == 2 and not np.array_equal(*drawn)
         for rows in drawn:
             assert len(set(rows)) == count
-            assert np.array_equal(np.bincount(LABELS[rows], minlength=3), np.bincount(LABELS[top], minlength=3))
+            assert np.array_equal(
+                np.bincount(LABELS[rows], minlength=3), np.bincount(LABELS[top], minlength=3)
+            )
 
 
 def test_of_a_regression_the_same_tenths_of_the_label_go():
@@ -40,7 +51,9 @@ def test_of_a_regression_the_same_tenths_of_the_label_go():
     groups, removed = groups_of(train), np.arange(17)
     assert np.bincount(groups).tolist() == [20] * 10
     rows = np.sort(alike(groups, removed, 0, 1, 0))
-    assert np.array_equal(np.bincount(groups[rows], minlength=10), np.bincount(groups[removed], minlength=10))
+    assert np.array_equal(
+        np.bincount(groups[rows], minlength=10), np.bincount(groups[removed], minlength=10)
+    )
 
 
 def test_the_interval_is_students_of_differences_paired_by_seed():
@@ -49,15 +62,25 @@ def test_the_interval_is_students_of_differences_paired_by_seed():
     after = before + generator.normal(-1, 0.1, size=6)
     mean, interval = paired(after - before)
     expected = ttest_rel(after, before).confidence_interval(0.95)
-    assert interval == pytest.approx([expected.low, expected.high]) and interval[0] < mean < interval[1]
+    assert (
+        interval == pytest.approx([expected.low, expected.high])
+        and interval[0] < mean < interval[1]
+    )
     assert paired(np.array([1.0, np.nan])) == (1.0, None)  # one retrain diverged
 
 
 def test_flipped_and_mended_are_about_half_of_the_retrains():
-    right, wrong, half = np.array([1, 1, 1, 0.0]), np.array([0, 0, 1, 0.0]), np.array([1, 0, 1, 0.0])
+    right, wrong, half = (
+        np.array([1, 1, 1, 0.0]),
+        np.array([0, 0, 1, 0.0]),
+        np.array([1, 0, 1, 0.0]),
+    )
     assert outcome(right, wrong) == "flipped" and outcome(wrong, right) == "mended"
     assert outcome(right, half) == "stays right" and outcome(half, wrong) == "flipped"
     assert outcome(wrong, wrong) == "stays wrong"
     nothing = np.full(4, np.nan)
-    assert outcome(right, nothing).startswith("not known") and outcome(np.array([np.nan, 1.0]), right) == "stays right"
+    assert (
+        outcome(right, nothing).startswith("not known")
+        and outcome(np.array([np.nan, 1.0]), right) == "stays right"
+    )
     assert share_right(nothing) is None and share_right(np.array([np.nan, 1.0, 0.0])) == 0.5

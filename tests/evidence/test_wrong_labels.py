@@ -18,7 +18,11 @@ WRONG = np.arange(100) % 10 == 0
 
 def test_a_perfect_ranking_finds_all_and_a_reversed_one_none():
     best = wrong_labels.found(WRONG.astype(float), WRONG, 50)
-    assert best["auroc"]["value"] == 1 and best["recall at 5%"]["value"] == 0.5 and best["recall at 10%"]["value"] == 1
+    assert (
+        best["auroc"]["value"] == 1
+        and best["recall at 5%"]["value"] == 0.5
+        and best["recall at 10%"]["value"] == 1
+    )
     worst = wrong_labels.found(-WRONG.astype(float), WRONG, 50)
     assert worst["auroc"]["value"] == 0 and worst["recall at 20%"]["value"] == 0
 
@@ -30,10 +34,15 @@ def test_an_interval_covers_chance_for_a_ranking_that_knows_nothing():
 
 
 def test_the_loss_of_a_margin_is_the_cross_entropy():
-    logits, labels = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    logits, labels = (
+        torch.randn(7, 3, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0, 1, 2, 0]),
+    )
     losses = wrong_labels.loss_of_margin(compute_margin(logits, labels).numpy())
     for i in range(7):
-        assert losses[i] == pytest.approx(compute_loss(logits[i : i + 1], labels[i : i + 1]).item(), rel=1e-5)
+        assert losses[i] == pytest.approx(
+            compute_loss(logits[i : i + 1], labels[i : i + 1]).item(), rel=1e-5
+        )
 
 
 def test_a_row_among_rows_of_another_class_disagrees_with_its_neighbours():
@@ -67,7 +76,12 @@ def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path,
     assert len(list((tmp_path / "demo/retraining").rglob("*.safetensors"))) == stored == 5
     tamper(path, lambda run: run | {"weights": "other"})
     assert "identity" not in stored_self_influence(path.parent, json.loads(path.read_text()))
-    assert bench.wrong_labels.truth_of(type("Rows", (), {"table": type("T", (), {"column_names": []})})) is None
+    assert (
+        bench.wrong_labels.truth_of(
+            type("Rows", (), {"table": type("T", (), {"column_names": []})})
+        )
+        is None
+    )
     elsewhere = ["--dataset_name", "rte", *where, "--results_dir", str(tmp_path)]
     assert "is missing" in refusal(capsys, bench.main, elsewhere)
 

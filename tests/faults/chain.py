@@ -1,6 +1,8 @@
-"""The chain of scripts that faults happen to: each step's command, and a process that runs it without a new Python.
+"""The chain of scripts that faults happen to: each step's command, and a process that runs it
+without a new Python.
 
-A step is run in a fork of this process, which has imported everything and has one thread; so a trial takes a second.
+A step is run in a fork of this process, which has imported everything and has one thread; so a
+trial takes a second.
 """
 
 import contextlib
@@ -29,9 +31,26 @@ QUICK = ["--max_queries", "6", "--damping_factor", "1e-4"]
 CUT = ["--train_batch_size", "2", "--data_partitions", "4", "--query_batch_size", "3"]
 STUDY = ["--max_queries", "6", "--retrain_queries", "6", "--jobs_per_device", "1"]
 LDS = ["--num_masks", "3", "--num_repeats", "2", "--num_bootstrap", "20"]
-FLIPS = ["--strategies", "ekfac_damping0.0001", "random", "--num_targets", "3", "--removals", "5", "10",
-         "--num_base_seeds", "1", "--num_retrain_seeds", "2"]  # fmt: skip
-SCRIPTS = {"train": train, "analyze": analyze, "evaluate_lds": evaluate_lds, "run_counterfactual": run_counterfactual}
+FLIPS = [
+    "--strategies",
+    "ekfac_damping0.0001",
+    "random",
+    "--num_targets",
+    "3",
+    "--removals",
+    "5",
+    "10",
+    "--num_base_seeds",
+    "1",
+    "--num_retrain_seeds",
+    "2",
+]
+SCRIPTS = {
+    "train": train,
+    "analyze": analyze,
+    "evaluate_lds": evaluate_lds,
+    "run_counterfactual": run_counterfactual,
+}
 # What differs between two runs of the same command on the same machine.
 TIMES = {"seconds", "epochs", "commit", "versions", "device", CHECKSUM, "host", "cpu", "started"}
 
@@ -46,7 +65,13 @@ class Step:
 
     def argv(self, folder: Path) -> list[str]:
         """Its command line in a folder, below which everything lies that it reads and writes."""
-        argv = ["--dataset_name", "demo", "--checkpoint_dir", str(folder / "checkpoints"), *self.arguments]
+        argv = [
+            "--dataset_name",
+            "demo",
+            "--checkpoint_dir",
+            str(folder / "checkpoints"),
+            *self.arguments,
+        ]
         if self.script in ("evaluate_lds", "run_counterfactual"):
             figure = folder / "figure" / f"{self.script}.png"
             argv += ["--results_dir", str(folder / "results"), "--figure_path", str(figure)]
@@ -67,16 +92,21 @@ STEPS = [
 
 
 def work(script: str, argv: list[str], output: int, prepare) -> None:
-    """Runs a script in this process, a fork, and ends it with the script's status; 1 and a traceback for an error.
+    """Runs a script in this process, a fork, and ends it with the script's status; 1 and a
+    traceback for an error.
 
     output: number of the open file that takes what it prints.
     """
     os.setsid()
     torch.set_num_threads(1)
-    parts.PATIENCE = 0.0  # what is done is saved after every part, so that there is something to go on from
+    parts.PATIENCE = (
+        0.0  # what is done is saved after every part, so that there is something to go on from
+    )
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
+    )
     status = 1
     try:
         if prepare:
@@ -93,13 +123,17 @@ def work(script: str, argv: list[str], output: int, prepare) -> None:
 
 
 class Running:
-    """A step that was started. What it prints goes through a pipe: a limit on the size of files does not reach it."""
+    """A step that was started. What it prints goes through a pipe: a limit on the size of files
+    does not reach it.
+    """
 
     def __init__(self, step: Step, folder: Path, prepare=None) -> None:
         self.reader, writer = os.pipe()
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2**20)  # all that a step prints
         fork = multiprocessing.get_context("fork")
-        self.process = fork.Process(target=work, args=(step.script, step.argv(folder), writer, prepare))
+        self.process = fork.Process(
+            target=work, args=(step.script, step.argv(folder), writer, prepare)
+        )
         self.process.start()
         os.close(writer)
 
@@ -111,7 +145,9 @@ class Running:
         self.end()
 
     def end(self, seconds: float = 100) -> tuple[int, str]:
-        """(status, what was printed, without progress bars); killed after so many seconds, with a status of -99."""
+        """(status, what was printed, without progress bars); killed after so many seconds, with a
+        status of -99.
+        """
         self.process.join(seconds)
         late = self.process.is_alive()
         self.process.kill()
@@ -123,25 +159,31 @@ class Running:
                 content += piece
         os.close(self.reader)
         lines = content.decode(errors="replace").splitlines()
-        return -99 if late else self.process.exitcode, "\n".join(re.sub(r".*\r", "", line) for line in lines)
+        return -99 if late else self.process.exitcode, "\n".join(
+            re.sub(r".*\r", "", line) for line in lines
+        )
 
 
 def run(step: Step, folder: Path, prepare=None) -> tuple[int, str]:
-    """(status, what was printed) of the step, run to its end in the folder. prepare(): called in its process before."""
+    """(status, what was printed) of the step, run to its end in the folder. prepare(): called in
+    its process before.
+    """
     return Running(step, folder, prepare).end()
 
 
-# --- what is left behind -------------------------------------------------------------------------------
+# --- what is left behind --------------------------------------------------------------------------
 
 
-UNFINISHED = re.compile(r"\.lock|/kronfluence/|/\.training|\.tmp$|/\.tmp[^/]*$")  # the last is safetensors' own
+UNFINISHED = re.compile(
+    r"\.lock|/kronfluence/|/\.training|\.tmp$|/\.tmp[^/]*$"
+)  # the last is safetensors' own
 
 
 def contents(folder: Path, place: Path | None = None) -> dict[str, str]:
     """Relative path -> digest of every file that a step leaves: bytes, or JSON without times.
 
-    Locks, and what is unfinished (UNFINISHED), do not count. place: where the chain ran, whose name does not count
-    either.
+    Locks, and what is unfinished (UNFINISHED), do not count. place: where the chain ran, whose name
+    does not count either.
     """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -157,7 +199,9 @@ def plain(path: Path, place: Path | None) -> bytes:
     content = path.read_bytes()
     if path.suffix == ".json":
         with contextlib.suppress(ValueError):
-            content = json.dumps(without_times(json.loads(content)), sort_keys=True, ensure_ascii=False).encode()
+            content = json.dumps(
+                without_times(json.loads(content)), sort_keys=True, ensure_ascii=False
+            ).encode()
     if path.suffix == ".html":
         content = re.sub(rb"\d+ s for factors and scores", b"", content)
     return content.replace(str(place).encode(), b"") if place else content

@@ -1,4 +1,6 @@
-"""Trials of the place: no room, no right, a folder that goes, another folder, several processes of a launch."""
+"""Trials of the place: no room, no right, a folder that goes, another folder, several processes of
+a launch.
+"""
 
 import os
 import resource
@@ -25,7 +27,9 @@ from safetensors.torch import load_file
 
 
 def full_disk(trial: Trial) -> Outcome:
-    """No file may become larger than a random size: one sentence, and the same command goes on once there is room."""
+    """No file may become larger than a random size: one sentence, and the same command goes on once
+    there is room.
+    """
     number = trial.draws.randrange(len(STEPS))
     step, limit = trial.begin_from(number), int(10 ** trial.draws.uniform(2, 5.8))
 
@@ -35,12 +39,16 @@ def full_disk(trial: Trial) -> Outcome:
 
     status, text = run(step, trial.folder, prepare)
     if status not in (0, 2) or "Traceback" in text:
-        return Outcome(False, step.name, f"files of at most {limit} bytes: status {status}: {text[-500:]}")
+        return Outcome(
+            False, step.name, f"files of at most {limit} bytes: status {status}: {text[-500:]}"
+        )
     return trial.finish(number, f"{step.name}: one sentence, then as without it")
 
 
 def read_only(trial: Trial) -> Outcome:
-    """The run's folder may not be written to, by a user who is not root: one sentence, before the work."""
+    """The run's folder may not be written to, by a user who is not root: one sentence, before the
+    work.
+    """
     number = trial.draws.choice([0, 1, 6, 7])
     step = trial.begin_from(number)
     if os.geteuid() != 0:
@@ -60,7 +68,9 @@ def read_only(trial: Trial) -> Outcome:
 
 
 def removed(trial: Trial) -> Outcome:
-    """A folder that the command works in is removed in mid-run: no traceback, and the same command does all again."""
+    """A folder that the command works in is removed in mid-run: no traceback, and the same command
+    does all again.
+    """
     number = trial.draws.choice([1, 2, 6, 7])
     step = trial.begin_from(number)
     running = Running(step, trial.folder)
@@ -76,19 +86,28 @@ def removed(trial: Trial) -> Outcome:
 
 
 def elsewhere(trial: Trial) -> Outcome:
-    """The whole chain in a folder of another name, with a space and a letter that is not ASCII: the same bits."""
+    """The whole chain in a folder of another name, with a space and a letter that is not ASCII: the
+    same bits.
+    """
     folder = trial.folder / "an anderem Ort, größer"
     (folder / "checkpoints").mkdir(parents=True)
     for step in STEPS:
         status, text = run(step, folder)
         if status:
             return Outcome(False, step.name, f"status {status} in {folder.name}: {text[-500:]}")
-    expected, found = contents(trial.reference.state(len(STEPS)), trial.folder), contents(folder, folder)
-    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return Outcome(not different, "the whole chain: the same bits", f"differs: {', '.join(different[:5])}")
+    expected, found = (
+        contents(trial.reference.state(len(STEPS)), trial.folder),
+        contents(folder, folder),
+    )
+    different = sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
+    return Outcome(
+        not different, "the whole chain: the same bits", f"differs: {', '.join(different[:5])}"
+    )
 
 
-# --- several processes of a launch ---------------------------------------------------------------------
+# --- several processes of a launch ----------------------------------------------------------------
 
 
 def launch(trial: Trial, number: int, count: int = 2) -> list[Running]:
@@ -104,9 +123,11 @@ def launch(trial: Trial, number: int, count: int = 2) -> list[Running]:
 
 
 def launched(trial: Trial) -> Outcome:
-    """kill -9 of one process of two, whereupon a launcher ends the other; then the same launch to its end.
+    """kill -9 of one process of two, whereupon a launcher ends the other; then the same launch to
+    its end.
 
-    Scores are then those of one process up to rounding, and what retrains find is the same bit for bit.
+    Scores are then those of one process up to rounding, and what retrains find is the same bit for
+    bit.
     """
     number, victim = trial.draws.choice((1, 2, 6, 7)), trial.draws.randrange(2)
     step = trial.begin_from(number)
@@ -118,19 +139,26 @@ def launched(trial: Trial) -> Outcome:
     ended = [process.end() for process in launch(trial, number)]
     what = f"{step.name}: one of two killed, then as one process"
     if any(status for status, _ in ended):
-        return Outcome(False, what, " / ".join(f"{status}: {text[-250:]}" for status, text in ended))
+        return Outcome(
+            False, what, " / ".join(f"{status}: {text[-250:]}" for status, text in ended)
+        )
     if step.script != "analyze":
         return trial.compare(number + 1, what)
     expected = trial.reference.state(number + 1)
     if missing := sorted(contents(expected).keys() ^ contents(trial.folder).keys()):
         return Outcome(False, what, f"differs: {', '.join(missing[:5])}")
-    paths = [path.relative_to(expected) for path in expected.glob("checkpoints/demo/influence/scores/*/*.safetensors")]
+    paths = [
+        path.relative_to(expected)
+        for path in expected.glob("checkpoints/demo/influence/scores/*/*.safetensors")
+    ]
     apart = max(difference(trial.folder / path, expected / path) for path in paths)
     return Outcome(apart < 1e-4, what, f"scores differ by {apart:.1e} of a query's largest")
 
 
 def difference(path: Path, other: Path) -> float:
-    """The largest difference of two files of scores, as a share of a query's largest score (of all, for one a row)."""
+    """The largest difference of two files of scores, as a share of a query's largest score (of all,
+    for one a row).
+    """
     found, expected = (load_file(place)["all_modules"].double() for place in (path, other))
     largest = expected.abs().amax(-1, keepdim=True)
     return ((found - expected).abs() / torch.where(largest > 0, largest, 1.0)).max().item()

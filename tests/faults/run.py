@@ -1,7 +1,7 @@
 """Many faults, drawn from a recorded seed, and what came of them.
 
-    python tests/faults/run.py --trials 240                # make faults: some minutes; writes results/faults.json
-    python tests/faults/run.py --only damaged --trials 20 --seed 7
+python tests/faults/run.py --trials 240                # make faults: some minutes; writes
+results/faults.json python tests/faults/run.py --only damaged --trials 20 --seed 7
 """
 
 import argparse
@@ -36,13 +36,17 @@ def table(found: list[tuple[str, Outcome]]) -> str:
     """One line a kind of trial and what happened."""
     counts = Counter((name, outcome.what, outcome.passed) for name, outcome in found)
     words = {True: "passed", False: "FAILED", None: "skipped"}
-    lines = sorted((name, what, words[passed], count) for (name, what, passed), count in counts.items())
+    lines = sorted(
+        (name, what, words[passed], count) for (name, what, passed), count in counts.items()
+    )
     return "\n".join(f"{count:4}  {word}  {name}: {what}" for name, what, word, count in lines)
 
 
 def main(argv=None) -> None:
     """Runs the trials; ends with status 1 where one failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--trials", type=int, default=240, help="how many (240)")
     add("--seed", type=int, default=0, help="of everything that is drawn (0)")
@@ -67,10 +71,17 @@ def main(argv=None) -> None:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     print(table(found))
-    failed, skipped = (sum(outcome.passed is kind for _, outcome in found) for kind in (False, None))
-    print(f"{len(found)} trials, {failed} failed, {skipped} skipped, {time.monotonic() - start:.0f} s")
+    failed, skipped = (
+        sum(outcome.passed is kind for _, outcome in found) for kind in (False, None)
+    )
+    print(
+        f"{len(found)} trials, {failed} failed, {skipped} skipped, {time.monotonic() - start:.0f} s"
+    )
     if args.result:
-        rows = [{"trial": name, "what": o.what, "passed": o.passed, "detail": o.detail} for name, o in found]
+        rows = [
+            {"trial": name, "what": o.what, "passed": o.passed, "detail": o.detail}
+            for name, o in found
+        ]
         write_json(args.result, {"seed": args.seed, "trials": rows, **origin()})
     if failed:
         raise RuntimeError(f"{failed} trials failed")

@@ -1,8 +1,8 @@
 """What goes wrong, and what must come of it.
 
-Each trial begins from a copy of what the chain had left before a step (or after it), lets something happen, and starts
-the same command again. It passes where the end is the reference's, bit for bit, or where the script refused in one
-sentence and used nothing that was damaged.
+Each trial begins from a copy of what the chain had left before a step (or after it), lets something
+happen, and starts the same command again. It passes where the end is the reference's, bit for bit,
+or where the script refused in one sentence and used nothing that was damaged.
 """
 
 import os
@@ -84,7 +84,7 @@ class Trial:
         return Outcome(True, what)
 
 
-# --- killed, interrupted, twice at once ----------------------------------------------------------------
+# --- killed, interrupted, twice at once -----------------------------------------------------------
 
 
 def killed(trial: Trial) -> Outcome:
@@ -100,7 +100,10 @@ def killed(trial: Trial) -> Outcome:
 
 def interrupted(trial: Trial) -> Outcome:
     """SIGINT or SIGTERM at a random moment: ends within seconds, and the same command goes on."""
-    number, sign = trial.draws.randrange(len(STEPS)), trial.draws.choice((signal.SIGINT, signal.SIGTERM))
+    number, sign = (
+        trial.draws.randrange(len(STEPS)),
+        trial.draws.choice((signal.SIGINT, signal.SIGTERM)),
+    )
     step = trial.begin_from(number)
     running = Running(step, trial.folder)
     time.sleep(trial.draws.uniform(0.05, trial.reference.seconds[number]))
@@ -109,7 +112,9 @@ def interrupted(trial: Trial) -> Outcome:
     start = time.monotonic()
     (status, text), took = running.end(20), time.monotonic() - start
     if status not in (0, 130, -sign) or took > 5:
-        return Outcome(False, step.name, f"{sign.name}: status {status} after {took:.1f} s: {text[-300:]}")
+        return Outcome(
+            False, step.name, f"{sign.name}: status {status} after {took:.1f} s: {text[-300:]}"
+        )
     return trial.finish(number, f"{step.name}: ends within seconds, then as without it")
 
 
@@ -123,14 +128,20 @@ def twice(trial: Trial) -> Outcome:
     ended = [first.end(), second.end()]
     statuses = [status for status, _ in ended]
     if not set(statuses) <= {0, 2} or 0 not in statuses:
-        return Outcome(False, step.name, f"statuses {statuses}: {' / '.join(text[-250:] for _, text in ended)}")
+        return Outcome(
+            False, step.name, f"statuses {statuses}: {' / '.join(text[-250:] for _, text in ended)}"
+        )
     return trial.finish(number, f"{step.name}: one works, the other refuses or reads")
 
 
 def different_at_once(trial: Trial) -> Outcome:
     """Two commands that share factors: one fits them while the other waits."""
     step = trial.begin_from(1)
-    other = Step("other damping", "analyze", [*step.arguments[:2], "--damping_factor", "1e-3", *step.arguments[4:]])
+    other = Step(
+        "other damping",
+        "analyze",
+        [*step.arguments[:2], "--damping_factor", "1e-3", *step.arguments[4:]],
+    )
     first = Running(step, trial.folder)
     time.sleep(trial.draws.uniform(0, trial.reference.seconds[1] / 2))
     second = Running(other, trial.folder)
@@ -141,9 +152,10 @@ def different_at_once(trial: Trial) -> Outcome:
     return trial.compare(2, "shared factors: fitted once, both score")
 
 
-# --- damaged files -------------------------------------------------------------------------------------
+# --- damaged files --------------------------------------------------------------------------------
 
-# Name of a kind -> (pattern below the folder, number of the step that reads it; run from the end of the chain).
+# Name of a kind -> (pattern below the folder, number of the step that reads it; run from the end of
+# the chain).
 KINDS: dict[str, tuple[str, int]] = {
     "weights": ("checkpoints/demo/model.safetensors", 2),
     "weights on the way": ("checkpoints/demo/steps/*/model.safetensors", 0),
@@ -152,8 +164,14 @@ KINDS: dict[str, tuple[str, int]] = {
     "run.json": ("checkpoints/demo/run.json", 2),
     "factors": ("checkpoints/demo/influence/factors/*/*.safetensors", 1),
     "record of factors": ("checkpoints/demo/influence/factors/*/factors.json", 1),
-    "scores": ("checkpoints/demo/influence/scores/ekfac_damping0.0001/pairwise_scores.safetensors", 1),
-    "record of scores": ("checkpoints/demo/influence/scores/ekfac_damping0.0001/pairwise_scores.json", 1),
+    "scores": (
+        "checkpoints/demo/influence/scores/ekfac_damping0.0001/pairwise_scores.safetensors",
+        1,
+    ),
+    "record of scores": (
+        "checkpoints/demo/influence/scores/ekfac_damping0.0001/pairwise_scores.json",
+        1,
+    ),
     "self-influence": ("checkpoints/demo/influence/scores/ekfac_damping0.0001/self_scores.*", 2),
     "own query's scores": ("checkpoints/demo/influence/scores/*queries-*/pairwise_scores.*", 3),
     "retrain": ("checkpoints/demo/retraining/*/*/*.safetensors", 6),
@@ -176,7 +194,9 @@ def damage(path: Path, draws: random.Random) -> str:
 
 
 def damaged(trial: Trial) -> Outcome:
-    """A byte flipped in, or the end cut off, one stored file: noticed, then redone or refused, never used."""
+    """A byte flipped in, or the end cut off, one stored file: noticed, then redone or refused,
+    never used.
+    """
     kind = trial.draws.choice(sorted(KINDS))
     pattern, number = KINDS[kind]
     trial.begin_from(len(STEPS) - 1)
@@ -197,24 +217,39 @@ def damaged(trial: Trial) -> Outcome:
         return Outcome(False, what, f"{name}, {how}: status {status}: {text[-400:]}")
     after = trial.reference.state(len(STEPS) - 1 if number < len(STEPS) - 1 else len(STEPS))
     expected, found = contents(after), contents(trial.folder)
-    lost = {key for key in expected if "self_scores" in key or "report" in key} if "factors" in kind else set()
+    lost = (
+        {key for key in expected if "self_scores" in key or "report" in key}
+        if "factors" in kind
+        else set()
+    )
     wrong = [key for key in expected if key not in lost and expected[key] != found.get(key)]
     if not wrong:
         return Outcome(True, f"{kind}: noticed and made again, or nothing changed")
     if wrong == [name] and "damaged" not in text and number not in (6, 7):
         return Outcome(False, what, f"{name}, {how}: stays damaged and nothing was said")
     bad = [key for key in wrong if key != name]
-    return Outcome(not bad, f"{kind}: left alone" if not bad else what, f"{name}, {how}; differs: {', '.join(bad[:4])}")
+    return Outcome(
+        not bad,
+        f"{kind}: left alone" if not bad else what,
+        f"{name}, {how}; differs: {', '.join(bad[:4])}",
+    )
 
 
 def damaged_part(trial: Trial) -> Outcome:
-    """A bit flipped in what a killed analysis had saved of its sums: it does not count, the end is as without it."""
+    """A bit flipped in what a killed analysis had saved of its sums: it does not count, the end is
+    as without it.
+    """
     number = trial.draws.choice((1, 2))
     step = trial.begin_from(number)
     for _ in range(5):
-        running, wait = Running(step, trial.folder), trial.draws.uniform(0, trial.reference.seconds[number] / 2)
+        running, wait = (
+            Running(step, trial.folder),
+            trial.draws.uniform(0, trial.reference.seconds[number] / 2),
+        )
         time.sleep(wait)
-        while running.process.is_alive() and not list(trial.folder.rglob("progress/*/*.safetensors")):
+        while running.process.is_alive() and not list(
+            trial.folder.rglob("progress/*/*.safetensors")
+        ):
             time.sleep(0.001)
         running.kill()
         if paths := sorted(trial.folder.rglob("progress/*/*.safetensors")):

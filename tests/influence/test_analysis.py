@@ -1,4 +1,6 @@
-"""What is held of the queries is planned, and precision enters kronfluence's arguments where it is wanted."""
+"""What is held of the queries is planned, and precision enters kronfluence's arguments where it is
+wanted.
+"""
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ def test_query_batches_fill_as_few_passes_as_memory_allows(run_copy, monkeypatch
 def test_half_precision_rounds_gradients_and_leaves_model_rotations_and_covariances():
     settings = Settings(half=True, rank=3, damping=0.5)
     factor, score = make_factor_arguments(settings), make_score_arguments(settings)
-    assert {factor.per_sample_gradient_dtype, factor.lambda_dtype, score.score_dtype} == {torch.bfloat16}
+    assert {factor.per_sample_gradient_dtype, factor.lambda_dtype, score.score_dtype} == {
+        torch.bfloat16
+    }
     assert factor.amp_dtype is score.amp_dtype is None and score.precondition_dtype == torch.float32
     assert factor.activation_covariance_dtype == factor.gradient_covariance_dtype == torch.float64
     assert (score.damping_factor, score.query_gradient_low_rank) == (0.5, 3)

@@ -1,4 +1,6 @@
-"""What is stored is read no further than it is asked for; analyses at the same time share what both need."""
+"""What is stored is read no further than it is asked for; analyses at the same time share what both
+need.
+"""
 
 import threading
 import time
@@ -13,7 +15,9 @@ from attribution.files import Refused, exclusive
 from attribution.influence.analysis import Influence
 
 
-def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(run_copy, monkeypatch, capsys):
+def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(
+    run_copy, monkeypatch, capsys
+):
     analyze_quickly(run_copy)
     scores = scores_of(run_copy)
     path = run_copy / "demo/influence/scores/ekfac_damping0.0001/pairwise_scores.safetensors"
@@ -36,7 +40,9 @@ def test_scores_of_an_earlier_version_have_no_checksums_of_rows_and_are_read(run
     assert (influence_of(run_copy).stored_row(3) == scores_of(run_copy)[3]).all()
 
 
-def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(run_copy, monkeypatch, tmp_path):
+def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(
+    run_copy, monkeypatch, tmp_path
+):
     """Each is a process of its own, not of one launch."""
     fitted, real = tmp_path / "fitted", factors.fit_in_parts
 
@@ -45,7 +51,7 @@ def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(
             file.write("once ")
         real(*args)
 
-    monkeypatch.setattr(fitting, "fit_in_parts", counted)
+    monkeypatch.setattr(factors, "fit_in_parts", counted)
     dampings, output = ["1e-4", "1e-2"], tmp_path / "output.txt"
 
     def start(damping: str) -> list:
@@ -58,14 +64,20 @@ def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(
             if output.exists() and output.read_text().count("waiting for the ekfac factors") == 2:
                 break
             time.sleep(0.1)
-    assert [statuses(children) for children in launches] == [[0], [0]] and fitted.read_text() == "once "
+    assert [statuses(children) for children in launches] == [
+        [0],
+        [0],
+    ] and fitted.read_text() == "once "
     names = {path.name for path in (run_copy / "demo/influence/scores").iterdir()}
     assert names == {"ekfac_damping0.0001", "ekfac_damping0.01"}
 
 
 def test_the_same_scores_are_not_computed_twice_at_once(run_copy):
     place = run_copy / "demo/influence/kronfluence"
-    with exclusive(place, ".lock_scores_ekfac_damping0.0001_pairwise"), pytest.raises(Refused, match="another process"):
+    with (
+        exclusive(place, ".lock_scores_ekfac_damping0.0001_pairwise"),
+        pytest.raises(Refused, match="another process"),
+    ):
         analyze_quickly(run_copy)
 
 
@@ -86,7 +98,12 @@ def test_a_wait_ends_with_the_other_process(tmp_path):
     thread.join()
     assert done == ["other", "own"]
     shared = exclusive(tmp_path, shared=True)
-    with shared, exclusive(tmp_path, shared=True), pytest.raises(Refused, match="another"), exclusive(tmp_path):
+    with (
+        shared,
+        exclusive(tmp_path, shared=True),
+        pytest.raises(Refused, match="another"),
+        exclusive(tmp_path),
+    ):
         pass
 
 

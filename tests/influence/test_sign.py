@@ -23,7 +23,10 @@ class Points(torch.utils.data.Dataset):
     def __init__(self, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.labels = torch.arange(count) % 2
-        self.x = torch.randn(count, 3, generator=generator, dtype=torch.float64) + (2 * self.labels[:, None] - 1) * 0.5
+        self.x = (
+            torch.randn(count, 3, generator=generator, dtype=torch.float64)
+            + (2 * self.labels[:, None] - 1) * 0.5
+        )
         self.lengths = torch.ones(count, dtype=torch.long).numpy()
 
     def __len__(self) -> int:
@@ -51,7 +54,9 @@ def solve(data: Points, kept: torch.Tensor) -> Logistic:
     """The minimum of summed loss plus RIDGE N / 2 times the squared weights, to machine precision."""
     model = Logistic()
     nn.init.zeros_(model.linear.weight)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16)
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16
+    )
 
     def closure():
         optimizer.zero_grad()
@@ -74,20 +79,37 @@ def test_scores_follow_exact_leave_one_out_on_a_convex_model(tmp_path):
 
     model = solve(train, everything)
     full = margins(model)
-    drop = torch.stack([full - margins(solve(train, everything[everything != i])) for i in range(N)], dim=1)
+    drop = torch.stack(
+        [full - margins(solve(train, everything[everything != i])) for i in range(N)], dim=1
+    )
 
     task = InfluenceTask()
     wrapped = modules.prepare_model(model, task)
     analyzer = EigenAnalyzer(tmp_path, wrapped, task, token_budget=16, log_level=logging.ERROR)
     analyzer.queries = queries
-    kwargs = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=lambda items: items[0][0].batch([i for _, i in items]))}
-    analyzer.fit_all_factors("f", train, per_device_batch_size=8, factor_args=FactorArguments("ekfac"), **kwargs)
+    kwargs = {
+        "dataloader_kwargs": DataLoaderKwargs(
+            collate_fn=lambda items: items[0][0].batch([i for _, i in items])
+        )
+    }
+    analyzer.fit_all_factors(
+        "f", train, per_device_batch_size=8, factor_args=FactorArguments("ekfac"), **kwargs
+    )
     analyzer.compute_pairwise_scores(
-        "s", "f", query_dataset=queries, train_dataset=train, per_device_query_batch_size=6,
-        per_device_train_batch_size=8, score_args=ScoreArguments(damping_factor=RIDGE), **kwargs,
-    )  # fmt: skip
-    scores = restore_order(restore_order(analyzer.load_pairwise_scores("s")["all_modules"], train.lengths, 1),
-                           queries.lengths, 0)  # fmt: skip
+        "s",
+        "f",
+        query_dataset=queries,
+        train_dataset=train,
+        per_device_query_batch_size=6,
+        per_device_train_batch_size=8,
+        score_args=ScoreArguments(damping_factor=RIDGE),
+        **kwargs,
+    )
+    scores = restore_order(
+        restore_order(analyzer.load_pairwise_scores("s")["all_modules"], train.lengths, 1),
+        queries.lengths,
+        0,
+    )
     agreement = [spearmanr(scores[q], drop[q]).statistic for q in range(Q)]
     assert min(agreement) > 0.9, agreement
     sure = drop.abs() > 0.2 * drop.abs().max()

@@ -1,4 +1,6 @@
-"""Scores of every supported encoder equal autograd's gradients; a model whose scores would be wrong is refused."""
+"""Scores of every supported encoder equal autograd's gradients; a model whose scores would be wrong
+is refused.
+"""
 
 import numpy as np
 import pytest
@@ -27,8 +29,25 @@ def trained_on(tmp_path):
 
     def run(kind: str):
         model = small.save_model(tmp_path / "model", kind)
-        where = ["--dataset_name", "rte", "--dataset_path", data, "--checkpoint_dir", str(tmp_path / "runs")]
-        train.main([*where, "--model_name_or_path", str(model), "--num_train_epochs", "1", "--learning_rate", "1e-3"])
+        where = [
+            "--dataset_name",
+            "rte",
+            "--dataset_path",
+            data,
+            "--checkpoint_dir",
+            str(tmp_path / "runs"),
+        ]
+        train.main(
+            [
+                *where,
+                "--model_name_or_path",
+                str(model),
+                "--num_train_epochs",
+                "1",
+                "--learning_rate",
+                "1e-3",
+            ]
+        )
         return tmp_path / "runs"
 
     return run
@@ -43,17 +62,32 @@ def gradients(model: nn.Module, value: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)
-def test_scores_equal_inner_products_of_autograds_gradients_and_the_first_token_is_compared(trained_on, kind):
+def test_scores_equal_inner_products_of_autograds_gradients_and_the_first_token_is_compared(
+    trained_on, kind
+):
     checkpoints = trained_on(kind)
-    analyze.main(["--dataset_name", "rte", "--checkpoint_dir", str(checkpoints), "--factor_strategy", "identity"])
+    analyze.main(
+        [
+            "--dataset_name",
+            "rte",
+            "--checkpoint_dir",
+            str(checkpoints),
+            "--factor_strategy",
+            "identity",
+        ]
+    )
     folder, run = open_run(checkpoints, "rte")
     rows, queries = open_data(folder, run, None, 3)
     model, task = AutoModelForSequenceClassification.from_pretrained(folder), InfluenceTask()
     own = [gradients(model, task.compute_train_loss(rows.batch([i]), model)) for i in range(6)]
-    asked = [gradients(model, task.compute_measurement(queries.batch([q]), model)) for q in range(3)]
+    asked = [
+        gradients(model, task.compute_measurement(queries.batch([q]), model)) for q in range(3)
+    ]
     expected = torch.stack(asked) @ torch.stack(own).t()
     whole = open_data(folder, run, None, 2000)[1]
-    scores = torch.from_numpy(stored_scores(folder, run, whole.fingerprint())[0]["identity"][:3, :6]).double()
+    scores = torch.from_numpy(
+        stored_scores(folder, run, whole.fingerprint())[0]["identity"][:3, :6]
+    ).double()
     assert (scores - expected).norm() < 1e-5 * expected.norm()
     gram = torch.stack(own) @ torch.stack(own).t()
     among_rows = torch.from_numpy(alike(folder, rows.first(6), np.eye(6), width=10_000))
@@ -66,10 +100,15 @@ def test_scores_equal_inner_products_of_autograds_gradients_and_the_first_token_
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("albert", "query is used 2 times in a pass"), ("deberta-v2", "reads an input without rows"),
-     ("deberta-v2 shared", "is used 2 times|reads an input without rows|share")],
-)  # fmt: skip
-def test_weights_that_serve_twice_and_inputs_without_rows_are_refused_before_training(trained_on, kind, message):
+    [
+        ("albert", "query is used 2 times in a pass"),
+        ("deberta-v2", "reads an input without rows"),
+        ("deberta-v2 shared", "is used 2 times|reads an input without rows|share"),
+    ],
+)
+def test_weights_that_serve_twice_and_inputs_without_rows_are_refused_before_training(
+    trained_on, kind, message
+):
     with pytest.raises(Refused, match=f"models are not supported: .*({message})"):
         trained_on(kind)
 
@@ -81,7 +120,17 @@ def test_such_a_model_is_refused_by_the_analysis_too_on_both_paths(run_copy, mon
 
     monkeypatch.setattr("transformers.models.bert.modeling_bert.BertPooler.forward", forward)
     with pytest.raises(Refused, match="bert.pooler.dense is used 2 times"):
-        analyze.main(["--dataset_name", "demo", "--checkpoint_dir", str(run_copy), "--max_queries", "2", *stock])
+        analyze.main(
+            [
+                "--dataset_name",
+                "demo",
+                "--checkpoint_dir",
+                str(run_copy),
+                "--max_queries",
+                "2",
+                *stock,
+            ]
+        )
     assert not (run_copy / "demo/influence/factors").exists()
 
 
@@ -91,6 +140,8 @@ def test_the_trial_leaves_the_model_as_it_was(trained):
     model = construct_bert("demo").train()
     check_attribution(model, rows)
     assert model.training and not any(module._forward_hooks for module in model.modules())
-    model.bert.encoder.layer[1].output.dense.weight = model.bert.encoder.layer[0].output.dense.weight
+    model.bert.encoder.layer[1].output.dense.weight = model.bert.encoder.layer[
+        0
+    ].output.dense.weight
     with pytest.raises(Refused, match="share one weight"):
         check_attribution(model, rows)

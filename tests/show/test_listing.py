@@ -1,4 +1,6 @@
-"""What is shown of a query: plain lines for pipes, columns that fit the terminal, numbers that say what they are."""
+"""What is shown of a query: plain lines for pipes, columns that fit the terminal, numbers that say
+what they are.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ def train():
 
 def query(scores=None, **more) -> Query:
     scores = np.linspace(-3, 5, 30) if scores is None else scores
-    return Query(["A \x1b[31mred\u202e film | \nnew"], "negative", np.asarray(scores, np.float32), 4, **more)
+    return Query(
+        ["A \x1b[31mred\u202e film | \nnew"], "negative", np.asarray(scores, np.float32), 4, **more
+    )
 
 
 def test_rows_have_rank_share_and_what_they_are_worth(train):
@@ -49,20 +53,34 @@ def test_columns_are_aligned_and_wrapped_to_the_width_and_texts_cannot_steer_the
     for width in (50, 60, 80, 120):
         lines = table(made, width)
         assert max(map(len, lines)) <= width
-        assert "\x1b" not in "".join(lines) and "\u202e" not in "".join(lines) and "\\x1b" in "".join(lines)
+        assert (
+            "\x1b" not in "".join(lines)
+            and "\u202e" not in "".join(lines)
+            and "\\x1b" in "".join(lines)
+        )
     starts = {line.index("label") for line in table(made, 120) if "score" in line}
     assert len(starts) == 1 and any("3 of 3" in line for line in table(made, 120))
-    assert max(map(len, table(made, 30))) <= 45  # a terminal too narrow for columns: the text stands below
+    assert (
+        max(map(len, table(made, 30))) <= 45
+    )  # a terminal too narrow for columns: the text stands below
 
 
 def test_the_plain_form_is_one_line_a_row_whatever_is_known(train):
-    bare, rich = (plain(explain(context, query(), 3)) for context in (
-        Context(train, "ekfac"), Context(train, "ekfac", slope=SLOPE, everywhere=np.ones(30))))  # fmt: skip
+    bare, rich = (
+        plain(explain(context, query(), 3))
+        for context in (
+            Context(train, "ekfac"),
+            Context(train, "ekfac", slope=SLOPE, everywhere=np.ones(30)),
+        )
+    )
     assert bare == rich and len(bare) == 2 + 2 * 4
     assert bare[3].startswith("              +5  row     29 [")
 
 
 def test_what_a_score_means_is_said(train):
     assert "extrapolated to single rows" in trust(Context(train, "x", slope=SLOPE), "c")[0]
-    assert "cannot be told from 0" in trust(Context(train, "x", slope=Slope(1, -1, 2, 9, 1, 0.5)), "c")[0]
+    assert (
+        "cannot be told from 0"
+        in trust(Context(train, "x", slope=Slope(1, -1, 2, 9, 1, 0.5)), "c")[0]
+    )
     assert "python c" in trust(Context(train, "x"), "python c")[0]

@@ -11,9 +11,11 @@ from attribution.show import plotting
 from lab.pages import read_result
 
 STUDIES = sorted(
-    path.stem for study in ("lds", "counterfactual") for path in (ROOT / "results").glob(f"{study}_*.json")
+    path.stem
+    for study in ("lds", "counterfactual")
+    for path in (ROOT / "results").glob(f"{study}_*.json")
     if not path.stem.endswith(".run")
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -48,12 +50,22 @@ def test_bars_and_intervals_are_the_lds_of_their_names(drawn, name):
     assert len(kinds) == 3 - (name != "lds_stsb")
     for kind, found, intervals in zip(kinds, bars.containers, bars.collections, strict=True):
         entries = [result["scores"][one][kind] for one in names]
-        assert [bar.get_width() for bar in found] == pytest.approx([entry["lds"] for entry in entries])
-        assert ends(intervals)[:, :, 0] == pytest.approx(np.array([entry["interval"] for entry in entries]))
-    ceilings = [line.get_xdata()[0] for line in bars.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
+        assert [bar.get_width() for bar in found] == pytest.approx(
+            [entry["lds"] for entry in entries]
+        )
+        assert ends(intervals)[:, :, 0] == pytest.approx(
+            np.array([entry["interval"] for entry in entries])
+        )
+    ceilings = [
+        line.get_xdata()[0]
+        for line in bars.lines
+        if line.get_linestyle() == "--" and len(line.get_xdata())
+    ]
     known = [kind for kind in kinds if result.get("ceiling_known", {}).get(kind, True)]
     assert sorted(ceilings) == pytest.approx(sorted(result["ceiling"][kind] for kind in known))
-    lines = {line.get_label(): line for line in growth.lines if not line.get_label().startswith("_")}
+    lines = {
+        line.get_label(): line for line in growth.lines if not line.get_label().startswith("_")
+    }
     assert "ekfac" in lines
     for label, line in lines.items():
         assert line.get_ydata() == pytest.approx(np.array(result["growth"]["lines"][label])[:, 0])
@@ -73,6 +85,9 @@ def test_lines_and_intervals_are_the_shares_of_their_arms(drawn, name):
 
 
 def test_every_committed_figure_of_a_study_has_its_result(drawn):
-    figures = {path.stem for path in (ROOT / "figure").glob("*_*.png")} - {"report_demo", "report_verdict"}
+    figures = {path.stem for path in (ROOT / "figure").glob("*_*.png")} - {
+        "report_demo",
+        "report_verdict",
+    }
     assert figures == set(STUDIES)
     assert all(read_json(ROOT / "results" / f"{name}.run.json") for name in STUDIES)

@@ -1,4 +1,6 @@
-"""The rows that are shown are those with the highest and lowest scores, each with its text and label."""
+"""The rows that are shown are those with the highest and lowest scores, each with its text and
+label.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from pipeline import get_glue_dataset
 
 @pytest.fixture(scope="module")
 def data():
-    return get_glue_dataset("demo", "valid", max_samples=2), get_glue_dataset("demo", "train", max_samples=60)
+    return get_glue_dataset("demo", "valid", max_samples=2), get_glue_dataset(
+        "demo", "train", max_samples=60
+    )
 
 
 def shown_rows(text: str) -> list[int]:
@@ -23,8 +27,15 @@ def test_the_most_helpful_rows_come_first_and_ties_by_row_number(data, capsys):
     scores[1, 7], scores[1, 3], scores[1, 50], scores[1, 51] = 2.0, 1.0, -1.0, -3.0
     show_query(*data, scores, 1, 3)
     out = capsys.readouterr().out
-    assert shown_rows(out) == [7, 3, 0, 51, 50, 59] and out.index("most helpful") < out.index("most harmful")
-    assert data[0].text(1) in out and data[1].text(7) in out and f"[{data[1].label_name(7)}" in out and "+2" in out
+    assert shown_rows(out) == [7, 3, 0, 51, 50, 59] and out.index("most helpful") < out.index(
+        "most harmful"
+    )
+    assert (
+        data[0].text(1) in out
+        and data[1].text(7) in out
+        and f"[{data[1].label_name(7)}" in out
+        and "+2" in out
+    )
     with pytest.raises(Refused, match="--query_index must be from 0 to 1, not 2"):
         show_query(*data, scores, 2, 3)
 
@@ -34,20 +45,33 @@ def test_planted_flips_among_the_top_are_counted_beside_what_chance_gives(data, 
     show_self_influence(data[1], torch.from_numpy(flipped * 1.0), 2)
     out = capsys.readouterr().out
     assert shown_rows(out) == np.flatnonzero(flipped)[:2].tolist() and out.count("flipped]") == 2
-    assert f"{flipped.sum()} of the top 50 rows" in out and f"chance gives {50 * flipped.mean():.1f}" in out
+    assert (
+        f"{flipped.sum()} of the top 50 rows" in out
+        and f"chance gives {50 * flipped.mean():.1f}" in out
+    )
 
 
 def test_removed_rows_are_shown_in_their_order_for_every_arm(data, capsys):
-    show_removed(*data, {"ekfac": lambda q: [np.array([5, 2, 9])], "random": lambda q: [np.array([1, 0, 3])]}, 0, 2)
+    show_removed(
+        *data,
+        {"ekfac": lambda q: [np.array([5, 2, 9])], "random": lambda q: [np.array([1, 0, 3])]},
+        0,
+        2,
+    )
     assert shown_rows(capsys.readouterr().out) == [5, 2, 1, 0]
 
 
 def test_the_lds_of_a_query_is_that_of_ekfac_where_there_is_ekfac(data, capsys):
     masks = np.random.default_rng(0).integers(0, 2, (8, 60)).astype(np.uint8)
-    scores = {name: np.random.default_rng(seed).standard_normal((2, 60)) for seed, name in enumerate(("a", "ekfac"))}
+    scores = {
+        name: np.random.default_rng(seed).standard_normal((2, 60))
+        for seed, name in enumerate(("a", "ekfac"))
+    }
     show_query_lds(*data, scores, 1, masks, (masks @ scores["ekfac"].T)[:, None])
     out = capsys.readouterr().out
-    assert "LDS of ekfac for this query: 1.000" in out and shown_rows(out) == [scores["ekfac"][1].argmax()]
+    assert "LDS of ekfac for this query: 1.000" in out and shown_rows(out) == [
+        scores["ekfac"][1].argmax()
+    ]
     with pytest.raises(Refused, match="no stored scores"):
         show_query_lds(*data, {}, 1, masks, np.ones((8, 1, 2)))
 
@@ -58,7 +82,10 @@ def test_masks_without_margins_are_left_out_of_a_querys_lds(data, capsys):
     margins = (masks @ scores.T)[:, None].astype(np.float32)
     margins[3] = np.nan
     show_query_lds(*data, {"ekfac": scores}, 1, masks, margins)
-    assert "LDS of ekfac for this query: 1.000 (11 masks; mean over queries 1.000)" in capsys.readouterr().out
+    assert (
+        "LDS of ekfac for this query: 1.000 (11 masks; mean over queries 1.000)"
+        in capsys.readouterr().out
+    )
     margins[2:] = np.nan
     with pytest.raises(Refused, match="only 2 masks have finite margins"):
         show_query_lds(*data, {"ekfac": scores}, 1, masks, margins)

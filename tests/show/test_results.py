@@ -14,9 +14,16 @@ def test_a_result_is_saved_with_its_surroundings_and_drawn_again_as_it_was(tmp_p
     drawn, stem, figure = [], tmp_path / "results" / "lds_demo", tmp_path / "figure.png"
     result = {"scores": {"b": 1.0, "a": [None, 2.5]}}
     results.save(
-        result, stem, [figure], markdown="| a |", draw=lambda *given: drawn.append(given),
-        arguments={"alpha": 0.5}, device="cpu", arrays={"masks": np.eye(2)}, fingerprints={"weights": "1f"},
-    )  # fmt: skip
+        result,
+        stem,
+        [figure],
+        markdown="| a |",
+        draw=lambda *given: drawn.append(given),
+        arguments={"alpha": 0.5},
+        device="cpu",
+        arrays={"masks": np.eye(2)},
+        fingerprints={"weights": "1f"},
+    )
     assert np.array_equal(np.load(stem.with_suffix(".npz"))["masks"], np.eye(2))
     results.redraw(stem, [figure], lambda *given: drawn.append(given))
     assert drawn == [(result, figure)] * 2 and read_json(stem.with_suffix(".json")) == result
@@ -33,20 +40,27 @@ def test_without_a_result_there_is_nothing_to_draw(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "draw"), [("lds_sst2", plotting.draw_lds), ("counterfactual_sst2", plotting.draw_counterfactual)]
+    ("name", "draw"),
+    [("lds_sst2", plotting.draw_lds), ("counterfactual_sst2", plotting.draw_counterfactual)],
 )
 def test_a_committed_result_can_be_drawn(name, draw, tmp_path):
     results.redraw(ROOT / "results" / name, [tmp_path / "figure.png"], draw)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_data_set_has_a_figure_of_its_own_and_the_latest_keeps_the_old_name(tmp_path, monkeypatch):
+def test_each_data_set_has_a_figure_of_its_own_and_the_latest_keeps_the_old_name(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "figure").mkdir()
     for name in ("sst2", "demo"):
         figures = results.figure_paths("lds", name, None)
-        results.draw_all({"name": name}, figures, lambda result, path: path.write_text(result["name"]))
+        results.draw_all(
+            {"name": name}, figures, lambda result, path: path.write_text(result["name"])
+        )
     assert {path.name: path.read_text() for path in (tmp_path / "figure").iterdir()} == {
-        "lds_sst2.png": "sst2", "lds_demo.png": "demo", "lds.png": "demo",
-    }  # fmt: skip
+        "lds_sst2.png": "sst2",
+        "lds_demo.png": "demo",
+        "lds.png": "demo",
+    }
     assert results.figure_paths("lds", "demo", tmp_path / "x.png") == [tmp_path / "x.png"]

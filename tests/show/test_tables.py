@@ -22,8 +22,11 @@ def test_a_number_stands_with_its_interval_and_a_difference_with_its_sign():
 
 @pytest.mark.parametrize("dataset", ["demo", "sst2"])
 @pytest.mark.parametrize(
-    ("study", "draw"), [("lds", lds_tables.lds_markdown), ("counterfactual", tables.counterfactual_markdown)]
+    ("study", "draw"),
+    [("lds", lds_tables.lds_markdown), ("counterfactual", tables.counterfactual_markdown)],
 )
-def test_a_committed_result_gives_its_committed_table_though_json_sorts_its_keys(study, draw, dataset):
+def test_a_committed_result_gives_its_committed_table_though_json_sorts_its_keys(
+    study, draw, dataset
+):
     path = ROOT / "results" / f"{study}_{dataset}.json"
     assert draw(json.loads(path.read_text())) + "\n" == path.with_suffix(".md").read_text()

@@ -1,4 +1,6 @@
-"""Labels made wrong on purpose: recorded, the same in every script, and never in the place of a run with right ones."""
+"""Labels made wrong on purpose: recorded, the same in every script, and never in the place of a run
+with right ones.
+"""
 
 import json
 
@@ -21,12 +23,16 @@ def test_rows_and_wrong_labels_are_a_function_of_seed_and_row():
     assert len(rows) == 20 and rows == draw(200, 0.1, 3) != draw(200, 0.1, 4)
     columns = {"sentence": ["a"] * 200, "label": [i % 3 for i in range(200)]}
     label = datasets.ClassLabel(names=["x", "y", "z"])
-    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns).cast_column("label", label))
+    splits = datasets.DatasetDict(
+        train=datasets.Dataset.from_dict(columns).cast_column("label", label)
+    )
     table = corrupt(splits, TASKS["mnli"], {"seed": 3, "rows": rows})["train"]
     changed = np.flatnonzero(np.array(table["label"]) != np.array(columns["label"]))
     assert changed.tolist() == rows == np.flatnonzero(table["flipped"]).tolist()
     shifts = (np.array(table["label"]) - np.array(columns["label"]))[rows] % 3
-    assert set(shifts) == {1, 2} and table.features["label"].names == list(TASKS["mnli"].class_names)
+    assert set(shifts) == {1, 2} and table.features["label"].names == list(
+        TASKS["mnli"].class_names
+    )
 
 
 def test_labels_of_every_sort_become_wrong_and_a_missing_one_is_refused():
@@ -34,7 +40,12 @@ def test_labels_of_every_sort_become_wrong_and_a_missing_one_is_refused():
     for values in (names["label"], [0.0, 1.0] * 2, ["0", "1"] * 2):
         splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(names | {"label": values}))
         table = corrupt(splits, TASKS["sst2"], {"seed": 0, "rows": [0, 1]})["train"]
-        assert table["label"][:] == [1, 0, 0, 1] and table["flipped"][:] == [True, True, False, False]
+        assert table["label"][:] == [1, 0, 0, 1] and table["flipped"][:] == [
+            True,
+            True,
+            False,
+            False,
+        ]
     for bad in ([0, None, 1, 1], [0, -1, 1, 1], ["negative", "good", "0", "1"]):
         splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(names | {"label": bad}))
         with pytest.raises(Refused, match="row 1 of the split 'train'"):
@@ -44,7 +55,9 @@ def test_labels_of_every_sort_become_wrong_and_a_missing_one_is_refused():
 def test_a_row_that_is_flipped_twice_is_right():
     clean = load_tables("demo")["train"]
     flipped = np.flatnonzero(clean["flipped"])
-    table = corrupt(load_tables("demo"), get_task("demo"), {"seed": 0, "rows": [int(flipped[0]), 1]})["train"]
+    table = corrupt(
+        load_tables("demo"), get_task("demo"), {"seed": 0, "rows": [int(flipped[0]), 1]}
+    )["train"]
     assert not table["flipped"][int(flipped[0])] and table["flipped"][1] != clean["flipped"][1]
     assert sum(table["flipped"]) == len(flipped) + (-1 + (1 if not clean["flipped"][1] else -1))
 
@@ -65,9 +78,18 @@ def test_every_script_sees_the_wrong_labels_and_says_who_finds_them(tmp_path, ca
 def test_corruption_that_cannot_be_is_refused(tmp_path, capsys, glue_dir):
     own = ["--checkpoint_dir", str(tmp_path)]
     assert "of its own" in refusal(capsys, train.main, [*SMALL, *WRONG])
-    assert "between 0 and 1" in refusal(capsys, train.main, [*SMALL, *own, "--corrupt_labels", "1.5"])
+    assert "between 0 and 1" in refusal(
+        capsys, train.main, [*SMALL, *own, "--corrupt_labels", "1.5"]
+    )
     assert "goes with" in refusal(capsys, train.main, [*SMALL, *own, "--corrupt_seed", "1"])
-    stsb = ["--dataset_name", "stsb", "--dataset_path", str(glue_dir), "--model_name_or_path", "demo"]
+    stsb = [
+        "--dataset_name",
+        "stsb",
+        "--dataset_path",
+        str(glue_dir),
+        "--model_name_or_path",
+        "demo",
+    ]
     assert "regression" in refusal(capsys, train.main, [*stsb, *own, *WRONG])
 
 

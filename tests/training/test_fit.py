@@ -24,7 +24,9 @@ def test_same_seed_same_weights_bit_for_bit_whatever_the_process_did_before(data
     torch.manual_seed(1)
     first = weights(fit(construct_bert("demo", seed=3), data, np.arange(40), seed=3, **RECIPE))
     torch.manual_seed(2)
-    assert torch.equal(first, weights(fit(construct_bert("demo", seed=3), data, np.arange(40), seed=3, **RECIPE)))
+    assert torch.equal(
+        first, weights(fit(construct_bert("demo", seed=3), data, np.arange(40), seed=3, **RECIPE))
+    )
     other = weights(fit(construct_bert("demo", seed=4), data, np.arange(40), seed=4, **RECIPE))
     assert not torch.equal(first, other)
 
@@ -40,9 +42,13 @@ def test_removing_rows_leaves_the_order_of_the_others():
 def test_the_epochs_loss_is_the_mean_over_examples_with_an_uneven_last_batch(data):
     losses = []
     fit(
-        construct_bert("demo"), data, np.arange(19), seed=0, on_epoch=lambda epoch, loss, seconds: losses.append(loss),
+        construct_bert("demo"),
+        data,
+        np.arange(19),
+        seed=0,
+        on_epoch=lambda epoch, loss, seconds: losses.append(loss),
         **RECIPE | {"learning_rate": 1e-12, "weight_decay": 0.0},
-    )  # fmt: skip
+    )
     model, batch = construct_bert("demo").eval(), data.batch(range(19))
     expected = compute_loss(model(**model_inputs(batch)).logits, batch["labels"]).item() / 19
     assert losses == [pytest.approx(expected, rel=1e-4)]
@@ -50,8 +56,14 @@ def test_the_epochs_loss_is_the_mean_over_examples_with_an_uneven_last_batch(dat
 
 def test_frozen_embeddings_stay_and_the_rest_moves(data):
     start = construct_bert("demo")
-    model = fit(construct_bert("demo"), data, np.arange(16), seed=0, freeze_embeddings=True, **RECIPE)
-    moved = {name for name, value in model.named_parameters() if not torch.equal(value, start.get_parameter(name))}
+    model = fit(
+        construct_bert("demo"), data, np.arange(16), seed=0, freeze_embeddings=True, **RECIPE
+    )
+    moved = {
+        name
+        for name, value in model.named_parameters()
+        if not torch.equal(value, start.get_parameter(name))
+    }
     assert moved and not any("embeddings" in name for name in moved)
 
 
@@ -59,7 +71,9 @@ def test_the_linear_schedule_takes_smaller_steps_than_the_constant_one(data):
     start = weights(construct_bert("demo"))
     distance = {}
     for schedule in SCHEDULES:
-        model = fit(construct_bert("demo"), data, np.arange(40), seed=0, lr_schedule=schedule, **RECIPE)
+        model = fit(
+            construct_bert("demo"), data, np.arange(40), seed=0, lr_schedule=schedule, **RECIPE
+        )
         distance[schedule] = (weights(model) - start).norm().item()
     assert distance["linear"] < distance["constant"]
 

@@ -24,7 +24,10 @@ def test_correlations_see_lines_ranks_and_constants():
     x = np.arange(5.0)
     assert metric.compute(predictions=x**3, references=x)["spearmanr"] == pytest.approx(1)
     assert metric.compute(predictions=2 * x + 1, references=x)["pearson"] == pytest.approx(1)
-    assert metric.compute(predictions=np.ones(5), references=x) == {"pearson": 0.0, "spearmanr": 0.0}
+    assert metric.compute(predictions=np.ones(5), references=x) == {
+        "pearson": 0.0,
+        "spearmanr": 0.0,
+    }
 
 
 class Rows:
@@ -40,12 +43,27 @@ class Rows:
 @pytest.mark.parametrize(
     ("task", "labels", "metrics", "wanted"),
     [
-        ("sst2", [0] * 50 + [1] * 50, {"accuracy": 0.57}, "accuracy of 0.570 cannot be told from the 0.500 of always"),
+        (
+            "sst2",
+            [0] * 50 + [1] * 50,
+            {"accuracy": 0.57},
+            "accuracy of 0.570 cannot be told from the 0.500 of always",
+        ),
         ("sst2", [0] * 50 + [1] * 50, {"accuracy": 0.59}, None),
         ("sst2", [0] * 10 + [1] * 90, {"accuracy": 0.9}, "always saying 'positive'"),
-        ("cola", [0] * 50 + [1] * 50, {"matthews_correlation": 0.15}, "matthews correlation of 0.150"),
+        (
+            "cola",
+            [0] * 50 + [1] * 50,
+            {"matthews_correlation": 0.15},
+            "matthews correlation of 0.150",
+        ),
         ("cola", [0] * 50 + [1] * 50, {"matthews_correlation": 0.18}, None),
-        ("stsb", [1.0] * 100, {"pearson": 0.1, "spearmanr": 0.5}, "pearson of 0.100 cannot be told from 0"),
+        (
+            "stsb",
+            [1.0] * 100,
+            {"pearson": 0.1, "spearmanr": 0.5},
+            "pearson of 0.100 cannot be told from 0",
+        ),
         ("stsb", [1.0] * 100, {"pearson": 0.6, "spearmanr": 0.5}, None),
     ],
 )

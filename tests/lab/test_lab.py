@@ -29,7 +29,10 @@ def test_attention_counts_as_its_products(inner):
     q = torch.randn(2, 3, 5, 4, requires_grad=True)
     with inner.ProductLog() as log:
         torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
-    assert sum(inner.multiply_adds(*layouts) * count for layouts, count in log.counts.items()) == 7 * 2 * 3 * 5 * 5 * 4
+    assert (
+        sum(inner.multiply_adds(*layouts) * count for layouts, count in log.counts.items())
+        == 7 * 2 * 3 * 5 * 5 * 4
+    )
 
 
 def test_a_product_of_repeated_rows_can_be_timed(inner):
@@ -39,9 +42,12 @@ def test_a_product_of_repeated_rows_can_be_timed(inner):
 
 
 @pytest.mark.parametrize(
-    ("what", "number"), [("training", "rows_per_second"), ("products", "multiply_adds"), ("profile", "seconds")]
+    ("what", "number"),
+    [("training", "rows_per_second"), ("products", "multiply_adds"), ("profile", "seconds")],
 )
-def test_every_measurement_stores_its_number_and_leaves_the_run_as_it_was(inner, trained, tmp_path, what, number):
+def test_every_measurement_stores_its_number_and_leaves_the_run_as_it_was(
+    inner, trained, tmp_path, what, number
+):
     before = sorted(trained.rglob("*"))
     place = ["--dataset_name", "demo", "--checkpoint_dir", str(trained), "--max_queries", "3"]
     inner.main([what, *place, "--output", str(tmp_path / "measured.json")])
@@ -51,8 +57,11 @@ def test_every_measurement_stores_its_number_and_leaves_the_run_as_it_was(inner,
 
 def test_the_estimate_for_a_gpu_reproduces_what_was_published_for_stock():
     stock, ours = estimates.stock(), estimates.ours(4)
-    assert all(sum(ours[phase].values()) - ours[phase].get("moved", 0) < stock[phase] for phase in stock)
-    # The stock phases are limited by products, so that one rate fits all three within 40 %: the counts are plausible.
+    assert all(
+        sum(ours[phase].values()) - ours[phase].get("moved", 0) < stock[phase] for phase in stock
+    )
+    # The stock phases are limited by products, so that one rate fits all three within 40 %: the
+    # counts are plausible.
     rates = [stock[phase] / estimates.PUBLISHED["float32"][phase] for phase in stock]
     assert max(rates) < 1.4 * min(rates)
     assert estimates.estimate()["float32"]["all"] < sum(estimates.PUBLISHED["float32"].values())
@@ -60,5 +69,7 @@ def test_the_estimate_for_a_gpu_reproduces_what_was_published_for_stock():
 
 def test_of_several_runs_the_median_counts():
     speed = benchmark("speed")
-    runs = [{"seconds": dict.fromkeys((*speed.PHASES, "all"), seconds)} for seconds in (1.0, 9.0, 3.0)]
+    runs = [
+        {"seconds": dict.fromkeys((*speed.PHASES, "all"), seconds)} for seconds in (1.0, 9.0, 3.0)
+    ]
     assert speed.middle(runs)["lambda"] == 3.0

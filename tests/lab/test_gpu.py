@@ -1,4 +1,6 @@
-"""The GPU benchmark keeps what it measured, scales its estimate by the card, and refuses where there is none."""
+"""The GPU benchmark keeps what it measured, scales its estimate by the card, and refuses where
+there is none.
+"""
 
 import argparse
 import json
@@ -30,18 +32,31 @@ def test_each_measurement_is_kept_and_not_made_again(gpu, tmp_path, monkeypatch)
             name = "ekfac_half" if "--use_half_precision" in command else "ekfac"
             scores = tmp_path / "9_rows/sst2/influence/scores" / name
             scores.mkdir(parents=True, exist_ok=True)
-            seconds = {"covariance": 1.0, "lambda": 2.0, "pairwise": 3.0, "eigendecomposition": 4.0, "all": 10.0}
+            seconds = {
+                "covariance": 1.0,
+                "lambda": 2.0,
+                "pairwise": 3.0,
+                "eigendecomposition": 4.0,
+                "all": 10.0,
+            }
             (scores / "pairwise_scores.json").write_text(json.dumps({"seconds": seconds}))
-            save_file({"all_modules": np.random.rand(3, 9).astype("f")}, scores / "pairwise_scores.safetensors")
+            save_file(
+                {"all_modules": np.random.rand(3, 9).astype("f")},
+                scores / "pairwise_scores.safetensors",
+            )
         else:
             (tmp_path / "9_rows/sst2").mkdir(parents=True)
             (tmp_path / "9_rows/sst2/run.json").write_text("{}")
 
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
     args = argparse.Namespace(
-        work_dir=tmp_path, model_name_or_path=None, dataset_path="glue", random_weights=False, precisions=["float32"],
+        work_dir=tmp_path,
+        model_name_or_path=None,
+        dataset_path="glue",
+        random_weights=False,
+        precisions=["float32"],
         rows=9,
-    )  # fmt: skip
+    )
     assert set(gpu.measure(args)) == {"float32"} and len(commands) == 2
     args.precisions = ["float32", "bfloat16"]
     result = gpu.measure(args)
@@ -64,21 +79,38 @@ def test_half_the_rows_take_half_the_time_but_for_eigenvectors_and_what_groups_s
         assert half[precision]["eigendecomposition"] == seconds["eigendecomposition"]
 
 
-def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_rows(gpu, tmp_path, monkeypatch):
-    words = {"sentence": ["a fine film", "a dull and long film"] * 30, "label": [1, 0] * 30, "idx": list(range(60))}
+def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_rows(
+    gpu, tmp_path, monkeypatch
+):
+    words = {
+        "sentence": ["a fine film", "a dull and long film"] * 30,
+        "label": [1, 0] * 30,
+        "idx": list(range(60)),
+    }
     rows = datasets.Dataset.from_dict(words)
     save_tables(tmp_path / "glue", {"sst2": {"train": rows, "validation": rows.select(range(8))}})
     scripts = {"train.py": train.main, "analyze.py": analyze.main}
     run = lambda command, check: scripts[command[1].name]([str(part) for part in command[2:]])  # noqa: E731
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
     config = gpu.transformers.BertConfig
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     monkeypatch.setattr(gpu.transformers, "BertConfig", lambda **given: config(**given, **small))
-    monkeypatch.setattr(gpu.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(
+        gpu.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9)
+    )
     args = argparse.Namespace(
-        work_dir=tmp_path, model_name_or_path=None, dataset_path=str(tmp_path / "glue"), random_weights=True, rows=40,
+        work_dir=tmp_path,
+        model_name_or_path=None,
+        dataset_path=str(tmp_path / "glue"),
+        random_weights=True,
+        rows=40,
         precisions=["float32"],
-    )  # fmt: skip
+    )
     measured = gpu.measure(args)["float32"]
     work = gpu.work_of(args)
     assert (work.rows, work.queries) == (40, 8) and measured["Spearman"] == pytest.approx(1)

@@ -1,4 +1,6 @@
-"""Factors come from the first rows, which is recorded, and is part of their fingerprint only where it matters."""
+"""Factors come from the first rows, which is recorded, and is part of their fingerprint only where
+it matters.
+"""
 
 import json
 
@@ -16,7 +18,9 @@ def test_fewer_factor_rows_change_factors_and_their_fingerprint_and_more_do_not(
 
     everything, rows, part = run()
     assert (rows, part) == (120, None)
-    assert run("--max_factor_rows", "120")[1:] == (120, None) and run("--max_factor_rows", "5000")[1:] == (120, None)
+    assert run("--max_factor_rows", "120")[1:] == (120, None) and run("--max_factor_rows", "5000")[
+        1:
+    ] == (120, None)
     fewer, rows, part = run("--max_factor_rows", "40", "--overwrite")
     assert (rows, part) == (40, 40) and not (fewer == everything).all()
     assert "factor rows" not in influence_of(run_copy).factor_parts

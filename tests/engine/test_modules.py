@@ -54,9 +54,15 @@ def tiny_bert(dtype=torch.float64, num_labels: int = 3) -> nn.Module:
     """Two layers, hidden 8; the second layer's output projections have no bias."""
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=40, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
-        max_position_embeddings=16, num_labels=num_labels, initializer_range=0.4,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=16,
+        num_labels=num_labels,
+        initializer_range=0.4,
+    )
     model = BertForSequenceClassification(config).to(dtype).eval()
     model.bert.encoder.layer[1].output.dense.bias = None
     model.bert.encoder.layer[1].attention.self.key.bias = None
@@ -93,15 +99,31 @@ def fit_factors(analyzer, strategy: str, **kwargs) -> None:
         analyzer.fit_covariance_matrices("f", **kwargs)
         analyzer.perform_eigendecomposition("f", factor_args=kwargs["factor_args"])
     analyzer.task.phase = "lambda"
-    if strategy in ("diagonal", "ekfac", "identity"):  # for identity it fits nothing, but leaves its arguments
+    if strategy in (
+        "diagonal",
+        "ekfac",
+        "identity",
+    ):  # for identity it fits nothing, but leaves its arguments
         analyzer.fit_lambda_matrices("f", **kwargs)
 
 
 def run(
-    fast: bool, folder, strategy: str, dtype=torch.float64, rank=None, rotate="auto", batch=5, budget=40,
-    regression=False, from_factors=None, queries_batch=3, convolution=False,
-):  # fmt: skip
-    """Returns (factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the two paths."""
+    fast: bool,
+    folder,
+    strategy: str,
+    dtype=torch.float64,
+    rank=None,
+    rotate="auto",
+    batch=5,
+    budget=40,
+    regression=False,
+    from_factors=None,
+    queries_batch=3,
+    convolution=False,
+):
+    """Returns (factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the
+    two paths.
+    """
     train, queries = Rows(N, 1, regression), Rows(Q, 2, regression)
     analyzer = make_analyzer(fast, folder, dtype, regression, convolution, budget)
     factor_args, score_args = arguments(strategy, dtype, rank)
@@ -109,25 +131,47 @@ def run(
         analyzer.queries = queries
         score_args.query_gradient_accumulation_steps = 2
         plan_queries(analyzer, train, queries, queries_batch, score_args, rotate)
-    loading = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=partial(collate, pad_to=None if fast else 12))}
+    loading = {
+        "dataloader_kwargs": DataLoaderKwargs(
+            collate_fn=partial(collate, pad_to=None if fast else 12)
+        )
+    }
     if from_factors is None:
-        fit_factors(analyzer, strategy, dataset=train, per_device_batch_size=batch, factor_args=factor_args, **loading)
+        fit_factors(
+            analyzer,
+            strategy,
+            dataset=train,
+            per_device_batch_size=batch,
+            factor_args=factor_args,
+            **loading,
+        )
     else:
         analyzer.factors_output_dir = lambda factors_name: from_factors
     analyzer.task.phase = "lambda"
     loading["per_device_train_batch_size"] = batch
     analyzer.compute_pairwise_scores(
-        "s", "f", query_dataset=queries, train_dataset=train, per_device_query_batch_size=queries_batch,
-        score_args=score_args, **loading,
-    )  # fmt: skip
-    analyzer.compute_self_scores("o", "f", train_dataset=train, score_args=arguments(strategy, dtype)[1], **loading)
+        "s",
+        "f",
+        query_dataset=queries,
+        train_dataset=train,
+        per_device_query_batch_size=queries_batch,
+        score_args=score_args,
+        **loading,
+    )
+    analyzer.compute_self_scores(
+        "o", "f", train_dataset=train, score_args=arguments(strategy, dtype)[1], **loading
+    )
     pairwise = analyzer.load_pairwise_scores("s")["all_modules"]
     own = analyzer.load_self_scores("o")["all_modules"]
     if fast:
         pairwise = restore_order(restore_order(pairwise, train.lengths, 1), queries.lengths, 0)
         own = restore_order(own, train.lengths, 0)
     factors = {}
-    for load in (analyzer.load_covariance_matrices, analyzer.load_eigendecomposition, analyzer.load_lambda_matrices):
+    for load in (
+        analyzer.load_covariance_matrices,
+        analyzer.load_eigendecomposition,
+        analyzer.load_lambda_matrices,
+    ):
         factors |= load("f") or {}
     return factors, pairwise, own
 
@@ -139,7 +183,9 @@ def distance(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
-    """strategy (and low rank, regression) -> (folder of factors, results) of kronfluence as it comes, in float64."""
+    """strategy (and low rank, regression) -> (folder of factors, results) of kronfluence as it
+    comes, in float64.
+    """
     done = {}
 
     def get(strategy, rank=None, regression=False):
@@ -169,7 +215,11 @@ def test_factors_equal_stock_in_float64(stock, tmp_path):
         assert set(ours[name]) == set(reference[name])
         for module in reference[name]:
             assert distance(ours[name][module], reference[name][module]) < 1e-9, (name, module)
-    for name in ("num_activation_covariance_processed", "num_gradient_covariance_processed", "num_lambda_processed"):
+    for name in (
+        "num_activation_covariance_processed",
+        "num_gradient_covariance_processed",
+        "num_lambda_processed",
+    ):
         assert ours[name] == reference[name]
     for name in ("activation_eigenvalues", "gradient_eigenvalues"):
         for module in reference[name]:
@@ -179,7 +229,9 @@ def test_factors_equal_stock_in_float64(stock, tmp_path):
 def test_low_rank_scores_equal_stock_with_full_svd(stock, tmp_path):
     folder, (_, pairwise, _) = stock("ekfac", rank=2)
     for rotate in ("rows", "queries"):
-        _, ours, _ = run(True, tmp_path / rotate, "ekfac", rank=2, rotate=rotate, from_factors=folder)
+        _, ours, _ = run(
+            True, tmp_path / rotate, "ekfac", rank=2, rotate=rotate, from_factors=folder
+        )
         assert distance(ours, pairwise) < 1e-9
 
 
@@ -190,14 +242,24 @@ def test_lambda_equals_stock_from_the_same_eigenvectors(stock, tmp_path):
         shutil.copytree(folder, tmp_path / name / "kronfluence" / "factors_f")
         task, train = InfluenceTask(seed=3), Rows(N, 1)
         model = modules.prepare_model(tiny_bert(), task)
-        analyzer = EigenAnalyzer(tmp_path / name, model, task, token_budget=40, log_level=logging.ERROR)
+        analyzer = EigenAnalyzer(
+            tmp_path / name, model, task, token_budget=40, log_level=logging.ERROR
+        )
         task.phase = "lambda"
-        with pytest.MonkeyPatch.context() as patch:  # force both sides of the choice of what is rotated
-            patch.setattr(eigenbasis, "rotation_pays", lambda tokens, d_in, d_out, t=threshold: tokens < t)
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # force both sides of the choice of what is rotated
+            patch.setattr(
+                modules, "rotation_pays", lambda tokens, d_in, d_out, t=threshold: tokens < t
+            )
             analyzer.fit_lambda_matrices(
-                "f", dataset=train, per_device_batch_size=5, factor_args=arguments("ekfac", torch.float64)[0],
-                dataloader_kwargs=DataLoaderKwargs(collate_fn=collate), overwrite_output_dir=True,
-            )  # fmt: skip
+                "f",
+                dataset=train,
+                per_device_batch_size=5,
+                factor_args=arguments("ekfac", torch.float64)[0],
+                dataloader_kwargs=DataLoaderKwargs(collate_fn=collate),
+                overwrite_output_dir=True,
+            )
         ours = analyzer.load_lambda_matrices("f")["lambda_matrix"]
         for module, matrix in reference["lambda_matrix"].items():
             assert distance(ours[module], matrix) < 1e-9, (name, module)
@@ -222,9 +284,13 @@ def test_a_module_of_another_kind_takes_the_stock_path_beside_ours(tmp_path):
     assert "classifier.1" in stock_factors["lambda_matrix"]
     for rotate in ("rows", "queries"):
         _, ours, ours_own = run(
-            True, tmp_path / rotate, "ekfac", convolution=True, rotate=rotate,
+            True,
+            tmp_path / rotate,
+            "ekfac",
+            convolution=True,
+            rotate=rotate,
             from_factors=tmp_path / "stock/kronfluence/factors_f",
-        )  # fmt: skip
+        )
         assert distance(ours, pairwise) < 1e-9 and distance(ours_own, own) < 1e-9
     fitted, _, _ = run(True, tmp_path / "fitted", "ekfac", convolution=True)
     for name in ("activation_covariance", "gradient_covariance"):
@@ -238,11 +304,15 @@ def test_nothing_changes_with_batch_size_or_token_budget(tmp_path):
 
 
 def test_scores_equal_the_dense_formula_without_kronfluence(stock, tmp_path):
-    """EKFAC by hand: full gradients from autograd, explicit Kronecker eigenbases, a plain matrix product."""
+    """EKFAC by hand: full gradients from autograd, explicit Kronecker eigenbases, a plain matrix
+    product.
+    """
     folder, (factors, _, _) = stock("ekfac")
     _, ours, ours_own = run(True, tmp_path, "ekfac", from_factors=folder)
     model, task = tiny_bert(), InfluenceTask()
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
 
     def gradients(value: torch.Tensor) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -256,13 +326,20 @@ def test_scores_equal_the_dense_formula_without_kronfluence(stock, tmp_path):
     train, queries = Rows(N, 1), Rows(Q, 2)
     rows = [gradients(task.compute_train_loss(train.batch([i]), model)) for i in range(N)]
     asked = [gradients(task.compute_measurement(queries.batch([q]), model)) for q in range(Q)]
-    expected, expected_own = torch.zeros(Q, N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
+    expected, expected_own = (
+        torch.zeros(Q, N, dtype=torch.float64),
+        torch.zeros(N, dtype=torch.float64),
+    )
     for name in layers:
-        basis = torch.kron(factors["gradient_eigenvectors"][name], factors["activation_eigenvectors"][name])
+        basis = torch.kron(
+            factors["gradient_eigenvectors"][name], factors["activation_eigenvectors"][name]
+        )
         inverse = 1 / (factors["lambda_matrix"][name].flatten() / N + 1e-3)
         curvature_inverse = basis @ torch.diag(inverse) @ basis.t()
         g = torch.stack([row[name].flatten() for row in rows])
-        expected += torch.stack([query[name].flatten() for query in asked]) @ curvature_inverse @ g.t()
+        expected += (
+            torch.stack([query[name].flatten() for query in asked]) @ curvature_inverse @ g.t()
+        )
         expected_own += ((g @ curvature_inverse) * g).sum(1)
     assert distance(ours, expected) < 1e-9 and distance(ours_own, expected_own) < 1e-9
 

@@ -1,4 +1,6 @@
-"""Every table of the three pages is made from results/, and a page that cannot be filled is refused."""
+"""Every table of the three pages is made from results/, and a page that cannot be filled is
+refused.
+"""
 
 import json
 import re
@@ -28,7 +30,10 @@ def test_no_table_is_typed_by_hand(page):
     [
         ("<!-- table nonsense -->\n<!-- end -->", "no table 'nonsense'"),
         ("<!-- table recipes -->\n", "'recipes' has no <!-- end -->"),
-        ("<!-- table recipes -->\n<!-- table gpu -->\n<!-- end -->", "'recipes' has no <!-- end -->"),
+        (
+            "<!-- table recipes -->\n<!-- table gpu -->\n<!-- end -->",
+            "'recipes' has no <!-- end -->",
+        ),
     ],
 )
 def test_a_page_that_cannot_be_filled_is_refused(text, reason):
@@ -41,10 +46,19 @@ def test_text_without_a_marker_is_left_alone():
 
 
 def test_below_a_table_stands_what_it_was_made_from_and_at_which_commit(tmp_path, monkeypatch):
-    made = {"one": {"commit": "a" * 40}, "two": {}, "two.run": {"commit": "b" * 40 + "+"}, "three": {"x": 1}}
+    made = {
+        "one": {"commit": "a" * 40},
+        "two": {},
+        "two.run": {"commit": "b" * 40 + "+"},
+        "three": {"x": 1},
+    }
     for name, content in made.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    monkeypatch.setitem(pages.TABLES, "some", lambda read: str([read(name) for name in ("one", "two", "three", "one")]))
+    monkeypatch.setitem(
+        pages.TABLES,
+        "some",
+        lambda read: str([read(name) for name in ("one", "two", "three", "one")]),
+    )
     line = fill("<!-- table some -->\n<!-- end -->", tmp_path).splitlines()[-2]
     expected = "`results/one.json` (commit aaaaaaa), `results/two.json` (commit bbbbbbb+), `results/three.json`"
     assert line == f"From {expected}."

@@ -16,12 +16,22 @@ from attribution.processes import ALONE
 from pipeline import InfluenceTask, compute_loss
 
 
-@pytest.mark.parametrize("logits", [[0.3, -1.0], [900.0, 0.0], [0.1, 2.0, -1.0], [-40.0, 0.0, 60.0], [1.0, 2, 3, 4, 5]])
+@pytest.mark.parametrize(
+    "logits", [[0.3, -1.0], [900.0, 0.0], [0.1, 2.0, -1.0], [-40.0, 0.0, 60.0], [1.0, 2, 3, 4, 5]]
+)
 def test_columns_are_a_root_of_the_covariance_of_the_logits_gradient(logits):
     z = torch.tensor([logits], dtype=torch.float64, requires_grad=True)
-    columns = [torch.autograd.grad(fisher_column(z, j).sum(), z)[0][0] for j in range(fisher_columns(len(logits)))]
+    columns = [
+        torch.autograd.grad(fisher_column(z, j).sum(), z)[0][0]
+        for j in range(fisher_columns(len(logits)))
+    ]
     p = z.detach()[0].softmax(0)
-    assert torch.allclose(sum(torch.outer(c, c) for c in columns), p.diag() - torch.outer(p, p), rtol=1e-12, atol=1e-15)
+    assert torch.allclose(
+        sum(torch.outer(c, c) for c in columns),
+        p.diag() - torch.outer(p, p),
+        rtol=1e-12,
+        atol=1e-15,
+    )
     assert len(columns) == len(logits) - 1
 
 
@@ -33,7 +43,9 @@ def test_two_certain_classes_keep_a_curvature_above_zero():
 
 
 def all_labels(logits: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
-    """(probability, label) whose squared gradients have the right mean: every class, or two points of the Gaussian."""
+    """(probability, label) whose squared gradients have the right mean: every class, or two points
+    of the Gaussian.
+    """
     z = logits.detach()[0]
     if len(z) == 1:
         return [(0.5, z + 0.5**0.5), (0.5, z - 0.5**0.5)]
@@ -41,11 +53,15 @@ def all_labels(logits: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
 
 
 def gradients(num_labels: int, train: Rows):
-    """Yields (probability, module name -> (g (T, D_out), a (T, D_in))) for every row and label, by autograd alone."""
+    """Yields (probability, module name -> (g (T, D_out), a (T, D_in))) for every row and label, by
+    autograd alone.
+    """
     model, seen = tiny_bert(num_labels=num_labels), {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            module.register_forward_hook(lambda _, i, o, name=name: o.retain_grad() or seen.update({name: (i[0], o)}))
+            module.register_forward_hook(
+                lambda _, i, o, name=name: o.retain_grad() or seen.update({name: (i[0], o)})
+            )
     modules = dict(model.named_modules())
     for row in range(N):
         batch = train.batch([row])
@@ -62,9 +78,15 @@ def gradients(num_labels: int, train: Rows):
 
 @pytest.mark.parametrize("num_labels", [1, 2, 3])
 def test_factors_are_the_mean_over_all_labels(num_labels, tmp_path, monkeypatch):
-    """Covariances, lambda and counts of the tiny BERT in float64, in several parts and groups, against autograd."""
-    monkeypatch.setattr("influence.test_eigenbasis.tiny_bert", lambda dtype, _: tiny_bert(dtype, num_labels))
-    monkeypatch.setattr("influence.test_eigenbasis.InfluenceTask", lambda seed: InfluenceTask(seed, num_labels))
+    """Covariances, lambda and counts of the tiny BERT in float64, in several parts and groups,
+    against autograd.
+    """
+    monkeypatch.setattr(
+        "influence.test_eigenbasis.tiny_bert", lambda dtype, _: tiny_bert(dtype, num_labels)
+    )
+    monkeypatch.setattr(
+        "influence.test_eigenbasis.InfluenceTask", lambda seed: InfluenceTask(seed, num_labels)
+    )
     train = Rows(N, 1, regression=num_labels == 1)
     train.labels = train.labels.clamp(max=max(num_labels - 1, 1))
     analyzer = make_analyzer(True, tmp_path, torch.float64, num_labels == 1, False, 40)
@@ -77,18 +99,29 @@ def test_factors_are_the_mean_over_all_labels(num_labels, tmp_path, monkeypatch)
     inputs, outputs, corrected = {}, {}, {}
     for p, found in gradients(num_labels, train):
         for name, (g, a) in found.items():
-            bases = [stored[f"{kind}_eigenvectors"][name].double() for kind in ("gradient", "activation")]
+            bases = [
+                stored[f"{kind}_eigenvectors"][name].double() for kind in ("gradient", "activation")
+            ]
             terms = (p * a.T @ a, p * g.T @ g, p * (bases[0].T @ g.T @ a @ bases[1]).square())
             for total, term in zip((inputs, outputs, corrected), terms, strict=True):
                 total[name] = total.get(name, 0) + term
     for name in inputs:
-        for kind, expected in (("activation", inputs), ("gradient", outputs)):  # of a symmetric sum one half is kept
+        for kind, expected in (
+            ("activation", inputs),
+            ("gradient", outputs),
+        ):  # of a symmetric sum one half is kept
             found = stored[f"{kind}_covariance"][name].triu()
             assert torch.allclose(found, expected[name].triu(), rtol=1e-9, atol=1e-12), (kind, name)
-        assert torch.allclose(stored["lambda_matrix"][name].double(), corrected[name], rtol=1e-5, atol=1e-9), name
+        assert torch.allclose(
+            stored["lambda_matrix"][name].double(), corrected[name], rtol=1e-5, atol=1e-9
+        ), name
         once = name == "classifier" or "pooler" in name  # they read one token a row
         tokens = N if once else int(train.lengths.sum())
-        for what, count in (("activation_covariance", tokens), ("gradient_covariance", tokens), ("lambda", N)):
+        for what, count in (
+            ("activation_covariance", tokens),
+            ("gradient_covariance", tokens),
+            ("lambda", N),
+        ):
             assert stored[f"num_{what}_processed"][name].item() == count, (what, name)
 
 
@@ -107,13 +140,24 @@ def test_exact_factors_have_no_chance_in_them_and_names_of_their_own(run_copy):
 
 
 def test_a_name_gives_its_flags_and_identity_has_no_fisher_matrix(run_copy, capsys):
-    influence = influence_of(run_copy, "--fisher", "exact", "--use_half_precision", "--query_gradient_rank", "8")
+    influence = influence_of(
+        run_copy, "--fisher", "exact", "--use_half_precision", "--query_gradient_rank", "8"
+    )
     assert influence.settings.factors == "ekfac_exact_half"
     assert influence.factor_parts["fisher"] == "exact" and influence.factor_parts["seed"] is None
     assert flags_of(influence.result.name) == (
-        "--factor_strategy ekfac --fisher exact --use_half_precision --query_gradient_rank 8 --damping_factor 0.0001"
+        "--factor_strategy ekfac --fisher exact --use_half_precision --query_gradient_rank 8 "
+        "--damping_factor 0.0001"
     )
     identity = influence_of(run_copy, "--fisher", "exact", "--factor_strategy", "identity")
     assert identity.result.name == "identity" and "fisher" not in identity.factor_parts
-    asked = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy), "--stock", "--fisher", "exact"]
+    asked = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(run_copy),
+        "--stock",
+        "--fisher",
+        "exact",
+    ]
     assert "leave out one of --stock and --fisher" in refusal(capsys, analyze.main, asked)

@@ -1,4 +1,6 @@
-"""Blockwise sums over gradients equal the plain formula, and running sums lose nothing in half precision."""
+"""Blockwise sums over gradients equal the plain formula, and running sums lose nothing in half
+precision.
+"""
 
 import pytest
 import torch
@@ -49,27 +51,42 @@ def test_sums_of_squares_equal_the_plain_formula_for_every_block_size(tokens, el
     single = torch.zeros(7, 6, dtype=torch.float64)
     add_squares(single, g[:, :1], a[:, :1], elements)
     assert torch.allclose(single, gradients(g[:, :1], a[:, :1]).square().sum(0))
-    assert torch.allclose(weighted_squares(g, a, weight, elements), (full.square() * weight).sum((1, 2)))
+    assert torch.allclose(
+        weighted_squares(g, a, weight, elements), (full.square() * weight).sum((1, 2))
+    )
     assert torch.allclose(weighted_squares(g, a, None, elements), full.square().sum((1, 2)))
 
 
 @pytest.mark.parametrize("elements", [1, 50, 10_000])
 @pytest.mark.parametrize("kind", ["gradients", "tokens", "weighted tokens", "rank 1", "rank 5"])
-def test_inner_products_equal_the_plain_formula_whatever_is_held_of_the_queries(tokens, elements, kind, threads):
+def test_inner_products_equal_the_plain_formula_whatever_is_held_of_the_queries(
+    tokens, elements, kind, threads
+):
     """Training rows in two pieces of unlike length, and a few more of them in a second call."""
-    first, second = tokens, (torch.randn(2, 4, 7, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64))
+    first, second = (
+        tokens,
+        (torch.randn(2, 4, 7, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64)),
+    )
     held = [tuple(torch.randn(3, t, d, dtype=torch.float64) for d in (7, 6)) for t in (2, 5)]
-    dense, weight = torch.cat([gradients(*piece) for piece in held]), torch.rand(1, 7, 6, dtype=torch.float64)
+    dense, weight = (
+        torch.cat([gradients(*piece) for piece in held]),
+        torch.rand(1, 7, 6, dtype=torch.float64),
+    )
     queries = Gradients(dense)
     if "tokens" in kind:
         queries = Tokens(held, weight if "weighted" in kind else None, torch.float64)
         dense = dense * weight if "weighted" in kind else dense
     elif "rank" in kind:
         rank = int(kind[-1])
-        left, right = torch.randn(6, 7, rank, dtype=torch.float64), torch.randn(6, rank, 6, dtype=torch.float64)
+        left, right = (
+            torch.randn(6, 7, rank, dtype=torch.float64),
+            torch.randn(6, rank, 6, dtype=torch.float64),
+        )
         queries, dense = LowRank(left, right), left @ right
     for pieces in ([first, second], [second]):
-        expected = torch.einsum("qoi,boi->qb", dense, torch.cat([gradients(*piece) for piece in pieces]))
+        expected = torch.einsum(
+            "qoi,boi->qb", dense, torch.cat([gradients(*piece) for piece in pieces])
+        )
         assert torch.allclose(inner_products(queries, pieces, elements), expected)
 
 
@@ -77,7 +94,9 @@ def test_blocks_of_rows_and_of_queries_hold_their_number_of_elements(tokens):
     for elements, queries in ((60, 1), (60, 5), (200, 30)):
         for rows, outputs, block in gradient_blocks([tokens], elements, queries):
             assert block.shape == (rows.stop - rows.start, outputs.stop - outputs.start, 6)
-            assert block.numel() <= elements and (queries * block[0].numel() <= elements or len(block[0]) == 1)
+            assert block.numel() <= elements and (
+                queries * block[0].numel() <= elements or len(block[0]) == 1
+            )
 
 
 def test_wide_gram_matrices_equal_the_product():
@@ -114,4 +133,6 @@ def test_ten_thousand_bfloat16_terms_lose_nothing():
 
 
 def test_rotating_tokens_pays_below_the_stated_number_of_them():
-    assert contractions.rotation_pays(767, 768, 768) and not contractions.rotation_pays(768, 768, 768)
+    assert contractions.rotation_pays(767, 768, 768) and not contractions.rotation_pays(
+        768, 768, 768
+    )

@@ -9,7 +9,8 @@ from attribution.data import tokens
 from attribution.data.dataset import pad
 from pipeline import get_glue_dataset, get_tokenizer, load_tables
 
-TRAIN = "f4166aaa07bdeca0e8e9be0facda7167b032e1f1c85181023062728d6deb61a2"  # of the demo's first 120 rows, as always
+# of the demo's first 120 rows, as always
+TRAIN = "f4166aaa07bdeca0e8e9be0facda7167b032e1f1c85181023062728d6deb61a2"
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def cache(tmp_path, monkeypatch):
 
 
 class Counting:
-    """A tokenizer that counts how often it is called: once to settle its state, and once for the rows."""
+    """A tokenizer that counts how often it is called: once to settle its state, and once for the
+    rows.
+    """
 
     def __init__(self) -> None:
         self.inner, self.calls = get_tokenizer(None, "demo"), 0
@@ -35,7 +38,9 @@ class Counting:
 
 
 def rows(tokenizer, max_length: int = 128, **how):
-    return get_glue_dataset("demo", "train", max_samples=120, tokenizer=tokenizer, max_length=max_length, **how)
+    return get_glue_dataset(
+        "demo", "train", max_samples=120, tokenizer=tokenizer, max_length=max_length, **how
+    )
 
 
 def test_rows_have_the_fingerprint_that_they_always_had_cached_or_not(cache, monkeypatch):
@@ -50,7 +55,9 @@ def test_tokens_on_the_disk_are_not_made_again_unless_length_or_rows_are_others(
     first, calls = rows(tokenizer, tables=tables), tokenizer.calls
     second = rows(tokenizer, tables=tables)
     assert tokenizer.calls == calls + 1 and second.fingerprint() == first.fingerprint()
-    assert int(rows(tokenizer, 10, tables=tables).lengths.max()) == 10 and tokenizer.calls == calls + 3
+    assert (
+        int(rows(tokenizer, 10, tables=tables).lengths.max()) == 10 and tokenizer.calls == calls + 3
+    )
     fewer = get_glue_dataset("demo", "train", list(range(110)), tokenizer=tokenizer, tables=tables)
     assert len(fewer) == 110 and tokenizer.calls == calls + 5
 

@@ -1,4 +1,6 @@
-"""Low-rank scores are a function of seed and queries, however the work is cut up, interrupted or repeated."""
+"""Low-rank scores are a function of seed and queries, however the work is cut up, interrupted or
+repeated.
+"""
 
 import shutil
 
@@ -17,7 +19,9 @@ NAME = "ekfac_rank4_damping0.0001"
 
 
 def run(checkpoints, *extra: str) -> torch.Tensor:
-    analyze.main([*QUICK, "--checkpoint_dir", str(checkpoints), "--query_gradient_rank", "4", *extra])
+    analyze.main(
+        [*QUICK, "--checkpoint_dir", str(checkpoints), "--query_gradient_rank", "4", *extra]
+    )
     return scores_of(checkpoints, NAME)
 
 
@@ -63,11 +67,16 @@ def test_the_factors_are_close_to_the_best_of_their_rank_and_repeat(shape):
 def test_signs_of_eigenvectors_do_not_change_low_rank_scores(run_copy):
     """A GPU finds others than a CPU: with draws in the eigenbasis its scores were 2 % apart."""
     first = run(run_copy)
-    folder, record = run_copy / "demo/influence/factors/ekfac", run_copy / "demo/influence/factors/ekfac/factors.json"
+    folder, record = (
+        run_copy / "demo/influence/factors/ekfac",
+        run_copy / "demo/influence/factors/ekfac/factors.json",
+    )
     files = read_json(record)["files"]
     for name in ("activation_eigenvectors.safetensors", "gradient_eigenvectors.safetensors"):
         vectors = load_file(folder / name)
-        flipped = {module: basis * (-1.0) ** torch.arange(len(basis)) for module, basis in vectors.items()}
+        flipped = {
+            module: basis * (-1.0) ** torch.arange(len(basis)) for module, basis in vectors.items()
+        }
         save_file(flipped, folder / name)
         files[name] = sha256_of(folder / name)
     tamper(record, lambda content: content | {"files": files})
@@ -81,8 +90,15 @@ def test_low_rank_scores_of_an_earlier_version_are_named_and_kept(run_copy):
     path = run_copy / "demo/influence/scores" / NAME / "pairwise_scores.json"
     drop = lambda part: {name: value for name, value in part.items() if name != "rank draws"}  # noqa: E731
     for earlier in (drop, lambda part: part | {"rank draws": "by seed and module"}):
-        tamper(path, lambda record, earlier=earlier: record | {"fingerprint": earlier(record["fingerprint"])})
+        tamper(
+            path,
+            lambda record, earlier=earlier: (
+                record | {"fingerprint": earlier(record["fingerprint"])}
+            ),
+        )
         before = path.read_bytes()
-        with pytest.raises(Refused, match="low-rank scores in .* are of an earlier version.*--overwrite"):
+        with pytest.raises(
+            Refused, match="low-rank scores in .* are of an earlier version.*--overwrite"
+        ):
             run(run_copy)
         assert path.read_bytes() == before

@@ -1,4 +1,6 @@
-"""A start model is what its folder says, or is refused by the weight, head, tokenizer or kind that is wrong."""
+"""A start model is what its folder says, or is refused by the weight, head, tokenizer or kind that
+is wrong.
+"""
 
 import json
 import shutil
@@ -11,7 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import train
 from attribution.files import Refused, run_script
-from attribution.models import fingerprint_of_start, fingerprint_of_tokenizer, inputs_of, usable_positions
+from attribution.models import (
+    fingerprint_of_start,
+    fingerprint_of_tokenizer,
+    inputs_of,
+    usable_positions,
+)
 from pipeline import construct_bert, get_tokenizer
 
 
@@ -28,18 +35,37 @@ def copied(bert, tmp_path):
 
 def rewrite(folder, change) -> None:
     """Stores change(state) instead of the folder's weights."""
-    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        change(load_file(folder / "model.safetensors")),
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {f"module.{k}": v for k, v in s.items()}, "lacks weights of the encoder.*bert.embeddings"),
+        (
+            lambda s: {f"module.{k}": v for k, v in s.items()},
+            "lacks weights of the encoder.*bert.embeddings",
+        ),
         (lambda s: {f"x.bert.{k}": v for k, v in s.items()}, "lacks weights of the encoder"),
-        (lambda s: {k: v for k, v in s.items() if "layer.1." not in k}, "lacks weights .*bert.encoder.layer.1"),
-        (lambda s: {k: v for k, v in s.items() if "word_emb" not in k}, "lacks weights .*word_embeddings"),
-        (lambda s: s | {"embeddings.position_embeddings.weight": torch.zeros(7, 32)}, "fit: .*position_embeddings"),
-        (lambda s: s | {"encoder.layer.0.output.dense.bias": torch.full((32,), torch.nan)}, "not finite: .*dense.bias"),
+        (
+            lambda s: {k: v for k, v in s.items() if "layer.1." not in k},
+            "lacks weights .*bert.encoder.layer.1",
+        ),
+        (
+            lambda s: {k: v for k, v in s.items() if "word_emb" not in k},
+            "lacks weights .*word_embeddings",
+        ),
+        (
+            lambda s: s | {"embeddings.position_embeddings.weight": torch.zeros(7, 32)},
+            "fit: .*position_embeddings",
+        ),
+        (
+            lambda s: s | {"encoder.layer.0.output.dense.bias": torch.full((32,), torch.nan)},
+            "not finite: .*dense.bias",
+        ),
     ],
 )
 def test_encoder_weights_that_lack_do_not_fit_or_are_not_finite_are_named(copied, change, message):
@@ -48,13 +74,28 @@ def test_encoder_weights_that_lack_do_not_fit_or_are_not_finite_are_named(copied
         construct_bert("sst2", str(copied))
 
 
-def test_head_and_pooler_may_be_drawn_and_are_named_and_so_is_what_is_not_used(copied, tmp_path, capsys):
-    rewrite(copied, lambda s: {k: v for k, v in s.items() if "pooler" not in k} | {"cls.bias": torch.zeros(2)})
+def test_head_and_pooler_may_be_drawn_and_are_named_and_so_is_what_is_not_used(
+    copied, tmp_path, capsys
+):
+    rewrite(
+        copied,
+        lambda s: {k: v for k, v in s.items() if "pooler" not in k} | {"cls.bias": torch.zeros(2)},
+    )
     data = small.write(tmp_path / "data", "sst2", small.tables())
-    arguments = ["--dataset_name", "sst2", "--dataset_path", data, "--model_name_or_path", str(copied)]
+    arguments = [
+        "--dataset_name",
+        "sst2",
+        "--dataset_path",
+        data,
+        "--model_name_or_path",
+        str(copied),
+    ]
     train.main([*arguments, "--checkpoint_dir", str(tmp_path / "runs"), "--num_train_epochs", "1"])
     out = capsys.readouterr().out
-    assert "drawn at random: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, class" in out
+    assert (
+        "drawn at random: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, class"
+        in out
+    )
     assert "stored, but not used: " in out and "cls.bias" in out
     first, second = (construct_bert("sst2", str(copied), seed) for seed in (0, 1))
     assert not torch.equal(first.classifier.weight, second.classifier.weight)
@@ -77,10 +118,17 @@ def test_a_head_of_other_classes_is_refused_unless_a_new_one_is_asked_for(tmp_pa
     with pytest.raises(Refused, match="head of another number of classes than 2 .*--new_head"):
         construct_bert("rte", str(folder))
     model = construct_bert("rte", str(folder), new_head=True)
-    assert model.classifier.weight.shape[0] == 2 and model.drawn == {"classifier.weight", "classifier.bias"}
+    assert model.classifier.weight.shape[0] == 2 and model.drawn == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     kept = construct_bert("mnli", str(folder))
     drawn = construct_bert("mnli", str(folder), new_head=True)
-    assert not kept.drawn and drawn.drawn and not torch.equal(kept.classifier.weight, drawn.classifier.weight)
+    assert (
+        not kept.drawn
+        and drawn.drawn
+        and not torch.equal(kept.classifier.weight, drawn.classifier.weight)
+    )
     assert fingerprint_of_start(kept) == fingerprint_of_start(drawn) == fingerprint_of_start(model)
 
 
@@ -89,7 +137,14 @@ def test_a_folder_without_tokenizer_is_refused_and_another_ones_can_be_named(tmp
     with pytest.raises(Refused, match="no tokenizer files.*--tokenizer_name_or_path"):
         get_tokenizer(str(folder), "sst2")
     data = small.write(tmp_path / "data", "sst2", small.tables())
-    arguments = ["--dataset_name", "sst2", "--dataset_path", data, "--model_name_or_path", str(folder)]
+    arguments = [
+        "--dataset_name",
+        "sst2",
+        "--dataset_path",
+        data,
+        "--model_name_or_path",
+        str(folder),
+    ]
     arguments += ["--checkpoint_dir", str(tmp_path / "runs"), "--num_train_epochs", "1"]
     train.main([*arguments, "--tokenizer_name_or_path", "demo"])
     run = json.loads((tmp_path / "runs/sst2/run.json").read_text())
@@ -105,7 +160,9 @@ def test_decoders_and_encoder_decoders_are_refused_at_once(tmp_path, kind):
 
 
 def test_adapters_and_pointers_are_named_for_what_they_are(copied, tmp_path):
-    (copied / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (copied / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
     with pytest.raises(Refused, match="Git LFS pointer"):
         construct_bert("sst2", str(copied))
     (tmp_path / "adapter").mkdir()
@@ -116,7 +173,12 @@ def test_adapters_and_pointers_are_named_for_what_they_are(copied, tmp_path):
 
 def test_settings_that_would_break_saving_or_reading_are_reset(copied, tmp_path):
     config = json.loads((copied / "config.json").read_text())
-    config |= {"output_attentions": True, "output_hidden_states": True, "return_dict": False, "use_cache": True}
+    config |= {
+        "output_attentions": True,
+        "output_hidden_states": True,
+        "return_dict": False,
+        "use_cache": True,
+    }
     (copied / "config.json").write_text(json.dumps(config))
     model = construct_bert("sst2", str(copied))
     model.save_pretrained(tmp_path / "saved")
@@ -126,13 +188,18 @@ def test_settings_that_would_break_saving_or_reading_are_reset(copied, tmp_path)
 # --- tokens, segments, positions ---
 
 
-@pytest.mark.parametrize(("kind", "positions"), [("bert", 128), ("roberta", 128), ("mpnet", 128), ("modernbert", 128)])
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("bert", 128), ("roberta", 128), ("mpnet", 128), ("modernbert", 128)]
+)
 def test_positions_kept_for_padding_are_not_used(tmp_path, kind, positions):
     model = construct_bert("sst2", str(small.save_model(tmp_path, kind)))
     assert usable_positions(model) == positions
     reads = inputs_of(model, get_tokenizer(None, "demo"))
     batch = dict.fromkeys(reads, torch.full((1, positions), 5 if kind != "x" else 0))
-    batch = {name: value if name == "input_ids" else torch.zeros_like(value) for name, value in batch.items()}
+    batch = {
+        name: value if name == "input_ids" else torch.zeros_like(value)
+        for name, value in batch.items()
+    }
     assert model(**batch).logits.isfinite().all()
 
 
@@ -143,10 +210,19 @@ def test_positions_kept_for_padding_are_not_used(tmp_path, kind, positions):
         ("roberta", {"type_vocab_size": 1}, "makes token_type_ids up to 1, but the model knows 1"),
     ],
 )
-def test_tokens_and_segments_that_the_model_lacks_are_refused(tmp_path, capsys, kind, changes, message):
+def test_tokens_and_segments_that_the_model_lacks_are_refused(
+    tmp_path, capsys, kind, changes, message
+):
     folder = small.save_model(tmp_path / "model", kind, **changes)
     data = small.write(tmp_path / "data", "rte", small.tables("rte"))
-    arguments = ["--dataset_name", "rte", "--dataset_path", data, "--model_name_or_path", str(folder)]
+    arguments = [
+        "--dataset_name",
+        "rte",
+        "--dataset_path",
+        data,
+        "--model_name_or_path",
+        str(folder),
+    ]
     with pytest.raises(Refused, match=message):
         train.main([*arguments, "--checkpoint_dir", str(tmp_path / "runs")])
 
@@ -158,8 +234,18 @@ def test_training_into_the_start_or_beside_a_model_of_ones_own_is_refused(tmp_pa
     data = small.write(tmp_path / "data", "sst2", small.tables())
     folder = small.save_model(tmp_path / "runs" / "sst2", "bert")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    common = ["--dataset_name", "sst2", "--dataset_path", data, "--checkpoint_dir", str(tmp_path / "runs")]
-    for model, message in ((str(folder), "is where the run would be saved"), ("demo", "no run of train.py")):
+    common = [
+        "--dataset_name",
+        "sst2",
+        "--dataset_path",
+        data,
+        "--checkpoint_dir",
+        str(tmp_path / "runs"),
+    ]
+    for model, message in (
+        (str(folder), "is where the run would be saved"),
+        ("demo", "no run of train.py"),
+    ):
         assert run_script(train.main, [*common, "--model_name_or_path", model]) == 2
         assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

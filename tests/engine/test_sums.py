@@ -1,4 +1,6 @@
-"""Sums over the data set lose no digits, whatever their products are computed in; what was stored still counts."""
+"""Sums over the data set lose no digits, whatever their products are computed in; what was stored
+still counts.
+"""
 
 import pytest
 import torch
@@ -10,8 +12,17 @@ from attribution.engine import trackers
 from attribution.engine.contractions import add_squares
 from attribution.files import Refused
 
-# Parts of the fingerprints of factors and full-rank scores since the first version with float64 covariances.
-FACTOR_PARTS = {"weights", "training rows", "strategy", "precision", "covariance type", "path", "seed"}
+# Parts of the fingerprints of factors and full-rank scores since the first version with float64
+# covariances.
+FACTOR_PARTS = {
+    "weights",
+    "training rows",
+    "strategy",
+    "precision",
+    "covariance type",
+    "path",
+    "seed",
+}
 SCORE_PARTS = FACTOR_PARTS | {"damping", "query rows", "rank", "rank seed"}
 
 
@@ -33,23 +44,38 @@ def test_products_in_float32_are_another_fingerprint_where_sums_are_in_float64(r
 def test_products_in_float32_are_summed_in_float64_and_the_scores_stay(run_copy):
     analyze_quickly(run_copy, "--train_batch_size", "2")
     expected = scores_of(run_copy)
-    analyze_quickly(run_copy, "--train_batch_size", "2", "--covariance_products", "float32", "--overwrite")
+    analyze_quickly(
+        run_copy, "--train_batch_size", "2", "--covariance_products", "float32", "--overwrite"
+    )
     folder = run_copy / "demo/influence/factors/ekfac"
     for name in ("activation_covariance", "gradient_covariance"):
-        assert all(value.dtype == torch.float64 for value in load_file(folder / f"{name}.safetensors").values())
+        assert all(
+            value.dtype == torch.float64
+            for value in load_file(folder / f"{name}.safetensors").values()
+        )
     found = scores_of(run_copy)
     assert not torch.equal(found, expected) and close(found, expected, 1e-3)
 
 
 def test_stock_kronfluence_has_no_products_of_its_own(run_copy, capsys):
-    asked = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy), "--stock", "--covariance_products", "float32"]
+    asked = [
+        "--dataset_name",
+        "demo",
+        "--checkpoint_dir",
+        str(run_copy),
+        "--stock",
+        "--covariance_products",
+        "float32",
+    ]
     assert "--covariance_products is ours" in refusal(capsys, analyze.main, asked)
 
 
 def test_covariances_are_never_multiplied_in_tf32(run_copy, monkeypatch):
     """With --tf32 torch is told "high"; in a covariance's product it is not."""
     seen, real = set(), trackers.gram
-    monkeypatch.setattr(trackers, "gram", lambda x: seen.add(torch.get_float32_matmul_precision()) or real(x))
+    monkeypatch.setattr(
+        trackers, "gram", lambda x: seen.add(torch.get_float32_matmul_precision()) or real(x)
+    )
     try:
         analyze_quickly(run_copy, "--tf32", "--covariance_products", "float32")
         assert seen == {"highest"} and torch.get_float32_matmul_precision() == "high"

@@ -12,7 +12,9 @@ from pipeline import compute_loss, model_inputs
 
 @pytest.fixture(scope="module")
 def compared(trained):
-    """(run's folder, 20 rows, masks (6, 20), their Gram matrix from autograd in float64, mean diagonal 1)."""
+    """(run's folder, 20 rows, masks (6, 20), their Gram matrix from autograd in float64, mean
+    diagonal 1).
+    """
     folder, run = open_run(trained, "demo")
     train = open_data(folder, run, None, 1)[0].first(20)
     model = open_trained(folder).double().eval()

@@ -1,4 +1,6 @@
-"""The comparison of members reads what is stored, weighs checkpoints as it says, and prints what makes the rest."""
+"""The comparison of members reads what is stored, weighs checkpoints as it says, and prints what
+makes the rest.
+"""
 
 import json
 
@@ -20,7 +22,9 @@ def bench():
 def test_a_checkpoint_counts_as_much_as_the_learning_rate_of_the_steps_before_it(bench):
     linear, constant = {"lr_schedule": "linear"}, {"lr_schedule": "constant"}
     run = {"steps": 8}
-    assert bench.rate_before(run | {"step": 4}, linear, 4) == pytest.approx(np.mean([1, 7 / 8, 6 / 8, 5 / 8]))
+    assert bench.rate_before(run | {"step": 4}, linear, 4) == pytest.approx(
+        np.mean([1, 7 / 8, 6 / 8, 5 / 8])
+    )
     assert bench.rate_before(run, linear, 4) == pytest.approx(np.mean([4, 3, 2, 1]) / 8)
     assert bench.rate_before(run, constant, 4) == 1.0
     scores = [np.array([[1.0, -1.0]]), np.array([[4.0, -4.0]])]
@@ -34,13 +38,33 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     monkeypatch.setattr(bench, "SETS", {1: {"the run": Members()}, 2: {"steps": Members(1, 2)}})
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
     window = ["--first_query", "20", "--max_queries", "9"]
-    mine = [*where, *window, "--scores", "identity", "ekfac", "--num_masks", "3", "--results_dir", str(tmp_path)]
+    mine = [
+        *where,
+        *window,
+        "--scores",
+        "identity",
+        "ekfac",
+        "--num_masks",
+        "3",
+        "--results_dir",
+        str(tmp_path),
+    ]
     bench.main([*mine, "--plan"])
     planned = capsys.readouterr().out
-    assert "--factor_strategy identity --member_steps 2" in planned and "--mask_seed 1 --retrain_seed 200" in planned
+    assert (
+        "--factor_strategy identity --member_steps 2" in planned
+        and "--mask_seed 1 --retrain_seed 200" in planned
+    )
     assert "retrains are missing" in refusal(capsys, bench.main, mine)
     plan = ["--num_masks", "3", "--num_repeats", "2", "--mask_seed", "1", "--retrain_seed", "200"]
-    output = ["--results_dir", str(tmp_path), "--figure_path", str(tmp_path / "f.png"), "--jobs_per_device", "1"]
+    output = [
+        "--results_dir",
+        str(tmp_path),
+        "--figure_path",
+        str(tmp_path / "f.png"),
+        "--jobs_per_device",
+        "1",
+    ]
     study = [*where, *window, *plan, *output, "--num_bootstrap", "9"]
     evaluate_lds.main(study)
     assert "--plan" in refusal(capsys, bench.main, mine)
@@ -52,19 +76,36 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     assert "ekfac: not all are scored of the run (1), steps (2);" in capsys.readouterr().out
     found = json.loads((tmp_path / "members_demo.json").read_text())
     assert {(row["members"], row["mean"]) for row in found["rows"]} == {
-        ("the run", "scaled"), ("steps", "plain"), ("steps", "scaled"), ("steps", "by learning rate"),
-    }  # fmt: skip
-    of_steps = next(row for row in found["rows"] if (row["members"], row["mean"]) == ("steps", "scaled"))
+        ("the run", "scaled"),
+        ("steps", "plain"),
+        ("steps", "scaled"),
+        ("steps", "by learning rate"),
+    }
+    of_steps = next(
+        row for row in found["rows"] if (row["members"], row["mean"]) == ("steps", "scaled")
+    )
     evaluate_lds.main(study)
-    theirs = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]["identity_steps2"]["plain"]
-    assert of_steps["lds"] == pytest.approx(theirs["lds"], abs=1e-6) and len(of_steps["deviations"]) == 2
+    theirs = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]["identity_steps2"][
+        "plain"
+    ]
+    assert (
+        of_steps["lds"] == pytest.approx(theirs["lds"], abs=1e-6)
+        and len(of_steps["deviations"]) == 2
+    )
     alone = next(row for row in found["rows"] if row["checkpoints"] == 1)
-    assert of_steps["singles"][1] == pytest.approx(alone["lds"]) and alone["singles"] == [alone["lds"]]
+    assert of_steps["singles"][1] == pytest.approx(alone["lds"]) and alone["singles"] == [
+        alone["lds"]
+    ]
     assert "| identity | 2 | steps |" in (table := (tmp_path / "members_demo.md").read_text())
     assert "minus the same" not in table
     analyze.main([*where, *window, "--factor_strategy", "diagonal"])
     bench.main([*mine, "--scores", "identity", "diagonal"])
     rows = json.loads((tmp_path / "members_demo.json").read_text())["rows"]
-    theirs, ours = (next(r for r in rows if r["score"] == name) for name in ("diagonal", "identity"))
-    assert theirs["against_first"] == pytest.approx(theirs["lds"] - ours["lds"]) and "against_first" not in ours
+    theirs, ours = (
+        next(r for r in rows if r["score"] == name) for name in ("diagonal", "identity")
+    )
+    assert (
+        theirs["against_first"] == pytest.approx(theirs["lds"] - ours["lds"])
+        and "against_first" not in ours
+    )
     assert "minus the same members' identity" in (tmp_path / "members_demo.md").read_text()

@@ -1,4 +1,6 @@
-"""Rows that cannot give a right answer are refused by split, row and value; everything else is what it says."""
+"""Rows that cannot give a right answer are refused by split, row and value; everything else is what
+it says.
+"""
 
 import csv
 import math
@@ -13,7 +15,9 @@ from pipeline import TASKS, get_glue_dataset, get_tokenizer, load_tables
 
 
 def open_rows(path, task="sst2", split="train"):
-    return get_glue_dataset(task, split, tables=load_tables(task, str(path)), tokenizer=get_tokenizer(None, "demo"))
+    return get_glue_dataset(
+        task, split, tables=load_tables(task, str(path)), tokenizer=get_tokenizer(None, "demo")
+    )
 
 
 def written(tmp_path, task="sst2", kind="parquet", split="train", labels=None, **columns) -> str:
@@ -45,11 +49,17 @@ def test_names_of_classes_decide_and_not_their_order_in_the_column(tmp_path):
     rows = {"sentence": ["good", "bad"], "label": [0, 1]}
     table = datasets.Dataset.from_dict(rows).cast_column("label", column)
     assert labels_of(table, TASKS["sst2"], "train").tolist() == [1, 0]
-    other = datasets.Dataset.from_dict(rows).cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
-    assert labels_of(other, TASKS["sst2"], "train").tolist() == [0, 1], "names that the task does not know say nothing"
+    other = datasets.Dataset.from_dict(rows).cast_column(
+        "label", datasets.ClassLabel(names=["neg", "pos"])
+    )
+    assert labels_of(other, TASKS["sst2"], "train").tolist() == [0, 1], (
+        "names that the task does not know say nothing"
+    )
 
 
-@pytest.mark.parametrize("labels", [lambda _, c: c, lambda _, c: str(c), lambda _, c: ("negative", "positive")[c]])
+@pytest.mark.parametrize(
+    "labels", [lambda _, c: c, lambda _, c: str(c), lambda _, c: ("negative", "positive")[c]]
+)
 def test_a_class_has_the_tasks_name_however_the_column_writes_it(tmp_path, labels):
     data = open_rows(written(tmp_path, labels=labels))
     assert [data.label_name(row) for row in range(2)] == ["negative", "positive"]
@@ -58,18 +68,34 @@ def test_a_class_has_the_tasks_name_however_the_column_writes_it(tmp_path, label
 @pytest.mark.parametrize(
     ("task", "labels", "message"),
     [
-        ("sst2", lambda row, c: c + (0.5 if row == 3 else 0.0), "row 3 of the split 'train' of sst2 has the label 1.5"),
+        (
+            "sst2",
+            lambda row, c: c + (0.5 if row == 3 else 0.0),
+            "row 3 of the split 'train' of sst2 has the label 1.5",
+        ),
         ("sst2", lambda row, c: 0.9 if c else 0.2, "row 0 .* label 0.2"),
         ("sst2", lambda row, c: -100 if row == 5 else c, "row 5 .* label -100"),
-        ("sst2", lambda row, c: -1 if row == 5 else c, "row 5 .* label -1; .* -1 says that there is none"),
+        (
+            "sst2",
+            lambda row, c: -1 if row == 5 else c,
+            "row 5 .* label -1; .* -1 says that there is none",
+        ),
         ("sst2", lambda row, c: -1, "unlabelled: all of its labels are -1"),
         ("sst2", lambda row, c: c + 1, "counted from 1: subtract 1"),
         ("sst2", lambda row, c: None if row == 2 else c, "row 2 .* has no label"),
-        ("sst2", lambda row, c: "good" if row == 4 else "negative", "row 4 .* label 'good'.*negative, positive"),
+        (
+            "sst2",
+            lambda row, c: "good" if row == 4 else "negative",
+            "row 4 .* label 'good'.*negative, positive",
+        ),
         ("sst2", lambda row, c: math.nan if row == 1 else float(c), "row 1 .* label nan"),
         ("rte", lambda row, c: row % 3, "row 2 .* label 2; labels are whole numbers from 0 to 1"),
         ("stsb", lambda row, c: -1.0, "unlabelled"),
-        ("stsb", lambda row, c: math.nan if row == 4 else 1.0, "row 4 .* nan; labels are finite numbers from 0 to 5"),
+        (
+            "stsb",
+            lambda row, c: math.nan if row == 4 else 1.0,
+            "row 4 .* nan; labels are finite numbers from 0 to 5",
+        ),
         ("stsb", lambda row, c: 5.5, "label 5.5"),
         ("stsb", lambda row, c: None if row == 1 else 2.0, "row 1 .* has no label"),
         ("stsb", lambda row, c: math.inf if row == 7 else 2.0, "row 7 .* label inf"),
@@ -131,17 +157,26 @@ def test_a_missing_split_is_named_with_those_that_there_are(tmp_path, task, drop
 def test_quotation_marks_and_the_word_null_are_text_in_tsv(tmp_path):
     body = 'sentence\tlabel\n"an opening mark\t0\nNA\t1\n"another\t0\nnull\t1\n'
     data = open_rows(small.write(tmp_path, "sst2", {"train": body, "validation": body}, "tsv"))
-    assert data.texts() == ['"an opening mark', "NA", '"another', "null"] and data.labels.tolist() == [0, 1, 0, 1]
+    assert data.texts() == [
+        '"an opening mark',
+        "NA",
+        '"another',
+        "null",
+    ] and data.labels.tolist() == [0, 1, 0, 1]
 
 
 def test_a_csv_of_quoted_lines_is_read_and_stray_marks_are_refused_by_line(tmp_path):
     good = 'sentence,label\n"two\nlines, and ""marks""",0\nNA,1\nhe said "hi",0\n'
-    data = open_rows(small.write(tmp_path / "good", "sst2", {"train": good, "validation": good}, "csv"))
+    data = open_rows(
+        small.write(tmp_path / "good", "sst2", {"train": good, "validation": good}, "csv")
+    )
     assert data.texts() == ['two\nlines, and "marks"', "NA", 'he said "hi"']
     for text in ('"a stray mark,0\nfoo,1\n"another,0\n', '"never closed,0\nx,1\n'):
         bad = f"sentence,label\nfine,1\n{text}"
         with pytest.raises(Refused, match="line 3 on|cannot open"):
-            open_rows(small.write(tmp_path / "bad", "sst2", {"train": bad, "validation": good}, "csv"))
+            open_rows(
+                small.write(tmp_path / "bad", "sst2", {"train": bad, "validation": good}, "csv")
+            )
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):
@@ -161,7 +196,9 @@ def test_what_opens_without_doubt_is_opened(tmp_path):
         for folder in ("flat", "inner/sst2"):
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
             data.to_parquet(tmp_path / folder / f"{split}.parquet")
-    whole = datasets.DatasetDict({split: datasets.Dataset.from_dict(c) for split, c in small.tables().items()})
+    whole = datasets.DatasetDict(
+        {split: datasets.Dataset.from_dict(c) for split, c in small.tables().items()}
+    )
     whole.save_to_disk(tmp_path / "saved" / "sst2")
     whole.save_to_disk(tmp_path / "saved one")
     expected = open_rows(small.write(tmp_path / "usual", "sst2", small.tables())).fingerprint()
@@ -173,13 +210,18 @@ def test_another_folder_of_the_same_name_and_changed_files_bring_their_own_rows(
     """The datasets library would bring back what it kept of an earlier folder of that name."""
     for place, label in (("a", 0), ("b", 1), ("b", 0)):
         labels = lambda *_, label=label: label  # noqa: E731
-        path = small.write(tmp_path / place / "data", "sst2", small.tables(train=small.table(labels=labels)))
+        path = small.write(
+            tmp_path / place / "data", "sst2", small.tables(train=small.table(labels=labels))
+        )
         assert set(open_rows(path).labels.tolist()) == {label}
 
 
 def test_what_does_not_open_is_refused_with_the_layout_that_is_wanted(tmp_path):
     small.write(tmp_path / "other", "cola", small.tables("cola"))
-    with pytest.raises(Refused, match="no configuration 'sst2' .it has cola.; make a folder .* sst2/train-0.parquet"):
+    with pytest.raises(
+        Refused,
+        match="no configuration 'sst2' .it has cola.; make a folder .* sst2/train-0.parquet",
+    ):
         open_rows(tmp_path / "other")
     small.write(tmp_path / "br[1]", "sst2", small.tables())
     with pytest.raises(Refused, match="takes for a pattern"):
@@ -195,7 +237,9 @@ def test_a_max_length_without_room_for_text_is_refused(tmp_path):
     tokenizer = get_tokenizer(None, "demo")
     assert get_glue_dataset("demo", "train", max_length=3, tokenizer=tokenizer).lengths.max() == 3
     for length in (1, 2):
-        with pytest.raises(Refused, match=f"--max_length {length} leaves no room for text; it takes at least 3"):
+        with pytest.raises(
+            Refused, match=f"--max_length {length} leaves no room for text; it takes at least 3"
+        ):
             get_glue_dataset("demo", "train", max_length=length, tokenizer=tokenizer)
 
 
