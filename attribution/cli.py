@@ -1,0 +1,211 @@
+"""Command lines: parsers, options that are dataclass fields, checks of values, exit statuses."""
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import io
+import math
+import sys
+from typing import Any
+
+import safetensors
+
+from attribution.files import Refused, is_disk_full, printable
+
+
+class HelpLayout(argparse.RawDescriptionHelpFormatter):
+    """Layout of the help text: short names for values, the docstring as it is."""
+
+    def _get_default_metavar_for_optional(self, action) -> str:
+        return {int: "N", float: "X"}.get(action.type, "VALUE")
+
+
+class Parser(argparse.ArgumentParser):
+    """A script's parser: `--help` shows the common arguments, `--help_all` all of them.
+
+    description: the script's docstring. epilog: printed by `--help_all` only. rare: names of the
+    arguments that `--help` leaves out. A wrong argument is one sentence (Refused).
+    """
+
+    def __init__(self, description: str | None, epilog: str | None = None, rare=()) -> None:
+        super().__init__(
+            usage="%(prog)s --dataset_name NAME [arguments]",
+            description=description,
+            epilog=epilog,
+            formatter_class=HelpLayout,
+            allow_abbrev=False,
+        )
+        self.rare = set(rare)
+        self.show_all = False
+        self.add_argument("--help_all", nargs=0, action=HelpAll, help="show every argument")
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """The group of arguments with this title, made when it is first asked for."""
+        known = {group.title: group for group in self._action_groups}
+        return known[title] if title in known else self.add_argument_group(title)
+
+    def format_help(self) -> str:
+        """Help text without the rare arguments and the epilog, unless all is to be shown."""
+        hidden = {} if self.show_all else {a: a.help for a in self._actions if a.dest in self.rare}
+        epilog = self.epilog
+        if not self.show_all:
+            self.epilog = "--help_all shows every argument." if hidden else None
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            self.epilog = epilog
+            for action, text in hidden.items():
+                action.help = text
+
+    def error(self, message: str):
+        """Raises Refused, so that a wrong argument ends like every other refusal."""
+        kind, _, unknown = message.partition("unrecognized arguments: ")
+        flag = unknown.split("=")[0].split(" ")[0]
+        if not kind and flag.startswith("--"):
+            near = did_you_mean(flag, self._option_string_actions)
+            message = f"there is no argument {printable(flag)}{near}"
+        raise Refused(f"{message}; --help lists the arguments")
+
+
+class HelpAll(argparse.Action):
+    """The argument `--help_all`: prints the whole help text and ends."""
+
+    def __call__(self, parser, *_) -> None:
+        parser.show_all = True
+        parser.print_help()
+        parser.exit()
+
+
+# --- options that are dataclass fields -------------------------------------------------------------
+
+
+def option(
+    default,
+    help: str,
+    *,
+    group: str,
+    rare: bool = False,
+    name: str = "",
+    fingerprint: str = "",
+    **argument,
+) -> Any:
+    """A dataclass field that is also a command line argument of the same name.
+
+    group: title of its group in the help text. rare: left out of `--help`. name: part that the
+    field adds to the name of a stored result where it is not at its default, as "rank{}".
+    fingerprint: kind of result that depends on it, see `influence.settings`. argument: further
+    keywords of `add_argument`.
+    """
+    metadata = {"help": help, "group": group, "rare": rare, "name": name}
+    metadata |= {"fingerprint": fingerprint, "argument": argument}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def add_options(parser: Parser, options: type) -> None:
+    """Adds the fields of a dataclass that `option` made as arguments of the parser."""
+    for field in dataclasses.fields(options):
+        if not field.metadata:
+            continue
+        argument = dict(field.metadata["argument"])
+        if isinstance(field.default, bool):
+            argument["action"] = "store_true"
+        else:
+            argument = {"default": field.default, "type": type(field.default)} | argument
+        if field.metadata["rare"]:
+            parser.rare.add(field.name)
+        add = parser.group(field.metadata["group"]).add_argument
+        add(f"--{field.name}", help=field.metadata["help"], **argument)
+
+
+def options_of(options: type, args: argparse.Namespace):
+    """The dataclass filled from parsed arguments; fields without an argument keep their default."""
+    names = [field.name for field in dataclasses.fields(options)]
+    return options(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def flags_of(options) -> str:
+    """Command line arguments for the fields of a dataclass that are not at their default."""
+    flags = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if not field.metadata or value == field.default:
+            continue
+        if isinstance(field.default, bool):
+            flags.append(f"--{field.name}")
+        else:
+            flags.append(f"--{field.name} {shown_value(value)}")
+    return " ".join(flags)
+
+
+def shown_value(value) -> str:
+    """Value of an option as an argument and in names: numbers in short form, None as `heuristic`."""
+    if value is None:
+        return "heuristic"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- checks ------------------------------------------------------------------------------------------
+
+
+def check_numbers(values: dict, *positive: str) -> None:
+    """Raises Refused for a value (argument name -> value or None) that is not finite, or not above
+    zero although its name is among `positive`.
+
+    Seeds are integers from 0 up, of at most 62 bits: NumPy and torch take no others, and a few are
+    counted up from them.
+    """
+    for name, value in values.items():
+        if name.endswith("seed") and value is not None and not 0 <= value < 2**62:
+            raise Refused(f"--{name} must be from 0 up and below 2**62, not {value}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Refused(f"--{name} must be a finite number, not {value}")
+        if name in positive and value is not None and value <= 0:
+            raise Refused(f"--{name} must be above 0, not {value}")
+
+
+def did_you_mean(name: str, known) -> str:
+    """` (did you mean 'sst2'?)` if one of the known names is near, else nothing."""
+    plain = name.casefold().replace("-", "").replace("_", "")
+    for spelling in (name, plain):
+        if near := difflib.get_close_matches(spelling, list(known), n=1):
+            return f" (did you mean {near[0]!r}?)"
+    return ""
+
+
+# --- running -----------------------------------------------------------------------------------------
+
+
+def run_script(main, argv: list[str] | None = None) -> int:
+    """Exit status of main(argv): 0 done, 2 refused, 130 interrupted; other exceptions pass (1)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
+    try:
+        main(argv)
+        return 0
+    except Refused as refusal:
+        message = str(refusal)
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, and the same command continues", file=sys.stderr)
+        return 130
+    except (OSError, safetensors.SafetensorError) as error:
+        message = explanation_of(error)
+        if not message:
+            raise
+    print(f"error: {printable(message)}", file=sys.stderr)  # it may quote the user's data
+    return 2
+
+
+def explanation_of(error: Exception) -> str:
+    """One sentence about an error of the file system; empty if only a traceback can tell."""
+    if is_disk_full(error):
+        return "the disk is full; free some space and run the same command again"
+    if isinstance(error, FileNotFoundError):
+        return f"a file disappeared ({error.filename or error}); run the same command again"
+    denied = (errno.EACCES, errno.EPERM, errno.EROFS)
+    if isinstance(error, OSError) and error.errno in denied and error.filename:
+        return f"{error.filename} may not be read or written ({error.strerror})"
+    return ""
