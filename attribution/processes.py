@@ -1,30 +1,33 @@
-"""The processes of one launch (torchrun, accelerate launch): who they are, sums over them, and
-waits that end.
+"""Rank, world size and collectives of a torchrun launch, with timeouts; this process's device,
+cores and memory.
 
     with launched() as processes:            # one process without a launcher
         processes.add([total])               # every process has the sum now
 
-Rows and parts are shared out by the callers. Every wait ends after `WAIT` (or `APART`), or at once
-where a process has died.
+Callers distribute rows and parts. A collective ends after `TIMEOUT` (or `TRAINING_TIMEOUT`), or at
+once when a process has died.
 """
 
 import contextlib
 import datetime
+import glob
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from attribution.files import Refused
 
-WAIT = datetime.timedelta(hours=2)  # for the slowest process; one that dies is noticed at once
-APART = datetime.timedelta(
-    days=7
-)  # the same where each trains checkpoints of its own: one may have one more
+TIMEOUT = datetime.timedelta(hours=2)  # for the slowest process; a dead one is noticed at once
+# The same where each process trains checkpoints of its own, of which one may have one more.
+TRAINING_TIMEOUT = datetime.timedelta(days=7)
+CONTROL_GROUPS = Path("/sys/fs/cgroup")  # memory limits of containers and cluster jobs, on Linux
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -113,28 +116,45 @@ class Processes:
 ALONE = Processes()
 
 
+def rank_and_size() -> tuple[int, int]:
+    """Rank and number of processes of this launch, from the launcher's RANK and WORLD_SIZE."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def here() -> Processes:
-    """This process's place, as the launcher's environment variables say. Raises Refused for a
-    launcher without them.
-    """
-    numbers = [
-        int(os.environ.get(name, "0"))
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    ]
-    rank, count, local_rank, local_count = numbers
+    """This process's place in its launch. Raises Refused for a launcher that torch cannot follow."""
+    rank, count = rank_and_size()
     if count > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
-        return Processes(
-            rank,
-            count,
-            local_rank,
-            max(1, local_count or min(count, torch.cuda.device_count() or count)),
-        )
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        local_count = local_count or min(count, torch.cuda.device_count() or count)
+        return Processes(rank, count, int(os.environ.get("LOCAL_RANK", "0")), local_count)
     if count > 1 or max(int(os.environ.get(name, "1")) for name in OTHER_LAUNCHERS) > 1:
         raise Refused(
             "this launcher does not say what torch needs to know (RANK, WORLD_SIZE); start it with "
             "torchrun"
         )
     return ALONE
+
+
+def choose_device() -> torch.device:
+    """GPU of this process (LOCAL_RANK modulo the visible ones), made the current one; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
+
+
+def name_of(device: torch.device) -> str:
+    """Name of the device for the screen; warns if the machine has a GPU that torch cannot find."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    name = f"cpu ({torch.get_num_threads()} threads)"
+    if torch.version.cuda and glob.glob("/dev/nvidia[0-9]*"):
+        missing = f"this machine has a GPU, but torch {torch.__version__} finds none"
+        return f"{name}; {missing}: check its driver"
+    return name
 
 
 def check_launcher(device: torch.device, processes: Processes) -> None:
@@ -164,7 +184,7 @@ def check_launcher(device: torch.device, processes: Processes) -> None:
 
 
 @contextlib.contextmanager
-def launched(wait: datetime.timedelta | None = None):
+def launched(timeout: datetime.timedelta = TIMEOUT):
     """A context with this launch's `Processes`, connected; only the main process prints to standard
     output.
 
@@ -178,7 +198,7 @@ def launched(wait: datetime.timedelta | None = None):
     own_gpu = torch.cuda.is_available() and processes.local_count <= torch.cuda.device_count()
     if own_gpu:
         torch.cuda.set_device(processes.local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=wait or WAIT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=timeout)
     try:
         with contextlib.ExitStack() as stack:
             if not processes.main:
@@ -217,3 +237,57 @@ def share_out(weights: list[float], count: int) -> list[list[int]]:
         shares[least].append(i)
         loads[least] += weights[i]
     return [sorted(share) for share in shares]
+
+
+# --- cores and memory ----------------------------------------------------------------------------
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # macOS has none
+
+
+def free_host_memory() -> int:
+    """Bytes of host memory that this process may still take: what is free, and within every limit
+    above it.
+    """
+    return max(0, min([psutil.virtual_memory().available, *map(left_in, control_groups())]))
+
+
+def control_groups(
+    groups: Path = CONTROL_GROUPS, own: Path = Path("/proc/self/cgroup")
+) -> list[Path]:
+    """Folders of the memory control groups that hold this process, inner ones first (versions 1 and
+    2).
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, kinds, path in (line for line in lines if len(line) == 3):
+        if kinds == "" or "memory" in kinds.split(","):
+            root = groups / "memory" if kinds else groups
+            place = root / path.lstrip("/")
+            found += [one for one in (place, *place.parents) if one.is_relative_to(root)]
+    return found
+
+
+def left_in(group: Path) -> float:
+    """Bytes that a control group has left; endless where it has no limit, or cannot be read.
+
+    Pages of files that nobody used lately are counted as free: the kernel gives them back.
+    """
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most, taken = int((group / limit).read_text()), int((group / used).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # "max" is no number
+            continue
+        return most - taken + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return float("inf")

@@ -5,7 +5,7 @@ import os
 import psutil
 import pytest
 
-from attribution import machine
+from attribution import processes
 
 
 def group(folder, limit, used: int, inactive: int, version: int) -> None:
@@ -28,22 +28,23 @@ def test_the_tightest_limit_above_the_process_counts(tmp_path, monkeypatch, vers
     group(root / "job", 1000, 700, 150, version)
     own = tmp_path / "own"
     own.write_text("3:cpuset:/\n9:cpu,memory:/job/step\n" if version == 1 else "0::/job/step\n")
-    found = machine.control_groups(tmp_path, own)
+    found = processes.control_groups(tmp_path, own)
     assert found == [root / "job/step", root / "job", root]
-    assert min(map(machine.left_in, found)) == 1000 - 700 + 150
-    monkeypatch.setattr(machine, "control_groups", lambda: found)
-    assert machine.free_host_memory() == 450
+    assert min(map(processes.left_in, found)) == 1000 - 700 + 150
+    monkeypatch.setattr(processes, "control_groups", lambda: found)
+    assert processes.free_host_memory() == 450
 
 
 def test_without_limits_the_free_memory_of_the_machine_counts(tmp_path, monkeypatch):
-    assert machine.control_groups(tmp_path, tmp_path / "missing") == []
-    assert machine.left_in(tmp_path) == float("inf")
-    monkeypatch.setattr(machine, "control_groups", list)
+    assert processes.control_groups(tmp_path, tmp_path / "missing") == []
+    assert processes.left_in(tmp_path) == float("inf")
+    monkeypatch.setattr(processes, "control_groups", list)
     assert (
-        0 < machine.free_host_memory() <= psutil.virtual_memory().total and machine.num_cores() >= 1
+        0 < processes.free_host_memory() <= psutil.virtual_memory().total
+        and processes.num_cores() >= 1
     )
 
 
 def test_cores_are_counted_where_there_is_no_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert machine.num_cores() == (os.cpu_count() or 1)
+    assert processes.num_cores() == (os.cpu_count() or 1)
