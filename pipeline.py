@@ -21,18 +21,20 @@ from kronfluence.task import Task
 from torch.utils.data import DataLoader
 
 from attribution import models
+from attribution.cli import did_you_mean
 from attribution.data import demo
-from attribution.data.dataset import GlueDataset, collate
-from attribution.data.tables import check_splits, check_texts, labels_of, open_tables
-from attribution.data.task import GlueTask
-from attribution.data.tokens import tokenize
+from attribution.data.dataset import GlueDataset, collate, tokenize
+from attribution.data.tables import GlueTask, check_splits, check_texts, labels_of, open_tables
 from attribution.draws import fisher_column, fisher_columns, sample_labels, uniform_hash
-from attribution.files import Refused, meant
+from attribution.files import Refused
 
 DEFAULT_MODEL = "bert-base-cased"
 DEFAULT_DATASET = "nyu-mll/glue"
 DEMO_MODEL = Path(__file__).parent / "demo"
 MAX_LENGTH = 128
+# Name and version of `compute_margin`, part of the fingerprints of scores and retrains: whoever
+# changes what is measured changes this too, so that nothing stored before counts.
+MARGIN = "log-odds of the label; for regression minus the squared error (1)"
 
 
 ACCURACY_F1 = ("accuracy", "f1")
@@ -81,16 +83,16 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")
 
 
-def get_task(data_name: str) -> GlueTask:
-    """The task's entry in the table. Raises Refused for an unknown name."""
+def task_named(data_name: str) -> GlueTask:
+    """Entry of TASKS. Raises Refused for an unknown name."""
     if data_name not in TASKS:
         raise Refused(unknown_task(data_name))
     return TASKS[data_name]
 
 
 def unknown_task(name: str) -> str:
-    """What is said of a name that is no task's: the one that may be meant, and all that are known."""
-    return f"unknown task {name!r}{meant(name, TASKS)}; known are {', '.join(TASKS)}"
+    """What is said of a name that is no task's: the one that may be did_you_mean, and all that are known."""
+    return f"unknown task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
     hub's `nyu-mll/glue` (for the demo, the embedded sentences). Raises Refused where it cannot be
     opened.
     """
-    task = get_task(data_name)
+    task = task_named(data_name)
     if data_name == "demo" and dataset_path is None:
         label = datasets.ClassLabel(names=demo.LABEL_NAMES)
         return datasets.DatasetDict(
@@ -157,7 +159,7 @@ def get_glue_dataset(
     Raises Refused for an unknown split, for one without rows, and for rows that cannot give a right
     answer (see `raw`).
     """
-    task = task or get_task(data_name)
+    task = task or task_named(data_name)
     names = {"train": "train", "eval_train": "train", "valid": task.validation[0]}
     names |= {name: name for name in task.validation}
     if split not in names:
@@ -217,7 +219,7 @@ def construct_bert(
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         torch.manual_seed(seed)
         name = resolve_model(model_name_or_path, data_name)
-        return models.open_model(name, task or get_task(data_name), num_hidden_layers, new_head)
+        return models.open_model(name, task or task_named(data_name), num_hidden_layers, new_head)
 
 
 def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,9 +5,7 @@ Supported are encoders with a classification head (see README); decoders and enc
 refused at once.
 """
 
-import hashlib
 import inspect
-import json
 from pathlib import Path
 
 import torch
@@ -16,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from attribution.data.dataset import GlueDataset
-from attribution.data.task import GlueTask
+from attribution.data.tables import GlueTask
 from attribution.files import Refused, fingerprint_of_tensors
 from attribution.hub import open_asset
 
@@ -55,15 +53,6 @@ def open_tokenizer(name: str, flag: str = FLAG):
             "need"
         )
     return tokenizer
-
-
-def fingerprint_of_tokenizer(tokenizer) -> str:
-    """SHA-256 over everything that turns a text into token numbers."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state = {
-        part: value for part, value in state.items() if part not in ("truncation", "padding")
-    }  # of the last call
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 # --- model ----------------------------------------------------------------------------------------
@@ -215,3 +204,9 @@ def check_tokens(model: nn.Module, *sets: GlueDataset) -> None:
                 f"the tokenizer makes {name} up to {highest}, but the model knows {known[name]}; "
                 "name the model's own tokenizer with --tokenizer_name_or_path"
             )
+
+
+def open_trained(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Trained model of a run's folder, float32, on the device."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    return model.to(device)

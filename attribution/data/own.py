@@ -17,8 +17,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from attribution.data.tables import SUFFIXES, arrow_column, count_records, open_tables, text_options
-from attribution.data.task import GlueTask
+from attribution.data.tables import (
+    SUFFIXES,
+    GlueTask,
+    arrow_column,
+    count_records,
+    open_tables,
+    text_options,
+)
 from attribution.draws import uniform_hash
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
