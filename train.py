@@ -5,11 +5,12 @@ reads.
     python train.py --dataset_name sst2 --checkpoint_dir ./checkpoints --train_batch_size 32 \\
         --eval_batch_size 32 --learning_rate 3e-05 --weight_decay 0.01 --num_train_epochs 3 --seed
         1004
-    python train.py --dataset_name rte --dataset_path DIR --model_name_or_path DIR   # nothing from a hub
-    python train.py --dataset_name reviews --dataset_path reviews.csv --text_columns text --label_column stars
-    python train.py --dataset_name rte --adopt DIR        # no training: the fine-tuned model in DIR becomes the run
+    python train.py --dataset_name rte --dataset_path DIR --model_name_or_path DIR    # without a hub
+    python train.py --dataset_name reviews --dataset_path reviews.csv --text_columns text \\
+        --label_column stars
+    python train.py --dataset_name rte --adopt DIR        # the fine-tuned model in DIR becomes the run
     python train.py --dataset_name demo --num_members 5   # checkpoints of five seeds
-    python train.py --dataset_name demo --member_steps 4  # and of one training at a quarter, half, three quarters
+    python train.py --dataset_name demo --member_steps 4  # and at three quarters, half, a quarter
 
 The run is the folder CHECKPOINT_DIR/DATASET_NAME: weights, configuration and tokenizer as
 `save_pretrained` writes them, and run.json.
@@ -19,50 +20,62 @@ import argparse
 import sys
 from pathlib import Path
 
-from attribution.files import Refused, check_numbers, exclusive, read_json, run_script
+from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
+from attribution.files import Refused, exclusive
 from attribution.influence.support import check_attribution
 from attribution.models import fingerprint_of_start, name_classes
-from attribution.processes import APART, Processes, check_launcher, launched
+from attribution.processes import (
+    TIMEOUT,
+    TRAINING_TIMEOUT,
+    Processes,
+    check_launcher,
+    choose_device,
+    launched,
+    name_of,
+)
 from attribution.provenance import environment
 from attribution.training.adopt import FLAG as ADOPT
 from attribution.training.adopt import judge, open_adopted
-from attribution.training.checkpoints import Making, evaluate_all, show_metrics
-from attribution.training.corruption import add_corruption_arguments, check_corruption
-from attribution.training.data import (
-    Tables,
-    add_own_arguments,
-    corrupted,
-    open_tables_of_task,
-    read_rows,
-)
-from attribution.training.fit import choose_device, evaluate_model, name_of
+from attribution.training.checkpoints import Trainer, evaluate_splits, show_metrics
+from attribution.training.data import Tables, add_custom_arguments, open_tables, read_rows
+from attribution.training.fit import evaluate_model
+from attribution.training.members import Members
 from attribution.training.metrics import doubts
 from attribution.training.recipe import (
     RECIPE,
-    Parser,
     add_data_arguments,
-    add_member_arguments,
     add_recipe_arguments,
     check_recipe,
-    members_of,
     recipe_of,
 )
-from attribution.training.run import absolute, check_place, refuse_replacing, save_run
+from attribution.training.run import Run, absolute, check_place, refuse_replacing, save_run
 from pipeline import MAX_LENGTH, construct_bert, get_tokenizer, quiet_libraries
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    """The command line, checked. Raises Refused for values that no run could use."""
-    parser = Parser(__doc__)
+    """Parsed and checked command line. Raises Refused for values that no run could use."""
+    parser = Parser(
+        __doc__,
+        rare=(
+            "label_order",
+            "tokenizer_name_or_path",
+            "new_head",
+            "num_hidden_layers",
+            "split_seed",
+            "task",
+            "max_grad_norm",
+            "lr_schedule",
+            "eval_batch_size",
+        ),
+    )
     add = add_data_arguments(parser).add_argument
     add(
         "--max_train_samples",
         type=int,
-        help="use the first so many training rows (all; rte 2432, as published)",
+        help="number of training rows, from the first on (all; rte 2432, as published)",
     )
     add("--max_length", type=int, help=f"tokens after which a row is cut ({MAX_LENGTH})")
-    add_corruption_arguments(add)
-    add = parser.add_argument_group("model").add_argument
+    add = parser.group("model").add_argument
     add(
         "--model_name_or_path",
         help="folder or hub id of an encoder (bert-base-cased; demo: the small BERT in demo/)",
@@ -70,49 +83,44 @@ def parse_args(argv=None) -> argparse.Namespace:
     add(
         "--adopt",
         metavar="DIR",
-        help="take the fine-tuned model in this folder, head and tokenizer, as it is",
+        help="adopt the fine-tuned model in this folder; nothing is trained",
     )
     add(
         "--label_order",
         nargs="+",
         metavar="CLASS",
-        help="the task's classes in the order of its outputs",
+        help="the task's classes in the order of the adopted model's outputs",
     )
     add("--tokenizer_name_or_path", help="folder or hub id of the tokenizer (that of the model)")
     add(
         "--new_head",
         action="store_true",
-        help="draw the classification head even where the model has one",
+        help="draw the classification head even if the model has one",
     )
-    add("--num_hidden_layers", type=int, help="keep the first so many layers of the model (all)")
-    add_own_arguments(parser)
+    add("--num_hidden_layers", type=int, help="keep this many layers of the model, the first (all)")
+    add_custom_arguments(parser)
     add_recipe_arguments(parser)
-    add = parser.add_argument_group("how it runs").add_argument
+    add_options(parser, Members)
+    add = parser.group("how it runs").add_argument
     add("--eval_batch_size", type=int, default=32, help="rows a batch in evaluation (32)")
     add(
         "--seed",
         type=int,
-        help="start of the head, order of rows, dropout (0; of an adopted model: not known)",
-    )
-    add_member_arguments(
-        add,
-        "checkpoints of so many seeds, from --seed up; those that are there and fit are kept (1: "
-        "train anew)",
+        help="seed of the head, the order of rows, and dropout (0; of an adopted model: unknown)",
     )
     add(
         "--overwrite",
         action="store_true",
-        help="replace an adopted run, or with --adopt whatever run is there",
+        help="replace an adopted run, or with --adopt any run",
     )
     args = parser.parse_args(argv)
     check_numbers(
         vars(args), "eval_batch_size", "max_train_samples", "max_length", "num_hidden_layers"
     )
     check_recipe(vars(args))
-    check_corruption(args, parser.get_default("checkpoint_dir"))
-    if args.adopt and (
-        not members_of(vars(args)).single or args.new_head or args.num_hidden_layers
-    ):
+    members = options_of(Members, args)
+    members.check()
+    if args.adopt and (not members.single or args.new_head or args.num_hidden_layers):
         raise Refused(
             "--adopt takes one model as it is: without members, --new_head and --num_hidden_layers"
         )
@@ -123,120 +131,127 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def limit_of(args: argparse.Namespace, tables: Tables) -> int | None:
-    """How many training rows are taken: as asked, else as the task has it; None for all."""
-    return args.max_train_samples or tables.task.max_train_samples
-
-
 def open_tokenizer(args: argparse.Namespace):
-    """The tokenizer that was asked for, else that of the model."""
+    """The tokenizer of --tokenizer_name_or_path, else that of the model."""
     if args.tokenizer_name_or_path:
-        return get_tokenizer(
-            args.tokenizer_name_or_path, args.dataset_name, "--tokenizer_name_or_path"
-        )
-    return get_tokenizer(
-        args.adopt or args.model_name_or_path, args.dataset_name, *[ADOPT] * bool(args.adopt)
+        name, flag = args.tokenizer_name_or_path, "--tokenizer_name_or_path"
+    elif args.adopt:
+        name, flag = args.adopt, ADOPT
+    else:
+        name, flag = args.model_name_or_path, "--model_name_or_path"
+    return get_tokenizer(name, args.dataset_name, flag)
+
+
+def open_start(args: argparse.Namespace, tables: Tables, seed: int):
+    """Start model with the head of this seed."""
+    return construct_bert(
+        args.dataset_name,
+        args.model_name_or_path,
+        seed,
+        args.num_hidden_layers,
+        args.new_head,
+        task=tables.task,
     )
 
 
-def open_model(args: argparse.Namespace, tables: Tables, seed: int, quiet: bool = False):
-    """The start model that was asked for; names the weights that are drawn, and those that are not
-    used.
-    """
-    name, layers = args.model_name_or_path, args.num_hidden_layers
-    model = construct_bert(args.dataset_name, name, seed, layers, args.new_head, task=tables.task)
-    for what, keys in (
-        ("drawn at random", sorted(model.drawn)),
-        ("stored, but not used", model.unused),
-    ):
-        if keys and not quiet:
-            more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-            print(f"{what}: {', '.join(keys[:6])}{more}")
-    return model
-
-
 def describe_start(args: argparse.Namespace, start: str | None, record: dict) -> dict:
-    """What run.json says of the start, beside what it says of the rows."""
+    """Parts of run.json about the start model. record: the parts about the rows."""
     names = ("model_name_or_path", "num_hidden_layers", "tokenizer_name_or_path", "new_head")
     folders = record["folders"] | {"model_name_or_path": absolute(args.model_name_or_path)}
     return {name: getattr(args, name) for name in names} | {"folders": folders, "start": start}
 
 
-def adopt(args: argparse.Namespace, folder: Path, tables: Tables) -> None:
-    """Evaluates and stores a model that was fine-tuned elsewhere; nothing is trained."""
-    device, tokenizer = choose_device(), open_tokenizer(args)
+def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | None) -> None:
+    """Evaluates and saves a model that was fine-tuned elsewhere; nothing is trained."""
+    device = choose_device()
+    tokenizer = open_tokenizer(args)
     model, order = open_adopted(args.adopt, tables.task, args.label_order)
-    material = read_rows(tables, model, tokenizer, args.max_length, limit_of(args, tables))
-    check_attribution(model, material.train)
-    known = args.model_name_or_path is not None or any(
-        getattr(args, name) is not None for name in RECIPE
-    )
-    start = fingerprint_of_start(open_model(args, tables, 0)) if known else None
-    recipe = recipe_of(vars(args), args.dataset_name) if known else None
-    record = material.record | describe_start(args, start, material.record)
-    record |= {"seed": args.seed, "recipe": recipe, "evaluation": {}, **environment(device)}
+    rows = read_rows(tables, model, tokenizer, args.max_length, limit)
+    check_attribution(model, rows.train)
+    stated = [args.model_name_or_path, *(getattr(args, name) for name in RECIPE)]
+    known = any(value is not None for value in stated)
+    start = fingerprint_of_start(open_start(args, tables, 0)) if known else None
     model = name_classes(model, tables.task).to(device)
     refuse_replacing(folder, model, args.overwrite)
-    results = evaluate_all(model, material, args.eval_batch_size)
-    seen = evaluate_model(model, material.train, args.eval_batch_size)
-    came = {"from": absolute(args.adopt) or args.adopt, "outputs": order, "training": seen}
+    results = evaluate_splits(model, rows, args.eval_batch_size)
+    seen = evaluate_model(model, rows.train, args.eval_batch_size)
+    record = rows.record | describe_start(args, start, rows.record) | environment(device)
+    record |= {
+        "seed": args.seed,
+        "recipe": recipe_of(vars(args), args.dataset_name) if known else None,
+        "evaluation": results,
+        "doubts": doubts(results, rows.validation),
+        "adopted": {
+            "from": absolute(args.adopt) or args.adopt,
+            "outputs": order,
+            "training": seen,
+        },
+    }
     with exclusive(folder):
-        found = {
-            "evaluation": results,
-            "doubts": doubts(results, material.validation),
-            "adopted": came,
-        }
-        save_run(folder, model, tokenizer, record | found)
+        save_run(folder, model, tokenizer, record)
     show_metrics(results)
-    first = next(iter(material.validation))
-    lines = judge(
-        {"training": seen, "validation": results[first]}, material.train, material.validation[first]
-    )
-    print("\n".join([*lines, f"saved {folder}"]))
+    first = next(iter(rows.validation))
+    found = {"training": seen, "validation": results[first]}
+    for line in judge(found, rows.train, rows.validation[first]):
+        print(line)
+    print(f"saved {folder}")
 
 
-def main(argv=None) -> None:
-    """Fine-tunes and evaluates what is asked, or adopts it, and stores it. Raises Refused on bad
-    input.
-    """
-    quiet_libraries()
-    args = parse_args(argv)
-    with launched(APART if members_of(vars(args)).apart else None) as processes:
-        check_launcher(choose_device(), processes)
-        folder = args.checkpoint_dir / args.dataset_name
-        tables = open_tables_of_task(args.dataset_name, args.dataset_path, vars(args))
-        if args.corrupt_labels:
-            tables = corrupted(
-                tables, args.corrupt_labels, args.corrupt_seed or 0, args.max_train_samples
-            )
-        check_place(folder, *((args.adopt, ADOPT) if args.adopt else (args.model_name_or_path,)))
-        if not args.adopt:
-            fine_tune(args, folder, tables, processes)
-        elif processes.main:
-            adopt(args, folder, tables)
-
-
-def fine_tune(args: argparse.Namespace, folder: Path, tables: Tables, processes: Processes) -> None:
-    """Trains what is missing: one checkpoint in all processes of the launch, or of several a share
-    in each.
-    """
-    if "adopted" in (read_json(folder / "run.json") or {}) and not args.overwrite:
+def fine_tune(
+    args: argparse.Namespace,
+    folder: Path,
+    tables: Tables,
+    limit: int | None,
+    processes: Processes,
+) -> None:
+    """Trains the missing checkpoints of the command."""
+    run = Run.read(folder)
+    if run and run.adopted and not args.overwrite:
         raise Refused(
             f"{folder} holds an adopted model; pass --overwrite to replace it, or name another "
             "folder"
         )
-    recipe, tokenizer = recipe_of(vars(args), args.dataset_name), open_tokenizer(args)
-    first = args.seed or 0
-    model = open_model(args, tables, first)
-    material = read_rows(tables, model, tokenizer, args.max_length, limit_of(args, tables))
-    check_attribution(model, material.train)
-    size = f"{len(material.train):,} training rows, {model.num_parameters():,} parameters"
-    print(f"{args.dataset_name}: {size}, on {name_of(choose_device())}")
-    record = material.record | describe_start(args, fingerprint_of_start(model), material.record)
-    record |= {"recipe": recipe, "processes": processes.count, **environment(choose_device())}
-    start = lambda seed: open_model(args, tables, seed, quiet=True)  # noqa: E731
-    making = Making(material, recipe, record, members_of(vars(args)), args.eval_batch_size, start)
-    making.checkpoints(folder, first, processes)
+    tokenizer = open_tokenizer(args)
+    seed = args.seed or 0
+    model = open_start(args, tables, seed)
+    for what, names in (("drawn at random", model.drawn), ("stored, but not used", model.unused)):
+        if names:
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            print(f"{what}: {', '.join(sorted(names)[:6])}{more}")
+    rows = read_rows(tables, model, tokenizer, args.max_length, limit)
+    check_attribution(model, rows.train)
+    device = choose_device()
+    size = f"{len(rows.train):,} training rows, {model.num_parameters():,} parameters"
+    print(f"{args.dataset_name}: {size}, on {name_of(device)}")
+    recipe = recipe_of(vars(args), args.dataset_name)
+    record = rows.record | describe_start(args, fingerprint_of_start(model), rows.record)
+    record |= {"recipe": recipe, "processes": processes.count, **environment(device)}
+
+    def start(seed: int):
+        return open_start(args, tables, seed)
+
+    members = options_of(Members, args)
+    trainer = Trainer(rows, recipe, record, members, args.eval_batch_size, start)
+    trainer.train_all(folder, seed, processes)
+
+
+def main(argv=None) -> None:
+    """Fine-tunes and evaluates a model, or adopts one, and saves it. Raises Refused on bad input."""
+    quiet_libraries()
+    args = parse_args(argv)
+    several = options_of(Members, args).several_trainings
+    with launched(TRAINING_TIMEOUT if several else TIMEOUT) as processes:
+        check_launcher(choose_device(), processes)
+        folder = args.checkpoint_dir / args.dataset_name
+        tables = open_tables(args.dataset_name, args.dataset_path, vars(args))
+        limit = args.max_train_samples or tables.task.max_train_samples
+        if args.adopt:
+            check_place(folder, args.adopt, ADOPT)
+            if processes.main:
+                adopt(args, folder, tables, limit)
+        else:
+            check_place(folder, args.model_name_or_path)
+            fine_tune(args, folder, tables, limit, processes)
 
 
 if __name__ == "__main__":

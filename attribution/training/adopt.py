@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig
 
 from attribution.data.dataset import GlueDataset
-from attribution.data.task import GlueTask
+from attribution.data.tables import GlueTask
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
 from attribution.models import is_head, open_model

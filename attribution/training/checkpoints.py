@@ -1,4 +1,4 @@
-"""Makes checkpoints: trains, keeps what is wanted on the way, saves, evaluates."""
+"""Checkpoints of one command: each is trained, saved, and evaluated."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,91 +6,91 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from attribution.files import Refused, exclusive, others, printable, read_json
-from attribution.models import name_classes
-from attribution.processes import ALONE, Processes
-from attribution.training.bar import train
-from attribution.training.data import Material
-from attribution.training.fit import choose_device, evaluate_model, steps_of
-from attribution.training.members import Members, differences, fits, kept_rows, share_of_process
+from attribution.files import Refused, describe_parts, exclusive, printable
+from attribution.models import name_classes, open_trained
+from attribution.processes import ALONE, Processes, choose_device
+from attribution.training.data import RowsOfRun
+from attribution.training.fit import Diverged, evaluate_model, fit, steps_of
+from attribution.training.members import Members, draw_share, is_trained
 from attribution.training.metrics import doubts
-from attribution.training.queries import open_trained
 from attribution.training.resume import Progress
-from attribution.training.run import add_to_run, save_run
+from attribution.training.run import Run, add_to_run, save_run
+
+# Parts of run.json that an interrupted training shares with the one that continues it.
+RESUMED = ("start", "train_rows", "recipe", "seed", "processes", "device", "share")
 
 
 @dataclass(frozen=True)
-class Making:
-    """What all checkpoints of one command have in common."""
+class Trainer:
+    """Training and evaluation of the checkpoints of one command."""
 
-    material: Material
+    rows: RowsOfRun
     recipe: dict  # keyword arguments of `fit`
-    record: dict  # what run.json says of all of them
+    record: dict  # parts of run.json that all checkpoints have in common
     members: Members
     eval_batch_size: int
-    start: Callable[[int], torch.nn.Module]  # the start model with the head of a seed
+    start: Callable[[int], torch.nn.Module]  # seed -> start model with the head of this seed
 
-    def checkpoints(self, folder: Path, first: int, processes: Processes) -> None:
-        """Makes what is missing: one training in all processes of the launch, or of several a share
-        in each.
+    def train_all(self, folder: Path, seed: int, processes: Processes) -> None:
+        """Trains the missing checkpoints: a single training in all processes of the launch, several
+        distributed over them.
 
-        folder: the run's; first: its seed. The run itself is always among them.
+        folder and seed: the run's, which is always among the checkpoints.
         """
         members = self.members
-        if not members.apart:
-            self.one(folder, first, 1.0, processes)
+        if not members.several_trainings:
+            self.train(folder, seed, 1.0, processes)
             return
-        wanted = [(place, seed, members.share) for place, seed in members.trainings(folder, first)]
-        wanted += [(folder, first, 1.0)] if members.share < 1 else []
-        for place, seed, share in share_of_process(wanted):
-            self.one(place, seed, share, ALONE)
+        wanted = [
+            (place, one, members.member_share) for place, one in members.trainings(folder, seed)
+        ]
+        if members.member_share < 1:
+            wanted.append((folder, seed, 1.0))
+        for place, one, share in wanted[processes.rank :: processes.count]:
+            self.train(place, one, share, ALONE)
 
-    def one(self, folder: Path, seed: int, share: float, processes: Processes) -> None:
-        """Trains, stores and evaluates one checkpoint, unless several are wanted and it is there.
+    def train(self, folder: Path, seed: int, share: float, processes: Processes) -> None:
+        """Trains, saves and evaluates one checkpoint; of several wanted ones, only if it is missing.
 
-        share: of the rows that it sees, drawn from its seed.
+        share: of the training rows, drawn with the seed. Raises Refused if training diverges.
         """
-        rows, recipe = kept_rows(len(self.material.train), share, seed), self.recipe
+        rows = draw_share(len(self.rows.train), share, seed)
         if not len(rows):
             raise Refused(
-                f"--member_share {share:g} of {len(self.material.train):,} rows keeps none of them"
+                f"--member_share {share:g} of {len(self.rows.train):,} rows keeps none of them"
             )
+        recipe = self.recipe
         steps = recipe["num_train_epochs"] * steps_of(len(rows), recipe["train_batch_size"])
-        record = (
-            self.record | {"seed": seed, "steps": steps} | ({"share": share} if share < 1 else {})
-        )
-        kept = self.members.kept_steps(steps) if share == self.members.share else []
-        if not self.members.single and fits(folder, record, kept):
+        record = self.record | {"seed": seed, "steps": steps}
+        if share < 1:
+            record["share"] = share
+        kept = self.members.kept_steps(steps) if share == self.members.member_share else []
+        if not self.members.single and is_trained(folder, record, kept):
             print(f"{folder} is there and is kept")
-            if not (read_json(folder / "run.json") or {}).get("evaluation"):  # it was killed before
-                self.evaluate(folder, open_trained(folder))
+            run = Run.read(folder)
+            if run and not run.evaluation:  # a kill between saving and evaluation
+                self.evaluate(folder, open_trained(folder, choose_device()))
             return
-        say_what_is_replaced(folder, record)
-        progress = Progress(folder / ".training", made_from(record, kept), processes)
+        announce_replacement(folder, record)
+        resumed = {name: record[name] for name in RESUMED if name in record}
+        progress = Progress(
+            folder / ".training", resumed | ({"kept": kept} if kept else {}), processes
+        )
         with exclusive(folder) if processes.main else contextlib.nullcontext():
-            model = name_classes(self.start(seed), self.material.task).to(choose_device())
+            model = name_classes(self.start(seed), self.rows.task).to(choose_device())
 
-            def keep(step: int) -> None:
+            def save_step(step: int) -> None:
                 if step in kept and processes.main:
                     place = folder / "steps" / str(step)
-                    save_run(
-                        place,
-                        model,
-                        self.material.tokenizer,
-                        record | {"step": step, "evaluation": {}},
-                    )
+                    save_run(place, model, self.rows.tokenizer, record | {"step": step})
 
-            keep(0)
-            epochs = train(
-                model, self.material.train, rows, recipe, seed, progress, processes, keep
-            )
+            self.fit(model, rows, seed, progress, processes, save_step)
             if not processes.main:
                 return
-            record |= {"epochs": epochs, "evaluation": {}}
-            save_run(
-                folder, model, self.material.tokenizer, record
-            )  # first: a failing evaluation loses nothing
+            # Saved before it is evaluated: a failing evaluation loses nothing.
+            save_run(folder, model, self.rows.tokenizer, record | {"epochs": progress.epochs})
             progress.remove()
             found = self.evaluate(folder, model)
         show_metrics(found["evaluation"])
@@ -98,45 +98,59 @@ class Making:
             print(printable(sentence))
         print(f"saved {folder}")
 
+    def fit(
+        self, model, rows, seed: int, progress: Progress, processes: Processes, on_step
+    ) -> None:
+        """Trains the model in place under a progress bar, with a line an epoch."""
+        total = self.recipe["num_train_epochs"] * len(rows)
+        with tqdm(total=total, unit=" examples", leave=False, disable=not processes.main) as bar:
+
+            def report(epoch: int, loss: float, seconds: float) -> None:
+                progress.epochs.append({"loss": loss, "seconds": seconds})
+                rate = len(rows) / seconds
+                bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {rate:,.0f} examples/s")
+
+            try:
+                fit(
+                    model,
+                    self.rows.train,
+                    rows,
+                    seed=seed,
+                    on_epoch=report,
+                    on_batch=bar.update,
+                    on_step=on_step,
+                    progress=progress,
+                    processes=processes,
+                    **self.recipe,
+                )
+            except Diverged as error:
+                raise Refused(f"training diverged: {error}; lower --learning_rate") from error
+
     def evaluate(self, folder: Path, model: torch.nn.Module) -> dict:
-        """Evaluates a saved checkpoint, and adds to its run.json what is returned: metrics, and
-        doubts about them.
-        """
-        results = evaluate_all(model, self.material, self.eval_batch_size)
-        found = {"evaluation": results, "doubts": doubts(results, self.material.validation)}
+        """Metrics of a saved checkpoint and doubts about them, which are added to its run.json."""
+        results = evaluate_splits(model, self.rows, self.eval_batch_size)
+        found = {"evaluation": results, "doubts": doubts(results, self.rows.validation)}
         add_to_run(folder, **found)
         return found
 
 
-def say_what_is_replaced(folder: Path, record: dict) -> None:
-    """Names the run that the training will replace, where it is another one: its scores will not
-    count any more.
-    """
-    run = read_json(folder / "run.json") or {}
-    seed = ["seed"] if run.get("seed") != record["seed"] else []
-    if run and (parts := [*seed, *differences(run, record)]):
-        named = others([part.replace("_", " ") for part in parts])
+def announce_replacement(folder: Path, record: dict) -> None:
+    """Prints in which parts the run that training will replace is another one."""
+    run = Run.read(folder)
+    if run is None:
+        return
+    parts = ["seed"] * (run.seed != record["seed"]) + run.differences(record)
+    if parts:
+        named = describe_parts([part.replace("_", " ") for part in parts])
         print(
             f"{folder} holds a run with {named}; it will be replaced, and its scores will not "
             "count any more (another --checkpoint_dir keeps it)"
         )
 
 
-def made_from(record: dict, kept: list[int]) -> dict:
-    """What an interrupted training must share with one that goes on from it. kept: steps with a
-    checkpoint.
-    """
-    names = ("start", "train_rows", "recipe", "seed", "processes", "device", "share")
-    return {name: record[name] for name in names if name in record} | (
-        {"kept": kept} if kept else {}
-    )
-
-
-def evaluate_all(model: torch.nn.Module, material: Material, batch_size: int) -> dict[str, dict]:
-    """Split -> metrics of every validation split."""
-    return {
-        name: evaluate_model(model, data, batch_size) for name, data in material.validation.items()
-    }
+def evaluate_splits(model: torch.nn.Module, rows: RowsOfRun, batch_size: int) -> dict[str, dict]:
+    """Metrics of every validation split: split -> metric -> value."""
+    return {name: evaluate_model(model, data, batch_size) for name, data in rows.validation.items()}
 
 
 def show_metrics(results: dict[str, dict]) -> None:

@@ -4,8 +4,6 @@ metrics.
 Symbols: N rows, C classes.
 """
 
-import glob
-import os
 import tempfile
 import time
 
@@ -25,31 +23,6 @@ class Diverged(Exception):
 
     def __init__(self, step: int, rate: float) -> None:
         super().__init__(f"the loss of step {step} is not finite, at a learning rate of {rate:.3g}")
-
-
-def choose_device() -> torch.device:
-    """This process's GPU (LOCAL_RANK of a launcher, modulo the visible ones), made the current one;
-    else the CPU.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device(
-        "cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-    )
-    torch.cuda.set_device(device)
-    return device
-
-
-def name_of(device: torch.device) -> str:
-    """What the device is, for the screen; says so where torch finds no GPU on a machine that has
-    one.
-    """
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    name = f"cpu ({torch.get_num_threads()} threads)"
-    if torch.version.cuda and glob.glob("/dev/nvidia[0-9]*"):
-        return f"{name}; this machine has a GPU, but torch {torch.__version__} finds none: check its driver"
-    return name
 
 
 def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Queries of one's own: texts, labels that were given or that the model predicts, and where they
-are kept.
+"""Custom queries: texts, labels that were given or that the model predicts, and their file.
 
-Their texts lie only below the run's folder: they are read without the caches of the datasets
-library. Symbols: Q queries, C classes.
+Their texts are stored only below the run's folder: they are read without the caches of the
+datasets library. Symbols: Q queries, C classes.
 """
 
 import csv
@@ -19,109 +18,98 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.own import name_of_label
-from attribution.data.tables import number_of
-from attribution.data.task import GlueTask
+from attribution.data.tables import GlueTask, number_of
 from attribution.files import Refused, printable, write_json
-from attribution.training.fit import choose_device, predict
-from attribution.training.run import reading, task_of
+from attribution.models import open_trained
+from attribution.processes import choose_device
+from attribution.training.fit import predict
+from attribution.training.run import Run
 from pipeline import get_glue_dataset
 
-TARGETS = ("label", "predicted", "output")  # what a query asks about; "output": of a regression
+TARGETS = ("label", "predicted", "output")  # of a query; "output": a regression's
+UNLABELLED = {False: "predicted", True: "output"}  # whether the task is a regression
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Own queries, with the labels that they ask about."""
+    """Custom queries with their targets."""
 
-    data: GlueDataset  # a regression's label is NaN where the output itself is asked about
+    data: GlueDataset  # a regression's label is NaN if the target is the output itself
     targets: list[str]  # (Q,) of TARGETS
     logits: np.ndarray  # (Q, C) of the run's model
 
     @property
     def suffix(self) -> str:
-        """What the names of their scores end with: the first 12 digits of a SHA-256 over texts and
-        labels.
-        """
+        """End of the name of their scores: 12 digits of a SHA-256 over texts and labels."""
         rows = [[*self.texts(i), self.data.label_name(i)] for i in range(len(self.data))]
         return f"_queries-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
 
     def texts(self, index: int) -> list[str]:
-        """The text columns of one query."""
+        """Text columns of one query."""
         return [self.data.table[index][column] for column in self.data.task.columns]
 
-    def keep(self, folder: Path) -> None:
-        """Writes texts, labels and targets beside their scores, as queries.json."""
+    def save(self, folder: Path) -> None:
+        """Writes texts, labels and targets next to their scores, as queries.json."""
         rows = [
-            {"texts": self.texts(i), "label": self.data.label_name(i), "target": self.targets[i]}
-            for i in range(len(self.data))
+            {"texts": self.texts(i), "label": self.data.label_name(i), "target": target}
+            for i, target in enumerate(self.targets)
         ]
         write_json(folder / "queries.json", {"queries": rows})
 
 
-def ask(folder: Path, run: dict, texts: list[list[str]], labels: list) -> Questions:
-    """The queries as the run's model reads them. texts: columns of each query; labels: class name,
-    number or None.
+def ask(run: Run, texts: list[list[str]], labels: list) -> Questions:
+    """Queries as the run's model reads them.
 
-    None asks about the class that the model predicts, and of a regression about its output. Raises
-    Refused for empty texts, for another number of texts than the task has columns, and for labels
-    that the task does not know.
+    texts: text columns of each query. labels: class name or number of each; None for the class
+    that the model predicts, and for the output of a regression. Raises Refused for empty texts, a
+    wrong number of texts, and labels that the task does not know.
     """
-    task = task_of(run)
+    task = run.task
+    wanted = f"{len(task.columns)} text{'s' * (len(task.columns) > 1)} ({', '.join(task.columns)})"
     for i, parts in enumerate(texts):
         if len(parts) != len(task.columns):
-            wanted = f"{len(task.columns)} text{'s' * (len(task.columns) > 1)} ({', '.join(task.columns)})"
-            raise Refused(f"a query of {run['dataset_name']} takes {wanted}, not {len(parts)}")
+            raise Refused(f"a query of {run.dataset_name} takes {wanted}, not {len(parts)}")
         if not all(isinstance(part, str) and part.strip() for part in parts):
             raise Refused(f"query {i} has an empty text")
-    numbers = [None if label is None else read_label(label, task) for label in labels]
-    data = tokenized(folder, run, task, texts, [number or 0 for number in numbers])
-    logits = predict_run(folder, data).numpy()
+    given = [None if label is None else read_label(label, task) for label in labels]
+    targets = ["label" if label is not None else UNLABELLED[task.regression] for label in given]
+    data = tokenized(run, texts, [label or 0 for label in given])
+    logits = predict_run(run, data).numpy()
+    unlabelled = [i for i, label in enumerate(given) if label is None]
     if task.regression:
-        data.labels[[i for i, number in enumerate(numbers) if number is None]] = np.nan
-        return Questions(
-            data, ["output" if number is None else "label" for number in numbers], logits
-        )
-    chosen = [
-        int(logits[i].argmax()) if number is None else number for i, number in enumerate(numbers)
-    ]
-    data = tokenized(folder, run, task, texts, chosen)
-    return Questions(
-        data, ["predicted" if number is None else "label" for number in numbers], logits
-    )
+        data.labels[unlabelled] = np.nan
+    elif unlabelled:
+        predicted = logits.argmax(-1).tolist()
+        labels = [
+            place if label is None else label for label, place in zip(given, predicted, strict=True)
+        ]
+        data = tokenized(run, texts, labels)
+    return Questions(data, targets, logits)
 
 
-def tokenized(
-    folder: Path, run: dict, task: GlueTask, texts: list[list[str]], labels: list
-) -> GlueDataset:
+def tokenized(run: Run, texts: list[list[str]], labels: list) -> GlueDataset:
     """Texts and numeric labels as the run's model reads them."""
+    task = run.task
     columns: dict[str, list] = {
         name: [parts[i] for parts in texts] for i, name in enumerate(task.columns)
     }
-    named = datasets.ClassLabel(names=list(task.class_names))
     features = {name: datasets.Value("string") for name in columns}
-    features["label"] = datasets.Value("float64") if task.regression else named
+    features["label"] = datasets.ClassLabel(names=list(task.class_names))
+    if task.regression:
+        features["label"] = datasets.Value("float64")
     table = datasets.Dataset.from_dict(
         columns | {"label": labels}, features=datasets.Features(features)
     )
     tables = datasets.DatasetDict({task.validation[0]: table})
-    return get_glue_dataset(
-        run["dataset_name"], "valid", tables=tables, cache=False, **reading(folder, run)
-    )
+    return get_glue_dataset(run.dataset_name, "valid", tables=tables, cache=False, **run.reading())
 
 
-def predict_run(folder: Path, data: GlueDataset) -> torch.Tensor:
-    """Logits (Q, C) of the run's model, float32."""
-    return predict(open_trained(folder), data)
-
-
-def open_trained(folder: Path) -> torch.nn.Module:
-    """The model of the run in the folder, float32, on the device."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    return model.to(choose_device())
+def predict_run(run: Run, data: GlueDataset) -> torch.Tensor:
+    """Logits (N, C) of the run's model, float32."""
+    return predict(open_trained(run.folder, choose_device()), data)
 
 
 def read_label(value, task: GlueTask) -> float | int:
@@ -152,14 +140,14 @@ def read_label(value, task: GlueTask) -> float | int:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def read_queries(path: str, run: dict) -> tuple[list[list[str]], list]:
+def read_queries(path: str, run: Run) -> tuple[list[list[str]], list]:
     """(texts, labels or None) of the rows in a CSV, TSV, JSONL or Parquet file, or on standard
     input ('-').
 
     Columns are called as in the task; a label column is read where there is one. Raises Refused
     where a text column is missing, or there are no rows.
     """
-    task, where = task_of(run), "standard input" if path == "-" else path
+    task, where = run.task, "standard input" if path == "-" else path
     rows = read_rows(path, where)
     if not rows:
         raise Refused(f"{where} holds no queries")
@@ -170,7 +158,7 @@ def read_queries(path: str, run: dict) -> tuple[list[list[str]], list]:
                 f"the queries in {where} have no column {name!r} (they have "
                 f"{printable(known)[:120]})"
             )
-    label = (run.get("data") or {}).get("asked", {}).get("label_column", "label")
+    label = (run.data or {}).get("asked", {}).get("label_column", "label")
     texts = [["" if row[name] is None else row[name] for name in task.columns] for row in rows]
     return texts, [None if row.get(label) in (None, "") else row[label] for row in rows]
 

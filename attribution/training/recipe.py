@@ -5,11 +5,10 @@ The argument functions add a named group to a parser. What they parse goes on as
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from attribution.files import Refused, check_numbers, meant, printable
-from attribution.training.members import Members
+from attribution.cli import Parser, check_numbers
+from attribution.files import Refused
 from pipeline import TASKS
 
 RECIPE = {
@@ -26,31 +25,9 @@ SCHEDULES = ("constant", "linear")
 MAX_QUERIES = 2000
 
 
-class Parser(argparse.ArgumentParser):
-    """A script's parser: its help begins with the script's docstring, and a wrong argument is one
-    sentence.
-    """
-
-    def __init__(self, description: str | None, epilog: str | None = None) -> None:
-        layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            description=description, epilog=epilog, formatter_class=layout, allow_abbrev=False
-        )
-
-    def error(self, message: str):
-        """Raises Refused, so that a wrong argument ends like every other refusal."""
-        kind, _, unknown = message.partition("unrecognized arguments: ")
-        flag = unknown.split("=")[0].split(" ")[0]
-        if not kind and flag.startswith("--"):
-            message = (
-                f"there is no argument {printable(flag)}{meant(flag, self._option_string_actions)}"
-            )
-        raise Refused(f"{message}; --help lists the arguments")
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
     """Adds the group "data", which says where data and runs are, and returns it for more."""
-    group = parser.add_argument_group("data")
+    group = parser.group("data")
     add = group.add_argument
     add("--dataset_name", required=True, help=f"one of {', '.join(TASKS)}, or a name of your own")
     add(
@@ -76,10 +53,10 @@ def queries_flag(max_queries: int | None, first_query: int | None = None) -> str
     return begin + ("" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}")
 
 
-def add_query_arguments(group: argparse._ArgumentGroup, windows: bool = True) -> None:
+def add_query_arguments(group: argparse._ArgumentGroup, first_query: bool = True) -> None:
     """Adds what says which validation rows are queries; the same in all scripts that read scores.
 
-    windows: whether they may begin at another row than the first.
+    first_query: whether to add the argument of this name.
     """
     group.add_argument(
         "--max_queries",
@@ -87,7 +64,7 @@ def add_query_arguments(group: argparse._ArgumentGroup, windows: bool = True) ->
         default=MAX_QUERIES,
         help=f"use the first so many validation rows; the same in all scripts ({MAX_QUERIES})",
     )
-    if windows:
+    if first_query:
         group.add_argument(
             "--first_query",
             type=int,
@@ -107,49 +84,7 @@ def check_window(values: dict) -> None:
         )
 
 
-def add_member_arguments(add, count: str) -> None:
-    """Adds which checkpoints are scored together. add: a group's add_argument; count: the help of
-    --num_members.
-    """
-    add("--num_members", type=int, default=1, help=count)
-    add(
-        "--member_steps",
-        type=int,
-        default=1,
-        help="so many checkpoints of each training, at evenly spaced steps, the last one its end "
-        "(1)",
-    )
-    add(
-        "--member_share",
-        type=float,
-        default=1.0,
-        help="members that were each trained on a random share of the rows, of their own (1: all "
-        "see all rows)",
-    )
-    add(
-        "--member_start",
-        action="store_true",
-        help="the model before training in place of the trained one: a score that it has as well "
-        "does not look at what was learned",
-    )
-
-
-def members_of(asked: dict) -> Members:
-    """The members that were asked for (argument name -> value). Raises Refused for numbers that
-    cannot be.
-    """
-    check_numbers(asked, "num_members", "member_steps", "member_share")
-    if asked["member_share"] > 1:
-        raise Refused(
-            f"--member_share is a share of the rows, at most 1, not {asked['member_share']:g}"
-        )
-    several = Members(asked["num_members"], asked["member_steps"], asked["member_share"])
-    if asked["member_start"] and not several.single:
-        raise Refused("--member_start is one model; leave out the other arguments of members")
-    return replace(several, start=asked["member_start"])
-
-
-def add_recipe_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
+def add_recipe_arguments(parser: Parser, default: str = "") -> None:
     """Adds the group "recipe", which decides what a training run computes; None where nothing was
     asked.
 
@@ -161,7 +96,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, default: str = "") -> 
     def of(name: str) -> str:
         return default or f"{RECIPE[name]}" + (f"; demo {demo[name]}" if name in demo else "")
 
-    group = parser.add_argument_group("recipe")
+    group = parser.group("recipe")
     add, switch = group.add_argument, argparse.BooleanOptionalAction
     add("--learning_rate", type=float, help=f"AdamW step size ({of('learning_rate')})")
     add("--weight_decay", type=float, help=f"AdamW decay of all parameters ({of('weight_decay')})")

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from attribution.files import (
+    describe_parts,
     differing_parts,
     intact,
-    others,
     read_json,
     sha256_of,
     write_json,
@@ -156,7 +156,7 @@ class Progress:
         if record is None:
             return None
         if parts := differing_parts(record["fingerprint"], self.fingerprint):
-            print(f"the unfinished training had {others(parts)}; training starts anew")
+            print(f"the unfinished training had {describe_parts(parts)}; training starts anew")
         elif intact(self.folder, record["files"]):
             return record
         shutil.rmtree(self.folder)

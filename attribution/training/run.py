@@ -1,13 +1,13 @@
-"""A run: the folder that train.py leaves and that every other script opens.
+"""A run: the folder that train.py saves and every other script opens.
 
 It holds model and tokenizer as `save_pretrained` writes them, and run.json: task, data, start,
-recipe, checksums. While a run is being saved a marker stands in its folder; a model without
-run.json and marker is somebody else's.
+recipe, checksums. While a run is being saved its folder has a marker; a folder with a model but
+neither run.json nor marker belongs to somebody else.
 """
 
 import shlex
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import datasets
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.own import OwnData, encode, open_own
-from attribution.data.task import GlueTask, check_name, task_from
+from attribution.data.tables import GlueTask, check_name, task_from
 from attribution.files import (
     Refused,
     check_writable,
@@ -27,22 +27,198 @@ from attribution.files import (
     write_bytes,
     write_json,
 )
-from attribution.training.corruption import corrupt
-from pipeline import TASKS, get_glue_dataset, get_task, load_tables, unknown_task
+from pipeline import TASKS, get_glue_dataset, load_tables, unknown_task
 
 MARKER = ".unfinished"
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
+# Parts in which the members of one run agree; they may differ in seed and step.
+SAME_FOR_MEMBERS = (
+    "recipe",
+    "train_rows",
+    "start",
+    "tokenizer",
+    "max_length",
+    "inputs",
+    "num_hidden_layers",
+    "new_head",
+    "share",
+)
 
 
-# --- saving ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Run:
+    """One trained checkpoint: its folder, and what run.json records of it."""
+
+    folder: Path
+    dataset_name: str
+    task: GlueTask
+    weights: str  # SHA-256, as are train_rows, start and tokenizer
+    train_rows: str
+    tokenizer: str
+    max_length: int
+    inputs: list[str]
+    files: dict[str, str]
+    num_labels: int
+    seed: int | None = None  # None: an adopted model's that nobody stated
+    recipe: dict | None = None  # keyword arguments of `fit`; None: not known
+    start: str | None = None
+    model_name_or_path: str | None = None
+    num_hidden_layers: int | None = None
+    new_head: bool = False
+    max_train_samples: int | None = None
+    share: float = 1.0  # of the training rows
+    step: int | None = None  # of a checkpoint on the way; None: the end
+    steps: int = 0  # of the whole training
+    dataset_path: str | None = None
+    validation_split: str | None = None  # a second file, of custom rows
+    folders: dict[str, str | None] = field(default_factory=dict)  # where these were, absolute
+    data: dict | None = None  # how custom rows were read
+    evaluation: dict[str, dict] = field(default_factory=dict)  # split -> metrics
+    doubts: list[str] = field(default_factory=list)
+    adopted: dict | None = None
+    data_path: str | None = None  # where the data are now; None: where training found them
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run | None":
+        """Run in the folder; None if run.json is missing, damaged or no run's. Weights are not read."""
+        record = read_json(folder / "run.json")
+        known = {entry.name for entry in fields(cls)}
+        if record is None or record.get("dataset_name") is None:
+            return None
+        own = record.get("task")
+        task = task_from(own) if own else TASKS.get(record["dataset_name"])
+        values = {name: value for name, value in record.items() if name in known}
+        return None if task is None else cls(**values | {"folder": folder, "task": task})
+
+    @classmethod
+    def open(cls, checkpoint_dir: Path, name: str, data_path: str | None = None) -> "Run":
+        """Run of this name. Raises Refused if it is missing, half-written or another task's.
+
+        data_path: folder, file or hub id of its data, if they have moved since training.
+        """
+        folder = checkpoint_dir / name
+        if name not in TASKS:
+            check_name(name)
+        run = cls.read(folder)
+        if run is None and name not in TASKS:
+            raise Refused(
+                f"{unknown_task(name)}, and in {checkpoint_dir} there is no run of this name "
+                "(train.py makes one from your own rows: --dataset_path, --text_columns, "
+                "--label_column)"
+            )
+        where = shlex.quote(str(checkpoint_dir))
+        remedy = f"run: python train.py --dataset_name {name} --checkpoint_dir {where}"
+        if run is None:
+            if is_foreign(folder):
+                raise Refused(f"{folder} holds a model that is no run of train.py (no run.json)")
+            state = "is damaged" if (folder / "run.json").exists() else "is missing"
+            state = "is half-written" if (folder / MARKER).exists() else state
+            raise Refused(f"the checkpoint {folder} {state}; {remedy}")
+        if run.dataset_name != name:
+            raise Refused(
+                f"the checkpoint {folder} was trained on {run.dataset_name}, not {name}; {remedy}"
+            )
+        if run.num_labels != run.task.num_labels:
+            counts = f"{run.num_labels} labels, {name} {run.task.num_labels}"
+            raise Refused(f"the checkpoint {folder} has {counts}; {remedy}")
+        if not run.intact():
+            raise Refused(
+                f"the checkpoint {folder} is damaged (a file is missing or changed since "
+                f"training); {remedy}"
+            )
+        return replace(run, data_path=data_path)
+
+    def intact(self) -> bool:
+        """Whether all files of the checkpoint are there, unchanged since training."""
+        return intact(self.folder, self.files)
+
+    def differences(self, record: dict) -> list[str]:
+        """Parts in which this run and a record of run.json differ, seed and step left out."""
+        other = {"share": 1.0, "new_head": False} | record
+        return [part for part in SAME_FOR_MEMBERS if getattr(self, part) != other.get(part)]
+
+    def rows(self, max_queries: int, first_query: int = 0) -> tuple[GlueDataset, GlueDataset]:
+        """Training rows and queries of the run, tokenized as in training.
+
+        Queries are at most max_queries validation rows, from first_query on.
+        """
+        shared = self.reading() | {"tables": self.tables()}
+        train = get_glue_dataset(
+            self.dataset_name, "train", max_samples=self.max_train_samples, **shared
+        )
+        if train.fingerprint() != self.train_rows:
+            raise Refused(
+                f"the training rows are not those of {self.folder}; give the --dataset_path of "
+                "training, or train again"
+            )
+        drawn = (self.data or {}).get("validation_rows")
+        if drawn is not None:
+            rows_of_file = np.arange(len(train) + len(drawn))
+            train.file_rows = np.setdiff1d(rows_of_file, drawn)[: len(train)]
+        last = first_query + max_queries
+        valid = get_glue_dataset(self.dataset_name, "valid", max_samples=last, **shared)
+        return train, valid.window(first_query, max_queries)
+
+    def reading(self) -> dict:
+        """Keyword arguments of `get_glue_dataset` with which the run reads texts."""
+        return {
+            "tokenizer": AutoTokenizer.from_pretrained(self.folder),
+            "max_length": self.max_length,
+            "inputs": self.inputs,
+            "task": self.task,
+        }
+
+    def tables(self) -> datasets.DatasetDict:
+        """Raw tables of the run: split -> table."""
+        path = self.data_path or self.find_again("dataset_path", "the data set")
+        if self.data is None:
+            return load_tables(self.dataset_name, path)
+        asked = self.data["asked"]
+        data = OwnData(**asked | {"path": path, "text_columns": tuple(asked["text_columns"])})
+        if self.folders.get("validation_split") is not None:
+            found = self.find_again("validation_split", "the file of validation rows")
+            data = replace(data, validation_split=found)
+        tables, _ = open_own(data, self.dataset_name, self.data["validation_rows"])
+        return encode(tables, self.task)
+
+    def find_again(self, name: str, what: str) -> str | None:
+        """Folder, file or hub id that training was given as the argument `name`.
+
+        Where it was, else as given, from the current folder. Raises Refused if it is gone.
+        """
+        given = getattr(self, name)
+        folder = self.folders.get(name)
+        if folder is None:
+            return given
+        for place in (folder, str(given)):
+            if Path(place).exists():
+                return place
+        raise Refused(
+            f"{what} of the run's training is not in {folder} any more; name it with --{name}"
+        )
+
+    def fingerprints(self, queries: GlueDataset) -> dict[str, str]:
+        """Named SHA-256 of everything behind a result: weights, start, rows, queries."""
+        found = {"weights": self.weights, "start": self.start, "training rows": self.train_rows}
+        found |= {"query rows": queries.fingerprint()}
+        return {name: value for name, value in found.items() if value}
+
+    def start_parts(self) -> dict:
+        """Named parts of the model before training: weights, layers (None: all), new head."""
+        return {
+            "weights": self.start,
+            "layers": self.num_hidden_layers,
+            "head": self.new_head,
+        }
+
+
+# --- saving ------------------------------------------------------------------------------------------
 
 
 def save_run(folder: Path, model, tokenizer, record: dict) -> None:
-    """Saves model and tokenizer beside the run, moves them in, and writes run.json last, with
-    checksums.
+    """Saves model and tokenizer, then run.json with checksums, which makes the folder a run.
 
-    Without run.json, or with files that are not those it names, a folder does not count as a
-    checkpoint. Raises Refused, and saves nothing, where a weight is not finite.
+    Raises Refused, and saves nothing, if a weight is not finite.
     """
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -61,28 +237,22 @@ def save_run(folder: Path, model, tokenizer, record: dict) -> None:
             (saving / name).replace(folder / name)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
-    write_json(
-        folder / "run.json",
-        record | {"files": files, "weights": fingerprint_of_tensors(model.state_dict())},
-    )
+    weights = fingerprint_of_tensors(model.state_dict())
+    write_json(folder / "run.json", record | {"files": files, "weights": weights})
     (folder / MARKER).unlink()
 
 
 def add_to_run(folder: Path, **parts) -> None:
-    """Adds to, or replaces, parts of the folder's run.json."""
+    """Adds parts to the folder's run.json, or replaces them."""
     write_json(folder / "run.json", (read_json(folder / "run.json") or {}) | parts)
 
 
 def refuse_replacing(folder: Path, model, overwrite: bool) -> None:
-    """Raises Refused where the folder holds a run with other weights than the model's, unless it
-    may be replaced.
-    """
-    run = read_json(folder / "run.json")
-    if (
-        run is not None
-        and not overwrite
-        and run.get("weights") != fingerprint_of_tensors(model.state_dict())
-    ):
+    """Raises Refused if the folder holds a run with other weights and may not be overwritten."""
+    run = Run.read(folder)
+    if run is None or overwrite:
+        return
+    if run.weights != fingerprint_of_tensors(model.state_dict()):
         raise Refused(
             f"{folder} holds another run; pass --overwrite to replace it, or use another "
             "--checkpoint_dir"
@@ -90,8 +260,8 @@ def refuse_replacing(folder: Path, model, overwrite: bool) -> None:
 
 
 def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_path") -> None:
-    """Raises Refused for a folder that holds a model which is not a run, or the start, or that
-    cannot be written to.
+    """Raises Refused for a folder that cannot take a run: not writable, the start model's, or one
+    with a model that is no run.
 
     start: the start model as given with the flag; None for the default.
     """
@@ -109,167 +279,11 @@ def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_pa
 
 def is_foreign(folder: Path) -> bool:
     """Whether the folder holds a model that train.py did not save."""
-    if (folder / "run.json").exists() or (folder / MARKER).exists():  # the former may be damaged
+    if (folder / "run.json").exists() or (folder / MARKER).exists():  # run.json may be damaged
         return False
     return any(True for pattern in MODEL_FILES for _ in folder.glob(pattern))
 
 
-# --- opening --------------------------------------------------------------------------------------
-
-
-def open_run(checkpoint_dir: Path, data_name: str) -> tuple[Path, dict]:
-    """The run's folder and its run.json. Raises Refused where it is missing, half-written or
-    another task's.
-    """
-    folder = checkpoint_dir / data_name
-    if data_name not in TASKS:
-        check_name(data_name)
-    run = read_json(folder / "run.json")
-    if run is None and data_name not in TASKS:
-        raise Refused(
-            f"{unknown_task(data_name)}, and in {checkpoint_dir} there is no run of this name "
-            "(train.py makes one from rows of your own: --dataset_path, --text_columns, "
-            "--label_column)"
-        )
-    where = shlex.quote(str(checkpoint_dir))
-    command = f"run: python train.py --dataset_name {data_name} --checkpoint_dir {where}"
-    if run is None:
-        if is_foreign(folder):
-            raise Refused(
-                f"{folder} holds a model that is no run of train.py (there is no run.json)"
-            )
-        there = (folder / "run.json").exists()
-        state = (
-            "is half-written"
-            if (folder / MARKER).exists()
-            else "is damaged"
-            if there
-            else "is missing"
-        )
-        raise Refused(f"the checkpoint {folder} {state}; {command}")
-    if run.get("dataset_name") != data_name:
-        raise Refused(
-            f"the checkpoint {folder} was trained on {run.get('dataset_name')}, not {data_name}; "
-            f"{command}"
-        )
-    if (labels := run.get("num_labels")) != (count := task_of(run).num_labels):
-        raise Refused(
-            f"the checkpoint {folder} has {labels} labels, {data_name} {count}; {command}"
-        )
-    if not intact(folder, run.get("files")):
-        raise Refused(
-            f"the checkpoint {folder} is damaged (a file is missing or changed since training); "
-            f"{command}"
-        )
-    return folder, run
-
-
-def open_data(
-    folder: Path, run: dict, dataset_path: str | None, max_queries: int, first_query: int = 0
-) -> tuple[GlueDataset, GlueDataset]:
-    """(training rows, query rows) of the run, tokenized as in training.
-
-    dataset_path: where the data are now; None for where training found them. Queries are so many
-    validation rows, from the first one on.
-    """
-    name = run["dataset_name"]
-    shared = reading(folder, run) | {"tables": open_tables_of(run, dataset_path)}
-    train = get_glue_dataset(name, "train", max_samples=run["max_train_samples"], **shared)
-    if train.fingerprint() != run["train_rows"]:
-        raise Refused(
-            f"the training rows are not those of {folder}; give the --dataset_path of training, or "
-            "train again"
-        )
-    if (drawn := run.get("data", {}).get("validation_rows")) is not None:
-        train.file_rows = np.setdiff1d(np.arange(len(train) + len(drawn)), drawn)[: len(train)]
-    known = get_glue_dataset(name, "valid", max_samples=first_query + max_queries, **shared)
-    return train, known.window(first_query, max_queries)
-
-
-def fingerprints_of(run: dict, queries: GlueDataset) -> dict[str, str]:
-    """What a result of the run was made from: its weights, its start, its rows and the queries,
-    each as SHA-256.
-    """
-    found = {
-        "weights": run["weights"],
-        "start": run.get("start"),
-        "training rows": run["train_rows"],
-    }
-    return {name: value for name, value in found.items() if value} | {
-        "query rows": queries.fingerprint()
-    }
-
-
-def start_of(run: dict) -> dict:
-    """What the run was trained from: weights as SHA-256 (earlier runs: None), layers (None: all), a
-    new head or not.
-    """
-    return {
-        "weights": run.get("start"),
-        "layers": run.get("num_hidden_layers"),
-        "head": bool(run.get("new_head")),
-    }
-
-
-def task_of(run: dict) -> GlueTask:
-    """The run's task: its own for rows of one's own, else that of TASKS."""
-    return task_from(run["task"]) if run.get("task") else get_task(run["dataset_name"])
-
-
-def reading(folder: Path, run: dict) -> dict:
-    """How the run reads texts: the keyword arguments of `get_glue_dataset` beside the tables."""
-    tokenizer, inputs = AutoTokenizer.from_pretrained(folder), run.get("inputs")
-    return {
-        "tokenizer": tokenizer,
-        "max_length": run["max_length"],
-        "inputs": inputs,
-        "task": task_of(run),
-    }
-
-
-def open_tables_of(run: dict, dataset_path: str | None) -> datasets.DatasetDict:
-    """The run's tables with its labels, split name -> table. dataset_path: where the data are now;
-    None: as then.
-    """
-    tables = open_clean_tables(run, dataset_path)
-    return corrupt(tables, task_of(run), run["corrupted"]) if run.get("corrupted") else tables
-
-
-def open_clean_tables(run: dict, dataset_path: str | None) -> datasets.DatasetDict:
-    """The run's tables as they are on the disk or the hub."""
-    path = dataset_path or find_again(run, "dataset_path", "the data set")
-    if (stored := run.get("data")) is None:
-        return load_tables(run["dataset_name"], path)
-    data = OwnData(
-        **stored["asked"] | {"path": path, "text_columns": tuple(stored["asked"]["text_columns"])}
-    )
-    if "validation_split" in run["folders"] and run["folders"]["validation_split"] is not None:
-        data = replace(
-            data,
-            validation_split=find_again(run, "validation_split", "the file of validation rows"),
-        )
-    tables, _ = open_own(data, run["dataset_name"], stored["validation_rows"])
-    return encode(tables, task_of(run))
-
-
-# --- where things were ----------------------------------------------------------------------------
-
-
 def absolute(name: str | None) -> str | None:
-    """The absolute path of a folder or file as given; None for a hub id or nothing."""
+    """Absolute path of a folder or file as given; None for a hub id or nothing."""
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else None
-
-
-def find_again(run: dict, key: str, what: str) -> str | None:
-    """The folder, file or hub id that training was given as `key`: where it was, else as given,
-    from here.
-
-    Raises Refused for one that is not there any more.
-    """
-    name, folder = run.get(key), run.get("folders", {}).get(key)
-    if folder is None:
-        return name
-    for place in (folder, str(name)):
-        if Path(place).exists():
-            return place
-    raise Refused(f"{what} of the run's training is not in {folder} any more; name it with --{key}")
