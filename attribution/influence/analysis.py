@@ -1,7 +1,6 @@
-"""One analysis of one run: names, fingerprints, what is stored, and the way from a model to its
-scores.
+"""Analyses of a run: fingerprints, stored scores, and the way from a model to its scores.
 
-    influence = Influence(folder, run, train, queries, Settings(strategy="ekfac"))
+    influence = Influence(run, train, queries, Settings(factor_strategy="ekfac"))
     scores = influence.compute("pairwise")          # (Q, N), stored ones or new ones
 
 Symbols: Q queries, N training rows.
@@ -13,54 +12,54 @@ import logging
 import shutil
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import torch
 from kronfluence.analyzer import prepare_model as prepare_stock_model
 from kronfluence.arguments import ScoreArguments
 from kronfluence.utils.dataset import DataLoaderKwargs
-from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
 
 from attribution.data.dataset import GlueDataset, collate
-from attribution.engine import factors, memory, modules, phases, scoring
+from attribution.engine import factors as factor_fitting
+from attribution.engine import memory, modules, phases, scoring
 from attribution.engine.analyzer import EigenAnalyzer, FolderAnalyzer
 from attribution.engine.phases import Phases
 from attribution.files import (
     Refused,
+    check_writable,
     exclusive,
     fingerprint_of_tensors,
     intact,
-    read_json,
     refuse_if_stale,
 )
-from attribution.influence import result
 from attribution.influence.settings import (
-    MAX_FACTOR_ROWS,
     Settings,
     make_factor_arguments,
     make_score_arguments,
 )
-from attribution.influence.stored import write_scores
+from attribution.influence.stored import ScoreFolder
 from attribution.influence.support import check_attribution
-from attribution.processes import ALONE, Processes
+from attribution.models import open_trained
+from attribution.processes import ALONE, Processes, choose_device, name_of
 from attribution.provenance import environment
-from attribution.training.fit import choose_device
-from pipeline import InfluenceTask
+from attribution.training.members import fingerprint_of_members, mean_of, open_members
+from attribution.training.queries import Questions
+from attribution.training.run import Run
+from pipeline import MARGIN, InfluenceTask
 
 
-class Influence:
-    """One run under one set of settings: fingerprints, and the work itself.
+class Analysis:
+    """Factors and scores of one checkpoint under one set of settings.
 
-    folder and run: as `open_run` returns them. arguments: what is recorded beside scores as their
-    command line. suffix: of the name of the scores, where they are not those of the validation
-    rows. processes: of this launch; they all do the same, and the main process writes.
+    arguments: command line recorded beside scores. suffix: end of the name of scores of custom
+    queries. processes: of this launch; all of them do the same, and the main process writes.
     """
 
     def __init__(
         self,
-        folder: Path,
-        run: dict,
+        run: Run,
         train: GlueDataset,
         queries: GlueDataset,
         settings: Settings,
@@ -68,143 +67,49 @@ class Influence:
         suffix: str = "",
         processes: Processes = ALONE,
     ) -> None:
+        self.run = run
+        self.train = train
+        self.queries = queries
+        self.settings = settings
         self.processes = processes
-        self.folder, self.run, self.train, self.queries = folder, run, train, queries
-        self.settings, self.arguments = settings, arguments or {}
-        self.influence = folder / "influence"
-        self.result = self.influence / "scores" / (settings.scores + suffix)
-        identity = settings.strategy == "identity"
-        self.factor_parts = {
-            "weights": run["weights"],
-            "training rows": run["train_rows"],
-            "strategy": settings.strategy,
-            "precision": settings.precision,
-            "covariance type": settings.covariance_dtype,
-            "path": "stock" if settings.stock else "eigenbasis",
-            "seed": None if identity or settings.exact else settings.seed,
-        }
-        if settings.exact:
-            self.factor_parts["fisher"] = "exact"
-        if settings.max_factor_rows < len(train) and settings.max_factor_rows != MAX_FACTOR_ROWS:
-            self.factor_parts["factor rows"] = settings.max_factor_rows
-        if settings.covariance_products == "float32" and settings.covariance_dtype == "float64":
-            self.factor_parts["covariance products"] = "float32"
-        self.self_parts = self.factor_parts | {
-            "damping": None if identity else repr(settings.damping)
-        }
-        self.score_parts = self.self_parts | {
-            "query rows": queries.fingerprint(),
-            "rank": settings.rank,
-            "rank seed": settings.seed if settings.rank else None,
-        }
-        if settings.rank and not settings.stock:
-            self.score_parts["rank draws"] = "by seed and module, outside of the eigenbasis"
-        self.profiles: list[str] = []  # of what was let go
-        self._fitted = (
-            False  # in this process: overwriting replaces factors once, not for every kind of score
-        )
-
-    # --- what is stored ---
-
-    def parts(self, kind: str) -> dict:
-        """The fingerprint of scores of kind "pairwise" or "self": its named parts."""
-        return self.score_parts if kind == "pairwise" else self.self_parts
-
-    def stored(self, kind: str) -> torch.Tensor | None:
-        """Stored scores of kind "pairwise" (Q, N) or "self" (N,), None where there are none or they
-        are damaged.
-
-        Raises Refused where they were made from something else.
-        """
-        if self.settings.overwrite:
-            return None
-        self._refuse_earlier_draws(kind)
-        record = refuse_if_stale(
-            self.result / f"{kind}_scores.json", self.parts(kind), f"{kind} scores"
-        )
-        if record is None:
-            return None
-        if not intact(self.result, record["files"]):
-            print(
-                f"{self.result}: {kind} scores are damaged and are computed again", file=sys.stderr
-            )
-            return None
-        return load_file(self.result / f"{kind}_scores.safetensors")[result.KEY]
-
-    def stored_row(self, query: int) -> torch.Tensor | None:
-        """One query's stored pairwise scores (N,), read without the others; None where there are
-        none, or damaged ones.
-
-        Raises Refused as `stored` does.
-        """
-        self._refuse_earlier_draws("pairwise")
-        path = self.result / "pairwise_scores.json"
-        record = refuse_if_stale(path, self.parts("pairwise"), "pairwise scores")
-        if record is None or "rows" not in record:  # an earlier version's
-            scores = self.stored("pairwise")
-            return None if scores is None else scores[query]
-        return result.read_row(path.with_suffix(".safetensors"), record["rows"], query)
-
-    def _refuse_earlier_draws(self, kind: str) -> None:
-        """Raises Refused for low-rank scores of an earlier version, whose draws were others."""
-        record, drawn = (
-            read_json(self.result / f"{kind}_scores.json"),
-            self.parts(kind).get("rank draws"),
-        )
-        if record and drawn and record.get("fingerprint", {}).get("rank draws") != drawn:
-            raise Refused(
-                f"the low-rank scores in {self.result} are of an earlier version, whose draws "
-                "depended on the signs of eigenvectors; they are kept until you pass --overwrite, "
-                "which makes factors and scores again"
-            )
-
-    def save(
-        self, kind: str, scores: torch.Tensor, seconds: dict, work: dict | None = None
-    ) -> None:
-        """Stores complete scores, then the record that makes them count. work: the record of what
-        they came from.
-        """
-        if not scores.isfinite().all():
-            place = ", ".join(map(str, (~scores.isfinite()).nonzero()[0].tolist()))
-            raise Refused(
-                f"the {kind} scores are not finite (first at {place}), so nothing is stored; raise "
-                "--damping_factor, or train with a lower --learning_rate"
-            )
-        arguments = {name: str(value) for name, value in self.arguments.items()}
-        write_scores(
-            self.result / f"{kind}_scores.json",
-            scores,
-            self.parts(kind),
+        self.folder = run.folder / "influence"
+        made = {"weights": run.weights, "training rows": run.train_rows}
+        rows = len(train)
+        self.factor_parts = made | settings.parts("factors", rows)
+        query_parts = {"query rows": queries.fingerprint(), "margin": MARGIN}
+        self.scores = ScoreFolder(
+            self.folder / "scores" / (settings.of_one_checkpoint.name + suffix),
             {
-                "seconds": seconds,
-                "arguments": arguments,
-                **environment(choose_device()),
-                **{
-                    name: part
-                    for name, part in (work or {}).items()
-                    if name in ("plan", "replanned")
-                },
+                "self": made | settings.parts("self", rows),
+                "pairwise": made | settings.parts("pairwise", rows) | query_parts,
             },
         )
-
-    # --- what is computed ---
+        self.about = {
+            "arguments": {name: str(value) for name, value in (arguments or {}).items()},
+            "custom_queries": bool(suffix),
+        }
+        self.profiles: list[str] = []  # of models that were released
+        # Overwriting replaces factors once in a process, not again for another kind of score.
+        self._fitted = False
 
     @functools.cached_property
     def analyzer(self) -> FolderAnalyzer:
         """kronfluence's Analyzer around the trained model, made when something must be computed."""
-        settings, outputs = self.settings, self.train.task.num_labels
+        settings = self.settings
+        outputs = self.train.task.num_labels
         task = InfluenceTask(settings.seed, outputs if settings.exact else None)
-        model = AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32)
-        if fingerprint_of_tensors(model.state_dict()) != self.run["weights"]:
+        folder = self.run.folder
+        model = open_trained(folder)
+        if fingerprint_of_tensors(model.state_dict()) != self.run.weights:
             raise Refused(
-                f"the weights in {self.folder} are not those that run.json describes; train again"
+                f"the weights in {folder} are not those that run.json describes; train again"
             )
         device = choose_device()
         check_attribution(model, self.train)
         prepare = prepare_stock_model if settings.stock else modules.prepare_model
         model = prepare(model, task)
         kwargs = {
-            "folder": self.influence,
+            "folder": self.folder,
             "model": model,
             "task": task,
             "profile": settings.profile,
@@ -214,11 +119,10 @@ class Influence:
             return FolderAnalyzer(**kwargs)
         for module in modules.tracked(model):
             module.projection_seed = settings.seed
-            module.covariance_products = (
-                torch.float32 if "covariance products" in self.factor_parts else None
-            )
+            mixed = settings.covariances == "mixed"
+            module.covariance_products = torch.float32 if mixed else None
         budget = memory.affordable_tokens(
-            model, device, settings.train_batch_size * self.run["max_length"]
+            model, device, settings.train_batch_size * self.run.max_length
         )
         analyzer = EigenAnalyzer(**kwargs, token_budget=budget, processes=self.processes)
         if analyzer.shared is None and task.columns > 1:
@@ -227,21 +131,19 @@ class Influence:
             )
         return analyzer
 
-    def profile(self) -> str | None:
-        """The tables of actions and their seconds; None where nothing was computed."""
+    def tables(self) -> list[str]:
+        """Tables of actions and their seconds, of every model that computed something."""
         here = [self.analyzer.profiler.summary()] if "analyzer" in self.__dict__ else []
-        return "\n".join([*self.profiles, *here]) or None
+        return [*self.profiles, *filter(None, here)]
 
-    def let_go(self) -> None:
-        """Frees the model, and what is held beside it; it comes back where something must be
-        computed.
-        """
-        self.profiles = [table] if (table := self.profile()) else []
+    def release(self) -> None:
+        """Frees the model; it is opened again if something must be computed."""
+        self.profiles = self.tables()
         self.__dict__.pop("analyzer", None)
 
     def loading(self, **sizes) -> dict:
         """Batch sizes and collation for a kronfluence call; stock pads to the maximum length."""
-        width = self.run["max_length"]
+        width = self.run.max_length
         collation = functools.partial(collate, pad_to=width if self.settings.stock else None)
         return sizes | {"dataloader_kwargs": DataLoaderKwargs(collate_fn=collation)}
 
@@ -267,7 +169,7 @@ class Influence:
                 self.queries,
                 settings.query_batch_size,
                 score_args,
-                settings.rotate,
+                "auto",
             )
             plan |= memory.plan_passes(*sizes)
             plan["parts"]["group"] = memory.plan_group(
@@ -277,7 +179,7 @@ class Influence:
 
     def phases(self, kind: str, name: str, parts: dict, make_plan) -> Phases:
         """The work on "factors" or "scores" of this name, as far as an earlier run got."""
-        folder = self.influence / "kronfluence" / f"{kind}_{name}"
+        folder = self.folder / "kronfluence" / f"{kind}_{name}"
         overwrite = self.settings.overwrite
         work = Phases(folder, parts, f"unfinished {kind}", make_plan, overwrite, self.processes)
         if not self.settings.stock:
@@ -292,7 +194,7 @@ class Influence:
         """Fits factors unless they are stored and intact; returns phase -> seconds."""
         if self.processes.from_main(self._factors_are_stored):
             return {}
-        name, settings = self.settings.factors, self.settings
+        name, settings = self.settings.factors_name, self.settings
         work = self.phases("factors", name, self.factor_parts, lambda: self.plan("factors"))
         factor_args = make_factor_arguments(settings)
         if settings.stock:
@@ -302,18 +204,18 @@ class Influence:
             loading = self.loading(per_device_batch_size=settings.train_batch_size)
             phases.fit_factors(self.analyzer, work, name, self.train, factor_args, loading)
         else:
-            factors.fit_in_parts(self.analyzer, work, name, self.train, factor_args)
+            factor_fitting.fit_in_parts(self.analyzer, work, name, self.train, factor_args)
         return work.record["seconds"]
 
     def _factors_are_stored(self) -> bool:
         """Whether factors are there; what is there and does not count is deleted. Raises Refused
         for others.
         """
-        target = self.influence / "factors" / self.settings.factors
-        replace = self.settings.overwrite and not self._fitted
+        target = self.folder / "factors" / self.settings.factors_name
+        overwrite = self.settings.overwrite and not self._fitted
         record = (
             None
-            if replace
+            if overwrite
             else refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
         )
         self._fitted = True
@@ -325,20 +227,22 @@ class Influence:
         return False
 
     def compute(self, kind: str) -> torch.Tensor | None:
-        """Stored scores of this kind, or new ones: pairwise (Q, N), self (N,), float32; only on the
-        main process.
+        """Stored scores of this kind, or new ones: pairwise (Q, N), self (N,), float32.
 
-        Factors that another process is fitting are waited for; scores that it is computing are
-        refused.
+        None on all processes but the main one. Waits for factors that another process is fitting;
+        raises Refused for scores that another process is computing.
         """
-        scores = self.stored(kind) if self.processes.main else None
+        scores = stored_unless_overwritten(self, kind)
         if self.processes.from_main(lambda: scores is not None):
             return scores
         start = time.perf_counter()
-        with self._held(f"scores_{self.result.name}_{kind}"):
+        with self._held(f"scores_{self.scores.path.name}_{kind}"):
             scores, seconds, work = self._new_scores(kind)
             if self.processes.main:
-                self.save(kind, scores, seconds | {"all": time.perf_counter() - start}, work.record)
+                seconds["all"] = time.perf_counter() - start
+                plans = {n: work.record[n] for n in ("plan", "replanned") if n in work.record}
+                about = self.about | environment(choose_device()) | plans | {"seconds": seconds}
+                self.scores.save(kind, scores, self.settings.of_one_checkpoint, about)
                 shutil.rmtree(work.folder)
             self.processes.meet()
         return scores
@@ -347,24 +251,26 @@ class Influence:
         """A context that holds what is stored under this name; the main process does for all."""
         if not self.processes.main:
             return contextlib.nullcontext()
-        return exclusive(self.influence / "kronfluence", f".lock_{name}", wait_for=wait_for)
+        return exclusive(self.folder / "kronfluence", f".lock_{name}", wait_for=wait_for)
 
     def _new_scores(self, kind: str) -> tuple:
         """(scores, seconds of phases, the work that they came from)."""
         settings = self.settings
-        name, score_args = f"{self.result.name}_{kind}", make_score_arguments(settings)
+        name, score_args = f"{self.scores.path.name}_{kind}", make_score_arguments(settings)
         with contextlib.ExitStack() as stack:
             stack.enter_context(
-                self._held(f"factors_{settings.factors}", f"the {settings.factors} factors")
+                self._held(
+                    f"factors_{settings.factors_name}", f"the {settings.factors_name} factors"
+                )
             )
             seconds = self.fit_factors()
             if not settings.stock:
                 with self.analyzer.profiler.profile("Load All Factors"):
-                    factors = self.analyzer.load_all_factors(settings.factors)
+                    factors = self.analyzer.load_all_factors(settings.factors_name)
                 self.processes.meet()
                 stack.close()
             work = self.phases(
-                "scores", name, self.parts(kind), lambda: self.plan(kind, score_args)
+                "scores", name, self.scores.parts[kind], lambda: self.plan(kind, score_args)
             )
             if settings.stock:
                 scores = self._stock_scores(kind, name, work, score_args)
@@ -390,9 +296,120 @@ class Influence:
             work,
             kind,
             name,
-            settings.factors,
+            settings.factors_name,
             self.queries,
             self.train,
             score_args,
             loading,
         )
+
+
+class Influence:
+    """Scores of a run: those of its checkpoint, or the mean over the checkpoints of its members.
+
+    The mean is stored in the run's folder under a name that counts the members. Arguments: see
+    `Analysis`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        train: GlueDataset,
+        queries: GlueDataset,
+        settings: Settings,
+        arguments: dict | None = None,
+        suffix: str = "",
+        processes: Processes = ALONE,
+    ) -> None:
+        self.run = run
+        self.train = train
+        self.queries = queries
+        self.settings = settings
+        self.arguments = arguments or {}
+        self.processes = processes
+        self.analyses = [
+            Analysis(checkpoint, train, queries, settings, arguments, suffix, processes)
+            for checkpoint in open_members(run, settings)
+        ]
+        self._announced = False
+        first = self.analyses[0]
+        self.about = first.about
+        self.scores = first.scores
+        if len(self.analyses) > 1 or not settings.single:
+            members = fingerprint_of_members(settings, run)
+            made = {"weights": run.weights, "training rows": run.train_rows} | members
+            self.scores = ScoreFolder(
+                run.folder / "influence" / "scores" / (settings.name + suffix),
+                {kind: parts | made for kind, parts in first.scores.parts.items()},
+            )
+
+    def of_questions(self, questions: Questions, alone: bool = False) -> "Influence":
+        """Influence of custom queries under the same settings.
+
+        alone: by this process, without the others of its launch.
+        """
+        settings = replace(self.settings, overwrite=False)  # factors and other scores stay
+        processes = ALONE if alone else self.processes
+        custom = (questions.data, settings, self.arguments, questions.suffix, processes)
+        return Influence(self.run, self.train, *custom)
+
+    @property
+    def max_queries(self) -> int | None:
+        """The --max_queries of the command line."""
+        return self.arguments.get("max_queries")
+
+    @property
+    def name(self) -> str:
+        """Name of the scores."""
+        return self.scores.path.name
+
+    def compute(self, kind: str) -> torch.Tensor | None:
+        """Stored scores of this kind, or new ones, as `Analysis.compute` returns them."""
+        scores = stored_unless_overwritten(self, kind)
+        if self.processes.from_main(lambda: scores is not None):
+            return scores
+        if self.processes.main and not self._announced:
+            check_writable(self.run.folder / "influence")
+            print(f"computing on {name_of(choose_device())}")
+        self._announced = True
+        if self.settings.single:
+            return self.analyses[0].compute(kind)
+        found = self._of_each(kind)  # one after the other: they need not fit into memory together
+        if not self.processes.main:
+            return next(found, None)
+        scores = torch.from_numpy(mean_of(found)).float()
+        about = self.about | environment(choose_device()) | {"seconds": {}}
+        self.scores.save(kind, scores, self.settings, about)
+        return scores
+
+    def _of_each(self, kind: str) -> Iterator[np.ndarray]:
+        """Scores of one checkpoint after the other; nothing on processes other than the main one."""
+        for i, analysis in enumerate(self.analyses):
+            print(f"member {i + 1} of {len(self.analyses)}: {analysis.run.folder}")
+            scores = analysis.compute(kind)
+            analysis.release()
+            if scores is not None:
+                print(f"  standard deviation of its {kind} scores: {scores.std():.4g}")
+                yield scores.numpy()
+
+    def of_members(self) -> list[np.ndarray] | None:
+        """Stored pairwise scores (Q, N) of each checkpoint; None for a single one, or if one lacks."""
+        if self.settings.single:
+            return None
+        found = [analysis.scores.load("pairwise") for analysis in self.analyses]
+        return (
+            [scores.numpy() for scores in found if scores is not None]
+            if all(scores is not None for scores in found)
+            else None
+        )
+
+    def profile(self) -> str:
+        """Tables of actions and their seconds; empty if nothing was computed."""
+        return "\n".join(table for analysis in self.analyses for table in analysis.tables())
+
+
+def stored_unless_overwritten(scored: Analysis | Influence, kind: str) -> torch.Tensor | None:
+    """Stored scores on the main process; None on others, if there are none, or to overwrite them."""
+    if scored.settings.overwrite or not scored.processes.main:
+        return None
+    return scored.scores.load(kind)

@@ -1,98 +1,326 @@
-"""How scores are computed: one frozen set of settings, and what kronfluence makes of it."""
+"""Settings of an analysis: each field is a command line argument, and says which part it has in the
+name and in the fingerprint of stored results.
 
-from dataclasses import dataclass
+`ScoreSpec` has the settings that name stored scores, `Settings` all of them. Fingerprints have
+named parts in three steps: factors depend on the fields marked "factors", self-influence also on
+those marked "self", pairwise scores also on those marked "pairwise".
+"""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
 
-from attribution.influence.names import DAMPING, factors_name, scores_name
+from attribution.cli import check_numbers, flags_of, option, shown_value
+from attribution.files import Refused
+from attribution.training.members import Members
+from attribution.training.recipe import queries_flag
 
+STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
+KINDS = ("factors", "self", "pairwise")
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
-FISHER = ("sampled", "exact")
+SCORES = "how scores are computed"
+RUNNING = "how it runs"
+
+
+def parse_damping(text: str) -> float | None:
+    """Damping as a number, or None for kronfluence's heuristic. Raises Refused for other texts."""
+    if text == "heuristic":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise Refused(f"--damping_factor must be a number from 0 up or 'heuristic', not {text!r}")
+    return value
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How scores are computed, and how the computation runs."""
+class ScoreSpec(Members):
+    """Settings that name stored scores: strategy, precision, rank, damping, members, first query."""
 
-    strategy: str = "ekfac"
-    half: bool = False
-    stock: bool = False
-    fisher: str = "sampled"  # a member of FISHER
-    covariance_dtype: str | None = "float64"  # None: kronfluence's own
-    covariance_products: str = "float64"  # type of what is added up
-    rank: int | None = None  # of query gradients; None: full
-    damping: float | None = DAMPING  # None: kronfluence's heuristic
-    seed: int = 0
-    tf32: bool = False
-    query_batch_size: int = 32
-    train_batch_size: int = 64
-    max_factor_rows: int = (
-        MAX_FACTOR_ROWS  # training rows that factors are fitted on: the first so many
+    factor_strategy: str = option(
+        "ekfac",
+        "approximation of the curvature (ekfac)",
+        group=SCORES,
+        choices=STRATEGIES,
+        name="{}",
+        fingerprint="factors",
     )
-    data_partitions: int | None = (
-        None  # None: as the work needs, see memory.plan_parts; stock: by the time
+    fisher: str = option(
+        "sampled",
+        "labels behind the factors: sampled from the model with --seed, as kronfluence does, or "
+        "exact, the mean over all labels, which involves no chance (sampled)",
+        group=SCORES,
+        choices=("sampled", "exact"),
+        name="{}",
+        fingerprint="factors",
     )
-    rotate: str = "auto"  # a key of memory.ROTATE
-    overwrite: bool = False
-    profile: bool = False
+    use_half_precision: bool = option(
+        False,
+        "compute per-example gradients and products in bfloat16; the model, rotations and sums "
+        "stay in float32 or above",
+        group=SCORES,
+        name="half",
+        fingerprint="factors",
+    )
+    stock: bool = option(
+        False,
+        "run stock kronfluence, with rows padded to the maximum length",
+        group=SCORES,
+        rare=True,
+        name="stock",
+        fingerprint="factors",
+    )
+    query_gradient_rank: int | None = option(
+        None,
+        "low rank of stored query gradients (full rank)",
+        group=SCORES,
+        rare=True,
+        type=int,
+        name="rank{}",
+        fingerprint="pairwise",
+    )
+    damping_factor: float | None = option(
+        1e-8,
+        "number added to eigenvalues (1e-8, kronfluence's default), or 'heuristic' for a tenth of "
+        "their mean",
+        group=SCORES,
+        type=parse_damping,
+        name="damping{}",
+        fingerprint="self",
+    )
+    first_query: int = option(
+        0,
+        "first validation row among the queries, to choose settings on other queries than those of "
+        "a result (0)",
+        group="data",
+        name="from{}",
+    )
+
+    def name_of(self, *fields: str) -> str:
+        """Name made of the parts of these fields (all), those at their default left out."""
+        members = [field.name for field in dataclasses.fields(Members)]
+        last = [*members, "first_query"]
+        parts = []
+        for field in sorted(dataclasses.fields(ScoreSpec), key=lambda field: field.name in last):
+            value = getattr(self, field.name)
+            strategy = field.name == "factor_strategy"
+            unused = self.factor_strategy == "identity" and field.name in WITH_CURVATURE
+            if fields and field.name not in fields or unused:
+                continue
+            if strategy or value != field.default:
+                parts.append(field.metadata["name"].format(shown_value(value)))
+        return "_".join(parts)
 
     @property
-    def precision(self) -> str:
-        """What distinguishes results of one precision from another's."""
-        names = ["bfloat16" if self.stock else "bfloat16 gradients"] if self.half else []
-        return " and ".join(names + ["tf32"] * self.tf32) or "float32"
+    def name(self) -> str:
+        """Name of the scores: their folder in influence/scores/."""
+        return self.name_of()
+
+    @property
+    def factors_name(self) -> str:
+        """Name of the factors: their folder in influence/factors/."""
+        return self.name_of("factor_strategy", "fisher", "use_half_precision", "stock")
+
+    @property
+    def flags(self) -> str:
+        """Arguments of analyze.py that store scores under this name."""
+        rest = ScoreSpec(**spec_record(self) | {"factor_strategy": "ekfac"})
+        return f"--factor_strategy {self.factor_strategy} {flags_of(rest)}".strip()
+
+    @property
+    def of_one_checkpoint(self) -> "ScoreSpec":
+        """The same scores of a single checkpoint."""
+        return replace(self, num_members=1, member_steps=1, member_share=1.0)
+
+
+# Fields that only matter to strategies with a curvature.
+WITH_CURVATURE = ("fisher", "damping_factor")
+
+
+@dataclass(frozen=True)
+class Settings(ScoreSpec):
+    """All settings of an analysis: those of its scores, and how it runs."""
+
+    seed: int = option(
+        0,
+        "seed of the labels sampled for factors and of low-rank projections (0)",
+        group=SCORES,
+        fingerprint="factors",
+    )
+    covariance_dtype: str | None = option(
+        None,
+        "dtype in which covariances are accumulated (default: float64; float32 with --stock); "
+        "mixed: float32 products accumulated in float64, faster on consumer GPUs",
+        group=SCORES,
+        rare=True,
+        choices=("float32", "float64", "mixed"),
+        type=str,
+        fingerprint="factors",
+    )
+    tf32: bool = option(
+        False,
+        "multiply matrices in TF32 on Ampere GPUs and later",
+        group=SCORES,
+        rare=True,
+        fingerprint="factors",
+    )
+    max_factor_rows: int = option(
+        MAX_FACTOR_ROWS,
+        f"fit factors on the first training rows, at most this many ({MAX_FACTOR_ROWS:,}, as in "
+        "kronfluence)",
+        group=RUNNING,
+        rare=True,
+        fingerprint="factors",
+    )
+    query_batch_size: int = option(
+        32, "query rows a batch; lowered if memory is short (32)", group=RUNNING
+    )
+    train_batch_size: int = option(
+        64,
+        "training rows of maximum length a batch: shorter rows make larger batches of as many "
+        "tokens; on a CPU at most 4,096 tokens (64)",
+        group=RUNNING,
+    )
+    data_partitions: int | None = option(
+        None,
+        "parts into which a phase is divided, of whole groups of batches (a function of rows and "
+        "queries)",
+        group=RUNNING,
+        rare=True,
+        type=int,
+    )
+    overwrite: bool = option(
+        False, "replace stored results that were made from something else", group=RUNNING
+    )
+    profile: bool = option(
+        False,
+        "print the table of actions with mean, calls, total and percentage",
+        group=RUNNING,
+        rare=True,
+    )
+
+    def check(self) -> None:
+        """Raises Refused for values that no analysis can use."""
+        super().check()
+        positive = ("query_batch_size", "train_batch_size", "data_partitions", "max_factor_rows")
+        check_numbers(vars(self), *positive, "query_gradient_rank")
+        if self.first_query < 0:
+            raise Refused(
+                f"--first_query must be a validation row from 0 up, not {self.first_query}"
+            )
+        if self.stock and self.covariance_dtype == "mixed":
+            raise Refused("--covariance_dtype mixed is ours; with --stock it is float32 or float64")
+        if self.stock and self.fisher != "sampled":
+            raise Refused(
+                "--fisher exact is ours; kronfluence samples labels, so leave out one of --stock "
+                "and --fisher"
+            )
 
     @property
     def exact(self) -> bool:
         """Whether factors are the mean over all labels; without curvature there are no labels."""
-        return self.fisher == "exact" and self.strategy != "identity"
+        return self.fisher == "exact" and self.factor_strategy != "identity"
 
     @property
-    def factors(self) -> str:
-        """Name of the folder below influence/factors."""
-        return factors_name(self.strategy, self.half, self.stock, self.exact)
+    def precision(self) -> str:
+        """Precision of gradients and products, in words."""
+        half = "bfloat16" if self.stock else "bfloat16 gradients"
+        names = [half] * self.use_half_precision + ["tf32"] * self.tf32
+        return " and ".join(names) or "float32"
 
     @property
-    def scores(self) -> str:
-        """Name of the folder below influence/scores."""
-        return scores_name(
-            self.strategy, self.half, self.stock, self.rank, self.damping, self.exact
-        )
+    def covariances(self) -> str | None:
+        """Covariance dtype in use; None for kronfluence's own and for strategies without covariances."""
+        if self.factor_strategy not in ("kfac", "ekfac"):
+            return None
+        return self.covariance_dtype or (None if self.stock else "float64")
+
+    def parts(self, kind: str, num_rows: int) -> dict:
+        """Named parts of the fingerprint of results of this kind, one of KINDS.
+
+        num_rows: training rows N. Settings without an effect on the numbers have no part.
+        """
+        kinds = KINDS[: KINDS.index(kind) + 1]
+        unused = ["fisher", "damping_factor"] if self.factor_strategy == "identity" else []
+        if unused or self.exact:
+            unused.append("seed")
+        effective = {
+            "covariance_dtype": self.covariances,
+            "max_factor_rows": min(self.max_factor_rows, num_rows),
+        }
+        values = {
+            field.name: effective.get(field.name, getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.metadata["fingerprint"] in kinds and field.name not in unused
+        }
+        if kind == "pairwise" and self.query_gradient_rank:
+            values["seed_of_low_rank"] = self.seed
+        return {name.replace("_", " "): value for name, value in values.items()}
+
+
+def spec_record(spec: ScoreSpec) -> dict:
+    """Fields of the ScoreSpec (of Settings: those of its scores), for the JSON beside the scores."""
+    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(ScoreSpec)}
+
+
+def analyze_command(
+    spec: ScoreSpec,
+    data_name: str,
+    checkpoint_dir: Path,
+    max_queries: int | None = None,
+    more: str = "",
+) -> str:
+    """Command that stores scores of this spec. max_queries: None for the default. more: arguments."""
+    limit = queries_flag(max_queries)
+    where = f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{limit}"
+    return f"python analyze.py {where} {spec.flags} {more}".rstrip()
+
+
+# --- kronfluence's arguments --------------------------------------------------------------------------
 
 
 def make_factor_arguments(settings: Settings) -> FactorArguments:
-    """kronfluence's arguments. Half precision: per-example gradients and their products are
-    bfloat16.
+    """kronfluence's arguments. Half precision: per-example gradients and their products in bfloat16.
 
-    Model, covariances and rotations are so in stock only. They cost little, and rounding before a
-    rotation spreads noise over directions of small eigenvalue, which the inverse curvature blows
-    up. Most of all in the covariances: rounding of sums in float32 turns eigenvectors of close
-    eigenvalues into each other, so that the scores of two float32 runs with other batches differ;
-    hence float64 there.
+    Model, covariances and rotations are in bfloat16 with stock kronfluence only. They cost little,
+    and rounding before a rotation spreads noise over directions of small eigenvalue, which the
+    inverse curvature blows up. Covariances suffer most: rounding of sums in float32 turns
+    eigenvectors of close eigenvalues into each other, so that the scores of two float32 runs with
+    other batches differ; hence float64 there.
     """
-    factor_args = FactorArguments(strategy=settings.strategy)
-    factor_args.covariance_max_examples = factor_args.lambda_max_examples = settings.max_factor_rows
-    if settings.half:
-        factor_args.per_sample_gradient_dtype = factor_args.lambda_dtype = torch.bfloat16
-    if settings.half and settings.stock:
+    factor_args = FactorArguments(strategy=settings.factor_strategy)
+    factor_args.covariance_max_examples = settings.max_factor_rows
+    factor_args.lambda_max_examples = settings.max_factor_rows
+    if settings.use_half_precision:
+        factor_args.per_sample_gradient_dtype = torch.bfloat16
+        factor_args.lambda_dtype = torch.bfloat16
+    covariances = settings.covariances
+    if settings.use_half_precision and settings.stock:
         factor_args.amp_dtype = torch.bfloat16
-        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = (
-            torch.bfloat16
-        )
-    if settings.covariance_dtype:
-        dtype = getattr(torch, settings.covariance_dtype)
-        factor_args.activation_covariance_dtype = factor_args.gradient_covariance_dtype = dtype
+        covariances = covariances or "bfloat16"
+    if covariances:
+        dtype = torch.float64 if covariances == "mixed" else getattr(torch, covariances)
+        factor_args.activation_covariance_dtype = dtype
+        factor_args.gradient_covariance_dtype = dtype
     return factor_args
 
 
 def make_score_arguments(settings: Settings) -> ScoreArguments:
     """kronfluence's arguments; half precision as in `make_factor_arguments`."""
     score_args = ScoreArguments(
-        damping_factor=settings.damping, query_gradient_low_rank=settings.rank
+        damping_factor=settings.damping_factor,
+        query_gradient_low_rank=settings.query_gradient_rank,
     )
-    if settings.half:
-        score_args.per_sample_gradient_dtype = score_args.score_dtype = torch.bfloat16
-    if settings.half and settings.stock:
-        score_args.amp_dtype = score_args.precondition_dtype = torch.bfloat16
+    if settings.use_half_precision:
+        score_args.per_sample_gradient_dtype = torch.bfloat16
+        score_args.score_dtype = torch.bfloat16
+    if settings.use_half_precision and settings.stock:
+        score_args.amp_dtype = torch.bfloat16
+        score_args.precondition_dtype = torch.bfloat16
     return score_args

@@ -1,145 +1,215 @@
-"""Stored scores: how they are written, which of them belong to a run, and their values."""
+"""Stored scores: how they are written and read, and which of them belong to a run.
 
+A folder `influence/scores/NAME/` has pairwise_scores.safetensors (Q, N) or self_scores.safetensors
+(N,), and beside each a JSON with the fingerprint, the ScoreSpec and a checksum of every row.
+Symbols: Q queries, N training rows.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from attribution.files import (
+    Refused,
+    describe_parts,
     differing_parts,
     intact,
-    others,
-    queries_of,
+    number_of_queries,
     read_json,
+    refuse_if_stale,
     sha256_of,
     write_json,
     write_tensors,
 )
-from attribution.influence.names import CORRECTED, is_own, window_name, without_window
-from attribution.influence.result import KEY, row_checksums
-from attribution.training.members import Members, fingerprint_of
+from attribution.influence.settings import STRATEGIES, ScoreSpec, analyze_command, spec_record
+from attribution.training.members import fingerprint_of_members
+from attribution.training.run import Run
+
+KEY = "all_modules"
 
 
-def write_scores(path: Path, scores: torch.Tensor, fingerprint: dict, beside: dict) -> None:
-    """Writes scores, float32 (Q, N) or (N,), then the record that makes them count.
+@dataclass(frozen=True)
+class ScoreFolder:
+    """Place of scores of one name, and the fingerprints under which they count."""
 
-    path: of the record, a JSON; the tensor lies beside it. beside: what else the record says.
-    """
-    path.unlink(missing_ok=True)
-    place = path.with_suffix(".safetensors")
-    write_tensors(place, {KEY: scores})
-    write_json(
-        path,
-        {
-            "fingerprint": fingerprint,
-            "files": {place.name: sha256_of(place)},
+    path: Path
+    parts: dict[str, dict]  # kind ("pairwise" or "self") -> named parts of the fingerprint
+
+    def load(self, kind: str) -> torch.Tensor | None:
+        """Stored scores, pairwise (Q, N) or self (N,); None if missing or damaged (which is printed).
+
+        Raises Refused if they were made from something else.
+        """
+        record = self.record(kind)
+        if record is None:
+            return None
+        if not intact(self.path, record["files"]):
+            print(f"{self.path}: {kind} scores are damaged and are computed again", file=sys.stderr)
+            return None
+        return load_file(self.path / f"{kind}_scores.safetensors")[KEY]
+
+    def load_row(self, query: int) -> torch.Tensor | None:
+        """One query's stored scores (N,), read without the others and checked by its checksum."""
+        record = self.record("pairwise")
+        if record is None:
+            return None
+        try:
+            with safetensors.safe_open(self.path / "pairwise_scores.safetensors", "pt") as file:
+                row = file.get_slice(KEY)[query : query + 1][0]
+        except (OSError, safetensors.SafetensorError):
+            return None
+        return row if row_checksums(row[None]) == [record["rows"][query]] else None
+
+    def record(self, kind: str) -> dict | None:
+        """JSON beside the scores; None if missing. Raises Refused if their fingerprint differs."""
+        return refuse_if_stale(
+            self.path / f"{kind}_scores.json", self.parts[kind], f"{kind} scores"
+        )
+
+    def save(self, kind: str, scores: torch.Tensor, spec: ScoreSpec, about: dict) -> None:
+        """Writes scores, then the JSON that makes them count.
+
+        about: further entries of the JSON. Raises Refused, and stores nothing, for scores that are
+        not finite.
+        """
+        if not scores.isfinite().all():
+            place = ", ".join(map(str, (~scores.isfinite()).nonzero()[0].tolist()))
+            raise Refused(
+                f"the {kind} scores are not finite (first at {place}), so nothing is stored; raise "
+                "--damping_factor, or train with a lower --learning_rate"
+            )
+        path = self.path / f"{kind}_scores.json"
+        path.unlink(missing_ok=True)
+        tensor = path.with_suffix(".safetensors")
+        write_tensors(tensor, {KEY: scores})
+        record = {
+            "fingerprint": self.parts[kind],
+            "files": {tensor.name: sha256_of(tensor)},
             "shape": list(scores.shape),
             "rows": row_checksums(scores) if scores.dim() == 2 else None,
-            **beside,
-        },
-    )
+            "spec": spec_record(spec),
+        }
+        write_json(path, record | about)
 
 
-def stored_scores(
-    folder: Path, run: dict, query_rows: str, first_query: int = 0, *, corrected: bool = True
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(name -> scores (Q, N), name -> why they do not count) of all scores that are stored in the
-    run's folder.
-
-    Scores count where they were made from the run's weights and rows, and from the queries with
-    this fingerprint, of which the first is this validation row. Names say nothing of where queries
-    begin. corrected: also those that retrains have corrected.
-    """
-    found = look_up(folder, run, query_rows, first_query, corrected=corrected)
-    stale = {name: why for name, (_, why) in found.items() if why}
-    return {name: values_of(path) for name, (path, why) in found.items() if not why}, stale
+def row_checksums(scores: torch.Tensor) -> list[str]:
+    """SHA-256 of every row of scores (Q, N), float32."""
+    return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in scores]
 
 
-def look_up(
-    folder: Path, run: dict, query_rows: str, first_query: int = 0, *, corrected: bool = True
-) -> dict[str, tuple[Path, str | None]]:
-    """Name -> (JSON of the scores, why they do not count), as `stored_scores` has it; no scores are
-    read.
+# --- scores of a run ---------------------------------------------------------------------------------
 
-    Scores of one's own queries, and of validation rows that begin elsewhere, are left out.
+
+@dataclass(frozen=True)
+class StoredScores:
+    """Pairwise scores found in a run's folder."""
+
+    path: Path  # of their JSON
+    spec: ScoreSpec
+    stale: str | None  # why they do not count; None if they do
+
+    def values(self) -> np.ndarray:
+        """The scores (Q, N)."""
+        return read_scores(self.path)
+
+
+def read_scores(path: Path) -> np.ndarray:
+    """Scores beside their JSON: pairwise (Q, N) or self (N,)."""
+    return load_file(path.with_suffix(".safetensors"))[KEY].numpy()
+
+
+def find_scores(run: Run, query_rows: str, first_query: int = 0) -> dict[str, StoredScores]:
+    """Stored scores of the run's validation rows: name -> StoredScores; no scores are read.
+
+    query_rows: fingerprint of the queries. Names leave out where the queries begin; scores of
+    custom queries, and of validation rows from another one than first_query on, are not among them.
     """
     found = {}
-    for path in sorted((folder / "influence" / "scores").glob("*/pairwise_scores.json")):
-        name, begin = without_window(path.parent.name)
-        if (
-            not is_own(name)
-            and begin == first_query
-            and (corrected or not name.endswith(CORRECTED))
-        ):
-            found[name] = path, why_stale(path, folder, run, query_rows)
+    for path in sorted((run.folder / "influence" / "scores").glob("*/pairwise_scores.json")):
+        record = read_json(path) or {}
+        if "spec" not in record or record.get("custom_queries"):
+            continue
+        spec = ScoreSpec(**record["spec"])
+        if spec.first_query == first_query:
+            name = path.parent.name.removesuffix(f"_from{first_query}")
+            found[name] = StoredScores(path, spec, why_stale(path, run, query_rows))
     return found
 
 
-def recorded_queries(folder: Path, name: str) -> int | None:
-    """The --max_queries of the stored scores of this name; None where there are none, or nobody
-    recorded it.
+def remedy(
+    run: Run,
+    name: str,
+    found: dict[str, StoredScores],
+    max_queries: int | None = None,
+    more: str = "",
+) -> str:
+    """End of a refusal: the command that stores scores of this name, or the names that there are.
+
+    found: of `find_scores`. max_queries: None for the default. more: arguments of the command.
     """
-    record = read_json(folder / "influence" / "scores" / name / "pairwise_scores.json") or {}
-    asked = str(record.get("arguments", {}).get("max_queries"))
+    if name in found:
+        spec = found[name].spec
+        more = f"{more} --overwrite".strip()
+    elif name in STRATEGIES:
+        spec = ScoreSpec(factor_strategy=name)
+    else:
+        known = ", ".join(found) or "none"
+        return f"stored are {known}; names begin with {', '.join(STRATEGIES)}, see analyze.py"
+    command = analyze_command(spec, run.dataset_name, run.folder.parent, max_queries, more)
+    return f"make them with: {command}"
+
+
+def scores_named(run: Run, name: str, query_rows: str) -> np.ndarray | None:
+    """Stored scores (Q, N) in the folder of this name; None if missing, stale or damaged."""
+    path = run.folder / "influence" / "scores" / name / "pairwise_scores.json"
+    return None if why_stale(path, run, query_rows) else read_scores(path)
+
+
+def recorded_queries(run: Run, name: str) -> int | None:
+    """The --max_queries of the stored scores of this name; None if unknown."""
+    path = run.folder / "influence" / "scores" / name / "pairwise_scores.json"
+    asked = str((read_json(path) or {}).get("arguments", {}).get("max_queries"))
     return int(asked) if asked.isdigit() else None
 
 
-def stored_self_influence(folder: Path, run: dict) -> dict[str, np.ndarray]:
-    """Name -> self-influence (N,) that analyze.py stored of this run's weights and rows."""
-    paths = sorted((folder / "influence" / "scores").glob("*/self_scores.json"))
-    return {path.parent.name: values_of(path) for path in paths if not why_stale(path, folder, run)}
+def stored_self_influence(run: Run) -> dict[str, np.ndarray]:
+    """Stored self-influence (N,) of this run's weights and rows, by name."""
+    paths = sorted((run.folder / "influence" / "scores").glob("*/self_scores.json"))
+    return {path.parent.name: read_scores(path) for path in paths if not why_stale(path, run)}
 
 
-def why_stale(path: Path, folder: Path, run: dict, query_rows: str | None = None) -> str | None:
-    """Why stored scores do not count for this run; None where they do.
+def why_stale(path: Path, run: Run, query_rows: str | None = None) -> str | None:
+    """Reason why stored scores do not count for this run; None if they do.
 
-    path: their JSON. query_rows: the fingerprint of the queries; None for scores without any.
+    path: of their JSON. query_rows: fingerprint of the queries; None for self-influence.
     """
     record = read_json(path) or {}
     made = record.get("fingerprint", {})
-    wanted = {"weights": run["weights"], "training rows": run["train_rows"]}
-    wanted |= {"query rows": query_rows} if query_rows else {}
+    wanted = {"weights": run.weights, "training rows": run.train_rows}
+    if query_rows:
+        wanted["query rows"] = query_rows
     if parts := differing_parts({part: made.get(part) for part in wanted}, wanted):
-        return f"its scores were made from {others(parts)}{queries_of(record, parts)}"
+        return (
+            f"its scores were made from {describe_parts(parts)}{number_of_queries(record, parts)}"
+        )
     if "members" in made:
-        members = fingerprint_of(Members.of(path.parent.name), folder, run)
+        members = fingerprint_of_members(ScoreSpec(**record["spec"]), run)
         if made["members"] != members["members"]:
             return "its scores were made from other members"
         if made.get("mean") != members.get("mean"):
             return "its mean over members was taken in another way; run analyze.py --overwrite"
-    return (
-        None
-        if intact(path.parent, record.get("files"))
-        else "its file is damaged; run analyze.py again"
-    )
-
-
-def values_of(path: Path) -> np.ndarray:
-    """The scores beside their JSON: pairwise (Q, N) or self (N,)."""
-    return load_file(path.with_suffix(".safetensors"))[KEY]
-
-
-def open_scores_of(place: Path, name: str, queries, first_query: int) -> np.ndarray | None:
-    """The scores (Q, N) of this name in a member's folder; None where there are none that fit its
-    weights.
-    """
-    if (run := read_json(place / "run.json")) is None:
+    if intact(path.parent, record.get("files")):
         return None
-    return scores_named(place, run, name + window_name(first_query), queries.fingerprint())
+    return "its file is damaged; run analyze.py again"
 
 
-def scores_named(folder: Path, run: dict, name: str, query_rows: str) -> np.ndarray | None:
-    """The stored scores (Q, N) of this name alone; None where there are none that fit the run and
-    these queries.
-    """
-    path = folder / "influence" / "scores" / name / "pairwise_scores.json"
-    return None if why_stale(path, folder, run, query_rows) else values_of(path)
-
-
-def seeds_behind(run: dict, names) -> list[int]:
-    """The seeds of the models behind scores of these names: of the run, and of as many members as a
-    name says.
-    """
-    count = max((Members.of(name).count for name in names), default=1)
-    return [] if run["seed"] is None else list(range(run["seed"], run["seed"] + count))
+def seeds_of(run: Run, specs) -> list[int]:
+    """Seeds of the models behind scores of these specs."""
+    count = max((spec.num_members for spec in specs), default=1)
+    return [] if run.seed is None else list(range(run.seed, run.seed + count))
