@@ -2,32 +2,27 @@
 flip.
 
     python run_counterfactual.py --dataset_name demo
-    python run_counterfactual.py --dataset_name rte --checkpoint_dir ./checkpoints --strategies ekfac diagonal random \\
-        --num_targets 100 --removals 20 40 60 80 100 120 --num_base_seeds 5 --num_retrain_seeds 3
-    python run_counterfactual.py --dataset_name demo --targets 3 79 --removals 20 60    # a verdict on each of these
-    python run_counterfactual.py --dataset_name demo --query_index 3 --show 20     # the rows that would be removed
-    accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte   # retrains are shared out
+    python run_counterfactual.py --dataset_name rte --checkpoint_dir ./checkpoints \\
+        --strategies ekfac diagonal random --num_targets 100 --removals 20 40 60 80 100 120 \\
+        --num_base_seeds 5 --num_retrain_seeds 3
+    python run_counterfactual.py --dataset_name demo --targets 3 79 --removals 20 60     # two verdicts
+    python run_counterfactual.py --dataset_name demo --query_index 3 --show 20   # rows to be removed
+    accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte    # shares retrains
 
 The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed
 classifies correctly. A target counts as flipped when fewer than half of its retrains classify it
-correctly, and, unless --no_carry_forward is given, at every larger removal too. An arm says which
-rows go: the top of any stored score (analyze.py makes them) or of a baseline, or `random` rows of
-the target's class; --strategies names them.
+correctly, and, unless --no_carry_forward is given, at every larger removal too. An arm decides
+which rows are removed: the top of any stored score (analyze.py makes them) or of a baseline, or
+`random` rows of the target's class; --strategies names them.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
-from attribution.evidence import baselines, counterfactual
-from attribution.evidence.arguments import (
-    ARMS,
-    add_removal_arguments,
-    add_retrain_arguments,
-    check_verdict_arguments,
-)
+from attribution.cli import Parser, check_numbers, run_script
+from attribution.evidence import baselines, counterfactual, verdict
 from attribution.evidence.counterfactual import (
     Arm,
     Removals,
@@ -36,44 +31,45 @@ from attribution.evidence.counterfactual import (
     run_study,
     summarize,
 )
-from attribution.evidence.retraining import launched
 from attribution.evidence.study import (
+    add_retrain_seed,
     add_start_argument,
     add_study_arguments,
     check_recipe_known,
     models_of,
     open_study,
-    study_arguments,
 )
-from attribution.evidence.verdict import Check, run_check
-from attribution.files import Refused, check_numbers, run_script
-from attribution.influence.names import remedy
-from attribution.influence.stored import seeds_behind, stored_scores
+from attribution.evidence.verdict import DIRECTIONS, MIN_SEEDS, Check
+from attribution.files import Refused
+from attribution.influence.stored import find_scores, remedy, seeds_of
+from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
-from attribution.show.reading import show_removed
-from attribution.show.verdicts import known_slope, own_target, validation_targets
+from attribution.show.listing import show_removed
 from attribution.training.recipe import (
-    Parser,
     add_data_arguments,
     add_query_arguments,
     add_recipe_arguments,
     check_recipe,
     recipe_of,
 )
-from attribution.training.run import fingerprints_of, open_data, open_run
+from attribution.training.run import Run
 from pipeline import quiet_libraries
+
+REMOVALS = [20, 40, 60, 80, 100, 120]
+ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    """The command line, checked. Raises Refused for values that no run could use."""
+    """Parsed and checked command line. Raises Refused for values that no run could use."""
     parser = Parser(__doc__)
-    group = add_data_arguments(parser)
-    add_query_arguments(group, windows=False)
-    add_start_argument(group)
+    data = add_data_arguments(parser)
+    add_query_arguments(data, first_query=False)
+    add_start_argument(data)
     add_removal_arguments(parser)
     add_retrain_arguments(parser)
     add_recipe_arguments(parser, default="that of run.json")
-    add = add_study_arguments(parser, "counterfactual").add_argument
+    add_study_arguments(parser, "counterfactual")
+    add = parser.group("results").add_argument
     add(
         "--query_index",
         type=int,
@@ -81,54 +77,143 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add("--show", type=int, default=20, help="rows printed with --query_index (20)")
     args = parser.parse_args(argv)
-    counts = (
-        "max_queries",
-        "num_targets",
-        "max_targets",
-        "num_random_draws",
-        "num_base_seeds",
-        "num_retrain_seeds",
-    )
-    check_numbers(vars(args), *counts, "jobs_per_device", "show", "retrain_queries")
+    counts = ("max_queries", "num_targets", "max_targets", "num_random_draws", "num_base_seeds")
+    more = ("num_retrain_seeds", "jobs_per_device", "show", "retrain_queries")
+    check_numbers(vars(args), *counts, *more)
     check_recipe(vars(args))
-    if args.removals[0] < 1 or any(
-        a >= b for a, b in zip(args.removals, args.removals[1:], strict=False)
-    ):
-        raise Refused(
-            f"--removals must be above 0 and increasing, not {' '.join(map(str, args.removals))}"
-        )
+    increasing = all(a < b for a, b in zip(args.removals, args.removals[1:], strict=False))
+    if args.removals[0] < 1 or not increasing:
+        shown = " ".join(map(str, args.removals))
+        raise Refused(f"--removals must be above 0 and increasing, not {shown}")
     if len(set(args.strategies)) < len(args.strategies):
         raise Refused("--strategies names an arm twice")
     if args.direction == "harmful" and args.strategies[0] == "random":
         raise Refused(
             "random removes as many rows of each class as the first arm; name another arm first"
         )
-    args.single = check_verdict_arguments(vars(args))
+    if args.targets is not None and args.query_text is not None:
+        raise Refused("--targets and --query_text exclude each other; check one at a time")
+    if args.query_label is not None and args.query_text is None:
+        raise Refused("--query_label goes with --query_text")
+    args.single = args.targets is not None or args.query_text is not None
+    least = MIN_SEEDS if args.single else 1
+    if (args.num_retrain_seeds or least) < least:
+        raise Refused(
+            f"a verdict takes at least {MIN_SEEDS} retrains a removal; raise --num_retrain_seeds"
+        )
+    args.num_retrain_seeds = args.num_retrain_seeds or (MIN_SEEDS if args.single else 3)
     plan = removals_of(args)
-    if set(plan.base_seeds) & set(plan.retrain_seeds):
+    if {*plan.base_seeds} & {*plan.retrain_seeds}:
         raise Refused("retrain seeds must be others than base seeds; change --retrain_seed")
     return args
 
 
-def removals_of(args: argparse.Namespace) -> Removals:
-    """What the study needs of the command line."""
-    return Removals(
-        args.removals,
-        args.num_targets,
-        range(args.base_seed, args.base_seed + args.num_base_seeds),
-        range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds),
-        args.carry_forward,
-        args.direction,
-        args.max_targets,
+def add_removal_arguments(parser: Parser) -> None:
+    """Adds the group of arguments about targets and removed rows."""
+    add = parser.group("removals").add_argument
+    add(
+        "--strategies",
+        nargs="+",
+        default=ARMS,
+        metavar="ARM",
+        help=f"stored scores, {', '.join(baselines.NAMES)}; each is compared with those before it "
+        f"({' '.join(ARMS)}; where no identity is stored, without it)",
+    )
+    add(
+        "--num_targets",
+        type=int,
+        default=100,
+        help="number of validation rows, from the first on, that may be targets (100, as published)",
+    )
+    add("--max_targets", type=int, help="number of targets, the first that are found (all)")
+    add(
+        "--removals",
+        type=int,
+        nargs="+",
+        default=REMOVALS,
+        help="numbers of removed rows, increasing (20 to 120, as published)",
+    )
+    add(
+        "--targets",
+        type=int,
+        nargs="+",
+        metavar="QUERY",
+        help="check just these validation rows, right or wrong",
+    )
+    add(
+        "--query_text",
+        nargs="+",
+        metavar="TEXT",
+        help="check this custom query (analyze.py scores it first)",
+    )
+    add("--query_label", help="its class, by name or number (the class that the model predicts)")
+    add(
+        "--direction",
+        choices=DIRECTIONS,
+        default="helpful",
+        help="rows that are removed (helpful); if harmful, targets are rows that all base seeds "
+        "get wrong, and random removes as many rows of each class as the first arm",
+    )
+    add(
+        "--num_random_draws",
+        type=int,
+        default=1,
+        help="draws that the random arm averages (1)",
+    )
+    add("--random_seed", type=int, default=0, help="seed for the random baseline (0)")
+
+
+def add_retrain_arguments(parser: Parser) -> None:
+    """Adds the group of arguments about seeds and retrains."""
+    group = parser.group("retrains")
+    add = group.add_argument
+    add(
+        "--num_base_seeds",
+        type=int,
+        default=5,
+        help="seeds that must all classify a target correctly, or all wrongly (5, as published)",
+    )
+    add(
+        "--num_retrain_seeds",
+        type=int,
+        help="retrains for every removal (3, as published; with --targets or --query_text "
+        f"{MIN_SEEDS}, or more)",
+    )
+    add(
+        "--base_seed",
+        type=int,
+        default=0,
+        help="the first base seed; none may be a retrain seed (0)",
+    )
+    add_retrain_seed(group)
+    add(
+        "--no_carry_forward",
+        dest="carry_forward",
+        action="store_false",
+        help="retrain every target at every removal (published: a flipped target stays flipped "
+        "and is not retrained again)",
     )
 
 
-def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
-    """Arm -> function of a query that returns its removal orders, a list of training rows for every
-    draw.
+def removals_of(args: argparse.Namespace) -> Removals:
+    """Removals and seeds of the study."""
+    return Removals(
+        counts=args.removals,
+        num_targets=args.num_targets,
+        base_seeds=range(args.base_seed, args.base_seed + args.num_base_seeds),
+        retrain_seeds=range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds),
+        carry_forward=args.carry_forward,
+        direction=args.direction,
+        max_targets=args.max_targets,
+    )
+
+
+def make_arms(args, run: Run, train, queries, found: dict) -> dict[str, Arm]:
+    """Arms by name: functions of a query that return training rows in removal order, for every draw.
+
+    found: stored scores.
     """
-    scores, stale = stored_scores(folder, run, queries.fingerprint())
-    models = models_of(folder, run, train.task, args.model_name_or_path)
+    models = models_of(run, args.model_name_or_path)
     arms: dict[str, Arm] = {}
     draws = args.random_seed, args.num_random_draws
     for name in args.strategies:
@@ -137,35 +222,32 @@ def make_arms(args, folder: Path, run: dict, train, queries) -> dict[str, Arm]:
         elif name == "random":
             arms[name] = counterfactual.by_chance(train, queries, *draws)
         elif name in baselines.NAMES:
-            arms[name] = by_score(
-                baselines.baseline_scores(name, queries, train, models), args.direction
-            )
-        elif name in scores:
-            arms[name] = by_score(scores[name], args.direction)
+            scores = baselines.baseline_scores(name, queries, train, models)
+            arms[name] = by_score(scores, args.direction)
+        elif name in found and found[name].stale is None:
+            arms[name] = by_score(found[name].values(), args.direction)
         else:
-            why = stale.get(name, "there are no such scores")
-            where = args.dataset_name, args.checkpoint_dir, args.max_queries
-            command = remedy(name, *where, again=name in stale)
-            if not arms or args.strategies is not ARMS:  # the first, or one that was asked for
+            why = found[name].stale if name in found else "there are no such scores"
+            command = remedy(run, name, found, args.max_queries)
+            if not arms or args.strategies is not ARMS:  # the first arm, or one that was named
                 raise Refused(f"cannot remove by {name}: {why}; {command}")
             print(f"{name} is left out: {why}; {command}", file=sys.stderr)
     return arms
 
 
 def check_sizes(args, train, queries) -> None:
-    """Raises Refused for a regression, and where more rows go than there are (for random: of the
-    smallest class).
+    """Raises Refused for a regression, and if more rows are removed than there are (for random: of
+    the smallest class).
     """
     if train.task.regression:
         raise Refused(
             f"{args.dataset_name} is a regression task: it has margins, but no prediction that "
             "could flip"
         )
-    most = len(train) - 1  # on nothing there is no training
+    most = len(train) - 1  # at least one row is left to train on
     if "random" in args.strategies and args.direction == "helpful":
-        most = min(
-            most, *(int((train.labels == label).sum()) for label in np.unique(queries.labels))
-        )
+        sizes = [int((train.labels == label).sum()) for label in np.unique(queries.labels)]
+        most = min(most, *sizes)
     if args.removals[-1] > most:
         raise Refused(
             f"--removals {args.removals[-1]} is more than the {most} training rows that can go "
@@ -173,89 +255,104 @@ def check_sizes(args, train, queries) -> None:
         )
 
 
-def check_predictions(args, folder: Path, run: dict, rows: tuple) -> None:
-    """Checks the asked predictions by retraining; stores and prints a verdict on each."""
-    name, plan, valid = args.strategies[0], removals_of(args), rows[1].first(args.max_queries)
+def open_study_of(args, run: Run, rows: tuple):
+    """The run opened for retraining. rows: training rows, and queries that retrains predict."""
+    return open_study(
+        run,
+        rows,
+        recipe_of(vars(args), args.dataset_name, run.recipe),
+        max_queries=args.max_queries,
+        model_name_or_path=args.model_name_or_path,
+        jobs_per_device=args.jobs_per_device,
+        retrains=not args.dry_run and args.query_index is None,
+    )
+
+
+def check_predictions(args, run: Run, train, valid) -> None:
+    """Checks single predictions by retraining; stores and prints a verdict on each."""
+    name = args.strategies[0]
+    plan = removals_of(args)
     check = Check(
-        name,
-        args.direction,
-        args.removals,
-        list(plan.retrain_seeds),
-        list(plan.base_seeds),
-        args.num_random_draws,
-        args.random_seed,
+        score=name,
+        direction=args.direction,
+        counts=args.removals,
+        seeds=list(plan.retrain_seeds),
+        base_seeds=list(plan.base_seeds),
+        draws=args.num_random_draws,
+        random_seed=args.random_seed,
     )
+    queries = valid.first(args.max_queries)
+    known = valid
+    suffix = ""
     if args.query_text is not None:
-        asked = own_target(
-            folder, run, name, args.query_text, args.query_label, args.checkpoint_dir
-        )
+        known, target, suffix = verdict.custom_target(run, name, args.query_text, args.query_label)
+        targets = [target]
     else:
-        asked = validation_targets(
-            folder, run, name, valid, args.targets, args.checkpoint_dir, args.max_queries
-        )
-    recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
-    known = (rows[0], rows[1] if asked.queries is valid else asked.queries)
-    study = open_study(folder, run, known, recipe, **study_arguments(vars(args)))
-    found = run_check(
-        study, asked.targets, check, known_slope(folder, run, name, valid), args.dry_run
-    )
-    for verdict in (found or []) if launched()[0] == 0 else []:
-        path = verdicts.keep(folder, run, verdict, asked.suffix)
-        print(f"\n{verdicts.text(verdict)}\n  stored in {path}")
+        targets = verdict.validation_targets(run, name, queries, args.targets, args.max_queries)
+    study = open_study_of(args, run, (train, known))
+    slope = verdict.known_slope(run, name, queries)
+    found = verdict.run_check(study, targets, check, slope, args.dry_run)
+    if found is None or rank_and_size()[0] > 0:
+        return
+    for one in found:
+        path = verdict.save_verdict(run, one, suffix)
+        print(f"\n{verdicts.text(one)}\n  stored in {path}")
 
 
 def main(argv=None) -> None:
     """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
-    name = args.dataset_name + "_harmful" * (args.direction == "harmful")
+    name = args.dataset_name + ("_harmful" if args.direction == "harmful" else "")
     stem = args.results_dir / f"counterfactual_{name}"
-    figures = results.figure_paths("counterfactual", name, args.figure_path)
+    figure = args.figure_path or results.FIGURES / f"counterfactual_{name}.png"
     if args.plot_only:
-        results.redraw(stem, figures, plotting.draw_counterfactual)
+        results.redraw(stem, figure, plotting.draw_counterfactual)
         return
-    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
+    run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     plan = removals_of(args)
-    if shared := sorted({*seeds_behind(run, args.strategies)} & {*plan.retrain_seeds}):
+    train, valid = run.rows(max(args.max_queries, args.retrain_queries))
+    queries = valid.first(args.max_queries)
+    found = find_scores(run, queries.fingerprint())
+    specs = [found[name].spec for name in args.strategies if name in found]
+    if shared := sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds}):
         raise Refused(
-            f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
-            "again"
+            f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use again"
         )
-    rows = open_data(folder, run, args.dataset_path, max(args.max_queries, args.retrain_queries))
     if args.single:
-        check_predictions(args, folder, run, rows)
+        check_predictions(args, run, train, valid)
         return
-    train, queries = rows[0], rows[1].first(args.max_queries)
     check_sizes(args, train, queries)
-    arms = make_arms(args, folder, run, train, queries)
-    if (q := args.query_index) is not None:
-        show_removed(queries, train, arms, q, args.show)
+    arms = make_arms(args, run, train, queries, found)
+    if args.query_index is not None:
+        show_removed(queries, train, arms, args.query_index, args.show)
         return
-    recipe = recipe_of(vars(args), args.dataset_name, run["recipe"])
-    study = open_study(folder, run, rows, recipe, **study_arguments(vars(args)))
+    study = open_study_of(args, run, (train, valid))
     if not args.dry_run:
-        results.check_places(stem, figures)
+        results.check_places(stem, figure)
     base = base_runs(study, plan)
-    if (outcome := run_study(study, plan, arms, base, args.dry_run)) is None or launched()[0] > 0:
+    outcome = run_study(study, plan, arms, base, args.dry_run)
+    if outcome is None or rank_and_size()[0] > 0:
         return
-    settings = {
+    result = {
         "dataset": args.dataset_name,
         "strategies": list(arms),
         "random_seed": args.random_seed,
+        "recipe": study.retrain.recipe,
+        **summarize(study, plan, base, outcome),
     }
-    result = settings | {"recipe": recipe} | summarize(study, plan, base, outcome)
     print(tables.counterfactual_text(result))
     results.save(
         result,
         stem,
-        figures,
+        figure,
         markdown=tables.counterfactual_markdown(result),
         draw=plotting.draw_counterfactual,
         arguments=vars(args),
         device=study.retrain.device,
+        fingerprints=run.fingerprints(queries),
         compact=True,
-        fingerprints=fingerprints_of(run, queries),
     )
 
 

@@ -9,13 +9,13 @@ Symbols: M masks, N training rows, Q queries, R repeats, B bootstrap draws.
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from attribution.evidence import stats
 from attribution.files import read_json, sha256_of
-from attribution.training.run import start_of
+from attribution.training.run import Run
+from pipeline import MARGIN
 
 NUM_BOOTSTRAP = 500
 MIN_MASKS = 10
@@ -51,31 +51,34 @@ class Slope:
         return asdict(self)
 
 
-def random_subsets(
-    folder: Path, run: dict, query_rows: str
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe;
-    None without one.
+def random_subsets(run: Run, query_rows: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe; None
+    without one.
 
-    folder: the run's. query_rows: the fingerprint of the validation rows that scores are of. Reads
-    what evaluate_lds.py stored beside its retrains, which are of random subsets by construction.
-    What earlier versions stored does not say which start it is of, and is not read; evaluate_lds.py
-    stores it again without retraining.
+    query_rows: fingerprint of the validation rows. Reads what evaluate_lds.py stored beside its
+    retrains, which are of random subsets by construction.
     """
     best: tuple[np.ndarray, np.ndarray] | None = None
-    wanted = {"recipe": run["recipe"], "training rows": run["train_rows"], "query rows": query_rows}
-    wanted |= {"run's start": start_of(run)}
-    for path in sorted((folder / "retraining").glob("*/lds_*.npz")):
+    wanted = {
+        "recipe": run.recipe,
+        "training rows": run.train_rows,
+        "query rows": query_rows,
+        "run's start": run.start_parts(),
+        "margin": MARGIN,
+    }
+    for path in sorted((run.folder / "retraining").glob("*/lds_*.npz")):
         record = read_json(path.with_suffix(".json")) or {}
         made = record.get("fingerprint", {})
-        if any(made.get(part) != value for part, value in wanted.items()) or record.get(
-            "arrays"
-        ) != sha256_of(path):
+        if any(made.get(part) != value for part, value in wanted.items()):
+            continue
+        if record.get("arrays") != sha256_of(path):
             continue
         with np.load(path, allow_pickle=False) as arrays:
-            masks, margins = arrays["masks"], arrays["margins"]
+            masks = arrays["masks"]
+            margins = arrays["margins"]
         complete = stats.complete_masks(margins)
-        masks, margins = masks[complete], margins[complete]
+        masks = masks[complete]
+        margins = margins[complete]
         if len(masks) >= MIN_MASKS and (best is None or margins.size > best[1].size):
             best = masks, margins
     return best

@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attribution.evidence.retraining import announce, launched, run_jobs
+from attribution.evidence.retraining import announce, run_jobs
 from attribution.evidence.stats import MIN_MASKS
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import (
     Refused,
+    describe_parts,
     differing_parts,
-    others,
     read_json,
     sha256_of,
     write_json,
     write_npz,
 )
+from attribution.processes import rank_and_size
 
 UNREADABLE = (  # what NumPy and torch raise for files that hold no array of numbers
     pickle.UnpicklingError,
@@ -234,7 +235,7 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
     if not announce(store, jobs, study.retrain, study.workers, dry_run):
         return None
     results = run_jobs(store, jobs, study.retrain, study.workers)
-    if launched()[0] > 0:
+    if rank_and_size()[0] > 0:
         return None
     outputs = results.predictions.reshape(shape) if study.train.task.regression else None
     truth = GroundTruth(
@@ -251,16 +252,16 @@ def truth_fingerprint(study: Study) -> dict:
     """Named parts of everything that changes exported ground truth: the recipe's, the run's start,
     the query rows.
     """
-    parts = {"query rows": study.queries.fingerprint(), "run's start": study.retrain.run_start}
+    parts = {"query rows": study.queries.fingerprint(), "run's start": study.retrain.start_parts}
     return study.retrain.fingerprint() | parts
 
 
-def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth | None:
+def external_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth | None:
     """The ground truth in files of others; None in all processes of a launcher but the first.
 
     Raises Refused where they cannot belong to this run.
     """
-    if launched()[0] > 0:
+    if rank_and_size()[0] > 0:
         return None
     fingerprint = truth_fingerprint(study)
     for path in dict.fromkeys((masks_path, margins_path)):
@@ -268,7 +269,7 @@ def foreign_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundT
         if record is None or "fingerprint" not in record:
             print(f"{path} carries no fingerprint: only its shape is checked")
         elif parts := differing_parts(record["fingerprint"], fingerprint):
-            raise Refused(f"{path} was made with {others(parts)} than this run")
+            raise Refused(f"{path} was made with {describe_parts(parts)} than this run")
     masks = check_masks(load_array(masks_path, "masks"), len(study.train))
     shape = len(masks), len(study.queries)
     margins, outputs = check_margins(load_array(margins_path, "margins"), *shape), None

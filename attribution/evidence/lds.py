@@ -4,12 +4,22 @@ stands beside it.
 Symbols: M masks, N training rows, Q queries, R repeats, K columns that are controlled for.
 """
 
+import shlex
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from attribution.evidence import stats
+from attribution.data.dataset import GlueDataset
+from attribution.evidence import baselines, stats
+from attribution.evidence.ground_truth import GroundTruth
+from attribution.evidence.study import models_of
 from attribution.files import Refused
+from attribution.influence.stored import StoredScores, find_scores, scores_named, seeds_of
+from attribution.training.members import mean_of
+from attribution.training.queries import predict_run
+from attribution.training.recipe import queries_flag
+from attribution.training.run import Run
 
 REFERENCE = "ekfac"  # the score that others are compared with
 TOP = 10  # rows of a query that count as its largest
@@ -40,8 +50,8 @@ class Evidence:
 
         plain: margins; balanced: the same, controlled; output: a regression's own output. Its
         gradient is the margin's divided by twice the residual, so that a score of the margin
-        predicts it up to the residual's sign. Members have residuals of their own; what they say of
-        the output together is `Beside.outputs`.
+        predicts it up to the residual's sign. Members have residuals of their own; their mean for the output is
+        `MemberScores.outputs`.
         """
         one = np.ones(self.margins.shape[2])
         found: dict[str, tuple] = {"plain": (self.margins, None, one)}
@@ -53,18 +63,11 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Scores that are not evaluated as rows of the table, but stand beside those that are."""
+class MemberScores:
+    """Scores of single members behind the evaluated means."""
 
-    starts: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # name -> (Q, N) of the model before fine-tuning
-    singles: dict[str, list[np.ndarray]] = field(
-        default_factory=dict
-    )  # name -> (Q, N) of each member
-    outputs: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # name -> (Q, N): what members say of the output
+    singles: dict[str, list[np.ndarray]] = field(default_factory=dict)  # name -> (Q, N) of each
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)  # name -> (Q, N) for the output
 
 
 def usable_masks(margins: np.ndarray) -> np.ndarray:
@@ -84,16 +87,15 @@ def evaluate(
     scores: dict[str, np.ndarray],
     evidence: Evidence,
     num_bootstrap: int,
-    beside: Beside | None = None,
+    members: MemberScores | None = None,
 ) -> dict:
-    """Everything that is reported, as plain numbers. scores: name -> (Q, N); `random` is among
-    them.
-    """
-    beside = beside or Beside()
+    """Everything that is reported, as plain numbers. scores: name -> (Q, N)."""
+    members = members or MemberScores()
     complete = usable_masks(evidence.margins)
     missing = int((~np.isfinite(evidence.margins)).any(2).sum())
     evidence = evidence.of(complete)
-    masks, margins = evidence.masks, evidence.margins
+    masks = evidence.masks
+    margins = evidence.margins
     draws = stats.draw(len(masks), margins.shape[2], num_bootstrap)
     result = {
         "masks": len(masks),
@@ -103,9 +105,7 @@ def evaluate(
         "queries": margins.shape[2],
         "rows": masks.shape[1],
         "alpha": float(masks.mean()),
-        "scores": {
-            name: beside_score(name, values, scores, beside) for name, values in scores.items()
-        },
+        "scores": {name: without_retrains(values, scores) for name, values in scores.items()},
         "ceiling": {},
         "ceiling_interval": {},
         "agreement": {},
@@ -113,29 +113,19 @@ def evaluate(
         "constant_queries": {},
         "chance": {},
     }
-    for kind, (truth, columns, sign) in evidence.kinds().items():
-        add_kind(result, kind, scores, masks, (truth, columns, sign), draws, beside)
+    for kind, column in evidence.kinds().items():
+        add_kind(result, kind, scores, masks, column, draws, members)
     result["growth"] = growth(scores, masks, stats.mean_margins(margins))
     return result
 
 
-def beside_score(
-    name: str, values: np.ndarray, scores: dict[str, np.ndarray], beside: Beside
-) -> dict:
-    """What is said of a score without any retrain: rows at the top, agreement with EKFAC and with
-    its own start.
-    """
+def without_retrains(values: np.ndarray, scores: dict[str, np.ndarray]) -> dict:
+    """Facts about a score that take no retrain: rows at the top, agreement with EKFAC."""
     top = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :TOP]
-    entry: dict = {
-        "rows_at_top": len(np.unique(top)),
-        "spearman_with_ekfac": None,
-        "spearman_with_start": None,
-    }
+    agreement = None
     if REFERENCE in scores:
-        entry["spearman_with_ekfac"] = stats.mean_spearman(values, scores[REFERENCE])
-    if name in beside.starts:
-        entry["spearman_with_start"] = stats.mean_spearman(values, beside.starts[name])
-    return entry
+        agreement = stats.mean_spearman(values, scores[REFERENCE])
+    return {"rows_at_top": len(np.unique(top)), "spearman_with_ekfac": agreement}
 
 
 def add_kind(
@@ -143,22 +133,26 @@ def add_kind(
     kind: str,
     scores: dict[str, np.ndarray],
     masks: np.ndarray,
-    evidence: tuple,
+    column: tuple,
     draws: stats.Draws,
-    beside: Beside,
+    members: MemberScores,
 ) -> None:
-    """Adds one column of the table. evidence: a value of `Evidence.kinds`."""
-    margins, columns, sign = evidence
-    truth = stats.make_truth(stats.mean_margins(margins), columns)
-    asked = {name: values * sign[:, None] for name, values in scores.items()}
-    asked |= beside.outputs if kind == "output" else {}
-    agreements = {name: stats.agreement(values, masks, truth) for name, values in asked.items()}
+    """Adds one column of the table. column: a value of `Evidence.kinds`."""
+    margins, controls, sign = column
+    truth = stats.make_truth(stats.mean_margins(margins), controls)
+    signed = {name: values * sign[:, None] for name, values in scores.items()}
+    if kind == "output":
+        signed |= members.outputs
+    agreements = {name: stats.agreement(values, masks, truth) for name, values in signed.items()}
     samples = {name: stats.bootstrap(agreed, truth, draws) for name, agreed in agreements.items()}
-    ceiling = stats.ceiling_of(margins, draws, columns)
+    ceiling = stats.ceiling_of(margins, draws, controls)
     result["ceiling"][kind] = ceiling and ceiling.value
     result["ceiling_interval"][kind] = ceiling and stats.interval(ceiling.draws)
     result["ceiling_known"][kind] = ceiling is not None and ceiling.known
-    result["agreement"][kind] = ceiling and [ceiling.agreement, *stats.interval(ceiling.agreements)]
+    result["agreement"][kind] = ceiling and [
+        ceiling.agreement,
+        *stats.interval(ceiling.agreements),
+    ]
     result["constant_queries"][kind] = int((~truth.valid).sum())
     result["chance"][kind] = max(stats.chance(agreed, truth) for agreed in agreements.values())
     for name, agreed in agreements.items():
@@ -171,10 +165,9 @@ def add_kind(
             entry["difference"] = agreed.mean - agreements[REFERENCE].mean
             entry["difference_interval"] = stats.interval(samples[name] - samples[REFERENCE])
         entry |= stats.share_of_ceiling(agreed.mean, samples[name], ceiling)
-        if name in beside.singles and kind != "output":
-            entry["single"] = [
-                stats.agreement(one, masks, truth).mean for one in beside.singles[name]
-            ]
+        if name in members.singles and kind != "output":
+            singles = members.singles[name]
+            entry["single"] = [stats.agreement(one, masks, truth).mean for one in singles]
         result["scores"][name][kind] = entry
 
 
@@ -196,3 +189,132 @@ def growth(scores: dict[str, np.ndarray], masks: np.ndarray, means: np.ndarray) 
                 [agreed.mean, *stats.interval(stats.bootstrap(agreed, truth, draws))]
             )
     return {"masks": counts, "lines": lines}
+
+
+# --- everything that is evaluated --------------------------------------------------------------------
+
+
+def announce(run: Run, queries: GlueDataset, first_query: int, max_queries: int) -> None:
+    """Prints before the long work which stored scores will not be in the table, and how to make
+    some if none fit.
+    """
+    found = find_scores(run, queries.fingerprint(), first_query)
+    for name, scores in found.items():
+        if scores.stale:
+            print(f"{name}: will be left out, {scores.stale}", file=sys.stderr)
+    if any(scores.stale is None for scores in found.values()):
+        return
+    limit = queries_flag(max_queries, first_query)
+    again = " --overwrite" if found else ""
+    where = (
+        f"--dataset_name {run.dataset_name} --checkpoint_dir {shlex.quote(str(run.folder.parent))}"
+    )
+    print(
+        "no stored scores fit, so the table will hold baselines only; make some with: python "
+        f"analyze.py {where}{limit}{again}",
+        file=sys.stderr,
+    )
+
+
+def fitting_scores(run: Run, queries: GlueDataset, first_query: int) -> dict[str, StoredScores]:
+    """Stored scores that fit this run and these queries; the others are left out, which is printed."""
+    found = find_scores(run, queries.fingerprint(), first_query)
+    for name, scores in found.items():
+        if scores.stale:
+            print(f"{name}: left out, {scores.stale}", file=sys.stderr)
+    return {name: scores for name, scores in found.items() if scores.stale is None}
+
+
+def evaluate_run(
+    run: Run,
+    train: GlueDataset,
+    queries: GlueDataset,
+    truth: GroundTruth,
+    *,
+    first_query: int,
+    num_bootstrap: int,
+    model_name_or_path: str | None,
+) -> tuple[dict, list[int]]:
+    """(result of `evaluate` for stored scores and baselines, seeds of the scored models).
+
+    model_name_or_path: the start model, if it has moved.
+    """
+    models = models_of(run, model_name_or_path)
+    stored = fitting_scores(run, queries, first_query)
+    scores = {name: found.values() for name, found in stored.items()}
+    for name in baselines.NAMES:
+        scores[name] = baselines.baseline_scores(name, queries, train, models)
+    residuals = residuals_of(run, queries, stored)
+    members = member_scores(run, queries, stored, residuals)
+    result = evaluate(scores, evidence_of(truth, train, queries, models), num_bootstrap, members)
+    result["residuals"] = disagreeing_residuals(list(residuals.values()))
+    return result, seeds_of(run, [found.spec for found in stored.values()])
+
+
+def evidence_of(truth: GroundTruth, train, queries, models: baselines.Models) -> Evidence:
+    """Ground truth with its controls."""
+    if not train.task.regression:
+        return Evidence(truth.masks, truth.margins, stats.kept_counts(truth.masks, train.labels))
+    sums = truth.masks.astype(np.float64) @ train.labels[:, None]
+    residuals = queries.labels - models.outputs(queries)
+    return Evidence(truth.masks, truth.margins, sums, truth.outputs, residuals)
+
+
+def residuals_of(run: Run, queries: GlueDataset, stored: dict[str, StoredScores]) -> dict:
+    """Residuals (Q,), label minus output, of every checkpoint behind stored scores, by its folder;
+    empty for classes.
+    """
+    if not queries.task.regression:
+        return {}
+    places = {place for found in stored.values() for place in found.spec.places(run)}
+    checkpoints = [Run.read(place) for place in sorted(places)]
+    return {
+        one.folder: queries.labels - predict_run(one, queries).squeeze(-1).numpy()
+        for one in checkpoints
+        if one is not None
+    }
+
+
+def member_scores(
+    run: Run, queries: GlueDataset, stored: dict[str, StoredScores], residuals: dict
+) -> MemberScores:
+    """Scores of the single members behind stored means.
+
+    A checkpoint's scores of the margin, divided by its residuals, are its scores of a regression's
+    output; the mean of them is taken as of scores.
+    """
+    singles: dict[str, list[np.ndarray]] = {}
+    outputs: dict[str, np.ndarray] = {}
+    rows = queries.fingerprint()
+    for name, found in stored.items():
+        spec = found.spec
+        if spec.single:
+            continue
+        places = spec.places(run)
+        checkpoints = [Run.read(place) for place in places]
+        parts = [
+            None if one is None else scores_named(one, spec.of_one_checkpoint.name, rows)
+            for one in checkpoints
+        ]
+        there = [part for part in parts if part is not None]
+        if there and len(places) > 1:
+            singles[name] = there
+        if residuals and len(there) == len(places):
+            by = [residuals[place][:, None] for place in places]
+            divided = [
+                np.divide(part, one, out=np.zeros(part.shape), where=one != 0)
+                for part, one in zip(there, by, strict=True)
+            ]
+            outputs[name] = mean_of(divided)
+    return MemberScores(singles, outputs)
+
+
+def disagreeing_residuals(residuals: list[np.ndarray]) -> dict | None:
+    """Number of queries for whose residuals (Q,) checkpoints disagree about the sign; None for fewer
+    than two checkpoints.
+    """
+    if len(residuals) < 2:
+        return None
+    signs = np.sign(np.stack(residuals))
+    apart = int((signs != signs[0]).any(0).sum())
+    return {"apart": apart, "queries": signs.shape[1], "models": len(signs)}

@@ -1,12 +1,12 @@
-"""Retrains many times: resumable, shared by processes and machines, each with the bits of one
-process.
+"""Retrains: a run's model trained again on some of its rows, many times, resumable, shared by
+processes and machines, each with the bits of one process.
 
     store = Store(folder, retrain.fingerprint(), queries.digests())
-    results = run_jobs(store, [Job.of(rows, seed), ...], retrain, workers=2)      # margins (J, Q),
-    and more
+    results = run_jobs(store, [Job.of(rows, seed), ...], retrain, workers=2)   # margins (J, Q) etc.
 
 A process claims a job in the store, does it and saves it, so that launches and machines can come
-and go. No job is done twice at a time, and what a killed process had claimed is free.
+and go. No job is done twice at a time, and a claim of a killed process is free. Symbols: J jobs, Q
+queries.
 """
 
 import errno
@@ -17,23 +17,156 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.multiprocessing
 from tqdm import tqdm
 
-from attribution.evidence.store import Job, Results, Store
-from attribution.files import read_json
-from attribution.machine import free_host_memory, num_cores
+from attribution.data.dataset import GlueDataset
+from attribution.evidence.store import Job, Result, Results, Store
+from attribution.files import Refused, fingerprint_of_tensors, read_json
+from attribution.models import fingerprint_of_start
+from attribution.processes import free_host_memory, num_cores, rank_and_size
+from attribution.training.fit import Diverged, fit, predict
+from attribution.training.run import Run
+from pipeline import MARGIN, compute_correct, compute_margin, construct_bert, quiet_libraries
 
 # the first seed of retrains; scored models have others, or they would share head and row order
 RETRAIN_SEED = 100
 POLL = 0.5  # seconds between two looks at what other processes have finished
 
 
-def launched() -> tuple[int, int]:
-    """(rank, number of processes) as a launcher such as accelerate or torchrun says it; (0, 1)
-    without one.
+# --- one retrain --------------------------------------------------------------------------------
+
+
+def open_start(run: Run, start: str | None) -> torch.nn.Module:
+    """The model that the run was trained from, with some head where it has none; `drawn` names that
+    head's weights.
+
+    start: its folder or hub id, None for the default. Raises Refused where it has other weights
+    than it had then.
     """
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    model = construct_bert(
+        run.dataset_name, start, 0, run.num_hidden_layers, run.new_head, task=run.task
+    )
+    if fingerprint_of_start(model) != run.start:
+        raise Refused(
+            f"the start model {start or 'of the demo'} has other weights than the one that the run "
+            "was trained from; name that one with --model_name_or_path"
+        )
+    return model
+
+
+def behaviour(config) -> dict:
+    """What a model's configuration says of dropout, epsilon and activation, where that is not its
+    class's default.
+    """
+    usual, parts = type(config)().to_dict(), ("drop", "eps", "act")
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if any(part in name for part in parts) and value != usual.get(name)
+    }
+
+
+class Retrainer:
+    """Trains a run's model again on some of its rows: a job of the retraining store, called as
+    (rows, seed).
+
+    Start weights and tokens are read once, and go to other processes by pickling. The head that the
+    start lacks is drawn from the job's seed, so that all rows and the run's own seed give the run's
+    own model. start: folder or hub id of the start model, None for the default. Raises Refused
+    where the start is not the one that the run was trained from.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        start: str | None,
+        train: GlueDataset,
+        queries: GlueDataset,
+        recipe: dict,
+        device: torch.device,
+    ) -> None:
+        self.train = train
+        self.queries = queries
+        self.recipe = recipe
+        self.device = device
+        self.digests = queries.digests()
+        self.start_parts = run.start_parts()
+        model = open_start(run, start)
+        self.kind = type(model)
+        self.config = model.config
+        self.behaviour = behaviour(model.config) if start else {}
+        self.start = {
+            name: value for name, value in model.state_dict().items() if name not in model.drawn
+        }
+        self.num_parameters = model.num_parameters()
+
+    def __setstate__(self, state: dict) -> None:
+        quiet_libraries()  # this process is a child of one that is
+        self.__dict__.update(state)
+
+    def fingerprint(self) -> dict:
+        """Named parts of everything that changes a margin; only another torch or processor may
+        round otherwise.
+
+        Queries are not among them: the store knows each query row by a digest of its own.
+        """
+        shape = {
+            "layers": self.config.num_hidden_layers,
+            "labels": self.config.num_labels,
+        } | self.behaviour
+        device = (
+            "cpu, one thread"
+            if self.device.type == "cpu"
+            else torch.cuda.get_device_name(self.device)
+        )
+        return {
+            "start": fingerprint_of_tensors(self.start),
+            "shape": shape,
+            "recipe": self.recipe,
+            "training rows": self.train.fingerprint(),
+            "device": device,
+            "margin": MARGIN,
+        }
+
+    def model(self, seed: int) -> torch.nn.Module:
+        """The start, with a head drawn from the seed as `construct_bert` draws it."""
+        start = {name: value.clone() for name, value in self.start.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self.kind.from_pretrained(
+                None, config=self.config, state_dict=start, dtype=torch.float32
+            )
+        return model.to(self.device)
+
+    def __call__(self, rows: np.ndarray, seed: int) -> Result:
+        """What the queries get after training on these rows (ascending) with this seed; NaN where
+        it diverged.
+
+        On the CPU in one thread, whatever the process has: several processes then give the same
+        bits as one.
+        """
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            logits = predict(
+                fit(self.model(seed), self.train, rows, seed=seed, **self.recipe), self.queries
+            )
+        except Diverged:
+            logits = torch.full((len(self.queries), self.config.num_labels), torch.nan)
+        finally:
+            torch.set_num_threads(threads)
+        labels, regression = torch.from_numpy(self.queries.labels), self.queries.task.regression
+        outputs = logits.squeeze(-1) if regression else torch.full((len(labels),), torch.nan)
+        correct = compute_correct(logits, labels)
+        return Result(
+            self.digests, compute_margin(logits, labels).numpy(), correct.numpy(), outputs.numpy()
+        )
+
+
+# --- many retrains ------------------------------------------------------------------------------
 
 
 def work(store: Store, jobs: list[Job], retrain, start: float = 0.0, on_done=None) -> None:
@@ -58,7 +191,7 @@ def _worker(
     # torch sends this signal when the parent dies; whoever was started in the background of a
     # script ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    recipe, (rank, size) = read_json(folder / "recipe.json"), launched()
+    recipe, (rank, size) = read_json(folder / "recipe.json"), rank_and_size()
     assert recipe is not None  # the parent process has just read it
     store = Store(folder.parent, recipe["fingerprint"], digests)
     work(store, jobs, pickle.loads(retrain), (rank + index / count) / size)
@@ -71,7 +204,7 @@ def default_workers(device: torch.device, parameters: int) -> int:
     Estimate of a process: 1 GB of libraries, and six float32 numbers a parameter (weights, start,
     gradient, two moments, activations).
     """
-    if device.type != "cpu" or launched()[1] > 1:
+    if device.type != "cpu" or rank_and_size()[1] > 1:
         return 1
     affordable = free_host_memory() // 2 // (2**30 + 24 * parameters)
     return max(1, min(num_cores(), int(affordable)))
@@ -85,7 +218,7 @@ def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool
     counted; for a few jobs it is not worth it.
     """
     missing = store.missing(jobs)
-    unique, leader = len({job.key for job in jobs}), launched()[0] == 0
+    unique, leader = len({job.key for job in jobs}), rank_and_size()[0] == 0
     if leader:
         print(f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}")
         if partly := sum(store.path(job).exists() for job in missing):
@@ -99,7 +232,7 @@ def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool
             start = time.perf_counter()
             work(store, [job], retrain)
             seconds.append(time.perf_counter() - start)
-        each, processes = sum(seconds[1:]) / 2, max(workers, launched()[1])
+        each, processes = sum(seconds[1:]) / 2, max(workers, rank_and_size()[1])
         minutes = (len(missing) - 3) * each / processes / 60
         some = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "under 2 minutes"
         print(f"one takes {each:.1f} s here: {some} with {processes} processes")
@@ -117,7 +250,7 @@ def run_jobs(
     retrain(rows, seed) -> Result; picklable where workers > 1. Under a launcher all processes share
     the jobs, and each returns when every job is done.
     """
-    rank, size = launched()
+    rank, size = rank_and_size()
     unique = len({job.key for job in jobs})
     while missing := store.missing(jobs):
         left = {job.key: job for job in missing}

@@ -24,7 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from attribution.files import NO_LOCKS, read_json, write_bytes, write_json
+from attribution.files import NO_LOCKS, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -234,15 +234,3 @@ def say_no_locks(folder: Path, said: set = set()) -> None:  # noqa: B006 - what 
             f"{folder} is on a file system without locks: processes may do the same retrain twice",
             file=sys.stderr,
         )
-
-
-def earlier_retrains(folder: Path, fingerprint: dict) -> int:
-    """Retrains below `folder` by an earlier version, which stored margins only, with otherwise the
-    same fingerprint.
-    """
-    count, wanted = 0, {part: value for part, value in fingerprint.items() if part != "results"}
-    for path in Path(folder).glob("*/recipe.json"):
-        other = (read_json(path) or {}).get("fingerprint", {})
-        if "query rows" in other and other | wanted == other:
-            count += sum(1 for _ in path.parent.glob("*/*.safetensors"))
-    return count

@@ -1,37 +1,35 @@
-"""What both studies of retraining share: their arguments, and a run opened for retraining."""
+"""A run opened for retraining, and the arguments that both studies of retraining share."""
 
-import argparse
 import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
 
+from attribution.cli import Parser
 from attribution.data.dataset import GlueDataset
-from attribution.data.task import GlueTask
 from attribution.evidence.baselines import Models
-from attribution.evidence.retrainer import Retrainer, open_start
-from attribution.evidence.retraining import RETRAIN_SEED, default_workers, launched
-from attribution.evidence.store import Store, earlier_retrains
+from attribution.evidence.retraining import RETRAIN_SEED, Retrainer, default_workers, open_start
+from attribution.evidence.store import Store
 from attribution.files import Refused, read_json, write_json
-from attribution.training.fit import choose_device, fit, name_of, predict
-from attribution.training.queries import open_trained
+from attribution.models import open_trained
+from attribution.processes import choose_device, name_of, rank_and_size
+from attribution.training.fit import fit, predict
+from attribution.training.queries import predict_run
 from attribution.training.recipe import MAX_QUERIES
-from attribution.training.run import find_again
+from attribution.training.run import Run
 
 
-def add_start_argument(group: argparse._ArgumentGroup) -> None:
-    """Adds where the start model is, if it has moved."""
+def add_start_argument(group) -> None:
+    """Adds the place of the start model, for one that has moved."""
     group.add_argument(
         "--model_name_or_path",
-        help="the model that training started from, if it is not where training found it (as in "
-        "run.json)",
+        help="the start model, if it is not where training found it (as in run.json)",
     )
 
 
-def add_retrain_seed(group: argparse._ArgumentGroup) -> None:
+def add_retrain_seed(group) -> None:
     """Adds the first seed of retrains."""
     group.add_argument(
         "--retrain_seed",
@@ -42,15 +40,13 @@ def add_retrain_seed(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_study_arguments(parser: argparse.ArgumentParser, name: str) -> argparse._ArgumentGroup:
-    """Adds the groups "how it runs" and "what is shown" of the study of this name; returns the
-    latter for more.
-    """
-    add = parser.add_argument_group("how it runs").add_argument
+def add_study_arguments(parser: Parser, name: str) -> None:
+    """Adds the groups "how it runs" and "results" of the study of this name."""
+    add = parser.group("how it runs").add_argument
     add(
         "--jobs_per_device",
         type=int,
-        help="retrains at the same time: a GPU's processes (1), or on a CPU processes of one "
+        help="retrains at the same time: processes on a GPU (1), or on a CPU processes of one "
         "thread each (one a core)",
     )
     add(
@@ -58,68 +54,51 @@ def add_study_arguments(parser: argparse.ArgumentParser, name: str) -> argparse.
         type=int,
         default=MAX_QUERIES,
         help="validation rows, from the first on, that every retrain predicts and stores, so that "
-        f"later questions retrain nothing ({MAX_QUERIES}, and never fewer than are asked "
-        "about)",
+        f"later studies retrain nothing ({MAX_QUERIES}, and at least the queries)",
     )
     add(
         "--dry_run",
         action="store_true",
-        help="say how many retrains are missing and how long they take, then stop",
+        help="print how many retrains are missing and how long they take, then stop",
     )
-    group = parser.add_argument_group("what is shown")
-    add = group.add_argument
+    add = parser.group("results").add_argument
     add(
         "--results_dir",
         type=Path,
         default=Path("results"),
-        help=f"{name}_DATASET_NAME.json, .md and .npz go here (results)",
+        help=f"folder of {name}_DATASET_NAME.json, .md and .npz (results)",
     )
     add(
         "--figure_path",
         type=Path,
-        help=f"where the figure goes (figure/{name}_DATASET_NAME.png, and a copy as "
-        f"figure/{name}.png)",
+        help=f"place of the figure (figure/{name}_DATASET_NAME.png)",
     )
     add("--plot_only", action="store_true", help="draw the figure again from the JSON")
-    return group
 
 
 @dataclass(frozen=True)
 class Study:
-    """A run, opened for retraining."""
+    """A run opened for retraining."""
 
-    folder: Path  # the run's
+    run: Run
     retrain: Retrainer
-    queries: GlueDataset  # that the study asks about; retrains also know more validation rows
+    queries: GlueDataset  # of the study; retrains also know more validation rows
     workers: int  # processes at a time
 
     @functools.cached_property
     def store(self) -> Store:
-        """The retrains of this recipe, below the run's folder; made when it is first needed."""
-        folder, fingerprint = self.folder / "retraining", self.retrain.fingerprint()
-        if earlier := earlier_retrains(folder, fingerprint):
-            print(
-                f"{earlier:,} retrains in {folder} are of an earlier version, which did not store "
-                "correctness; they are kept but not read, and those that are needed are made again"
-            )
-        return Store(folder, fingerprint, self.queries.digests())
+        """Retrains of this recipe, below the run's folder."""
+        folder = self.run.folder / "retraining"
+        return Store(folder, self.retrain.fingerprint(), self.queries.digests())
 
     @property
     def train(self) -> GlueDataset:
-        """The training rows."""
+        """Training rows."""
         return self.retrain.train
 
 
-def study_arguments(values: dict) -> dict:
-    """The keyword arguments of `open_study` among what was parsed (argument name -> value)."""
-    names = ("first_query", "max_queries", "model_name_or_path", "jobs_per_device")
-    chosen = {name: values[name] for name in names if name in values}
-    return chosen | {"retrains": not values["dry_run"] and values["query_index"] is None}
-
-
 def open_study(
-    folder: Path,
-    run: dict,
+    run: Run,
     rows: tuple[GlueDataset, GlueDataset],
     recipe: dict,
     *,
@@ -129,100 +108,95 @@ def open_study(
     retrains: bool = True,
     first_query: int = 0,
 ) -> Study:
-    """The run in `folder`, its start weights read.
+    """The run opened for retraining, with its start weights read.
 
-    rows: training rows, and validation rows that retrains shall know, of which max_queries are
-    asked about, from first_query on. recipe: keyword arguments of `fit`. model_name_or_path: the
-    start model, where it is not where training found it. jobs_per_device: None for the default of
-    the machine. retrains: whether more is to come than a count. Raises Refused where the start is
-    missing or another one, or where nobody knows the run's recipe.
+    rows: training rows, and the validation rows that retrains predict; the study's queries are
+    max_queries of them, from first_query on. recipe: keyword arguments of `fit`.
+    model_name_or_path: the start model, if it has moved. jobs_per_device: None for the machine's
+    default. retrains: whether retrains follow. Raises Refused if the start model is missing or
+    another one, or if the run's recipe is not known.
     """
     check_recipe_known(run)
-    start = model_name_or_path or find_again(run, "model_name_or_path", "the start model")
+    start = model_name_or_path or run.find_again("model_name_or_path", "the start model")
     device = choose_device()
     print(f"retraining on {name_of(device)}")
     retrain = Retrainer(run, start, *rows, recipe, device)
     workers = jobs_per_device or default_workers(device, retrain.num_parameters)
-    study = Study(folder, retrain, rows[1].window(first_query, max_queries), workers)
-    if retrains:
-        rehearse(study, run)
+    study = Study(run, retrain, rows[1].window(first_query, max_queries), workers)
+    if retrains and run.adopted and rank_and_size()[0] == 0:
+        rehearse(study)
     return study
 
 
-def models_of(folder: Path, run: dict, task: GlueTask, model_name_or_path: str | None) -> Models:
-    """The run's models for baselines. model_name_or_path: the start, where it is not where training
-    found it.
-    """
+def models_of(run: Run, model_name_or_path: str | None) -> Models:
+    """The run's models for baselines. model_name_or_path: the start model, if it has moved."""
 
     @functools.cache
     def start() -> torch.nn.Module:
-        name = model_name_or_path or find_again(run, "model_name_or_path", "the start model")
-        return open_start(run, name, task).to(choose_device())
+        name = model_name_or_path or run.find_again("model_name_or_path", "the start model")
+        return open_start(run, name).to(choose_device())
 
-    return Models(functools.cache(lambda: open_trained(folder)), start)
-
-
-# --- adopted models -------------------------------------------------------------------------------
+    return Models(functools.cache(lambda: open_trained(run.folder, choose_device())), start)
 
 
-def check_recipe_known(run: dict) -> None:
-    """Raises Refused for an adopted run of which nobody said how it was trained."""
-    if run.get("recipe") is None:
-        name = run["dataset_name"]
+# --- adopted models ----------------------------------------------------------------------------------
+
+
+def check_recipe_known(run: Run) -> None:
+    """Raises Refused for an adopted run whose recipe was not stated."""
+    if run.recipe is None:
         raise Refused(
             "nobody said how the adopted model was trained, so nothing can be retrained; adopt it "
-            f"again with its start and recipe: python train.py --dataset_name {name} --adopt DIR "
-            "--overwrite --model_name_or_path START --learning_rate ..."
+            f"again with its start and recipe: python train.py --dataset_name {run.dataset_name} "
+            "--adopt DIR --overwrite --model_name_or_path START --learning_rate ..."
         )
 
 
-def rehearse(study: Study, run: dict) -> None:
-    """Of an adopted run: retrains once on all rows and prints how much the result is like the
-    adopted model.
+def rehearse(study: Study) -> None:
+    """Retrains an adopted run once on all rows, and prints how close the result is to the model.
 
-    What retraining measures is the recipe, which is the adopted model's only as far as somebody
-    said so. Done once a recipe; kept beside the retrains.
+    What retraining measures is the stated recipe, which need not be the adopted model's. Done once
+    a recipe; the result is kept beside the retrains.
     """
-    if "adopted" not in run or launched()[0] > 0:
-        return
+    run = study.run
     path = study.store.folder / "adopted.json"
     found = read_json(path)
-    if found is None or found["weights"] != run["weights"]:
-        found = compare(study, run["seed"] if run["seed"] is not None else RETRAIN_SEED) | {
-            "weights": run["weights"]
-        }
+    if found is None or found["weights"] != run.weights:
+        seed = RETRAIN_SEED if run.seed is None else run.seed
+        found = compare_with_retrained(study, seed) | {"weights": run.weights}
         write_json(path, found)
-    what = "Pearson with labels" if study.train.task.regression else "accuracy"
+    what = "Pearson with labels" if run.task.regression else "accuracy"
     print(
-        f"the stated recipe, once on all rows: {what} {found['retrained']:.3f}, the adopted "
-        f"model's {found['adopted']:.3f}; they agree on {found['agreement']:.3f} of "
-        f"{len(study.queries):,} queries; what follows measures the recipe"
+        f"the stated recipe, once on all rows: {what} {found['retrained']:.3f}, the adopted model's "
+        f"{found['adopted']:.3f}; they agree on {found['agreement']:.3f} of {len(study.queries):,} "
+        "queries; what follows measures the recipe"
     )
 
 
-def compare(study: Study, seed: int) -> dict:
-    """What a retrained and the adopted model get right, and how much they agree (for a regression:
-    correlations).
+def compare_with_retrained(study: Study, seed: int) -> dict:
+    """Accuracies of a retrained and the adopted model, and their agreement (of a regression:
+    Pearson correlations).
     """
-    retrain, queries = study.retrain, study.queries
-    rows, model = np.arange(len(study.train)), retrain.model(seed)
-    logits = [predict(fit(model, study.train, rows, seed=seed, **retrain.recipe), queries)]
-    adopted = AutoModelForSequenceClassification.from_pretrained(study.folder, dtype=torch.float32)
-    logits.append(predict(adopted.to(retrain.device), queries))
+    retrain = study.retrain
+    queries = study.queries
+    rows = np.arange(len(study.train))
+    model = fit(retrain.model(seed), study.train, rows, seed=seed, **retrain.recipe)
+    retrained = predict(model, queries).numpy()
+    adopted = predict_run(study.run, queries).numpy()
     if queries.task.regression:
-        outputs = [values.squeeze(-1).numpy() for values in logits]
-        pairs = (
-            (outputs[0], queries.labels),
-            (outputs[1], queries.labels),
-            (outputs[0], outputs[1]),
-        )
-        scores = [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
+
+        def agree(a, b) -> float:
+            return float(np.corrcoef(a, b)[0, 1])
+
+        retrained, adopted = retrained[:, 0], adopted[:, 0]
     else:
-        classes = [values.argmax(-1).numpy() for values in logits]
-        pairs = (
-            (classes[0], queries.labels),
-            (classes[1], queries.labels),
-            (classes[0], classes[1]),
-        )
-        scores = [float((a == b).mean()) for a, b in pairs]
-    return dict(zip(("retrained", "adopted", "agreement"), scores, strict=True))
+
+        def agree(a, b) -> float:
+            return float((a == b).mean())
+
+        retrained, adopted = retrained.argmax(-1), adopted.argmax(-1)
+    return {
+        "retrained": agree(retrained, queries.labels),
+        "adopted": agree(adopted, queries.labels),
+        "agreement": agree(retrained, adopted),
+    }

@@ -1,197 +1,293 @@
-"""Is the answer true for this prediction? Its most helpful (or harmful) rows are removed and the
-model is retrained.
+"""Verdict on one prediction: its most helpful (or harmful) rows are removed and the model is
+retrained.
 
-A verdict says by how much the margin was predicted to change, by how much it changed, and whether
-the prediction flipped (or was mended). Beside the score's rows go as many random rows of the same
-classes.
+A verdict has the predicted and the measured change of the margin, and whether the prediction
+flipped (or was mended). The control arm removes as many random rows of the same classes.
 
 Symbols: N training rows, L removals, R retrain seeds, D draws of the random arm.
 """
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
 
-from attribution.evidence.calibration import Slope
-from attribution.evidence.counterfactual import alike, most_helpful
-from attribution.evidence.flips import TURNED, converged, listed
+from attribution.data.dataset import GlueDataset
+from attribution.evidence.calibration import Slope, random_subsets, slope
+from attribution.evidence.counterfactual import TURNED, converged, listed, most_helpful, same_groups
 from attribution.evidence.retraining import announce, run_jobs
-from attribution.evidence.store import Job, Results
+from attribution.evidence.store import Job
 from attribution.evidence.study import Study
-from attribution.files import Refused
+from attribution.files import Refused, read_json, write_json
+from attribution.influence.stored import find_scores, remedy, scores_named
+from attribution.training.queries import ask
+from attribution.training.run import Run
 
 DIRECTIONS = tuple(TURNED)
 MIN_SEEDS = 5
-CONTROL = {
-    False: "random, same classes",
-    True: "random, same tenths of the label",
-}  # whether it is a regression
+# Name of the control arm, by whether the task is a regression.
+CONTROL = {False: "random, same classes", True: "random, same tenths of the label"}
 TENTHS = np.linspace(0.1, 0.9, 9)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One query that is to be checked."""
+    """One query that is checked."""
 
     place: int  # among the study's queries
     scores: np.ndarray  # (N,)
-    about: dict  # query (its number or None), texts, label, target: goes into the verdict as it is
+    about: dict  # query (its number or None), texts, label, target: entries of the verdict
 
 
 @dataclass(frozen=True)
 class Check:
-    """What is removed, and how often is retrained."""
+    """Removals and retrains behind a verdict."""
 
-    score: str  # the name of the scores
+    score: str  # name of the scores
     direction: str  # one of DIRECTIONS
-    counts: list[int]  # L, increasing
-    seeds: list[int]  # R, at least MIN_SEEDS
+    counts: list[int]  # (L,) removed rows, increasing
+    seeds: list[int]  # (R,), at least MIN_SEEDS
     base_seeds: list[int]
     draws: int
     random_seed: int
 
 
-def groups_of(train) -> np.ndarray:
-    """(N,) the class of every training row, or of a regression's label its tenth."""
+# --- targets -----------------------------------------------------------------------------------------
+
+
+def validation_targets(
+    run: Run, name: str, queries: GlueDataset, indices: list[int], max_queries: int | None = None
+) -> list[Target]:
+    """Validation rows with their stored scores of this name. Raises Refused if there are none, or no
+    such row.
+
+    max_queries: the --max_queries that the command named by the refusal repeats; None for the default.
+    """
+    scores = scores_named(run, name, queries.fingerprint())
+    if scores is None:
+        found = find_scores(run, queries.fingerprint())
+        problem = f"there are no scores {name} of the validation rows"
+        if name in found:
+            problem = f"the scores {name} do not count: {found[name].stale}"
+        raise Refused(f"{problem}; {remedy(run, name, found, max_queries)}")
+    targets = []
+    for i in indices:
+        if not 0 <= i < len(queries):
+            raise Refused(f"--targets must be from 0 to {len(queries) - 1}, not {i}")
+        texts = [queries.table[i][column] for column in queries.task.columns]
+        about = {"query": i, "texts": texts, "label": queries.label_name(i), "target": "label"}
+        targets.append(Target(i, scores[i], about))
+    return targets
+
+
+def custom_target(
+    run: Run, name: str, texts: list[str], label: str | None
+) -> tuple[GlueDataset, Target, str]:
+    """(data set of a custom query, its target, end of the name of its scores), from the scores that
+    analyze.py stored. Raises Refused if there are none.
+    """
+    questions = ask(run, [texts], [label])
+    scores = scores_named(run, name + questions.suffix, questions.data.fingerprint())
+    if scores is None:
+        flags = f"--query_text {shlex.join(texts)}"
+        if label:
+            flags += f" --query_label {shlex.quote(label)}"
+        found = find_scores(run, questions.data.fingerprint())
+        command = remedy(run, name, found, more=flags)
+        raise Refused(f"there are no scores {name} of this query; {command}")
+    about = {
+        "query": None,
+        "texts": texts,
+        "label": questions.data.label_name(0),
+        "target": questions.targets[0],
+    }
+    return questions.data, Target(0, scores[0], about), questions.suffix
+
+
+def known_slope(run: Run, name: str, queries: GlueDataset) -> Slope | None:
+    """Slope of margins on scores of this name; None without scores of the validation rows, or
+    without retrains on random subsets.
+    """
+    rows = queries.fingerprint()
+    truth = random_subsets(run, rows)
+    scores = scores_named(run, name, rows)
+    return None if truth is None or scores is None else slope(scores, *truth)
+
+
+# --- the check ---------------------------------------------------------------------------------------
+
+
+def groups_of(train: GlueDataset) -> np.ndarray:
+    """(N,): class of every training row, or the tenth of a regression's label."""
     if not train.task.regression:
         return train.labels
     return np.digitize(train.labels, np.quantile(train.labels, TENTHS))
 
 
-def removed_rows(train, target: Target, check: Check) -> dict[str, list[list[np.ndarray]]]:
-    """Arm -> for every removal (L), for every draw, the rows that go."""
+def removed_rows(train: GlueDataset, target: Target, check: Check) -> dict[tuple, np.ndarray]:
+    """(arm, level, draw) -> rows that are removed."""
     order = most_helpful(target.scores if check.direction == "helpful" else -target.scores)
-    groups, tops = groups_of(train), [order[:count] for count in check.counts]
-    controls = [
-        [
-            np.sort(alike(groups, top, check.random_seed, target.place, draw))
-            for draw in range(check.draws)
-        ]
-        for top in tops
-    ]
-    return {check.score: [[top] for top in tops], CONTROL[train.task.regression]: controls}
+    groups = groups_of(train)
+    control = CONTROL[train.task.regression]
+    removed = {}
+    for level, count in enumerate(check.counts):
+        top = order[:count]
+        removed[check.score, level, 0] = top
+        for draw in range(check.draws):
+            rows = same_groups(groups, top, check.random_seed, target.place, draw)
+            removed[control, level, draw] = np.sort(rows)
+    return removed
 
 
 def run_check(
     study: Study, targets: list[Target], check: Check, slope: Slope | None, dry_run: bool
 ) -> list[dict] | None:
-    """The verdict on each target; None after a dry run. What is stored is not retrained.
+    """Verdict on each target; None after a dry run. Stored retrains are not repeated.
 
-    slope: of the score, measured on random subsets; None where it is not known. Raises Refused
-    where more rows are to go than there are.
+    slope: of the score, measured on random subsets; None if it is not known. Raises Refused if more
+    rows are to be removed than there are.
     """
     count = len(study.train)
     if check.counts[-1] >= count:
         raise Refused(f"--removals {check.counts[-1]} is not less than the {count} training rows")
     everything = np.arange(count)
-    arms = [removed_rows(study.train, target, check) for target in targets]
-    starts = [Job.of(everything, seed) for seed in [*check.base_seeds, *check.seeds]]
-    jobs = [
-        Job.of(np.delete(everything, rows), seed)
-        for arm in arms
-        for levels in arm.values()
-        for draws in levels
-        for rows in draws
+    removed = [removed_rows(study.train, target, check) for target in targets]
+    starts = {seed: Job.of(everything, seed) for seed in [*check.base_seeds, *check.seeds]}
+    jobs = {
+        (t, *place, seed): Job.of(np.delete(everything, rows), seed)
+        for t, arms in enumerate(removed)
+        for place, rows in arms.items()
         for seed in check.seeds
-    ]
-    if not announce(study.store, starts + jobs, study.retrain, study.workers, dry_run):
+    }
+    every = [*starts.values(), *jobs.values()]
+    if not announce(study.store, every, study.retrain, study.workers, dry_run):
         return None
-    start = run_jobs(study.store, starts, study.retrain, study.workers, "nothing removed")
-    results = iter_rows(
-        run_jobs(study.store, jobs, study.retrain, study.workers, "rows removed"), len(check.seeds)
-    )
-    return [
-        judge(study, target, check, arm, start, results, slope)
-        for target, arm in zip(targets, arms, strict=True)
-    ]
+    start = run_keyed(study, starts, "nothing removed")
+    retrains = run_keyed(study, jobs, "rows removed")
+    verdicts = []
+    for t, (target, arms) in enumerate(zip(targets, removed, strict=True)):
+        before = {seed: found[target.place] for seed, found in start.items()}
+        after = {key[1:]: found[target.place] for key, found in retrains.items() if key[0] == t}
+        verdicts.append(judge(study, target, check, arms, before, after, slope))
+    return verdicts
 
 
-def iter_rows(results: Results, size: int):
-    """(margins, correct), both (R, Q), of one set of removed rows after the other."""
-    for first in range(0, len(results.margins), size):
-        yield results.margins[first : first + size], results.correct[first : first + size]
+def run_keyed(study: Study, jobs: dict, description: str) -> dict:
+    """Key of each job -> (Q, 2): margin and correctness of every query, NaN where training diverged."""
+    results = run_jobs(study.store, list(jobs.values()), study.retrain, study.workers, description)
+    correct = converged(results.margins, results.correct)
+    found = np.stack([results.margins.astype(np.float64), correct], axis=-1)
+    return dict(zip(jobs, found, strict=True))
 
 
 def judge(
     study: Study,
     target: Target,
     check: Check,
-    arms: dict,
-    start: Results,
-    results,
+    removed: dict[tuple, np.ndarray],
+    before: dict,
+    after: dict,
     slope: Slope | None,
 ) -> dict:
-    """The verdict on one target. results: of `iter_rows`, this target's next."""
-    bases, place = len(check.base_seeds), target.place
-    right = converged(start.margins[:, place], start.correct[:, place])
-    before = start.margins[bases:, place]
+    """Verdict on one target.
+
+    before: seed -> (margin, correctness) with nothing removed; after: (arm, level, draw, seed) ->
+    the same without the removed rows.
+    """
+    base = np.array([before[seed] for seed in check.base_seeds])
+    start = np.array([before[seed] for seed in check.seeds])
     verdict = target.about | {
         "score": check.score,
         "direction": check.direction,
         "removals": check.counts,
         "seeds": check.seeds,
-        "base_right": [int(np.nansum(right[:bases])), bases],
-        "margins": listed(before),
-        "right": listed(right[bases:]),
+        "base_right": [int(np.nansum(base[:, 1])), len(base)],
+        "margins": listed(start[:, 0]),
+        "right": listed(start[:, 1]),
         "arms": {},
         "regression": study.train.task.regression,
     }
-    for name, levels in arms.items():
-        verdict["arms"][name] = []
-        for rows in levels:
-            drawn = [next(results) for _ in rows]
-            after = np.mean([margins[:, place] for margins, _ in drawn], axis=0)
-            correct = np.mean(
-                [converged(margins, correct)[:, place] for margins, correct in drawn], axis=0
-            )
-            change, interval = paired(after - before)
+    for arm in dict.fromkeys(place[0] for place in removed):
+        verdict["arms"][arm] = []
+        for level, count in enumerate(check.counts):
+            draws = [place for place in removed if place[:2] == (arm, level)]
+            retrains = np.array([[after[*place, seed] for seed in check.seeds] for place in draws])
+            margins = retrains[..., 0].mean(0)
+            correct = retrains[..., 1].mean(0)
+            change, interval = paired(margins - start[:, 0])
+            rows = [removed[place] for place in draws]
             total = float(np.sum(target.scores[rows[0]], dtype=np.float64))
-            predicted = slope.margin(-total) if slope is not None and name == check.score else None
-            verdict["arms"][name].append(
+            known = slope is not None and arm == check.score
+            verdict["arms"][arm].append(
                 {
-                    "removed": len(rows[0]),
+                    "removed": count,
                     "rows": [part.tolist() for part in rows],
                     "change": change,
                     "interval": interval,
                     "right": share_right(correct),
-                    "predicted": predicted,
-                    "outcome": None if verdict["regression"] else outcome(right[bases:], correct),
+                    "predicted": slope.margin(-total) if slope is not None and known else None,
+                    "outcome": None if verdict["regression"] else outcome(start[:, 1], correct),
                 }
             )
     return verdict
 
 
 def paired(differences: np.ndarray, level: float = 0.95) -> tuple[float, list[float] | None]:
-    """(mean, t interval) of differences (R,) paired by seed; those of retrains that diverged are
-    left out.
-    """
+    """(mean, t interval) of differences (R,) paired by seed, those of diverged retrains left out."""
     values = differences[np.isfinite(differences)]
     if len(values) < 2:
         return (float(values.mean()) if len(values) else float("nan")), None
-    half = float(
-        student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    )
+    quantile = student.ppf((1 + level) / 2, len(values) - 1)
+    half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
     mean = float(values.mean())
     return mean, [mean - half, mean + half]
 
 
 def share_right(correct: np.ndarray) -> float | None:
-    """The share of retrains (R,) that are right, those that diverged (NaN) left out; None where all
-    did.
-    """
+    """Share of retrains (R,) that are right, diverged ones (NaN) left out; None if all diverged."""
     there = correct[np.isfinite(correct)]
     return float(there.mean()) if there.size else None
 
 
 def outcome(before: np.ndarray, after: np.ndarray) -> str:
-    """What became of the prediction: right or wrong means at least, or fewer than, half of the
-    retrains (R,) right.
-    """
-    share_before, share_after = share_right(before), share_right(after)
+    """Fate of the prediction: it is right if at least half of the retrains (R,) are right."""
+    share_before = share_right(before)
+    share_after = share_right(after)
     if share_before is None or share_after is None:
         return "not known: the retrains diverged"
-    was, is_now = share_before >= 0.5, share_after >= 0.5
-    if was == is_now:
-        return "stays right" if was else "stays wrong"
-    return "mended" if is_now else "flipped"
+    was_right = share_before >= 0.5
+    is_right = share_after >= 0.5
+    if was_right == is_right:
+        return "stays right" if was_right else "stays wrong"
+    return "mended" if is_right else "flipped"
+
+
+# --- stored verdicts ---------------------------------------------------------------------------------
+
+
+def save_verdict(run: Run, verdict: dict, suffix: str = "") -> Path:
+    """Place of the verdict, which is stored with its fingerprint.
+
+    suffix: end of the name of a custom query's scores, else empty.
+    """
+    query = suffix or f"_query{verdict['query']}"
+    name = f"{verdict['score']}_{verdict['direction']}{query}.json"
+    path = run.folder / "retraining" / "verdicts" / name
+    write_json(path, verdict | {"fingerprint": fingerprint_of_verdict(run)}, compact=True)
+    return path
+
+
+def stored_verdicts(run: Run) -> list[dict]:
+    """All verdicts on this run's weights and rows."""
+    records = [
+        read_json(path) for path in sorted((run.folder / "retraining" / "verdicts").glob("*.json"))
+    ]
+    wanted = fingerprint_of_verdict(run)
+    return [record for record in records if record and record.get("fingerprint") == wanted]
+
+
+def fingerprint_of_verdict(run: Run) -> dict:
+    """Named parts of everything that a verdict was made from."""
+    return {"weights": run.weights, "training rows": run.train_rows}

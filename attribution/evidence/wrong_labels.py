@@ -11,10 +11,10 @@ from attribution.data.dataset import GlueDataset
 from attribution.evidence.baselines import cosine
 from attribution.evidence.stats import interval
 from attribution.files import Refused
-from attribution.training.corruption import TRUTH
 from attribution.training.fit import predict
 from pipeline import compute_margin
 
+TRUTH = "flipped"  # column of the training table that records which labels are wrong
 TOP = (0.05, 0.1, 0.2)  # shares of the rows that somebody would look at
 MEASURES = ("auroc", *(f"recall at {share:.0%}" for share in TOP))
 NEIGHBOURS = 10

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attribution.evidence.retrainer import Retrainer
+from attribution.evidence.retraining import Retrainer
 from attribution.training.run import open_data, open_run
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 import transformers
 
-from attribution.evidence.retrainer import behaviour
-from attribution.evidence.retraining import run_jobs
+from attribution.evidence.retraining import behaviour, run_jobs
 from attribution.evidence.store import Job, Store
 from attribution.training.fit import fit, predict
 from attribution.training.run import open_run
