@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from attribution.evidence import baselines
-from attribution.evidence.flips import TURNED
+from attribution.evidence.counterfactual import TURNED
 from attribution.files import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.

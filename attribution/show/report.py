@@ -19,13 +19,28 @@ import torch
 from attribution.evidence import baselines, stats
 from attribution.evidence.calibration import random_subsets
 from attribution.evidence.study import models_of
+from attribution.evidence.verdict import stored_verdicts
 from attribution.files import Refused, printable, read_json, write_bytes
-from attribution.influence.names import analyze_command, flags_of
+from attribution.influence.analysis import Influence
+from attribution.influence.settings import analyze_command
 from attribution.influence.stored import scores_named
 from attribution.show import tables, verdicts
-from attribution.show.asking import Session, stored_questions
-from attribution.show.explain import MARK, Context, Query, describe_row, explain, trust
-from attribution.training.queries import ask
+from attribution.show.asking import (
+    calibration_command,
+    context_of,
+    custom_queries,
+    stored_questions,
+    validation_queries,
+)
+from attribution.show.listing import (
+    MARK,
+    Context,
+    Query,
+    describe_row,
+    explain,
+    meaning_of_scores,
+)
+from attribution.training.queries import ask, predict_run
 from pipeline import compute_correct, compute_margin
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,21 +56,22 @@ WORD = re.compile(r"\w+")
 
 
 def write_report(
-    session: Session, path: Path | None, indices: list[int] | None, top_k: int
+    influence: Influence, path: Path | None, indices: list[int] | None, top_k: int
 ) -> Path:
     """Writes the page and returns its place. indices: validation rows; None: see `choose`.
 
     Raises Refused where nothing was scored yet.
     """
-    scores = session.influence.stored("pairwise")
+    scores = influence.scores.load("pairwise")
     if scores is None:
-        name, run = session.influence.result.name, session.run
-        command = analyze_command(name, run["dataset_name"], session.folder.parent)
+        run = influence.run
+        command = analyze_command(influence.settings, run.dataset_name, run.folder.parent)
         raise Refused(
-            f"{name} has not been scored yet, so there is nothing to report; run first: {command}"
+            f"{influence.name} has not been scored yet, so there is nothing to report; run first: "
+            f"{command}"
         )
-    path = path or session.influence.result / "report.html"
-    write_bytes(path, render(build(session, scores.numpy(), indices, top_k)).encode())
+    path = path or influence.scores.path / "report.html"
+    write_bytes(path, render(build(influence, scores.numpy(), indices, top_k)).encode())
     return path
 
 
@@ -77,45 +93,41 @@ def render(page: dict) -> str:
     return environment.get_template("report.html").render(page)
 
 
-def build(session: Session, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
+def build(influence: Influence, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
     """Everything that the page says, as plain values."""
-    context, found = (
-        session.context(scores, rich=True),
-        verdicts.stored(session.folder, session.run),
-    )
-    common, known = common_words(session.train.texts()[:SAMPLE]), measured(session, scores)
-    logits = session.predict(list(range(len(session.queries))))
-    chosen = (
-        {"The queries that were asked for": indices}
-        if indices is not None
-        else choose(session, logits)
-    )
-    groups = [
-        (
-            title,
-            [
-                card(context, query, top_k, found, common)
-                for query in session.rows(rows, scores, True)
-            ],
-        )
+    context = context_of(influence, scores, rich=True)
+    checked = stored_verdicts(influence.run)
+    common = common_words(influence.train.texts()[:SAMPLE])
+    known = measured(influence, scores)
+    if indices is not None:
+        chosen = {"The queries that were asked for": indices}
+    else:
+        chosen = choose(influence, predict_run(influence.run, influence.queries).numpy())
+    queries = {
+        title: validation_queries(influence, rows, scores, rich=True)
         for title, rows in chosen.items()
         if rows
+    }
+    if indices is None and (custom := stored_custom_queries(influence)):
+        queries["Queries of your own"] = custom
+    groups = [
+        (title, [card(context, query, top_k, checked, common) for query in found])
+        for title, found in queries.items()
     ]
-    if indices is None and (own := own_queries(session)):
-        groups.append(
-            ("Queries of your own", [card(context, query, top_k, found, common) for query in own])
-        )
     for number, one in enumerate((one for _, cards in groups for one in cards), 1):
         one["anchor"] = f"q{number}"
     return {
-        "name": session.run["dataset_name"],
+        "name": influence.run.dataset_name,
         "groups": groups,
-        "run": about(session),
+        "run": about(influence),
         "context": context,
-        "words": [*lds_words(session, known), *trust(context, session.calibrate(bare=True))],
+        "words": [
+            *lds_words(influence, known),
+            meaning_of_scores(context, calibration_command(influence, bare=True)),
+        ],
         "lds": lds_table(known),
-        "flips": counterfactual_table(session),
-        **suspects(session, context),
+        "flips": counterfactual_table(influence),
+        **suspects(influence, context),
         "mark": MARK,
         "calibrated": context.slope is not None and context.slope.usable,
     }
@@ -124,16 +136,16 @@ def build(session: Session, scores: np.ndarray, indices: list[int] | None, top_k
 # --- queries --------------------------------------------------------------------------------------
 
 
-def choose(session: Session, logits: np.ndarray) -> dict[str, list[int]]:
+def choose(influence: Influence, logits: np.ndarray) -> dict[str, list[int]]:
     """Title -> validation rows: the most confidently wrong ones, and right ones drawn by the seed
     of the settings.
 
     Of a regression those with the largest errors, and others drawn.
     """
-    labels, outputs = torch.from_numpy(session.queries.labels), torch.from_numpy(logits)
+    labels, outputs = torch.from_numpy(influence.queries.labels), torch.from_numpy(logits)
     order = np.argsort(compute_margin(outputs, labels).numpy(), kind="stable")
-    draw = np.random.default_rng(session.settings.seed)
-    if session.queries.task.regression:
+    draw = np.random.default_rng(influence.settings.seed)
+    if influence.queries.task.regression:
         others = order[WRONG:]
         picked = sorted(draw.choice(others, min(RIGHT, len(others)), replace=False).tolist())
         return {"The largest errors": order[:WRONG].tolist(), "Others, drawn at random": picked}
@@ -147,18 +159,16 @@ def choose(session: Session, logits: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def own_queries(session: Session) -> list[Query]:
-    """All queries of one's own that were scored under the session's settings."""
+def stored_custom_queries(influence: Influence) -> list[Query]:
+    """All custom queries that were scored under these settings."""
     found = []
-    for place, record in stored_questions(session.folder, session.influence.result.name):
+    for place, record in stored_questions(influence.run, influence.name):
         rows = record["queries"]
         labels = [row["label"] if row["target"] == "label" else None for row in rows]
-        questions = ask(session.folder, session.run, [row["texts"] for row in rows], labels)
-        if (
-            scores_named(session.folder, session.run, place.name, questions.data.fingerprint())
-            is not None
-        ):
-            found += session.queries_of(questions, alone=True)
+        questions = ask(influence.run, [row["texts"] for row in rows], labels)
+        query_rows = questions.data.fingerprint()
+        if scores_named(influence.run, place.name, query_rows) is not None:
+            found += custom_queries(influence, questions, alone=True)
     return found
 
 
@@ -229,89 +239,70 @@ def signed(value: float, digits: int = 3) -> str:
 # --- the rest -------------------------------------------------------------------------------------
 
 
-def suspects(session: Session, context: Context) -> dict:
+def suspects(influence: Influence, context: Context) -> dict:
     """Rows to look at first: the highest self-influence, and rows that rank high whatever is asked."""
     scores = None
     try:
-        scores = session.influence.stored("self")
+        scores = influence.scores.load("self")
     except Refused as refusal:
         print(f"self-influence is left out: {refusal}")
-    top, bare = [], replace(context, slope=None)
+    top: list[dict] = []
+    bare = replace(context, slope=None)
     if scores is not None:
         order = torch.argsort(scores, descending=True, stable=True)[:SUSPECTS].tolist()
         top = [describe_row(bare, row, float(scores[row])) for row in order]
-    shares = context.everywhere
-    common = [] if shares is None else np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
-    high = [
-        describe_row(bare, row, 0.0) for row in common if shares is not None and shares[row] >= MARK
-    ]
-    flags = (
-        f"--dataset_name {session.run['dataset_name']} {flags_of(session.influence.result.name)}"
-    )
-    return {
-        "self_rows": top,
-        "high_rows": high,
-        "self_command": f"python analyze.py {flags} --self_influence",
-    }
+    high = []
+    if (shares := context.everywhere) is not None:
+        order = np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
+        high = [describe_row(bare, row) for row in order if shares[row] >= MARK]
+    flags = f"--dataset_name {influence.run.dataset_name} {influence.settings.flags}"
+    command = f"python analyze.py {flags} --self_influence"
+    return {"self_rows": top, "high_rows": high, "self_command": command}
 
 
-def about(session: Session) -> list[tuple[str, str]]:
-    """What the page says of the run: name and value; no absolute path."""
-    run, task = session.run, session.train.task
-    record = read_json(session.influence.result / "pairwise_scores.json") or {}
-    name = session.influence.result.name
+def about(influence: Influence) -> list[tuple[str, str]]:
+    """Facts about the run: name and value; no absolute path."""
+    run = influence.run
+    task = run.task
+    settings = influence.settings
+    record = influence.scores.record("pairwise") or {}
     metrics = [
         f"{split}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items())
-        for split, found in run["evaluation"].items()
+        for split, found in run.evaluation.items()
     ]
-    start = (
-        Path(run["model_name_or_path"]).name
-        if run.get("model_name_or_path")
-        else "the default of the task"
-    )
-    kind = (
-        "regression"
-        if task.regression
-        else f"{task.num_labels} classes: {', '.join(task.class_names)}"
-    )
-    versions = ", ".join(
-        f"{library} {version}" for library, version in record.get("versions", {}).items()
-    )
-    took = record.get("seconds", {}).get("all")
+    classes = f"{task.num_labels} classes: {', '.join(task.class_names)}"
+    start = Path(run.model_name_or_path or "the default of the task").name
+    origin = "adopted" if run.adopted else f"fine-tuned from {start}"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    took = record["seconds"].get("all")
+    command = f"python analyze.py --dataset_name {run.dataset_name} {settings.flags} --report"
     return [
-        ("Data", f"{run['dataset_name']} ({kind})"),
-        ("Rows", f"{len(session.train):,} for training, {len(session.queries):,} queries"),
-        (
-            "Model",
-            ("adopted" if "adopted" in run else f"fine-tuned from {start}")
-            + f", seed {run.get('seed')}",
-        ),
+        ("Data", f"{run.dataset_name} ({'regression' if task.regression else classes})"),
+        ("Rows", f"{len(influence.train):,} for training, {len(influence.queries):,} queries"),
+        ("Model", f"{origin}, seed {run.seed}"),
         ("Metrics", "; ".join(metrics) or "none"),
-        ("Scores", f"{name}, damping {session.settings.damping}, {session.settings.precision}"),
-        ("Members", str(len(session.members))),
+        ("Scores", f"{influence.name}, damping {settings.damping_factor}, {settings.precision}"),
+        ("Members", str(len(influence.analyses))),
         ("Time", "not recorded" if took is None else f"{took:.0f} s for factors and scores"),
-        ("Made with", f"{versions}; {record.get('device', '')}"),
-        (
-            "Command",
-            f"python analyze.py --dataset_name {run['dataset_name']} {flags_of(name)} --report",
-        ),
+        ("Made with", f"{versions}; {record['device']}"),
+        ("Command", command),
     ]
 
 
 # --- how far the scores may be trusted here -------------------------------------------------------
 
 
-def measured(session: Session, scores: np.ndarray) -> dict | None:
+def measured(influence: Influence, scores: np.ndarray) -> dict | None:
     """LDS of the scores and of a baseline, with intervals, and the noise ceiling, from stored
     retrains; else None.
     """
-    truth = random_subsets(session.folder, session.run, session.queries.fingerprint())
+    truth = random_subsets(influence.run, influence.queries.fingerprint())
     if truth is None:
         return None
     masks, margins = truth
     ranks = stats.make_truth(stats.mean_margins(margins))
-    models = models_of(session.folder, session.run, session.train.task, None)
-    plain = baselines.baseline_scores(BASELINE, session.queries, session.train, models)
+    models = models_of(influence.run, None)
+    plain = baselines.baseline_scores(BASELINE, influence.queries, influence.train, models)
     own, baseline = (stats.agreement(one, masks, ranks) for one in (scores, plain))
     draws = stats.draw(len(masks), margins.shape[2], DRAWS)
     samples = [stats.bootstrap(agreed, ranks, draws) for agreed in (own, baseline)]
@@ -328,12 +319,12 @@ def measured(session: Session, scores: np.ndarray) -> dict | None:
     }
 
 
-def lds_words(session: Session, found: dict | None) -> list[str]:
+def lds_words(influence: Influence, found: dict | None) -> list[str]:
     """One sentence on how far the scores may be trusted here, or how to find out. found: what
     `measured` says.
     """
     if found is None:
-        command = session.calibrate(bare=True)
+        command = calibration_command(influence, bare=True)
         return [
             "Nobody has retrained yet, so nobody knows how true these scores are here; find out "
             f"with: {command}"
@@ -366,21 +357,17 @@ def lds_table(found: dict | None) -> list[tuple[str, str]]:
     ]
 
 
-def counterfactual_table(session: Session, results: Path = Path("results")) -> dict | None:
-    """The study of removals of this run's recipe and rows as header and rows; None where there is
-    none.
-    """
-    found = read_json(results / f"counterfactual_{session.run['dataset_name']}.json")
-    if (
-        found is None
-        or found.get("recipe") != session.run["recipe"]
-        or found.get("rows") != len(session.train)
-    ):
+def counterfactual_table(influence: Influence, results: Path = Path("results")) -> dict | None:
+    """Study of removals of this run's recipe and rows as header and rows; None if there is none."""
+    path = results / f"counterfactual_{influence.run.dataset_name}.json"
+    found = read_json(path)
+    if found is None or found.get("rows") != len(influence.train):
+        return None
+    if found.get("recipe") != influence.run.recipe:
         return None
     header = ["rows removed", *map(str, found["removals"][1:])]
     rows = [
         [name, *(f"{share:.0%}" for share in curve["flipped"][1:])]
         for name, curve in found["curves"].items()
     ]
-    source = f"{results}/counterfactual_{session.run['dataset_name']}.json"
-    return {"header": header, "rows": rows, "targets": len(found["targets"]), "source": source}
+    return {"header": header, "rows": rows, "targets": len(found["targets"]), "source": str(path)}

@@ -1,7 +1,15 @@
 """Results as tables: aligned text for the screen, Markdown for a page. Nothing is computed here."""
 
-from attribution.evidence.flips import TURNED, differences
+import numpy as np
+
+from attribution.evidence.counterfactual import TURNED, differences
 from attribution.evidence.wrong_labels import MEASURES
+
+KINDS = {
+    "plain": "LDS [95 %]",
+    "balanced": "class balance controlled",
+    "output": "LDS of the output",
+}
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> str:
@@ -44,93 +52,147 @@ def share_of(part: dict) -> str:
     return f"{100 * part['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def members_markdown(result: dict) -> str:
-    """One line a set of checkpoints: LDS of the mean that the scripts take, beside it those of
-    other means.
+# --- LDS ------------------------------------------------------------------------------------------
 
-    What each set adds is against the first line, one checkpoint; another score also against the
-    same members under the first score.
+
+def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of an LDS result, best first. What an older result does not hold has no
+    column.
     """
-    first, *others = dict.fromkeys(row["mean"] for row in result["rows"])
-    keys = ("kind", "score", "checkpoints", "members", "mean")
-    found = {tuple(row[key] for key in keys): row for row in result["rows"]}
-    rows, more = [], any("against_first" in row for row in result["rows"])
-    for kind, *which, mean in found:
-        if (kind, mean) == ("plain", first):
-            cells = list(map(str, which))
-            for one in (found["plain", *which, mean], found["balanced", *which, mean]):
-                cells.append(with_interval(one["lds"], one["interval"]))
-                cells.append(
-                    with_interval(one["difference"], one["difference_interval"], sign=True)
-                )
-            beside = [found.get(("plain", *which, name)) for name in others]
-            cells += ["-" if other is None else f"{other['lds']:.3f}" for other in beside]
-            entry = found["plain", *which, mean]
-            if more:
-                against = entry.get("against_first"), entry.get("against_first_interval")
-                cells.append("-" if against[0] is None else with_interval(*against, sign=True))
-            spread, singles = entry["deviations"], entry.get("singles", [])
-            rows.append(
-                [
-                    *cells,
-                    f"{min(spread):.2g} to {max(spread):.2g}",
-                    ", ".join(f"{one:.2f}" for one in singles) or "-",
-                ]
-            )
-    shown = {
-        kind: "-" if value is None else f"{value:.3f}" for kind, value in result["ceiling"].items()
+    kinds = [kind for kind in KINDS if kind in result["ceiling"]]  # JSON sorts its keys
+    titles = KINDS | ({"balanced": "label sum controlled"} if "output" in kinds else {})
+    entries = result["scores"]
+    shares = any("share" in entry["plain"] for entry in entries.values())
+    header = ["score"]
+    for kind in kinds:
+        header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
+    asides = {"rows_at_top": "rows in all top 10s", "spearman_with_ekfac": "Spearman with ekfac"}
+    asides = {
+        key: title
+        for key, title in asides.items()
+        if any(entry.get(key) for entry in entries.values())
     }
-    rows.append(
-        [
-            "noise ceiling",
-            "-",
-            "-",
-            shown["plain"],
-            "-",
-            shown["balanced"],
-            *["-"] * (len(others) + 3 + more),
-        ]
-    )
-    header = [
-        "score",
-        "checkpoints",
-        "members",
-        "LDS [95 %]",
-        "minus the first line",
-        "class balance controlled",
-    ]
-    header += ["minus the first line", *(f"{name} mean" for name in others)]
-    header += [f"minus the same members' {result['scores'][0]}"] * more
-    header += ["standard deviation of the scores", "LDS of each alone"]
-    note = (
+    rows = []
+    for name, entry in sorted(entries.items(), key=lambda item: -item[1]["plain"]["lds"]):
+        row = [name]
+        for kind in kinds:
+            part = entry[kind]
+            row.append(with_interval(part["lds"], part["interval"]))
+            row.append(
+                with_interval(part.get("difference"), part.get("difference_interval"), sign=True)
+            )
+            row += [share_of(part)] * shares
+        facts = [entry.get(key) for key in asides]
+        rows.append([*row, *("-" if fact is None else shown_number(fact) for fact in facts)])
+    ceiling = ["noise ceiling"]
+    for kind in kinds:
+        value, interval = result["ceiling"][kind], result.get("ceiling_interval", {}).get(kind)
+        shown = "needs repeats" if value is None else f"{value:.3f}"
+        ceiling += [with_interval(value, interval) if interval else shown, "-"] + ["-"] * shares
+    return [*header, *asides.values()], [*rows, [*ceiling, *["-"] * len(asides)]]
+
+
+def shown_number(value: float | int) -> str:
+    """A count as it is, a correlation with three digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def lds_notes(result: dict) -> str:
+    """What the reader must know beside the table."""
+    drawn = "with the same share of every class" if result["stratified"] else "drawn at random"
+    notes = [
         f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, "
-        f"{result['queries']} queries from row {result['first_query']} on. Used for tuning only."
-    )
-    return markdown(header, rows) + "\n\n" + note
-
-
-def additive_markdown(result: dict) -> str:
-    """How much of the signal is a sum over rows, and how scores agree with that part."""
-    share, scores = result["additive"], result["scores"].items()
-    rows = [
-        [name, with_interval(one["lds"], one["interval"]), share_of(one)]
-        for name, one in sorted(scores, key=lambda item: -item[1]["lds"])
+        f"{result['rows']:,} rows of which {result['alpha']:.0%} are kept, {drawn}; "
+        f"{result['queries']} queries."
     ]
-    rows.append(["noise ceiling of the odd part", f"{result['ceiling']:.3f}", "-"])
-    low, high = result["interval"]
-    bounds = [min(max(value, 0), 1) ** 0.5 for value in (share, low, high)]
-    note = (
-        f"{result['dataset']}: {result['masks']} masks and their complements x {result['repeats']} "
-        f"repeats, {result['queries']} queries from row {result['first_query']} on. Odd part of "
-        f"the signal: {share:.0%} [{low:.0%}, {high:.0%}]; so a sum over rows can correlate with "
-        f"the signal up to {bounds[0]:.2f} [{bounds[1]:.2f}, {bounds[2]:.2f}]. Noise ceiling of "
-        f"the margins themselves: {result['ceiling of margins']:.3f}."
+    metrics: dict = next(iter(result["evaluation"].values()), {})
+    if "accuracy" in metrics and result["retrained_accuracy"] is not None:
+        retrained = f"of retrains, on these queries, {result['retrained_accuracy']:.3f}"
+        notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; {retrained}.")
+    if "pearson" in metrics and result.get("retrained_pearson") is not None:
+        both = f"Validation Pearson {metrics['pearson']:.3f}, Spearman {metrics['spearmanr']:.3f}"
+        notes.append(
+            f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}."
+        )
+    output = (
+        f", of the output within +-{chance:.3f}"
+        if (chance := result["chance"].get("output"))
+        else ""
     )
-    return (
-        markdown(["score", "LDS with the odd part [95 %]", "share of its ceiling [95 %]"], rows)
-        + "\n\n"
-        + note
-    )
+    notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}{output}.")
+    notes += agreement_notes(result)
+    if result["foreign"]:
+        notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
+    if result["shared_seeds"]:
+        seeds = ", ".join(map(str, result["shared_seeds"]))
+        notes.append(
+            f"Retrains and scored models share seeds ({seeds}), hence head and row order: this LDS "
+            "is too high."
+        )
+    if result["ceiling"]["plain"] is None:
+        notes.append(
+            "No noise ceiling: it needs two repeats of at least three masks, and margins that vary."
+        )
+    if result["incomplete_masks"] or result["missing_repeats"]:
+        left_out = f"{result['incomplete_masks']} masks are left out for it"
+        notes.append(f"{result['missing_repeats']} repeats have no finite margin; {left_out}.")
+    if result["constant_queries"]["plain"]:
+        notes.append(
+            f"{result['constant_queries']['plain']} queries whose margin never changes are left "
+            "out."
+        )
+    constant = {name: entry["plain"]["constant"] for name, entry in result["scores"].items()}
+    if any(constant.values()):
+        counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items() if count)
+        notes.append(f"The same prediction for every mask, counted as 0: {counts}.")
+    return " ".join([*notes, *member_notes(result)])
+
+
+def agreement_notes(result: dict) -> list[str]:
+    """How far two retrains on the same rows agree, and what is to be thought of a ceiling where
+    they do not.
+    """
+    notes = []
+    for kind, found in result.get("agreement", {}).items():  # older results do not say it
+        if found is None or kind == "balanced":
+            continue
+        what = "Outputs" if kind == "output" else "Margins"
+        value, *interval = found
+        notes.append(
+            f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} "
+            "(Spearman)."
+        )
+        if not result.get("ceiling_known", {}).get(kind, True):
+            notes[-1] += " Noise alone may give such a ceiling, so no share of it is given."
+    return notes
+
+
+def member_notes(result: dict) -> list[str]:
+    """What single members reach, and where those of a regression disagree."""
+    notes = [
+        f"Single members of {name}: {np.mean(each):.3f}, {min(each):.3f} to {max(each):.3f}."
+        for name, entry in result["scores"].items()
+        if (each := entry["plain"].get("single"))
+    ]
+    if (apart := result.get("residuals")) is not None:
+        notes.append(
+            f"The {apart['models']} checkpoints disagree about the sign of the residual (label "
+            f"minus output) for {apart['apart']} of {apart['queries']} queries."
+        )
+    return notes
+
+
+def lds_text(result: dict) -> str:
+    """The table of an LDS result with aligned columns, and its notes."""
+    return aligned(*lds_rows(result)) + "\n\n" + lds_notes(result)
+
+
+def lds_markdown(result: dict) -> str:
+    """The same in Markdown."""
+    return markdown(*lds_rows(result)) + "\n\n" + lds_notes(result)
+
+
+# --- removals -------------------------------------------------------------------------------------
 
 
 def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -211,15 +273,3 @@ def wrong_label_rows(result: dict[str, dict]) -> tuple[list[str], list[list[str]
 def wrong_labels_text(result: dict[str, dict]) -> str:
     """The table of who finds wrong labels with aligned columns."""
     return aligned(*wrong_label_rows(result))
-
-
-def wrong_labels_markdown(result: dict) -> str:
-    """The same in Markdown, with its note."""
-    kept = {key: value for key, value in result["metrics"].items() if key not in ("loss", "margin")}
-    metrics = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in kept.items())
-    note = (
-        f"{result['dataset']}: {result['wrong']} of {result['rows']:,} training labels are wrong. "
-        f"Validation: {metrics}. Recall at 5% is the share of the wrong rows that are among the "
-        "first 5% of all rows."
-    )
-    return markdown(*wrong_label_rows(result["rankings"])) + "\n\n" + note

@@ -1,0 +1,385 @@
+"""The listing of a query: its most influential training rows with everything that is known of them.
+
+`explain` gathers plain values; they are printed as plain lines for pipes, as aligned and wrapped
+columns for people, or as JSON, and shown on the page. Texts go through `printable`: nothing in them
+steers the terminal. Symbols: K members, Q queries, N training rows, M masks, R repeats, C classes.
+"""
+
+import json
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from attribution.data.dataset import GlueDataset
+from attribution.evidence import stats, wrong_labels
+from attribution.evidence.calibration import Slope
+from attribution.evidence.counterfactual import Arm
+from attribution.evidence.lds import REFERENCE, TOP, usable_masks
+from attribution.files import Refused, printable
+from attribution.show import tables
+from pipeline import compute_margin
+
+FORMATS = ("plain", "table", "json")
+COLUMNS = ("score", "share", "margin [95 %]", "members", "row", "label")
+NARROWEST = 20  # characters of a column of text
+MIN_QUERIES = 20  # from which it can be judged that a row ranks high for every query
+MARK = 0.1  # share of the queries from which a row is marked as one that ranks high for every query
+
+FORMAT = """--format json prints one object a query:
+  query (number or null), texts, label, target (label, predicted or output), prediction,
+  probability, margin, scores (their name), members (number), calibration (null, or value, low,
+  high, masks, repeats, kept), helpful and harmful: lists of row, file_row (null, or its number, from
+  0 on, in a file from which validation rows were drawn), rank (1 is the largest absolute score),
+  score, share (of the summed absolute scores), texts, label, flipped (demo only), margin (null, or
+  [value, low, high] that the row adds), agreement (null, or members that have it among their top),
+  everywhere (null, or share of queries that have it among their ten)."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Facts that all queries of one set of scores share."""
+
+    train: GlueDataset
+    name: str = ""  # of the scores
+    num_members: int = 1
+    slope: Slope | None = None
+    everywhere: np.ndarray | None = (
+        None  # (N,) share of validation queries with the row in their TOP
+    )
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query with its scores."""
+
+    texts: list[str]
+    label: str
+    scores: np.ndarray  # (N,)
+    number: int | None = None  # of a validation row
+    target: str = "label"
+    logits: np.ndarray | None = None  # (C,) of the run's model
+    label_number: float | None = None  # the class, or a regression's label
+    members: list[np.ndarray] | None = None  # (N,) of each member
+
+
+# --- values ------------------------------------------------------------------------------------------
+
+
+def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:
+    """(N,): for each row, the share of the queries (Q, N) that have it among their TOP absolute
+    scores; None for fewer than MIN_QUERIES queries, or hardly more rows than TOP.
+    """
+    if len(scores) < MIN_QUERIES or scores.shape[1] <= 2 * TOP:
+        return None
+    top = np.argpartition(-np.abs(scores), TOP, axis=1)[:, :TOP]
+    return np.bincount(top.ravel(), minlength=scores.shape[1]) / len(scores)
+
+
+def explain(context: Context, query: Query, top_k: int) -> dict:
+    """Everything that is shown of one query; see FORMAT."""
+    order = np.argsort(-query.scores.astype(np.float64), kind="stable")
+    ranks = np.empty(len(order), np.int64)
+    ranks[np.argsort(-np.abs(query.scores), kind="stable")] = np.arange(1, len(order) + 1)
+    total = float(np.abs(query.scores).sum(dtype=np.float64)) or 1.0
+    result = {
+        "query": query.number,
+        "texts": query.texts,
+        "label": query.label,
+        "target": query.target,
+        **prediction_of(context, query),
+        "scores": context.name,
+        "members": context.num_members,
+        "calibration": context.slope.record() if context.slope else None,
+    }
+    for side, sign, rows in (("helpful", 1, order[:top_k]), ("harmful", -1, order[::-1][:top_k])):
+        tops = [
+            set(np.argsort(-sign * scores, kind="stable")[:top_k].tolist())
+            for scores in query.members or []
+        ]
+        result[side] = [
+            describe_row(context, int(row), float(query.scores[row]), total)
+            | {
+                "rank": int(ranks[row]),
+                "agreement": sum(int(row) in top for top in tops) if tops else None,
+            }
+            for row in rows
+        ]
+    return result
+
+
+def describe_row(
+    context: Context, row: int, score: float | None = None, total: float | None = None
+) -> dict:
+    """One training row, with its score. total: summed absolute scores of the query."""
+    train = context.train
+    values = train.table[row]
+    return {
+        "row": row,
+        "file_row": train.file_row(row),
+        "score": score,
+        "share": None if total is None or score is None else abs(score) / total,
+        "texts": [values[column] for column in train.task.columns],
+        "label": train.label_name(row),
+        "flipped": bool(values["flipped"]) if "flipped" in values else None,
+        "margin": context.slope.margin(score) if context.slope and score is not None else None,
+        "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
+    }
+
+
+def prediction_of(context: Context, query: Query) -> dict:
+    """Prediction, its probability, and the margin of the query; None where no model was run."""
+    if query.logits is None:
+        return {"prediction": None, "probability": None, "margin": None}
+    logits = torch.from_numpy(np.asarray(query.logits, np.float32))[None]
+    task = context.train.task
+    label = query.label_number
+    if task.regression:
+        target = torch.tensor([np.nan if label is None else label])
+        prediction, probability = f"{float(logits[0, 0]):.2f}", None
+    else:
+        target = None if label is None else torch.tensor([int(label)])
+        place = int(logits[0].argmax())
+        prediction = task.class_names[place] if task.class_names else str(place)
+        probability = float(logits.softmax(-1)[0, place])
+    margin = None if target is None else float(compute_margin(logits, target)[0])
+    return {"prediction": prediction, "probability": probability, "margin": margin}
+
+
+def meaning_of_scores(context: Context, command: str) -> str:
+    """Sentence about the meaning of scores in this listing. command: the one that calibrates them."""
+    slope = context.slope
+    if slope is None:
+        return (
+            "A score has no unit: compare it with others of the same query. What it is worth in "
+            f"units of the margin is measured by: {command}"
+        )
+    measured = (
+        f"{slope.masks} random subsets that keep {slope.kept:.0%} of the rows, {slope.repeats} "
+        "retrains each"
+    )
+    if not slope.usable:
+        what = "is negative" if slope.high < 0 else "cannot be told from 0"
+        return (
+            f"No margin is shown: the slope of margins on scores {what} (measured on {measured}, "
+            "and is extrapolated to single rows)."
+        )
+    return (
+        "The margin is what a row adds to the query's: its score times a slope that was measured "
+        f"on {measured}, and is extrapolated to single rows; brackets are 95 % intervals of the "
+        "slope alone. Of a single row the size is not to be relied on; run_counterfactual.py "
+        "--targets measures it."
+    )
+
+
+# --- lines -------------------------------------------------------------------------------------------
+
+
+def check_index(queries, index: int, flag: str = "--query_index") -> None:
+    """Raises Refused for a number of no query. flag: the argument that named it."""
+    if not 0 <= index < len(queries):
+        raise Refused(f"{flag} must be from 0 to {len(queries) - 1}, not {index}")
+
+
+def default_format() -> str:
+    """Columns on a terminal; plain lines where the output is piped."""
+    return "table" if sys.stdout.isatty() else "plain"
+
+
+def show(explained: dict, form: str, width: int | None = None) -> None:
+    """Prints an explained query. form: one of FORMATS. width: of the terminal (its own)."""
+    if form == "json":
+        print(json.dumps(explained))
+    elif form == "plain":
+        print("\n".join(plain_lines(explained)))
+    else:
+        print("\n".join(table_lines(explained, width or shutil.get_terminal_size().columns)))
+
+
+def heading(explained: dict) -> str:
+    """Number, label and text of a query; for a predicted label also its probability."""
+    number = "" if explained["query"] is None else f" {explained['query']}"
+    label = printable(explained["label"])
+    if explained["target"] == "output":
+        label = f"output {explained['prediction'] or ''}".rstrip()
+    elif explained["target"] == "predicted" and explained["probability"] is not None:
+        label += f", predicted with probability {explained['probability']:.2f}"
+    return f"query{number} [{label}]: {joined(explained['texts'])}"
+
+
+def headline(queries: GlueDataset, index: int) -> str:
+    """Heading of a validation row."""
+    check_index(queries, index)
+    about = {"query": index, "label": queries.label_name(index), "target": "label"}
+    return heading(about | {"texts": [queries.text(index)]})
+
+
+def joined(texts: list[str]) -> str:
+    """Text columns on one line, joined by ' | '."""
+    return printable(" | ".join(texts))
+
+
+def side_titles(explained: dict) -> dict[str, str]:
+    """Titles of the two sides: rows help or harm; of a regression's output they raise or lower it."""
+    if explained["target"] == "output":
+        return {"helpful": "raise the output most", "harmful": "lower the output most"}
+    return {"helpful": "most helpful", "harmful": "most harmful"}
+
+
+def label_of(row: dict) -> str:
+    """A row's label, and on the demo whether it was flipped."""
+    return printable(row["label"]) + (", flipped" if row["flipped"] else "")
+
+
+def file_place(row: dict) -> str:
+    """` (row 42 of the file)`, if the file numbers its rows otherwise."""
+    return "" if row["file_row"] is None else f" (row {row['file_row']} of the file)"
+
+
+def plain_row(row: dict, num_members: int = 1) -> str:
+    """One line for a described row: score (if any), agreement (if any), number, label, text."""
+    score = "" if row["score"] is None else f"{row['score']:+12.4g}  "
+    agreement = row.get("agreement")
+    agreed = "" if agreement is None else f"{agreement}/{num_members} "
+    place = f"row {row['row']:>6}{file_place(row)}"
+    return f"    {score}{agreed}{place} [{label_of(row)}] {joined(row['texts'])}"
+
+
+def plain_lines(explained: dict) -> list[str]:
+    """The listing with one line a row."""
+    lines = ["", heading(explained)]
+    for side, title in side_titles(explained).items():
+        lines.append(f"  {title}:")
+        lines += [plain_row(row, explained["members"]) for row in explained[side]]
+    return lines
+
+
+def table_lines(explained: dict, width: int) -> list[str]:
+    """The listing in columns, texts wrapped; on a narrow terminal the less important columns go."""
+    lines = ["", *textwrap.wrap(heading(explained), max(width, 40))]
+    titles = side_titles(explained)
+    cells = {side: [cells_of(row, explained) for row in explained[side]] for side in titles}
+    every = [line for side in cells.values() for line in side]
+    columns = [name for name in COLUMNS if any(line[name] != "-" for line in every)]
+    for dropped in ("share", "members", "margin [95 %]", ""):
+        widths = [max(len(line[name]) for line in [{name: name}, *every]) for name in columns]
+        if width - sum(widths) - 2 * len(widths) - 4 >= NARROWEST:
+            break
+        columns = [name for name in columns if name != dropped]
+    for side, title in titles.items():
+        lines.append(f"  {title}:")
+        lines += table_row(columns, widths, "text", width)
+        for line, row in zip(cells[side], explained[side], strict=True):
+            share = row["everywhere"]
+            marked = share is not None and share >= MARK
+            mark = f"(in the top ten of {share:.0%} of all queries) " if marked else ""
+            shown = [line[name] for name in columns]
+            lines += table_row(shown, widths, mark + joined(row["texts"]), width)
+    return lines
+
+
+def cells_of(row: dict, explained: dict) -> dict[str, str]:
+    """Columns of one row without its text; "-" for an unknown value."""
+    margin = row["margin"]
+    agreed = row["agreement"]
+    return {
+        "score": f"{row['score']:+.3g}",
+        "share": f"{row['share']:.1%}",
+        "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
+        "members": "-" if agreed is None else f"{agreed} of {explained['members']}",
+        "row": f"{row['row']}{file_place(row)}",
+        "label": label_of(row),
+    }
+
+
+def table_row(cells: list[str], widths: list[int], text: str, width: int) -> list[str]:
+    """Lines of one row: cells to the right, the label to the left, the text wrapped behind them."""
+    padded = [cell.rjust(size) for cell, size in zip(cells[:-1], widths[:-1], strict=True)]
+    start = "    " + "  ".join([*padded, cells[-1].ljust(widths[-1])]) + "  "
+    left = width - len(start)
+    if left < NARROWEST:  # the text below the numbers
+        below = textwrap.wrap(text, max(width - 16, NARROWEST - 8))
+        return [start.rstrip(), *(" " * 8 + line for line in below)]
+    first, *rest = textwrap.wrap(text, left) or [""]
+    return [(start + first).rstrip(), *(" " * len(start) + line for line in rest)]
+
+
+def wrapped(sentence: str, width: int | None = None) -> str:
+    """A sentence cut to the width of the terminal."""
+    return "\n".join(textwrap.wrap(sentence, max(width or shutil.get_terminal_size().columns, 40)))
+
+
+# --- listings of rows --------------------------------------------------------------------------------
+
+
+def show_self_influence(
+    train: GlueDataset, scores: torch.Tensor, top_k: int, losses: np.ndarray | None = None
+) -> None:
+    """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds.
+
+    losses: of the rows (N,), the ranking that is compared with it.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    print("\nhighest self-influence:")
+    for row in order[:top_k].tolist():
+        print(plain_row(describe_row(Context(train), row, scores[row].item())))
+    if "flipped" in train.table.column_names:
+        flipped = np.array(train.table["flipped"])
+        top = min(50, len(flipped))
+        found = flipped[order[:top].numpy()].sum()
+        print(
+            f"  {found} of the top {top} rows by self-influence are planted flips; chance gives "
+            f"{top * flipped.mean():.1f}"
+        )
+    wrong = wrong_labels.truth_of(train)
+    if wrong is None or losses is None:
+        return
+    print(
+        f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over "
+        "rows):"
+    )
+    rankings = {"self-influence": scores.numpy(), "loss of the row": losses}
+    found = {name: wrong_labels.found(ranking, wrong) for name, ranking in rankings.items()}
+    print(tables.wrong_labels_text(found))
+
+
+def show_query_lds(
+    queries: GlueDataset,
+    train: GlueDataset,
+    scores: dict[str, np.ndarray],
+    index: int,
+    masks: np.ndarray,
+    margins: np.ndarray,
+) -> None:
+    """Prints a query, its top influential row, and how well stored scores predict its margins.
+
+    scores: name -> (Q, N); ekfac's are taken, else the first. masks (M, N), margins (M, R, Q).
+    """
+    print(headline(queries, index))
+    name = REFERENCE if REFERENCE in scores else next(iter(scores), None)
+    if name is None:
+        raise Refused("no stored scores; make them with analyze.py")
+    complete = usable_masks(margins)
+    truth = stats.make_truth(stats.mean_margins(margins[complete]))
+    agreed = stats.agreement(scores[name], masks[complete], truth)
+    top = int(np.argmax(scores[name][index]))
+    print(f"  most influential by {name}:")
+    print(plain_row(describe_row(Context(train), top, float(scores[name][index, top]))))
+    print(
+        f"  LDS of {name} for this query: {agreed.per_query[index]:.3f} "
+        f"({complete.sum()} masks; mean over queries {agreed.mean:.3f})"
+    )
+
+
+def show_removed(
+    queries: GlueDataset, train: GlueDataset, arms: dict[str, Arm], index: int, count: int
+) -> None:
+    """Prints the first `count` rows that each arm would remove for one query."""
+    print(headline(queries, index))
+    for name, arm in arms.items():
+        print(f"  {name} removes, in this order:")
+        for row in arm(index)[0][:count]:
+            print(plain_row(describe_row(Context(train), int(row))))
