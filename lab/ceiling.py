@@ -17,8 +17,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from attribution.cli import check_numbers, run_script  # noqa: E402
 from attribution.evidence import stats  # noqa: E402
-from attribution.files import check_numbers, run_script, write_json  # noqa: E402
+from attribution.files import write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402
 
 QUERIES = {  # name -> reliability of one repeat, from the first query to the last

@@ -26,8 +26,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
+from attribution.cli import check_numbers, run_script  # noqa: E402
 from attribution.evidence.stats import mean_spearman  # noqa: E402
-from attribution.files import Refused, check_numbers, read_json, run_script, write_json  # noqa: E402
+from attribution.files import Refused, read_json, write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402
 from attribution.show.tables import markdown  # noqa: E402
 from attribution.training.run import open_data, open_run  # noqa: E402

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from attribution.files import run_script, write_bytes, write_json
+from attribution.cli import run_script
+from attribution.files import write_bytes, write_json
 from attribution.provenance import check_clean, origin
 from attribution.show import lds_tables, tables
 from lab import timings

@@ -24,7 +24,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from attribution.files import Refused, read_json, run_script, write_bytes, write_json  # noqa: E402
+from attribution.cli import run_script  # noqa: E402
+from attribution.files import Refused, read_json, write_bytes, write_json  # noqa: E402
 from attribution.provenance import check_clean, environment  # noqa: E402
 from lab.timings import scale_table  # noqa: E402
 

@@ -28,15 +28,9 @@ sys.path.insert(0, str(ROOT))
 
 from safetensors.numpy import load_file  # noqa: E402
 
+from attribution.cli import check_numbers, run_script  # noqa: E402
 from attribution.evidence import stats  # noqa: E402
-from attribution.files import (  # noqa: E402
-    Refused,
-    check_numbers,
-    read_json,
-    run_script,
-    write_bytes,
-    write_json,
-)
+from attribution.files import Refused, read_json, write_bytes, write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402
 from lab import timings  # noqa: E402
 

@@ -21,19 +21,23 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from attribution.cli import (
+    Parser,  # noqa: E402
+    run_script,  # noqa: E402
+)
 from attribution.evidence import wrong_labels  # noqa: E402
 from attribution.evidence.baselines import represent  # noqa: E402
 from attribution.evidence.retraining import RETRAIN_SEED, run_jobs  # noqa: E402
 from attribution.evidence.store import Job  # noqa: E402
 from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
-from attribution.files import Refused, run_script  # noqa: E402
+from attribution.files import Refused  # noqa: E402
 from attribution.influence.stored import stored_self_influence  # noqa: E402
+from attribution.processes import choose_device  # noqa: E402
 from attribution.show import results  # noqa: E402
 from attribution.show.tables import wrong_labels_markdown, wrong_labels_text  # noqa: E402
-from attribution.training.fit import choose_device  # noqa: E402
 from attribution.training.members import Members, open_members  # noqa: E402
 from attribution.training.queries import open_trained  # noqa: E402
-from attribution.training.recipe import Parser, add_data_arguments  # noqa: E402
+from attribution.training.recipe import add_data_arguments  # noqa: E402
 from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from attribution.files import run_script
+from attribution.cli import run_script
 
 
 def free_port() -> int:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import analyze
 import evaluate_lds
 import run_counterfactual
-from attribution.files import read_json, run_script, write_json
+from attribution.cli import run_script
+from attribution.files import read_json, write_json
 from attribution.influence.analysis import Influence
 from attribution.training.run import open_data, open_run
 

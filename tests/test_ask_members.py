@@ -15,8 +15,8 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
+from attribution.cli import run_script
 from attribution.evidence.ground_truth import draw_masks
-from attribution.files import run_script
 from attribution.influence.names import flags_of
 from attribution.influence.stored import stored_self_influence, why_stale
 from attribution.training.members import Members, kept_rows, mean_of, share_of_process

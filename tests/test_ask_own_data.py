@@ -12,9 +12,9 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
+from attribution.cli import run_script
 from attribution.data import demo
 from attribution.data.own import OwnData, draw_rows, encode, make_task, open_own
-from attribution.files import run_script
 from attribution.training.run import open_data, open_run
 from pipeline import DEMO_MODEL
 

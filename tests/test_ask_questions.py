@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 import analyze
 import evaluate_lds
 import train
-from attribution.data.task import GlueTask
+from attribution.cli import run_script
+from attribution.data.tables import GlueTask
 from attribution.engine import modules
-from attribution.files import Refused, run_script
+from attribution.files import Refused
 from attribution.influence import analysis
 from attribution.training import queries
 from attribution.training.queries import ask, read_label, read_queries

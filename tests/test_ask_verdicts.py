@@ -10,7 +10,7 @@ import pytest
 
 import analyze
 import run_counterfactual
-from attribution.files import run_script
+from attribution.cli import run_script
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
 PLAN = [

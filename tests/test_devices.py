@@ -8,7 +8,7 @@ from running import QUICK
 
 import analyze
 import train
-from attribution.files import run_script
+from attribution.cli import run_script
 from attribution.processes import Processes
 from attribution.training import fit
 
@@ -22,16 +22,16 @@ def test_the_device_is_the_local_rank_modulo_the_visible_gpus(monkeypatch, rank,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert fit.choose_device() == torch.device("cuda", expected) == chosen[0]
+    assert processes.choose_device() == torch.device("cuda", expected) == chosen[0]
 
 
 def test_a_gpu_that_torch_does_not_find_is_mentioned(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(fit.glob, "glob", lambda pattern: [])
-    assert fit.name_of(cpu) == f"cpu ({torch.get_num_threads()} threads)"
-    monkeypatch.setattr(fit.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(processes.glob, "glob", lambda pattern: [])
+    assert processes.name_of(cpu) == f"cpu ({torch.get_num_threads()} threads)"
+    monkeypatch.setattr(processes.glob, "glob", lambda pattern: ["/dev/nvidia0"])
     monkeypatch.setattr(torch.version, "cuda", "12.4")
-    assert "this machine has a GPU, but torch" in fit.name_of(cpu)
+    assert "this machine has a GPU, but torch" in processes.name_of(cpu)
 
 
 @pytest.mark.parametrize("gpus", [False, True])

@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from attribution import files
-from attribution.files import (
-    Refused,
-    check_numbers,
-    exclusive,
-    intact,
-    refuse_if_stale,
-    run_script,
-    write_bytes,
-    write_json,
-)
+from attribution.cli import check_numbers, run_script
+from attribution.files import Refused, exclusive, intact, refuse_if_stale, write_bytes, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

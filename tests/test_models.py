@@ -12,13 +12,10 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import train
-from attribution.files import Refused, run_script
-from attribution.models import (
-    fingerprint_of_start,
-    fingerprint_of_tokenizer,
-    inputs_of,
-    usable_positions,
-)
+from attribution.cli import run_script
+from attribution.data.dataset import fingerprint_of_tokenizer
+from attribution.files import Refused
+from attribution.models import fingerprint_of_start, inputs_of, usable_positions
 from pipeline import construct_bert, get_tokenizer
 
 

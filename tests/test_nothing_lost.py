@@ -16,7 +16,8 @@ import evaluate_lds
 import run_counterfactual
 import train
 from attribution import files
-from attribution.files import Refused, check_numbers, run_script
+from attribution.cli import check_numbers, run_script
+from attribution.files import Refused
 from attribution.training import fit as training
 from attribution.training.run import MARKER, open_run
 
@@ -70,7 +71,7 @@ def test_the_step_that_is_named_is_the_first_bad_one_however_seldom_is_looked(ev
 
 
 def test_a_diverged_retrain_is_stored_as_nan_and_counts_as_wrong(trained):
-    from attribution.evidence.retrainer import Retrainer
+    from attribution.evidence.retraining import Retrainer
     from attribution.training.run import open_data
 
     folder, run = open_run(trained, "demo")

@@ -15,8 +15,7 @@ from running import COUNTERFACTUAL, LDS, SMALL, analyze_quickly, close, scores_o
 import train
 from attribution.engine import factors, memory, scoring, trackers
 from attribution.engine.analyzer import EigenAnalyzer
-from attribution.processes import Processes
-from attribution.training.fit import choose_device
+from attribution.processes import Processes, choose_device
 from pipeline import InfluenceTask
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes

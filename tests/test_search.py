@@ -22,7 +22,8 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
-from attribution.files import read_json, run_script, write_json
+from attribution.cli import run_script
+from attribution.files import read_json, write_json
 from attribution.provenance import origin
 
 SECONDS = float(os.environ.get("SEARCH_SECONDS", "30")) / 2

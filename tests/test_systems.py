@@ -10,10 +10,11 @@ import pytest
 import torch
 from running import ROOT, analyze_quickly, scores_of
 
+from attribution.cli import run_script
 from attribution.engine.analyzer import symmetric_eigen
 from attribution.evidence.baselines import tfidf_cosine
 from attribution.evidence.ground_truth import load_array
-from attribution.files import Refused, run_script
+from attribution.files import Refused
 from attribution.hub import reason_of
 
 

@@ -18,8 +18,7 @@ from attribution.engine.batching import WeighedLoader, batches_within, group_end
 from attribution.engine.contractions import accumulator
 from attribution.engine.modules import EigenLinear, tracked
 from attribution.files import Refused, write_tensors
-from attribution.processes import ALONE, Processes, share_out
-from attribution.training.fit import choose_device
+from attribution.processes import ALONE, Processes, choose_device, share_out
 
 EIGEN_PAIRS = (
     (

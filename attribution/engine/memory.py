@@ -12,8 +12,7 @@ from attribution.engine.analyzer import EigenAnalyzer
 from attribution.engine.batching import batches_within, group_ends
 from attribution.engine.modules import CACHE_ELEMENTS, EigenLinear, tracked
 from attribution.engine.parts import SMALLEST_BUDGET
-from attribution.machine import free_host_memory
-from attribution.processes import here
+from attribution.processes import free_host_memory, here
 
 # seconds of work between two points from which an interrupted run of stock kronfluence goes on
 PATIENCE = 600.0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.data import tokens
+from attribution.data import dataset
 from attribution.data.dataset import pad
 from pipeline import get_glue_dataset, get_tokenizer, load_tables
 
@@ -17,7 +17,7 @@ TRAIN = "f4166aaa07bdeca0e8e9be0facda7167b032e1f1c85181023062728d6deb61a2"
 def cache(tmp_path, monkeypatch):
     """An empty cache, and tokens of 120 rows go into it."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(tokens, "CACHED_ROWS", 100)
+    monkeypatch.setattr(dataset, "CACHED_ROWS", 100)
     return tmp_path / "attribution_tokens"
 
 
@@ -45,7 +45,7 @@ def rows(tokenizer, max_length: int = 128, **how):
 
 def test_rows_have_the_fingerprint_that_they_always_had_cached_or_not(cache, monkeypatch):
     assert rows(None).fingerprint() == TRAIN and len(list(cache.glob("*.arrow"))) == 1
-    monkeypatch.setattr(tokens, "CACHED_ROWS", 1000)
+    monkeypatch.setattr(dataset, "CACHED_ROWS", 1000)
     assert rows(None).fingerprint() == TRAIN and len(list(cache.glob("*.arrow"))) == 1
 
 
@@ -76,9 +76,9 @@ def test_damaged_tokens_on_the_disk_are_named_and_made_again(cache, capsys, how)
 
 
 def test_rows_are_padded_behind_their_end():
-    padded = pad(*tokens.flatten([[1, 2, 3], [4], [5, 6]]))
+    padded = pad(*dataset.flatten([[1, 2, 3], [4], [5, 6]]))
     assert padded.dtype == torch.int32 and padded.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]]
-    flat, lengths = tokens.flatten([[7], [8, 9]])
+    flat, lengths = dataset.flatten([[7], [8, 9]])
     assert flat.tolist() == [7, 8, 9] and lengths.tolist() == [1, 2] and lengths.dtype == np.int64
 
 

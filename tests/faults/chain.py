@@ -23,8 +23,9 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
+from attribution.cli import run_script
 from attribution.engine import parts
-from attribution.files import CHECKSUM, run_script
+from attribution.files import CHECKSUM
 
 SMALL = ["--max_train_samples", "60", "--num_train_epochs", "2"]
 QUICK = ["--max_queries", "6", "--damping_factor", "1e-4"]

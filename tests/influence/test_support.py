@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from attribution.influence.gram import alike
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -13,7 +14,6 @@ import analyze
 import train
 from attribution.evidence.baselines import represent
 from attribution.files import Refused
-from attribution.influence.gram import alike
 from attribution.influence.stored import stored_scores
 from attribution.influence.support import check_attribution
 from attribution.training.run import open_data, open_run

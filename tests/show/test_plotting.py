@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from running import ROOT
 
-from attribution.evidence.flips import TURNED
+from attribution.evidence.counterfactual import TURNED
 from attribution.files import read_json
 from attribution.show import plotting
 from lab.pages import read_result

@@ -14,7 +14,7 @@ from datasets import Dataset
 import analyze
 import run_counterfactual
 import train
-from attribution.files import run_script
+from attribution.cli import run_script
 from attribution.show.explain import Query
 from attribution.show.report import (
     clipped,
