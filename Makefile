@@ -1,5 +1,5 @@
 # make demo: fine-tune the small BERT on the embedded data, score, print.   make test: the whole test suite.
-# make figures, make tables: draw every figure, and make every table of the READMEs, again from results/.
+# make figures, make tables: draw every figure, and make every table of README.md and lab/README.md, again from results/.
 # CPU=1: a new .venv gets torch's build for processors, from PyTorch's own index, without the libraries of CUDA.
 # make bench: speed against stock kronfluence. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
 PYTHON ?= python3
@@ -44,12 +44,20 @@ test-oldest: requirements.txt
 	.venv-oldest/bin/python -m pytest
 
 figures: .venv/ready
-	for task in stsb sst2 demo; do $(BIN)/python evaluate_lds.py --dataset_name $$task --plot_only || exit 1; done
-	$(BIN)/python run_counterfactual.py --dataset_name sst2 --direction harmful --plot_only
-	for task in sst2 demo; do $(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only || exit 1; done
+	for task in demo sst2 stsb; do \
+		$(BIN)/python evaluate_lds.py --dataset_name $$task --plot_only \
+			--results_dir results --figure_path figure/lds_$$task.png || exit 1; \
+	done
+	for task in demo sst2; do \
+		$(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only \
+			--results_dir results --figure_path figure/counterfactual_$$task.png || exit 1; \
+	done
+	$(BIN)/python run_counterfactual.py --dataset_name sst2 --direction harmful --plot_only \
+		--results_dir results --figure_path figure/counterfactual_sst2_harmful.png
+	cp figure/counterfactual_sst2.png figure/counterfactual.png
 
 bench: .venv/ready
-	$(BIN)/python lab/speed.py $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))
+	$(BIN)/python -m lab.speed $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))
 
 tables: .venv/ready
 	$(BIN)/python -m lab.pages

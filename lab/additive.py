@@ -1,6 +1,6 @@
 """How much could any score explain? A score adds up its rows; retraining need not.
 
-    python lab/additive.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac identity
+    python -m lab.additive --dataset_name demo --first_query 50 --scores ekfac identity
 
 The LDS predicts the margin of a retrained model by a sum over the rows that were kept. A margin in
 which rows work together (two copies of a fact, of which one is enough) holds more than any sum can
@@ -16,7 +16,7 @@ Variances over masks are those of a two-way table (mask, seed) without its noise
 MS_rest) / R (Searle, Casella and McCulloch 1992, chapter 4). The share of the odd part in the sum
 of both, queries pooled after each was divided by its variance over all retrains, bounds what a
 score could explain: it can correlate with the signal up to the square root of the share. Scores are
-then compared with the odd part alone, beside its own noise ceiling.
+then compared with the odd part alone, and with its own noise ceiling.
 
 Symbols: M masks, N training rows, Q queries, R repeats, B bootstrap draws. Retrains are stored like
 all others. Writes RESULTS_DIR/additive_DATASET_NAME.json and .md.
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+<<<<<<< HEAD
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -50,6 +51,21 @@ from attribution.show.tables import additive_markdown  # noqa: E402
 from attribution.training.recipe import add_data_arguments, add_query_arguments  # noqa: E402
 from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402
+=======
+from attribution.evidence import stats
+from attribution.evidence.ground_truth import Subsets
+from attribution.evidence.retraining import run_jobs
+from attribution.evidence.store import Job
+from attribution.evidence.study import add_start_argument, open_study
+from attribution.files import Refused, run_script
+from attribution.influence.stored import open_scores_of
+from attribution.show import results
+from attribution.show.tables import markdown, share_of, with_interval
+from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments
+from attribution.training.run import fingerprints_of, open_data, open_run
+from lab.common import add_tuning_arguments
+from pipeline import quiet_libraries
+>>>>>>> lab
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -70,7 +86,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--retrain_queries",
         type=int,
         default=0,
-        help="validation rows that retrains predict (those asked about)",
+        help="validation rows that retrains predict (the queries)",
     )
     add("--jobs_per_device", type=int, help="retrains at the same time (as evaluate_lds.py)")
     add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
@@ -133,6 +149,30 @@ def compare(
     }
 
 
+def additive_markdown(result: dict) -> str:
+    """How much of the signal is a sum over rows, and how scores agree with that part."""
+    share, scores = result["additive"], result["scores"].items()
+    rows = [
+        [name, with_interval(one["lds"], one["interval"]), share_of(one)]
+        for name, one in sorted(scores, key=lambda item: -item[1]["lds"])
+    ]
+    rows.append(["noise ceiling of the odd part", f"{result['ceiling']:.3f}", "-"])
+    low, high = result["interval"]
+    bounds = [min(max(value, 0), 1) ** 0.5 for value in (share, low, high)]
+    note = (
+        f"{result['dataset']}: {result['masks']} masks and their complements x {result['repeats']} "
+        f"repeats, {result['queries']} queries from row {result['first_query']} on. Odd part of "
+        f"the signal: {share:.0%} [{low:.0%}, {high:.0%}]; so a sum over rows can correlate with "
+        f"the signal up to {bounds[0]:.2f} [{bounds[1]:.2f}, {bounds[2]:.2f}]. Noise ceiling of "
+        f"the margins themselves: {result['ceiling of margins']:.3f}."
+    )
+    return (
+        markdown(["score", "LDS with the odd part [95 %]", "share of its ceiling [95 %]"], rows)
+        + "\n\n"
+        + note
+    )
+
+
 def main(argv=None) -> None:
     """Retrains what is missing, and prints the table. Raises Refused where scores are missing or
     masks cannot be.
@@ -152,8 +192,6 @@ def main(argv=None) -> None:
     )
     queries = rows[1].window(args.first_query, args.max_queries)
     stored = {name: open_scores_of(folder, name, queries, args.first_query) for name in args.scores}
-    if seen := [name for name in args.scores if CORRECTED in name]:
-        raise Refused(f"{seen[0]} has seen retrains, perhaps these; name the score as it was")
     if lost := [name for name, scores in stored.items() if scores is None]:
         raise Refused(
             f"{folder} has no scores {', '.join(lost)} of these queries; run analyze.py for them"

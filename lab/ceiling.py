@@ -1,6 +1,6 @@
-"""How far the noise ceiling is off for few repeats: simulated studies whose true ceiling is known.
+"""Error of the noise ceiling for few repeats: simulated studies whose true ceiling is known.
 
-    python lab/ceiling.py                 # writes results/ceiling.json; takes a minute
+    python -m lab.ceiling                 # writes results/ceiling.json; takes a minute
 
 A query's margins are a signal over masks plus noise for each repeat, both normal. Its reliability,
 the share of the signal in the variance of one repeat, is the same for all queries, or differs
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+<<<<<<< HEAD
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -21,6 +22,12 @@ from attribution.cli import check_numbers, run_script  # noqa: E402
 from attribution.evidence import stats  # noqa: E402
 from attribution.files import write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402
+=======
+from attribution.evidence import stats
+from attribution.files import check_numbers, run_script, write_json
+from attribution.provenance import origin
+from lab.common import RESULTS
+>>>>>>> lab
 
 QUERIES = {  # name -> reliability of one repeat, from the first query to the last
     "alike, reliable": (0.6, 0.6),
@@ -63,8 +70,8 @@ def root_of_mean(margins: np.ndarray) -> float:
     return float(np.sqrt(repeats * r / (1 + (repeats - 1) * r)))
 
 
-def main(argv=None) -> None:
-    """Simulates, writes and prints the mean of each number over the studies."""
+def parse_args(argv=None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,12 +82,17 @@ def main(argv=None) -> None:
     add(
         "--results_dir",
         type=Path,
-        default=ROOT / "results",
+        default=RESULTS,
         help="ceiling.json goes here (results)",
     )
     args = parser.parse_args(argv)
     check_numbers(vars(args), "num_masks", "num_queries", "num_studies")
-    check_clean(args.results_dir)
+    return args
+
+
+def main(argv=None) -> None:
+    """Simulates, writes and prints the mean of each number over the studies."""
+    args = parse_args(argv)
     rows = []
     for name, (low, high) in QUERIES.items():
         for repeats in REPEATS:

@@ -1,39 +1,33 @@
-"""SST-2 with BERT-base by arithmetic: multiply-adds and bytes of stock kronfluence and of ours, and
-seconds from them.
+"""Seconds of SST-2 with BERT-base, from the multiply-adds and bytes of stock kronfluence and ours.
 
-`gpu.py` prints what this file counts. The published seconds stand in results/published.json, with
+`lab.gpu` prints what this file counts. The published seconds are in results/published.json, with
 their source: 67,349 rows, 872 queries, padded to 128 tokens, one A100. Stock's count of a phase,
 divided by its published seconds, is the rate that stock reached in that phase. Ours is assumed to
 reach the same rate. The time in which the memory moves the per-example gradients that ours writes
-and reads is added. In half precision only the products of per-example gradients run in bfloat16;
-the rest runs in float32, or in TF32 where both are asked for. Covariances are summed in float64,
-whose tensor cores have the peak rate of float32 on an A100. Symbols: N rows, Q queries, T tokens of
-a row, T_q of a query, P weights of the linear layers, L layers, D hidden size.
+and reads is added. With bfloat16 only the products of per-example gradients run in bfloat16; the
+rest runs in float32, or in TF32 where both are given. Covariances are summed in float64, whose
+tensor cores have the peak rate of float32 on an A100.
 
-    a pass over a token     2 P for forward and backward (inputs' gradients only), 6 L T D for
-    attention
-    covariance              sum of D_in^2 (real tokens) and of D_out^2 (all tokens); ours: real
-    tokens, one D_in^2 for
-                            query, key and value, of a matrix only blocks on and above the diagonal
-    lambda                  P a token for gradients; stock D_in D_out (D_in + D_out) a row for their
-    rotation, ours
-                            D_in^2 + D_out^2 a token, D_in^2 once for query, key and value
-    pairwise                P a token and pass, Q P a row; stock a pass for every 175 queries, its
-    published batch.
-                            Ours one pass, because it holds the queries' tokens (15 GB in float32);
-                            lambda's rotation;
-                            Q T_q P for query gradients, again for every group of batches
+Symbols: N rows, Q queries, T tokens of a row, T_q of a query, P weights of the linear layers, L
+layers, D hidden size.
+
+- A pass over a token: 2 P for forward and backward (inputs' gradients only), 6 L T D for attention.
+- Covariance: the sum of D_in^2 (real tokens) and of D_out^2 (all tokens). Ours: real tokens, one
+  D_in^2 for query, key and value, of a matrix only blocks on and above the diagonal.
+- Lambda: P a token for gradients. Stock: D_in D_out (D_in + D_out) a row for their rotation. Ours:
+  D_in^2 + D_out^2 a token, D_in^2 once for query, key and value.
+- Pairwise: P a token and pass, Q P a row. Stock: a pass for every 175 queries, its published batch.
+  Ours: one pass, because it holds the queries' tokens (15 GB in float32), lambda's rotation, and
+  Q T_q P for query gradients, again for every group of batches.
 """
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from attribution.engine.contractions import GRAM_STEP
 from attribution.engine.memory import GROUP_ROWS
-from lab.pages import read_result
+from lab.common import RESULTS, read_result
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 PUBLISHED = read_result(RESULTS, "published")["gpu_seconds"][
     "seconds"
 ]  # precision -> phase -> seconds
@@ -86,7 +80,7 @@ class Work:
     @property
     def room(self) -> float:
         """Bytes that bases, blocks, a batch and a group of as many tokens leave, as
-        influence/memory.py plans.
+        engine/memory.py plans.
         """
         squares = sum((d_in**2 + d_out**2) * count for d_in, d_out, count, _ in SHAPES)
         return 0.9 * self.memory - 4 * (squares + WEIGHTS) - 16 * 2**27 - 8 * FEATURES * BUDGET
@@ -145,12 +139,14 @@ def ours(itemsize: int, work: Work | None = None) -> dict[str, dict[str, float]]
     itemsize: bytes of a number of a per-example gradient. work: SST-2's if none is given.
     """
     work = work or Work()
-    real, through = work.rows * work.tokens, passes(work.tokens, work.squared, work.rows)
+    real = work.rows * work.tokens
+    through = passes(work.tokens, work.squared, work.rows)
     squares = sum(part(d_in) * own + part(d_out) * count for d_in, d_out, count, own in SHAPES)
     rotation = real * sum(d_in**2 * own + d_out**2 * count for d_in, d_out, count, own in SHAPES)
     # Bytes of gradients formed.
-    rows, queries = work.rows * WEIGHTS * itemsize, work.groups * work.queries * WEIGHTS * itemsize
-    asked = work.groups * work.queries * work.query_tokens * WEIGHTS
+    rows = work.rows * WEIGHTS * itemsize
+    queries = work.groups * work.queries * WEIGHTS * itemsize
+    query_gradients = work.groups * work.queries * work.query_tokens * WEIGHTS
     return {
         "covariance": {"model": through, "float64": real * squares},
         "lambda": {  # gradients are written, squared and summed
@@ -160,14 +156,14 @@ def ours(itemsize: int, work: Work | None = None) -> dict[str, dict[str, float]]
         },
         "pairwise": {  # gradients of queries are also multiplied by the inverse curvature
             "model": through + rotation,
-            "gradients": asked + real * WEIGHTS + work.rows * work.queries * WEIGHTS,
+            "gradients": query_gradients + real * WEIGHTS + work.rows * work.queries * WEIGHTS,
             "moved": 2 * rows + 4 * queries,
         },
     }
 
 
 def part(width: int) -> float:
-    """Multiply-adds a token of a covariance of this width: only blocks on and above the diagonal."""
+    """Multiply-adds a token of a covariance of this width: blocks on and above the diagonal."""
     return (width**2 + width * GRAM_STEP) / 2
 
 
@@ -179,7 +175,9 @@ def estimate(
 
     work: all of SST-2 if none is given.
     """
-    card, counted, result = card or A100, stock(), {}
+    card = card or A100
+    counted = stock()
+    result = {}
     faster = {kind: card[kind] / A100[kind] for kind in A100}
     for name, itemsize in (("float32", 4), ("tf32", 4), ("bfloat16", 2), ("bfloat16 and tf32", 2)):
         seconds = {
@@ -204,21 +202,18 @@ def estimate(
 
 
 def task_table() -> dict[str, list]:
-    """What each GLUE task takes in float32 on one A100 and on eight: bytes, passes and hours, by
-    arithmetic.
-    """
+    """Bytes, passes and hours of each GLUE task in float32 on one A100 and on eight."""
     squares = sum((d_in**2 + d_out**2) * count for d_in, d_out, count, _ in SHAPES)
-    apart = sum(
-        d_in**2 * own + d_out**2 * count for d_in, d_out, count, own in SHAPES
-    )  # query, key, value share
-    factors = (
-        8 + 4
-    ) * squares + 4 * WEIGHTS  # covariances in float64, eigenvectors and lambda in float32
-    counted, rows = stock(), []
+    # Query, key and value share the covariance of their input.
+    apart = sum(d_in**2 * own + d_out**2 * count for d_in, d_out, count, own in SHAPES)
+    # Covariances in float64, eigenvectors and lambda in float32.
+    factors = (8 + 4) * squares + 4 * WEIGHTS
+    counted = stock()
+    rows = []
     for name, (count, queries, tokens) in TASKS.items():
-        asked = QUERY_TOKENS if name == "sst2" else tokens
+        query_tokens = QUERY_TOKENS if name == "sst2" else tokens
         squared = SQUARED if name == "sst2" else 1.3 * tokens**2
-        work = Work(count, queries, tokens, squared, asked)
+        work = Work(count, queries, tokens, squared, query_tokens)
         turns = math.ceil(work.held / work.room)
         seconds = {"eigendecomposition": PUBLISHED["float32"]["eigendecomposition"]}
         for phase, parts in ours(4, work).items():
@@ -226,7 +221,8 @@ def task_table() -> dict[str, list]:
             again = (turns - 1) * parts["model"] if phase == "pairwise" else 0
             products = sum(amount for kind, amount in parts.items() if kind != "moved") + again
             seconds[phase] = products / rate + parts.get("moved", 0) / A100["bytes"]
-        hours, scores = sum(seconds.values()) / 3600, 4 * count * queries
+        hours = sum(seconds.values()) / 3600
+        scores = 4 * count * queries
         reduced = 8 * (apart + WEIGHTS) + scores * 7 / 8
         sizes = [f"{size / 1e9:.1f} GB" for size in (factors, work.held, scores, reduced)]
         times = [str(turns), f"{hours:.2f}", f"{hours / 8:.2f}"]

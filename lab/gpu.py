@@ -1,14 +1,13 @@
-"""SST-2 with BERT-base on one GPU: what this project takes, beside what was published for stock
-kronfluence.
+"""SST-2 with BERT-base on one GPU: seconds of ours, and those published for stock kronfluence.
 
-    python lab/gpu.py --estimate          # by arithmetic, for an A100; needs no GPU; results/gpu_estimate.json
-    python lab/gpu.py                     # measures float32, TF32 and bfloat16 on this GPU; results/gpu.json
-    python lab/gpu.py --tasks             # every GLUE task on one A100 and on eight, by arithmetic
-    python lab/gpu.py --random_weights --rows 8192     # BERT-base's shape without the hub, fewer training rows
+    python -m lab.gpu --estimate      # by arithmetic, for an A100: results/gpu_estimate.json
+    python -m lab.gpu                 # float32, TF32 and bfloat16 on this GPU: results/gpu.json
+    python -m lab.gpu --tasks         # GLUE's tasks, by arithmetic: results/glue_tasks.json
+    python -m lab.gpu --random_weights --rows 8192      # BERT-base's shape without the hub
 
 Each measurement is one JSON below --work_dir, and what is there is not measured again. The estimate
-beside it is scaled by what this card reaches in products and copies, which is printed.
-`estimates.py` says how it is counted.
+is scaled by what this card reaches in products and copies, which is printed. `lab.estimates`
+describes how it is counted.
 """
 
 import argparse
@@ -19,9 +18,11 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+import transformers
+from safetensors.numpy import load_file
 
+<<<<<<< HEAD
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
@@ -35,6 +36,17 @@ from attribution.training.run import open_data, open_run  # noqa: E402
 from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table  # noqa: E402
 from lab.timings import gpu_measured, gpu_table  # noqa: E402
 from pipeline import DEMO_MODEL, get_tokenizer  # noqa: E402
+=======
+from attribution.evidence.stats import mean_spearman
+from attribution.files import Refused, check_numbers, read_json, run_script, write_json
+from attribution.provenance import origin
+from attribution.show.tables import markdown
+from attribution.training.run import open_data, open_run
+from lab.common import ROOT
+from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table
+from lab.timings import gpu_measured, gpu_table
+from pipeline import DEMO_MODEL, get_tokenizer
+>>>>>>> lab
 
 FLAGS: dict[str, list[str]] = {
     "float32": [],
@@ -88,7 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Precision -> phase -> seconds of analyze.py on this GPU, "whole process", and "Spearman" with
     float32.
 
-    Trains for one epoch first; random weights are taken as they are. What lies in --work_dir is not
+    Trains for one epoch first; random weights are taken as they are. What is in --work_dir is not
     measured again.
     """
     work, start = args.work_dir.resolve() / f"{args.rows}_rows", args.model_name_or_path
@@ -141,10 +153,8 @@ def work_of(args: argparse.Namespace) -> Work:
     return Work(len(train), len(queries), *means, torch.cuda.get_device_properties(0).total_memory)
 
 
-def main(argv=None) -> None:
-    """Prints published and estimated seconds, and measured ones unless --estimate is given; stores
-    what is new.
-    """
+def parse_args(argv=None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -181,7 +191,14 @@ def main(argv=None) -> None:
     )
     args = parser.parse_args(argv)
     check_numbers(vars(args), "rows")
-    check_clean(args.results_dir)
+    return args
+
+
+def main(argv=None) -> None:
+    """Prints published and estimated seconds, and measured ones unless --estimate is given; stores
+    what is new.
+    """
+    args = parse_args(argv)
     if args.tasks:
         write_json(args.results_dir / "glue_tasks.json", (found := task_table()) | origin())
         print(markdown(**found))

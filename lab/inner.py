@@ -1,7 +1,6 @@
-"""Measurements inside one process, for lab/speed.py: training speed, matrix products, where time
-goes.
+"""Measurements inside one process, for lab.speed: training speed, matrix products, operators.
 
-    python lab/inner.py products --dataset_name sst2 --checkpoint_dir DIR --max_queries 64 --output products.json
+    python -m lab.inner products --dataset_name sst2 --checkpoint_dir DIR --output products.json
 
 `training`: rows a second in the second of two epochs. `products`: every matrix product of the
 pairwise phase, counted in multiply-adds and then timed alone. `profile`: the operators of a whole
@@ -11,7 +10,6 @@ analysis that take the most time.
 import argparse
 import collections
 import math
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,14 +19,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from attribution.files import write_json  # noqa: E402
-from attribution.influence.analysis import Influence  # noqa: E402
-from attribution.influence.settings import Settings  # noqa: E402
-from attribution.training.fit import fit  # noqa: E402
-from attribution.training.run import open_data, open_run  # noqa: E402
-from pipeline import construct_bert, quiet_libraries  # noqa: E402
+from attribution.files import write_json
+from attribution.influence.analysis import Influence
+from attribution.influence.settings import Settings
+from attribution.training.fit import fit
+from attribution.training.run import open_data, open_run
+from pipeline import construct_bert, quiet_libraries
 
 PRODUCTS = {
     "mm": 0,
@@ -65,7 +61,7 @@ class ProductLog(TorchDispatchMode):
             layouts = tuple(
                 (shape, (shape[1] * shape[2], shape[2], 1), query.dtype) for shape in (left, right)
             )
-            self.counts[layouts] += ATTENTION[name]  # so many products of the size of Q K^T
+            self.counts[layouts] += ATTENTION[name]
         return function(*args, **(kwargs or {}))
 
     @staticmethod
@@ -74,7 +70,7 @@ class ProductLog(TorchDispatchMode):
 
 
 def multiply_adds(left: tuple, right: tuple) -> int:
-    """Of a product of these layouts: every entry of the left factor meets a row of the right one."""
+    """Of a product of these layouts: every entry of the left factor meets a row of the right."""
     return math.prod(left[0]) * right[0][-1]
 
 

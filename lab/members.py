@@ -1,19 +1,17 @@
 """Which checkpoints should be scored together? Compares members that differ in seed, step or rows,
 on tuning masks.
 
-    python train.py --dataset_name sst2 ... --num_members 8 ; python train.py ... --member_steps 8      # and so on:
-    python lab/members.py --dataset_name sst2 --plan                 # prints the commands that make all of it
-    python lab/members.py --dataset_name sst2 --first_query 200 --max_queries 200 --scores ekfac_exact identity
+    python -m lab.members --dataset_name demo --first_query 50 --plan    # the commands before it
+    python -m lab.members --dataset_name demo --first_query 50 --scores ekfac identity
 
 Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same
 arguments of masks; they are chosen so that no result uses them: masks of seed 1, retrain seeds from
-200, other queries (--first_query). Each set of members has as many checkpoints as others in its
-row. Three means are compared: the one that the scripts take, after each checkpoint was divided by
-its standard deviation (one number a checkpoint), the plain one, and the one in which a checkpoint
-counts as much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1).
-Of each score the sets that are complete are compared, all of them with the run alone under the
-first score, and with the same members under the first score. Writes
-RESULTS_DIR/members_DATASET_NAME.json and .md.
+200, other queries (--first_query). Sets of members with as many checkpoints are compared. Three
+means are compared: the one that the scripts take, after each checkpoint was divided by its standard
+deviation (one number a checkpoint), the plain one, and the one in which a checkpoint counts as much
+as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1). Of each score
+the sets that are complete are compared, all of them with the run alone under the first score, and
+with the same members under the first score. Writes RESULTS_DIR/members_DATASET_NAME.json and .md.
 """
 
 import argparse
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+<<<<<<< HEAD
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -45,6 +44,21 @@ from attribution.training.members import Members  # noqa: E402
 from attribution.training.recipe import add_data_arguments, add_query_arguments  # noqa: E402
 from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
 from pipeline import quiet_libraries  # noqa: E402
+=======
+from attribution.evidence import stats
+from attribution.evidence.ground_truth import Subsets, own_truth
+from attribution.evidence.study import add_start_argument, open_study
+from attribution.files import Refused, read_json, run_script
+from attribution.influence.names import flags_of
+from attribution.influence.stored import open_scores_of
+from attribution.show import results
+from attribution.show.tables import markdown, with_interval
+from attribution.training.members import Members
+from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments
+from attribution.training.run import fingerprints_of, open_data, open_run
+from lab.common import add_tuning_arguments
+from pipeline import quiet_libraries
+>>>>>>> lab
 
 SHARE = 0.5  # as retrains
 SETS = {  # checkpoints -> members
@@ -119,11 +133,14 @@ def plan(args) -> str:
         for score in args.scores
         for _, _, members in every_set()
     ]
-    truth = f"--num_masks {args.num_masks} --num_repeats {args.num_repeats} --mask_seed {args.mask_seed}"
+    truth = f"--num_masks {args.num_masks} --num_repeats {args.num_repeats}"
+    seeds = f"--mask_seed {args.mask_seed} --retrain_seed {args.retrain_seed}"
+    output = args.checkpoint_dir / "lds"  # not where results are: only the retrains are needed
     return "\n".join(
         [
             *lines,
-            f"python evaluate_lds.py {where} {window} {truth} --retrain_seed {args.retrain_seed}",
+            f"python evaluate_lds.py {where} {window} {truth} {seeds}"
+            f" --results_dir {output} --figure_path {output / 'lds.png'}",
         ]
     )
 
@@ -157,7 +174,7 @@ def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
     """The complete sets of every score, the run alone under the first score in front; each
     checkpoint is read once.
 
-    Raises Refused where that one is missing; says which others are.
+    Raises Refused where that one is missing; prints which other sets are.
     """
 
     @functools.cache
@@ -222,13 +239,14 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                 agreed = stats.agreement(total, truth.masks, ranks)
                 sample = stats.bootstrap(agreed, ranks, draws)
                 alone = (agreed.mean, sample) if alone is None else alone
-                beside, which = {}, (one.count, one.label, name)
+                paired: dict = {}
+                which = (one.count, one.label, name)
                 if one.score == args.scores[0]:
                     alike[which] = agreed.mean, sample
                 elif which in alike:  # else the first score lacks a checkpoint of this set
                     of_first, draws_of_first = alike[which]
-                    beside["against_first"] = agreed.mean - of_first
-                    beside["against_first_interval"] = stats.interval(sample - draws_of_first)
+                    paired["against_first"] = agreed.mean - of_first
+                    paired["against_first_interval"] = stats.interval(sample - draws_of_first)
                 rows.append(
                     {
                         "kind": kind,
@@ -242,7 +260,7 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                         "difference_interval": stats.interval(sample - alone[1]),
                         "deviations": [float(np.std(scores)) for scores in one.each],
                         "singles": singles,
-                        **beside,
+                        **paired,
                     }
                 )
     ceiling = {
@@ -251,6 +269,70 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     }
     sizes = {"masks": len(truth.masks), "repeats": truth.margins.shape[1], "queries": len(queries)}
     return {"rows": rows, "ceiling": ceiling, "first_query": args.first_query} | sizes
+
+
+def members_markdown(result: dict) -> str:
+    """One line a set of checkpoints: LDS of the mean that the scripts take, and of other means.
+
+    What each set adds is against the first line, one checkpoint; another score also against the
+    same members under the first score.
+    """
+    first, *others = dict.fromkeys(row["mean"] for row in result["rows"])
+    keys = ("kind", "score", "checkpoints", "members", "mean")
+    found = {tuple(row[key] for key in keys): row for row in result["rows"]}
+    rows, more = [], any("against_first" in row for row in result["rows"])
+    for kind, *which, mean in found:
+        if (kind, mean) == ("plain", first):
+            cells = list(map(str, which))
+            for one in (found["plain", *which, mean], found["balanced", *which, mean]):
+                cells.append(with_interval(one["lds"], one["interval"]))
+                cells.append(
+                    with_interval(one["difference"], one["difference_interval"], sign=True)
+                )
+            more_means = [found.get(("plain", *which, name)) for name in others]
+            cells += ["-" if other is None else f"{other['lds']:.3f}" for other in more_means]
+            entry = found["plain", *which, mean]
+            if more:
+                against = entry.get("against_first"), entry.get("against_first_interval")
+                cells.append("-" if against[0] is None else with_interval(*against, sign=True))
+            spread, singles = entry["deviations"], entry.get("singles", [])
+            rows.append(
+                [
+                    *cells,
+                    f"{min(spread):.2g} to {max(spread):.2g}",
+                    ", ".join(f"{one:.2f}" for one in singles) or "-",
+                ]
+            )
+    shown = {
+        kind: "-" if value is None else f"{value:.3f}" for kind, value in result["ceiling"].items()
+    }
+    rows.append(
+        [
+            "noise ceiling",
+            "-",
+            "-",
+            shown["plain"],
+            "-",
+            shown["balanced"],
+            *["-"] * (len(others) + 3 + more),
+        ]
+    )
+    header = [
+        "score",
+        "checkpoints",
+        "members",
+        "LDS [95 %]",
+        "minus the first line",
+        "class balance controlled",
+    ]
+    header += ["minus the first line", *(f"{name} mean" for name in others)]
+    header += [f"minus the same members' {result['scores'][0]}"] * more
+    header += ["standard deviation of the scores", "LDS of each alone"]
+    note = (
+        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, "
+        f"{result['queries']} queries from row {result['first_query']} on. Used for tuning only."
+    )
+    return markdown(header, rows) + "\n\n" + note
 
 
 def main(argv=None) -> None:

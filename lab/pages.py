@@ -1,30 +1,36 @@
-"""The tables of README.md, results/README.md and lab/README.md, made from the JSON files in
-results/.
+"""The tables of README.md and lab/README.md, made from the JSON files in results/.
 
-    python -m lab.pages                            # writes every table of the three pages again
-    python -m lab.pages --profile profile.txt      # first takes over what analyze.py --profile printed
+    python -m lab.pages                            # writes every table of both pages again
+    python -m lab.pages --profile profile.txt      # first stores what analyze.py --profile printed
 
-A page says `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends. To add a
+A page has `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends. To add a
 table, write a function of a `Reader` that returns Markdown, and enter it in TABLES. Below each
-table stands what it was made from.
+table is a line with the files that it was made from.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+<<<<<<< HEAD
 from attribution.cli import run_script
 from attribution.files import write_bytes, write_json
 from attribution.provenance import check_clean, origin
+=======
+from attribution.files import run_script, write_bytes, write_json
+from attribution.provenance import origin
+>>>>>>> lab
 from attribution.show import lds_tables, tables
 from lab import timings
+from lab.additive import additive_markdown
+from lab.common import RESULTS, ROOT, read_result
+from lab.members import members_markdown
 from lab.timings import CASES
+from lab.wrong_labels import wrong_labels_markdown
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "results/README.md", "lab/README.md")
+PAGES = ("README.md", "lab/README.md")
 END = "<!-- end -->"
 
 # JSON files are sorted by name; tables are in the order in which they are read.
@@ -63,11 +69,6 @@ MEANS = {
 }  # arms of several checkpoints
 
 
-def read_result(results: Path, name: str) -> dict:
-    """The content of results/NAME.json. Raises FileNotFoundError where there is no such file."""
-    return json.loads((results / f"{name}.json").read_text())
-
-
 class Reader:
     """Reads results by name, and keeps which were read: what a table was made from."""
 
@@ -84,11 +85,12 @@ class Reader:
         """A line with the files that were read, and the commit that made each ('+': with changes on
         top).
         """
-        return f"From {', '.join(f'`results/{name}.json`{self._commit(name)}' for name in dict.fromkeys(self.names))}."
+        names = dict.fromkeys(self.names)
+        return f"From {', '.join(f'`results/{name}.json`{self._commit(name)}' for name in names)}."
 
     def _commit(self, name: str) -> str:
-        beside = self.folder / f"{name}.run.json"
-        commit = read_result(self.folder, f"{name}.run" if beside.exists() else name).get("commit")
+        around = self.folder / f"{name}.run.json"
+        commit = read_result(self.folder, f"{name}.run" if around.exists() else name).get("commit")
         return f" (commit {commit[:7]}{'+' * commit.endswith('+')})" if commit else ""
 
 
@@ -99,7 +101,7 @@ Table = Callable[[Reader], str]
 
 
 def lds_short(read: Reader) -> str:
-    """LDS of a few scores on the demo and on SST-2, the latter also with class balance controlled."""
+    """LDS of a few scores on the demo and on SST-2, there also with class balance controlled."""
     columns = {
         "demo": (0, "plain"),
         "SST-2": (1, "plain"),
@@ -179,7 +181,7 @@ def published_lds(read: Reader) -> str:
 
 
 def ceiling(read: Reader) -> str:
-    """The noise ceiling beside what a perfect score reaches, in simulated studies."""
+    """The noise ceiling and what a perfect score reaches, in simulated studies."""
     found = read("ceiling")["rows"]
     keys = ("reached", "ceiling", "root of the mean")
     rows = [
@@ -189,9 +191,7 @@ def ceiling(read: Reader) -> str:
 
 
 def faults(read: Reader) -> str:
-    """What was made to go wrong, how often, and what came of it; and any rows and flags that were
-    tried.
-    """
+    """Trials of faults by what came of them, and searches of rows and flags by their end."""
     counts: dict[tuple[str, str], list[int]] = {}
     for trial in read("faults")["trials"]:
         what = (
@@ -235,7 +235,7 @@ def gpu(read: Reader) -> str:
 
 
 def profile_demo(read: Reader) -> str:
-    """What analyze.py --profile prints for the demo, as a block of text."""
+    """The profile of the demo that analyze.py --profile prints, as a block of text."""
     return timings.profile_block(read("profile_demo")["actions"])
 
 
@@ -255,16 +255,13 @@ TABLES: dict[str, Table] = {
     "lds_demo": of_result("lds_demo", lds_tables.lds_markdown),
     "lds_sst2": of_result("lds_sst2", lds_tables.lds_markdown),
     "lds_stsb": of_result("lds_stsb", lds_tables.lds_markdown),
-    "corrected_demo": of_result("corrected/lds_demo", lds_tables.corrected_markdown),
-    "corrected_sst2": of_result("corrected/lds_sst2", lds_tables.corrected_markdown),
-    "corrected_stsb": of_result("corrected/lds_stsb", lds_tables.corrected_markdown),
-    "members_demo": of_result("members_demo", tables.members_markdown),
-    "members_sst2": of_result("members_sst2", tables.members_markdown),
-    "additive_demo": of_result("additive_demo", tables.additive_markdown),
-    "additive_sst2": of_result("additive_sst2", tables.additive_markdown),
-    "wrong_labels_demo": of_result("wrong_labels_demo", tables.wrong_labels_markdown),
-    "wrong_labels_sst2": of_result("wrong_labels_sst2", tables.wrong_labels_markdown),
-    "wrong_labels_cola": of_result("wrong_labels_cola", tables.wrong_labels_markdown),
+    "members_demo": of_result("members_demo", members_markdown),
+    "members_sst2": of_result("members_sst2", members_markdown),
+    "additive_demo": of_result("additive_demo", additive_markdown),
+    "additive_sst2": of_result("additive_sst2", additive_markdown),
+    "wrong_labels_demo": of_result("wrong_labels_demo", wrong_labels_markdown),
+    "wrong_labels_sst2": of_result("wrong_labels_sst2", wrong_labels_markdown),
+    "wrong_labels_cola": of_result("wrong_labels_cola", wrong_labels_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
     "ceiling": ceiling,
@@ -311,22 +308,26 @@ def fill(text: str, results: Path) -> str:
     return "".join(filled)
 
 
-def main(argv=None) -> None:
-    """Writes the tables of all pages again."""
+def parse_args(argv=None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--profile", type=Path, help="what analyze.py --profile printed for the demo"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    """Writes the tables of all pages again."""
+    args = parse_args(argv)
     if args.profile:
-        check_clean(ROOT / "results")
         record = {"actions": timings.read_profile(args.profile.read_text()), **origin()}
-        write_json(ROOT / "results" / "profile_demo.json", record)
+        write_json(RESULTS / "profile_demo.json", record)
     for page in PAGES:
         path = ROOT / page
-        write_bytes(path, fill(path.read_text(), ROOT / "results").encode())
+        write_bytes(path, fill(path.read_text(), RESULTS).encode())
         print(f"wrote {page}")
 
 

@@ -1,19 +1,19 @@
-"""How the small BERT in this folder was pretrained: masked language modelling on generated
-sentences.
+"""Pretraining of the small BERT in demo/: masked language modelling on generated sentences.
 
-    python lab/pretrain_demo.py                    # writes the weights, configuration and vocabulary beside itself
-    python lab/pretrain_demo.py --output_dir /tmp/bert --num_epochs 2
+    python -m lab.pretrain_demo           # writes weights, configuration and vocabulary to demo/
+    python -m lab.pretrain_demo --output_dir /tmp/bert --num_epochs 2
 
-The sentences come from `attribution.data.demo.make_corpus`; none of them is a row of the demo's
-data set. Of the chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay, as in BERT
-(arXiv:1810.04805, section 3.1). BERT chooses 15 % of all tokens; here it is half of the words that
-tell a good verdict from a bad one, and 10 % of the others: with BERT's even choice the encoder is
-slow to learn which words praise (on fresh sentences a linear probe of its mean representation then
-reaches 0.75 after 12 epochs, instead of 0.95 after 8).
+The sentences come from the tables of `attribution.data.demo`; none of them is a row of the demo's
+data set. Most end in a verdict, which no row has: from verdicts the encoder learns what the words
+of praise have in common. Of the chosen tokens 80 % become [MASK], 10 % a random token, and 10 %
+stay, as in BERT (arXiv:1810.04805, section 3.1). BERT chooses 15 % of all tokens; here it is half
+of the words that tell a good verdict from a bad one, and 10 % of the other words: with BERT's even
+choice the encoder is slow to learn which words praise (on fresh sentences a linear probe of its
+mean representation then reaches 0.75 after 12 epochs, instead of 0.95 after 8).
 """
 
 import argparse
-import sys
+import random
 from pathlib import Path
 
 import torch
@@ -21,9 +21,29 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from attribution.data.demo import VERDICTS, make_corpus  # noqa: E402
+from attribution.data import demo
+from pipeline import DEMO_MODEL
 
+CORPUS_SEED = 77
+VERDICTS = (
+    (
+        " and we left annoyed",
+        " what a disappointment",
+        " two out of ten",
+        " and I will never go back",
+        " and it was hardly worth the money",
+        " and everyone was sorry",
+    ),
+    (
+        " and we left happy",
+        " what a pleasure",
+        " nine out of ten",
+        " and I will always go back",
+        " and it was well worth the money",
+        " and everyone was glad",
+    ),
+)
+VERDICT_SHARE = 0.85  # of the sentences
 VERDICT_RATE, OTHER_RATE = 0.5, 0.1  # shares of tokens that are chosen
 # BERT's spread of 0.02 suits 768 features. With 64, 1 / sqrt(64) passes a signal on; 0.02 makes a
 # plateau of most epochs.
@@ -36,9 +56,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path(__file__).parent, help="where the model goes"
-    )
+    parser.add_argument("--output_dir", type=Path, default=DEMO_MODEL, help="where the model goes")
     parser.add_argument("--num_sentences", type=int, default=24_000, help="size of the corpus")
     parser.add_argument("--num_epochs", type=int, default=12, help="passes over the corpus")
     parser.add_argument("--batch_size", type=int, default=64, help="sentences a step")
@@ -47,6 +65,26 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="start weights, masks and order")
     return parser.parse_args(argv)
+
+
+def make_corpus(count: int = 24_000) -> list[str]:
+    """Sentences for masked language modelling: `count` distinct ones, none of them a row of the
+    demo's data set.
+    """
+    seen = {sentence for columns in demo.make_rows().values() for sentence in columns["sentence"]}
+    generator = random.Random(CORPUS_SEED)
+    corpus: list[str] = []
+    while len(corpus) < count:
+        topic, label = generator.choice(sorted(demo.TOPICS)), generator.randrange(2)
+        sentence = demo.statement(generator, topic, label)
+        if generator.random() < VERDICT_SHARE:
+            sentence += f",{generator.choice(VERDICTS[label])}."
+        else:
+            sentence += demo.close(generator)
+        if sentence not in seen:
+            seen.add(sentence)
+            corpus.append(sentence)
+    return corpus
 
 
 def build_tokenizer(corpus: list[str], output_dir: Path) -> BertTokenizerFast:
@@ -64,7 +102,7 @@ def build_tokenizer(corpus: list[str], output_dir: Path) -> BertTokenizerFast:
 
 
 def choice_rates(tokenizer) -> torch.Tensor:
-    """(V,): for every word of the vocabulary the share of its occurrences that are to be predicted."""
+    """(V,): for every word of the vocabulary the share of its occurrences to be predicted."""
     bad, good = (set(" ".join(verdicts).split()) for verdicts in VERDICTS)
     rates = torch.full((len(tokenizer),), OTHER_RATE)
     rates[tokenizer(" ".join(sorted(bad ^ good)), add_special_tokens=False)["input_ids"]] = (
@@ -103,7 +141,8 @@ def main(argv=None) -> None:
     )
     model = BertForMaskedLM(config)
     rows = tokenizer(corpus, padding=True, return_tensors="pt")
-    generator, rates = torch.Generator().manual_seed(args.seed), choice_rates(tokenizer)
+    generator = torch.Generator().manual_seed(args.seed)
+    rates = choice_rates(tokenizer)
     steps = args.num_epochs * -(-len(corpus) // args.batch_size)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.learning_rate, weight_decay=0.01, fused=True
@@ -114,10 +153,8 @@ def main(argv=None) -> None:
     model.train()
     bar = tqdm(range(args.num_epochs), desc="epochs")
     for _ in bar:
-        total, batches = (
-            0.0,
-            torch.randperm(len(corpus), generator=generator).split(args.batch_size),
-        )
+        total = 0.0
+        batches = torch.randperm(len(corpus), generator=generator).split(args.batch_size)
         for index in batches:
             length = int(rows["attention_mask"][index].sum(1).max())
             ids, mask = rows["input_ids"][index, :length], rows["attention_mask"][index, :length]

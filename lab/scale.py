@@ -1,13 +1,13 @@
-"""How seconds and memory grow with the training rows: generated rows in mnli's columns, the demo's
-BERT, one epoch.
+"""Growth of seconds and memory with the training rows: generated rows, the demo's BERT, one epoch.
 
-    python lab/scale.py                               # 25,000 to 400,000 rows; hours on two cores
-    python lab/scale.py --sizes 1000 2000             # a trial
+    python -m lab.scale                               # 25,000 to 400,000 rows; about an hour
+    python -m lab.scale --sizes 1000 2000             # a trial
 
-Rows have about 24 tokens, there are 32 queries, and factors are fitted on all rows. Every step is a
-process with the commands that a user gives: opening the rows, training, the phases of the analysis,
-showing one query. One JSON a size lies below --work_dir, and what is there is not measured again.
-Exponents are fitted over sizes that take above 10 s. The result is RESULTS_DIR/scale.json.
+Rows are in mnli's columns and have about 24 tokens, there are 32 queries, and factors are fitted on
+all rows. Every step is a process with the commands that a user gives: opening the rows, training,
+the phases of the analysis, showing one query. One JSON a size is below --work_dir, and what is
+there is not measured again. Exponents are fitted over sizes that take above 10 s. The result is
+RESULTS_DIR/scale.json.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+<<<<<<< HEAD
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -28,6 +29,12 @@ from attribution.cli import run_script  # noqa: E402
 from attribution.files import Refused, read_json, write_bytes, write_json  # noqa: E402
 from attribution.provenance import check_clean, environment  # noqa: E402
 from lab.timings import scale_table  # noqa: E402
+=======
+from attribution.files import Refused, read_json, run_script, write_json
+from attribution.provenance import environment
+from lab.common import ROOT, write_tables
+from lab.timings import scale_table
+>>>>>>> lab
 
 SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
 WORDS = (
@@ -74,16 +81,8 @@ def generate(folder: Path, count: int) -> None:
             {"premise": texts[0], "hypothesis": texts[1], "label": labels}
         )
 
-    (folder / "mnli").mkdir(parents=True, exist_ok=True)
-    text = "---\nconfigs:\n- config_name: mnli\n  data_files:\n"
-    for split, number in (
-        ("train", count),
-        ("validation_matched", QUERIES),
-        ("validation_mismatched", QUERIES),
-    ):
-        rows(number).to_parquet(folder / "mnli" / f"{split}-0.parquet")
-        text += f"  - split: {split}\n    path: mnli/{split}-0.parquet\n"
-    write_bytes(folder / "README.md", f"{text}---\n".encode())
+    sizes = {"train": count, "validation_matched": QUERIES, "validation_mismatched": QUERIES}
+    write_tables(folder, "mnli", {split: rows(number) for split, number in sizes.items()})
 
 
 def child(*command: object) -> dict[str, float]:
@@ -99,7 +98,7 @@ def child(*command: object) -> dict[str, float]:
 
 
 def measure(work: Path, count: int) -> dict:
-    """Step -> seconds and peak memory for so many training rows; phases share the peak of their
+    """Step -> seconds and peak memory for `count` training rows; phases share the peak of their
     process.
     """
     data, runs = work / f"data_{count}", work / f"runs_{count}"
@@ -108,17 +107,17 @@ def measure(work: Path, count: int) -> dict:
     start = ["--dataset_path", data, "--model_name_or_path", ROOT / "demo", "--num_train_epochs", 1]
     found = {"opening": child("-c", OPEN.format(str(data)))}
     found["training"] = child("train.py", *common, *start)
-    asked = [*common, "--max_queries", QUERIES, "--max_factor_rows", count]
-    whole = child("analyze.py", *asked, "--overwrite")
+    analyzed = [*common, "--max_queries", QUERIES, "--max_factor_rows", count]
+    whole = child("analyze.py", *analyzed, "--overwrite")
     record = json.loads((runs / "mnli/influence/scores/ekfac/pairwise_scores.json").read_text())
     for phase, seconds in record["seconds"].items():
         found[phase] = {"seconds": seconds, "peak": whole["peak"]}
-    found["showing"] = child("analyze.py", *asked, "--query_index", 0)
+    found["showing"] = child("analyze.py", *analyzed, "--query_index", 0)
     return {"steps": found, "fingerprints": record["fingerprint"], **environment("cpu")}
 
 
-def main(argv=None) -> None:
-    """Measures what is missing, and prints the table."""
+def parse_args(argv=None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -137,8 +136,12 @@ def main(argv=None) -> None:
         help="data, runs, JSON (checkpoints/scale)",
     )
     add("--results_dir", type=Path, default=Path("results"), help="where scale.json goes (results)")
-    args = parser.parse_args(argv)
-    check_clean(args.results_dir)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    """Measures what is missing, and prints the table."""
+    args = parse_args(argv)
     measured = {}
     for size in args.sizes:
         path = args.work_dir.resolve() / f"{size}.json"

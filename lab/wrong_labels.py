@@ -1,26 +1,49 @@
-"""Who finds wrong labels: self-influence, or simply the loss? A run whose wrong labels are
-recorded, ranked many ways.
+"""Who finds wrong labels: self-influence, or simply the loss? Wrong labels, and rankings of rows.
 
-    python train.py --dataset_name cola --checkpoint_dir checkpoints/wrong --corrupt_labels 0.1 --num_members 5 ...
-    python analyze.py --dataset_name cola --checkpoint_dir checkpoints/wrong --self_influence --num_members 5
-    python lab/wrong_labels.py --dataset_name cola --checkpoint_dir checkpoints/wrong --num_members 5
+    python -m lab.wrong_labels --write wrong --dataset_name cola --max_train_samples 2000
+    python train.py --dataset_name cola --dataset_path wrong --checkpoint_dir checkpoints/wrong
+    python analyze.py --dataset_name cola --checkpoint_dir checkpoints/wrong --self_influence
+    python -m lab.wrong_labels --dataset_name cola --checkpoint_dir checkpoints/wrong
 
-Ranks the training rows by every self-influence that analyze.py stored, by the loss of the row under
-the run and as a mean over members, by its loss under models that did not see it (five folds,
-retrained and kept like every retrain), by the disagreement of its nearest rows ([CLS] cosine), and
-by how rare its label is, which sees no text. Writes RESULTS_DIR/wrong_labels_DATASET_NAME.json and
-.md.
+`--write` makes a share of the training labels wrong and writes a data folder in the layout of
+nyu-mll/glue. Which rows, and what their labels become, is a function of seed and row. The column
+`flipped` of the training table records which labels are wrong.
+
+Without it, the training rows of a run are ranked by every stored self-influence, by the loss of the
+row under the run and as a mean over members, by its loss under models that did not see it (five
+folds, retrained and stored like every retrain), by the disagreement of its nearest rows ([CLS]
+cosine), and by how rare its label is, which sees no text. Writes
+RESULTS_DIR/wrong_labels_DATASET_NAME.json and .md.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from attribution.data.tables import labels_of
+from attribution.data.task import GlueTask
+from attribution.draws import uniform_hash
+from attribution.evidence import wrong_labels
+from attribution.evidence.baselines import represent
+from attribution.evidence.retraining import RETRAIN_SEED, run_jobs
+from attribution.evidence.store import Job
+from attribution.evidence.study import add_start_argument, open_study
+from attribution.files import Refused, run_script
+from attribution.influence.stored import stored_self_influence
+from attribution.show import results
+from attribution.show.tables import markdown, wrong_label_rows, wrong_labels_text
+from attribution.training.fit import choose_device
+from attribution.training.members import Members, open_members
+from attribution.training.queries import open_trained
+from attribution.training.recipe import Parser, add_data_arguments
+from attribution.training.run import fingerprints_of, open_data, open_run
+from lab.common import write_tables
+from pipeline import get_task, load_tables, quiet_libraries
 
+<<<<<<< HEAD
 from attribution.cli import (
     Parser,  # noqa: E402
     run_script,  # noqa: E402
@@ -42,6 +65,11 @@ from attribution.training.run import fingerprints_of, open_data, open_run  # noq
 from pipeline import quiet_libraries  # noqa: E402
 
 FOLDS, FOLD_SEED = 5, 0
+=======
+FOLDS = 5
+FOLD_SEED = 0
+TRUTH = "flipped"  # the column that says which labels are wrong
+>>>>>>> lab
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -56,7 +84,60 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="retrains of the folds at the same time (as evaluate_lds.py)",
     )
     add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
-    return parser.parse_args(argv)
+    add = parser.add_argument_group("writing").add_argument
+    add("--write", type=Path, metavar="OUT", help="write data with wrong labels here, then stop")
+    add("--share", type=float, default=0.1, help="share of the training labels made wrong (0.1)")
+    add("--seed", type=int, default=0, help="of the rows and their wrong labels (0)")
+    add(
+        "--max_train_samples",
+        type=int,
+        help="training rows that are written, from the first on (all)",
+    )
+    args = parser.parse_args(argv)
+    if not 0 < args.share < 1:
+        raise Refused(f"--share is a share of the rows between 0 and 1, not {args.share:g}")
+    return args
+
+
+def draw(num_rows: int, share: float, seed: int) -> list[int]:
+    """The rows whose labels become wrong, ascending: those of the smallest hash of seed and row."""
+    order = np.argsort(uniform_hash(seed, "corrupted row", np.arange(num_rows)), kind="stable")
+    return sorted(order[: round(share * num_rows)].tolist())
+
+
+def corrupt(
+    table: datasets.Dataset, task: GlueTask, rows: list[int], seed: int
+) -> datasets.Dataset:
+    """The training table with wrong labels in these rows, and the column `flipped`.
+
+    Each wrong label is drawn from the other classes. Of two classes, a label that was wrong before
+    becomes right. Raises Refused for a regression and for labels that no run could use.
+    """
+    if task.regression:
+        raise Refused("wrong labels need classes; a regression's labels are not right or wrong")
+    labels = labels_of(table, task, "the split 'train'").astype(np.int64)
+    wrong = np.array(table[TRUTH]) if TRUTH in table.column_names else np.zeros(len(table), bool)
+    hashes = uniform_hash(seed, "wrong label", np.asarray(rows, dtype=np.int64))
+    steps = 1 + np.floor(hashes * (task.num_labels - 1)).astype(np.int64)
+    labels[rows] = (labels[rows] + steps) % task.num_labels
+    wrong[rows] = ~wrong[rows] if task.num_labels == 2 else True
+    names = list(task.class_names) or [str(label) for label in range(task.num_labels)]
+    table = table.remove_columns([name for name in ("label", TRUTH) if name in table.column_names])
+    table = table.add_column("label", labels.tolist()).add_column(TRUTH, wrong.tolist())
+    return table.cast_column("label", datasets.ClassLabel(names=names))
+
+
+def write(args) -> None:
+    """Writes the data folder of `--write`: training rows with wrong labels, other splits as they
+    are.
+    """
+    task, splits = get_task(args.dataset_name), load_tables(args.dataset_name, args.dataset_path)
+    count = min(len(splits["train"]), args.max_train_samples or len(splits["train"]))
+    rows = draw(count, args.share, args.seed)
+    train = corrupt(splits["train"].select(range(count)), task, rows, args.seed)
+    others = {split: splits[split] for split in task.validation}
+    write_tables(args.write, args.dataset_name, {"train": train, **others})
+    print(f"wrote {args.write}: {len(rows):,} of {count:,} training labels are made wrong")
 
 
 def unseen_losses(args, folder: Path, run: dict, train) -> np.ndarray:
@@ -90,17 +171,32 @@ def rankings(args, folder: Path, run: dict, train) -> dict[str, np.ndarray]:
     return found
 
 
+def wrong_labels_markdown(result: dict) -> str:
+    """The rankings as a Markdown table, the best first, with a note on the run."""
+    kept = {key: value for key, value in result["metrics"].items() if key not in ("loss", "margin")}
+    metrics = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in kept.items())
+    note = (
+        f"{result['dataset']}: {result['wrong']} of {result['rows']:,} training labels are wrong. "
+        f"Validation: {metrics}. Recall at 5% is the share of the wrong rows that are among the "
+        "first 5% of all rows."
+    )
+    return markdown(*wrong_label_rows(result["rankings"])) + "\n\n" + note
+
+
 def main(argv=None) -> None:
     """Ranks, stores and prints. Raises Refused where no truth is recorded."""
     quiet_libraries()
     args = parse_args(argv)
+    if args.write:
+        write(args)
+        return
     stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
     results.check_places(stem)
     folder, run = open_run(args.checkpoint_dir, args.dataset_name)
     train, _ = open_data(folder, run, args.dataset_path, 1)
     if (wrong := wrong_labels.truth_of(train)) is None:
         raise Refused(
-            f"nobody knows which labels of {folder} are wrong; train it with --corrupt_labels"
+            f"nobody knows which labels of {folder} are wrong; train it on rows of --write"
         )
     found = {
         name: wrong_labels.found(values, wrong)

@@ -19,9 +19,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from faults.places import TRIALS  # noqa: E402
 from faults.trials import Outcome, Trial, make_reference  # noqa: E402
 
+<<<<<<< HEAD
 from attribution.cli import run_script  # noqa: E402
 from attribution.files import write_json  # noqa: E402
 from attribution.provenance import check_clean, origin  # noqa: E402
+=======
+from attribution.files import run_script, write_json  # noqa: E402
+from attribution.provenance import origin  # noqa: E402
+>>>>>>> lab
 from pipeline import quiet_libraries  # noqa: E402
 
 
@@ -55,8 +60,6 @@ def main(argv=None) -> None:
     add("--result", type=Path, help="JSON with every trial (none)")
     args = parser.parse_args(argv)
     quiet_libraries()
-    if args.result:
-        check_clean(args.result.parent)
     start, found = time.monotonic(), []
     place = Path(tempfile.mkdtemp(prefix="faults"))
     place.chmod(0o755)

@@ -10,20 +10,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from running import analyze_quickly, benchmark, refusal, save_tables
+from running import analyze_quickly, refusal, save_tables
 from safetensors.numpy import save_file
 
 import analyze
 import train
+from lab import gpu
 from lab.estimates import A100
 
 
-@pytest.fixture
-def gpu():
-    return benchmark("gpu")
-
-
-def test_each_measurement_is_kept_and_not_made_again(gpu, tmp_path, monkeypatch):
+def test_each_measurement_is_kept_and_not_made_again(tmp_path, monkeypatch):
     commands = []
 
     def run(command, check):
@@ -64,14 +60,14 @@ def test_each_measurement_is_kept_and_not_made_again(gpu, tmp_path, monkeypatch)
     assert result["bfloat16"]["whole process"] >= 0 and "--use_half_precision" in commands[2]
 
 
-def test_a_card_that_is_twice_as_fast_takes_half_the_time(gpu):
+def test_a_card_that_is_twice_as_fast_takes_half_the_time():
     twice = gpu.estimate({kind: 2 * rate for kind, rate in A100.items()})
     for precision, seconds in gpu.estimate().items():
         for phase in ("covariance", "lambda", "pairwise"):
             assert twice[precision][phase] == pytest.approx(seconds[phase] / 2)
 
 
-def test_half_the_rows_take_half_the_time_but_for_eigenvectors_and_what_groups_share(gpu):
+def test_half_the_rows_take_half_the_time_but_for_eigenvectors_and_what_groups_share():
     whole, half = gpu.estimate(), gpu.estimate(work=gpu.Work(rows=gpu.ROWS // 2))
     for precision, seconds in whole.items():
         for phase in ("covariance", "lambda", "pairwise"):
@@ -80,7 +76,7 @@ def test_half_the_rows_take_half_the_time_but_for_eigenvectors_and_what_groups_s
 
 
 def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_rows(
-    gpu, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     words = {
         "sentence": ["a fine film", "a dull and long film"] * 30,
@@ -119,13 +115,13 @@ def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_row
     assert "| a card | 40 x 8 | float32 |" in table and " s -> " in table
 
 
-def test_rates_are_multiply_adds_and_bytes_a_second(gpu):
+def test_rates_are_multiply_adds_and_bytes_a_second():
     rates = gpu.card_rates("cpu", 64, 2)
     assert set(rates) == set(A100) and all(rate > 0 for rate in rates.values())
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_without_a_gpu_only_the_estimate_is_made(gpu, capsys, tmp_path):
+def test_without_a_gpu_only_the_estimate_is_made(capsys, tmp_path):
     assert "there is no GPU here" in refusal(capsys, gpu.main, ["--results_dir", str(tmp_path)])
     gpu.main(["--estimate", "--results_dir", str(tmp_path)])
     assert (tmp_path / "gpu_estimate.json").exists()

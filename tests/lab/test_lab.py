@@ -4,17 +4,11 @@ import json
 
 import pytest
 import torch
-from running import benchmark
 
-from lab import estimates
-
-
-@pytest.fixture(scope="module")
-def inner():
-    return benchmark("inner")
+from lab import estimates, inner, speed
 
 
-def test_every_matrix_product_is_counted_once_with_its_multiply_adds(inner):
+def test_every_matrix_product_is_counted_once_with_its_multiply_adds():
     x, weight, out = torch.randn(2, 5, 4), torch.randn(3, 4, requires_grad=True), torch.zeros(3, 6)
     with inner.ProductLog() as log:
         # 2 x 5 x 4 x 3, and as many for the weight's gradient.
@@ -25,7 +19,7 @@ def test_every_matrix_product_is_counted_once_with_its_multiply_adds(inner):
     assert total == 120 + 120 + 200 + 36
 
 
-def test_attention_counts_as_its_products(inner):
+def test_attention_counts_as_its_products():
     q = torch.randn(2, 3, 5, 4, requires_grad=True)
     with inner.ProductLog() as log:
         torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
@@ -35,7 +29,7 @@ def test_attention_counts_as_its_products(inner):
     )
 
 
-def test_a_product_of_repeated_rows_can_be_timed(inner):
+def test_a_product_of_repeated_rows_can_be_timed():
     left = torch.ones(1, 4).expand(5, 4)
     layouts = [inner.ProductLog._layout(x) for x in (left, torch.ones(3, 4).t())]
     assert 0 < inner.seconds_alone(*layouts) < 1
@@ -46,7 +40,7 @@ def test_a_product_of_repeated_rows_can_be_timed(inner):
     [("training", "rows_per_second"), ("products", "multiply_adds"), ("profile", "seconds")],
 )
 def test_every_measurement_stores_its_number_and_leaves_the_run_as_it_was(
-    inner, trained, tmp_path, what, number
+    trained, tmp_path, what, number
 ):
     before = sorted(trained.rglob("*"))
     place = ["--dataset_name", "demo", "--checkpoint_dir", str(trained), "--max_queries", "3"]
@@ -68,7 +62,6 @@ def test_the_estimate_for_a_gpu_reproduces_what_was_published_for_stock():
 
 
 def test_of_several_runs_the_median_counts():
-    speed = benchmark("speed")
     runs = [
         {"seconds": dict.fromkeys((*speed.PHASES, "all"), seconds)} for seconds in (1.0, 9.0, 3.0)
     ]

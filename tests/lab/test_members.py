@@ -6,36 +6,32 @@ import json
 
 import numpy as np
 import pytest
-from running import SMALL, benchmark, refusal
+from running import SMALL, refusal
 
 import analyze
 import evaluate_lds
 import train
 from attribution.training.members import Members
+from lab import members
 
 
-@pytest.fixture(scope="module")
-def bench():
-    return benchmark("members")
-
-
-def test_a_checkpoint_counts_as_much_as_the_learning_rate_of_the_steps_before_it(bench):
+def test_a_checkpoint_counts_as_much_as_the_learning_rate_of_the_steps_before_it():
     linear, constant = {"lr_schedule": "linear"}, {"lr_schedule": "constant"}
     run = {"steps": 8}
-    assert bench.rate_before(run | {"step": 4}, linear, 4) == pytest.approx(
+    assert members.rate_before(run | {"step": 4}, linear, 4) == pytest.approx(
         np.mean([1, 7 / 8, 6 / 8, 5 / 8])
     )
-    assert bench.rate_before(run, linear, 4) == pytest.approx(np.mean([4, 3, 2, 1]) / 8)
-    assert bench.rate_before(run, constant, 4) == 1.0
+    assert members.rate_before(run, linear, 4) == pytest.approx(np.mean([4, 3, 2, 1]) / 8)
+    assert members.rate_before(run, constant, 4) == 1.0
     scores = [np.array([[1.0, -1.0]]), np.array([[4.0, -4.0]])]
-    assert bench.weights_of("scaled", scores, [0.5, 0.1]) == [1.0, 0.25]
-    assert bench.weights_of("plain", scores, [0.5, 0.1]) == [1.0, 1.0]
+    assert members.weights_of("scaled", scores, [0.5, 0.1]) == [1.0, 0.25]
+    assert members.weights_of("plain", scores, [0.5, 0.1]) == [1.0, 1.0]
 
 
 def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
-    bench, run_copy, tmp_path, capsys, monkeypatch
+    run_copy, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(bench, "SETS", {1: {"the run": Members()}, 2: {"steps": Members(1, 2)}})
+    monkeypatch.setattr(members, "SETS", {1: {"the run": Members()}, 2: {"steps": Members(1, 2)}})
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
     window = ["--first_query", "20", "--max_queries", "9"]
     mine = [
@@ -49,13 +45,13 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
         "--results_dir",
         str(tmp_path),
     ]
-    bench.main([*mine, "--plan"])
+    members.main([*mine, "--plan"])
     planned = capsys.readouterr().out
     assert (
         "--factor_strategy identity --member_steps 2" in planned
         and "--mask_seed 1 --retrain_seed 200" in planned
     )
-    assert "retrains are missing" in refusal(capsys, bench.main, mine)
+    assert "retrains are missing" in refusal(capsys, members.main, mine)
     plan = ["--num_masks", "3", "--num_repeats", "2", "--mask_seed", "1", "--retrain_seed", "200"]
     output = [
         "--results_dir",
@@ -67,12 +63,12 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     ]
     study = [*where, *window, *plan, *output, "--num_bootstrap", "9"]
     evaluate_lds.main(study)
-    assert "--plan" in refusal(capsys, bench.main, mine)
+    assert "--plan" in refusal(capsys, members.main, mine)
     train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--member_steps", "2"])
-    for members in ([], ["--member_steps", "2"]):
-        analyze.main([*where, *window, "--factor_strategy", "identity", *members])
+    for flags in ([], ["--member_steps", "2"]):
+        analyze.main([*where, *window, "--factor_strategy", "identity", *flags])
     capsys.readouterr()
-    bench.main(mine)
+    members.main(mine)
     assert "ekfac: not all are scored of the run (1), steps (2);" in capsys.readouterr().out
     found = json.loads((tmp_path / "members_demo.json").read_text())
     assert {(row["members"], row["mean"]) for row in found["rows"]} == {
@@ -99,7 +95,7 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     assert "| identity | 2 | steps |" in (table := (tmp_path / "members_demo.md").read_text())
     assert "minus the same" not in table
     analyze.main([*where, *window, "--factor_strategy", "diagonal"])
-    bench.main([*mine, "--scores", "identity", "diagonal"])
+    members.main([*mine, "--scores", "identity", "diagonal"])
     rows = json.loads((tmp_path / "members_demo.json").read_text())["rows"]
     theirs, ours = (
         next(r for r in rows if r["score"] == name) for name in ("diagonal", "identity")

@@ -1,4 +1,4 @@
-"""Every table of the three pages is made from results/, and a page that cannot be filled is
+"""Every table of both pages is made from results/, and a page that cannot be filled is
 refused.
 """
 
@@ -60,5 +60,5 @@ def test_below_a_table_stands_what_it_was_made_from_and_at_which_commit(tmp_path
         lambda read: str([read(name) for name in ("one", "two", "three", "one")]),
     )
     line = fill("<!-- table some -->\n<!-- end -->", tmp_path).splitlines()[-2]
-    expected = "`results/one.json` (commit aaaaaaa), `results/two.json` (commit bbbbbbb+), `results/three.json`"
-    assert line == f"From {expected}."
+    known = "`results/one.json` (commit aaaaaaa), `results/two.json` (commit bbbbbbb+)"
+    assert line == f"From {known}, `results/three.json`."

@@ -1,18 +1,11 @@
 """The scale benchmark fits exponents over what takes long, and its rows are the same each time."""
 
-import pytest
-from running import benchmark
-
+from lab import scale
 from lab.timings import STEPS, scale_table
 from pipeline import load_tables
 
 
-@pytest.fixture(scope="module")
-def scale():
-    return benchmark("scale")
-
-
-def test_rows_are_drawn_the_same_each_time_and_open_as_mnli(scale, tmp_path):
+def test_rows_are_drawn_the_same_each_time_and_open_as_mnli(tmp_path):
     tables = []
     for name in ("a", "b"):
         scale.generate(tmp_path / name, 50)

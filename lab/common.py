@@ -1,0 +1,40 @@
+"""Folders of the project, stored results, written data, and the arguments of tuning."""
+
+import json
+from pathlib import Path
+
+import datasets
+
+from attribution.files import write_bytes
+
+ROOT = Path(__file__).resolve().parents[1]  # of the project; every command starts there
+RESULTS = ROOT / "results"
+
+
+def read_result(results: Path, name: str) -> dict:
+    """The content of results/NAME.json. Raises FileNotFoundError where there is no such file."""
+    return json.loads((results / f"{name}.json").read_text())
+
+
+def write_tables(folder: Path, task: str, splits: dict[str, datasets.Dataset]) -> None:
+    """Writes a data folder that `datasets.load_dataset(folder, task)` opens, as nyu-mll/glue is.
+
+    splits: name of the split -> its rows.
+    """
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    text = f"---\nconfigs:\n- config_name: {task}\n  data_files:\n"
+    for split, table in splits.items():
+        table.to_parquet(folder / task / f"{split}-0.parquet")
+        text += f"  - split: {split}\n    path: {task}/{split}-0.parquet\n"
+    write_bytes(folder / "README.md", f"{text}---\n".encode())
+
+
+def add_tuning_arguments(add) -> None:
+    """Adds the random subsets of tuning: other masks and seeds than those of any result.
+
+    add: a group's add_argument.
+    """
+    add("--num_masks", type=int, default=50, help="masks of the ground truth (50)")
+    add("--num_repeats", type=int, default=2, help="its repeats, with other seeds (2)")
+    add("--mask_seed", type=int, default=1, help="seed of its masks (1)")
+    add("--retrain_seed", type=int, default=200, help="its first retrain seed (200)")
