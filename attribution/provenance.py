@@ -12,17 +12,8 @@ from pathlib import Path
 
 import torch
 
-from attribution.files import Refused
-
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"  # what the README's numbers come from
 LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
-MADE = (
-    "results",
-    "figure",
-    "README.md",
-    "*/README.md",
-)  # results and what is made from them change no result
 
 
 def git(*arguments: str) -> str:
@@ -34,40 +25,18 @@ def git(*arguments: str) -> str:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of this directory, with '+' where tracked files or new Python files differ from
-    it; None outside git.
+    """The commit of this directory, with '+' where Python files or requirements differ from it;
+    None outside git.
 
     As it was when this process first asked, which studies do before their long work: they run what
-    they have loaded. What is made from results does not count: two studies may follow each other
-    without a commit between them.
+    they have loaded. Other files do not count, so one study may follow another without a commit.
     """
-
-    others = [f":(exclude){name}" for name in MADE]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *others)
-        new = git("status", "--porcelain", "--untracked-files=all", "--", "*.py")
-        return git("rev-parse", "HEAD") + ("+" if changed or new else "")
+        code = ("*.py", "requirements.txt")
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", *code)
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def check_clean(folder: Path) -> None:
-    """Raises Refused where results of changed files would go to the project's own results folder."""
-    if folder.resolve().is_relative_to(RESULTS) and (git_commit() or "").endswith("+"):
-        raise Refused(
-            "files of this project differ from its last commit, so nobody could make what stands "
-            f"in {folder} again; commit them, or give another --results_dir"
-        )
-
-
-def is_published(path: Path) -> bool:
-    """Whether the file is one of the project's own results, as it was committed."""
-    if not path.resolve().is_relative_to(RESULTS):
-        return False
-    try:
-        return bool(git("ls-files", "--", str(path.resolve())))
-    except (OSError, subprocess.CalledProcessError):
-        return False
 
 
 def processor() -> str:
@@ -98,6 +67,8 @@ def environment(device: torch.device | str = "cpu") -> dict:
 
 def command() -> str:
     """The command line of this process, from the project's folder on."""
+    if module := getattr(sys.modules["__main__"], "__spec__", None):  # python -m
+        return shlex.join(["python", "-m", module.name, *sys.argv[1:]])
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(ROOT) if script.is_relative_to(ROOT) else Path(script.name)
     return shlex.join(["python", str(name), *sys.argv[1:]])

@@ -1,13 +1,11 @@
 """How tests run the scripts: in process, on the embedded data, with arguments that make them quick."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import datasets
 import torch
@@ -73,15 +71,6 @@ def tamper(path: Path, change: Callable[[dict], dict]) -> None:
     content = read_json(path)
     assert content is not None
     write_json(path, change(content))
-
-
-def benchmark(name: str) -> ModuleType:
-    """The script of this name in lab/, as a module."""
-    spec = importlib.util.spec_from_file_location(f"lab_{name}", ROOT / "lab" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-3) -> bool:

@@ -7,8 +7,8 @@ praises a beer and condemns a soup), so a model must learn each topic from its o
 and the rows that shaped a prediction are, with luck, rows about the same topic. In the training set
 5 % of the labels are flipped on purpose; the columns `topic` and `flipped` record the truth.
 
-The corpus on which the small BERT in `demo/` was pretrained (see `lab/pretrain_demo.py`) comes from
-the same tables and contains none of the rows of the data set.
+The corpus on which the small BERT in `demo/` was pretrained comes from the same tables and contains
+none of the rows of the data set.
 """
 
 import random
@@ -16,7 +16,6 @@ import random
 LABEL_NAMES = ["negative", "positive"]
 NUM_TRAIN, NUM_VALIDATION, FLIP_SHARE = 1000, 100, 0.05
 SEEDS = {"train": 20240, "validation": 20261}
-CORPUS_SEED = 77
 
 # topic: subjects | words of praise | words of blame
 TOPICS = {
@@ -133,31 +132,12 @@ CLOSES = [
     " which says it all",
     " as we had heard",
 ]
-# Verdicts stand in the corpus only: from them the encoder learns what the words of praise have in
-# common.
-VERDICTS = (
-    (
-        " and we left annoyed",
-        " what a disappointment",
-        " two out of ten",
-        " and I will never go back",
-        " and it was hardly worth the money",
-        " and everyone was sorry",
-    ),
-    (
-        " and we left happy",
-        " what a pleasure",
-        " nine out of ten",
-        " and I will always go back",
-        " and it was well worth the money",
-        " and everyone was glad",
-    ),
-)
-VERDICT_SHARE = 0.85
 
 
-def compose(generator: random.Random, topic: str, label: int, verdict_share: float = 0.0) -> str:
-    """One sentence about the topic that praises (label 1) or blames (label 0) its subject."""
+def statement(generator: random.Random, topic: str, label: int) -> str:
+    """A sentence about the topic without its close, which praises (label 1) or blames (label 0) its
+    subject.
+    """
     subjects, praise, blame = (part.split(",") for part in TOPICS[topic].split("|"))
     words = generator.sample(praise if label else blame, generator.choice((1, 2, 2)))
     opener, subject, verb = (generator.choice(choices) for choices in (OPENERS, subjects, VERBS))
@@ -165,12 +145,14 @@ def compose(generator: random.Random, topic: str, label: int, verdict_share: flo
         verb = PLURAL_VERBS.get(verb, verb)
     comma = "" if opener in SPEAKERS else ","
     judgement = generator.choice(DEGREES) + " and ".join(words)
-    if generator.random() < verdict_share:
-        return f"{opener}{comma} {subject} {verb} {judgement},{generator.choice(VERDICTS[label])}."
-    close = generator.choice(CLOSES)
-    if close.startswith((" and ", " which", " as ", " if ")):
-        close = "," + close
-    return f"{opener}{comma} {subject} {verb} {judgement}{close}."
+    return f"{opener}{comma} {subject} {verb} {judgement}"
+
+
+def close(generator: random.Random) -> str:
+    """The end of a sentence, with its punctuation."""
+    words = generator.choice(CLOSES)
+    comma = "," if words.startswith((" and ", " which", " as ", " if ")) else ""
+    return f"{comma}{words}."
 
 
 def make_rows() -> dict[str, dict[str, list]]:
@@ -199,22 +181,13 @@ def make_rows() -> dict[str, dict[str, list]]:
     return splits
 
 
-def _new_row(
-    generator: random.Random, seen: set[str], verdict_share: float = 0.0
-) -> tuple[str, int, str]:
+def _new_row(generator: random.Random, seen: set[str]) -> tuple[str, int, str]:
     """A sentence not in `seen`, its label and its topic; adds it to `seen`."""
     while True:
         topic, label = generator.choice(sorted(TOPICS)), generator.randrange(2)
-        sentence = compose(generator, topic, label, verdict_share)
+        opening = statement(generator, topic, label)
+        generator.random()  # the corpus of pretraining decides here; the rows keep their draws
+        sentence = opening + close(generator)
         if sentence not in seen:
             seen.add(sentence)
             return sentence, label, topic
-
-
-def make_corpus(count: int = 24_000) -> list[str]:
-    """Sentences for masked language modelling: `count` distinct ones, none of them a row of the
-    data set.
-    """
-    taken = {sentence for columns in make_rows().values() for sentence in columns["sentence"]}
-    generator = random.Random(CORPUS_SEED)
-    return [_new_row(generator, taken, VERDICT_SHARE)[0] for _ in range(count)]

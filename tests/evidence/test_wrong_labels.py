@@ -1,16 +1,11 @@
 """Rankings that look for wrong labels are measured by AUROC and recall."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from running import SMALL, analyze_quickly, benchmark, refusal, tamper
 
-import train
 from attribution.evidence import wrong_labels
 from attribution.files import Refused
-from attribution.influence.stored import stored_self_influence
 from pipeline import compute_loss, compute_margin
 
 WRONG = np.arange(100) % 10 == 0
@@ -57,33 +52,6 @@ def test_rows_of_the_rarer_class_come_first_by_rarity():
     assert wrong_labels.rarity(np.array([1, 0, 1, 2, 1, 0])).tolist() == pytest.approx(
         [1 / 2, 2 / 3, 1 / 2, 5 / 6, 1 / 2, 2 / 3]
     )
-
-
-def test_the_benchmark_ranks_every_way_and_refuses_a_run_without_truth(tmp_path, capsys):
-    bench = benchmark("wrong_labels")
-    where = ["--checkpoint_dir", str(tmp_path)]
-    train.main([*SMALL, *where, "--corrupt_labels", "0.2", "--num_members", "2"])
-    analyze_quickly(tmp_path, "--self_influence", "--factor_strategy", "identity")
-    mine = ["--dataset_name", "demo", *where, "--num_members", "2", "--jobs_per_device", "1"]
-    bench.main([*mine, "--results_dir", str(tmp_path)])
-    found = json.loads((tmp_path / "wrong_labels_demo.json").read_text())
-    names = list(found["rankings"])
-    assert len(names) == 6 and "self-influence, identity" in names and found["rows"] == 120
-    assert "| ranking | AUROC | recall at 5% |" in (tmp_path / "wrong_labels_demo.md").read_text()
-    path = tmp_path / "demo/run.json"
-    stored = len(list((tmp_path / "demo/retraining").rglob("*.safetensors")))
-    bench.main([*mine, "--results_dir", str(tmp_path)])
-    assert len(list((tmp_path / "demo/retraining").rglob("*.safetensors"))) == stored == 5
-    tamper(path, lambda run: run | {"weights": "other"})
-    assert "identity" not in stored_self_influence(path.parent, json.loads(path.read_text()))
-    assert (
-        bench.wrong_labels.truth_of(
-            type("Rows", (), {"table": type("T", (), {"column_names": []})})
-        )
-        is None
-    )
-    elsewhere = ["--dataset_name", "rte", *where, "--results_dir", str(tmp_path)]
-    assert "is missing" in refusal(capsys, bench.main, elsewhere)
 
 
 def test_ties_are_no_better_than_chance_whatever_the_order_of_the_file():
