@@ -28,44 +28,20 @@ from pathlib import Path
 
 import numpy as np
 
-<<<<<<< HEAD
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from attribution.influence.names import CORRECTED  # noqa: E402
-
-from attribution.cli import (
-    Parser,  # noqa: E402
-    run_script,  # noqa: E402
-)
-from attribution.evidence import stats  # noqa: E402
-from attribution.evidence.arguments import add_tuning_arguments  # noqa: E402
-from attribution.evidence.ground_truth import Subsets  # noqa: E402
-from attribution.evidence.retraining import run_jobs  # noqa: E402
-from attribution.evidence.store import Job  # noqa: E402
-from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
-from attribution.files import Refused  # noqa: E402
-from attribution.influence.stored import open_scores_of  # noqa: E402
-from attribution.show import results  # noqa: E402
-from attribution.show.tables import additive_markdown  # noqa: E402
-from attribution.training.recipe import add_data_arguments, add_query_arguments  # noqa: E402
-from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
-from pipeline import quiet_libraries  # noqa: E402
-=======
+from attribution.cli import Parser, run_script
 from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets
 from attribution.evidence.retraining import run_jobs
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, open_study
-from attribution.files import Refused, run_script
+from attribution.files import Refused
 from attribution.influence.stored import open_scores_of
 from attribution.show import results
 from attribution.show.tables import markdown, share_of, with_interval
-from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments
+from attribution.training.recipe import add_data_arguments, add_query_arguments
 from attribution.training.run import fingerprints_of, open_data, open_run
 from lab.common import add_tuning_arguments
 from pipeline import quiet_libraries
->>>>>>> lab
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -14,20 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-<<<<<<< HEAD
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from attribution.cli import check_numbers, run_script  # noqa: E402
-from attribution.evidence import stats  # noqa: E402
-from attribution.files import write_json  # noqa: E402
-from attribution.provenance import check_clean, origin  # noqa: E402
-=======
+from attribution.cli import check_numbers, run_script
 from attribution.evidence import stats
-from attribution.files import check_numbers, run_script, write_json
+from attribution.files import write_json
 from attribution.provenance import origin
 from lab.common import RESULTS
->>>>>>> lab
 
 QUERIES = {  # name -> reliability of one repeat, from the first query to the last
     "alike, reliable": (0.6, 0.6),

@@ -22,23 +22,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-<<<<<<< HEAD
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-
-from attribution.cli import check_numbers, run_script  # noqa: E402
-from attribution.evidence.stats import mean_spearman  # noqa: E402
-from attribution.files import Refused, read_json, write_json  # noqa: E402
-from attribution.provenance import check_clean, origin  # noqa: E402
-from attribution.show.tables import markdown  # noqa: E402
-from attribution.training.run import open_data, open_run  # noqa: E402
-from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table  # noqa: E402
-from lab.timings import gpu_measured, gpu_table  # noqa: E402
-from pipeline import DEMO_MODEL, get_tokenizer  # noqa: E402
-=======
+from attribution.cli import check_numbers, run_script
 from attribution.evidence.stats import mean_spearman
-from attribution.files import Refused, check_numbers, read_json, run_script, write_json
+from attribution.files import Refused, read_json, write_json
 from attribution.provenance import origin
 from attribution.show.tables import markdown
 from attribution.training.run import open_data, open_run
@@ -46,7 +32,6 @@ from lab.common import ROOT
 from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table
 from lab.timings import gpu_measured, gpu_table
 from pipeline import DEMO_MODEL, get_tokenizer
->>>>>>> lab
 
 FLAGS: dict[str, list[str]] = {
     "float32": [],

@@ -21,44 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from attribution.influence.names import flags_of
 
-<<<<<<< HEAD
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from attribution.influence.names import flags_of  # noqa: E402
-
-from attribution.cli import (
-    Parser,  # noqa: E402
-    run_script,  # noqa: E402
-)
-from attribution.evidence import stats  # noqa: E402
-from attribution.evidence.arguments import add_tuning_arguments  # noqa: E402
-from attribution.evidence.ground_truth import Subsets, own_truth  # noqa: E402
-from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
-from attribution.files import Refused, read_json  # noqa: E402
-from attribution.influence.stored import open_scores_of  # noqa: E402
-from attribution.show import results  # noqa: E402
-from attribution.show.tables import members_markdown  # noqa: E402
-from attribution.training.members import Members  # noqa: E402
-from attribution.training.recipe import add_data_arguments, add_query_arguments  # noqa: E402
-from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
-from pipeline import quiet_libraries  # noqa: E402
-=======
+from attribution.cli import Parser, run_script
 from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets, own_truth
 from attribution.evidence.study import add_start_argument, open_study
-from attribution.files import Refused, read_json, run_script
-from attribution.influence.names import flags_of
+from attribution.files import Refused, read_json
 from attribution.influence.stored import open_scores_of
 from attribution.show import results
 from attribution.show.tables import markdown, with_interval
 from attribution.training.members import Members
-from attribution.training.recipe import Parser, add_data_arguments, add_query_arguments
+from attribution.training.recipe import add_data_arguments, add_query_arguments
 from attribution.training.run import fingerprints_of, open_data, open_run
 from lab.common import add_tuning_arguments
 from pipeline import quiet_libraries
->>>>>>> lab
 
 SHARE = 0.5  # as retrains
 SETS = {  # checkpoints -> members

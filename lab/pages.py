@@ -14,14 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-<<<<<<< HEAD
 from attribution.cli import run_script
 from attribution.files import write_bytes, write_json
-from attribution.provenance import check_clean, origin
-=======
-from attribution.files import run_script, write_bytes, write_json
 from attribution.provenance import origin
->>>>>>> lab
 from attribution.show import lds_tables, tables
 from lab import timings
 from lab.additive import additive_markdown

@@ -21,20 +21,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-<<<<<<< HEAD
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from attribution.cli import run_script  # noqa: E402
-from attribution.files import Refused, read_json, write_bytes, write_json  # noqa: E402
-from attribution.provenance import check_clean, environment  # noqa: E402
-from lab.timings import scale_table  # noqa: E402
-=======
-from attribution.files import Refused, read_json, run_script, write_json
+from attribution.cli import run_script
+from attribution.files import Refused, read_json, write_json
 from attribution.provenance import environment
 from lab.common import ROOT, write_tables
 from lab.timings import scale_table
->>>>>>> lab
 
 SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
 WORDS = (

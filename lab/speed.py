@@ -23,31 +23,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-<<<<<<< HEAD
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from safetensors.numpy import load_file  # noqa: E402
-
-from attribution.cli import check_numbers, run_script  # noqa: E402
-from attribution.evidence import stats  # noqa: E402
-from attribution.files import Refused, read_json, write_bytes, write_json  # noqa: E402
-from attribution.provenance import check_clean, origin  # noqa: E402
-from lab import timings  # noqa: E402
-=======
+from attribution.cli import check_numbers, run_script
 from attribution.evidence import stats
-from attribution.files import (
-    Refused,
-    check_numbers,
-    read_json,
-    run_script,
-    write_bytes,
-    write_json,
-)
+from attribution.files import Refused, read_json, write_bytes, write_json
 from attribution.provenance import origin
 from lab import timings
 from lab.common import ROOT
->>>>>>> lab
 
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
 ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either

@@ -23,53 +23,29 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from attribution.data.tables import labels_of
-from attribution.data.task import GlueTask
+from attribution.cli import Parser, run_script
+from attribution.data.tables import GlueTask, labels_of
 from attribution.draws import uniform_hash
 from attribution.evidence import wrong_labels
 from attribution.evidence.baselines import represent
 from attribution.evidence.retraining import RETRAIN_SEED, run_jobs
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, open_study
-from attribution.files import Refused, run_script
+from attribution.files import Refused
 from attribution.influence.stored import stored_self_influence
+from attribution.models import open_trained
+from attribution.processes import choose_device
 from attribution.show import results
 from attribution.show.tables import markdown, wrong_label_rows, wrong_labels_text
-from attribution.training.fit import choose_device
 from attribution.training.members import Members, open_members
-from attribution.training.queries import open_trained
-from attribution.training.recipe import Parser, add_data_arguments
+from attribution.training.recipe import add_data_arguments
 from attribution.training.run import fingerprints_of, open_data, open_run
 from lab.common import write_tables
 from pipeline import get_task, load_tables, quiet_libraries
 
-<<<<<<< HEAD
-from attribution.cli import (
-    Parser,  # noqa: E402
-    run_script,  # noqa: E402
-)
-from attribution.evidence import wrong_labels  # noqa: E402
-from attribution.evidence.baselines import represent  # noqa: E402
-from attribution.evidence.retraining import RETRAIN_SEED, run_jobs  # noqa: E402
-from attribution.evidence.store import Job  # noqa: E402
-from attribution.evidence.study import add_start_argument, open_study  # noqa: E402
-from attribution.files import Refused  # noqa: E402
-from attribution.influence.stored import stored_self_influence  # noqa: E402
-from attribution.processes import choose_device  # noqa: E402
-from attribution.show import results  # noqa: E402
-from attribution.show.tables import wrong_labels_markdown, wrong_labels_text  # noqa: E402
-from attribution.training.members import Members, open_members  # noqa: E402
-from attribution.training.queries import open_trained  # noqa: E402
-from attribution.training.recipe import add_data_arguments  # noqa: E402
-from attribution.training.run import fingerprints_of, open_data, open_run  # noqa: E402
-from pipeline import quiet_libraries  # noqa: E402
-
-FOLDS, FOLD_SEED = 5, 0
-=======
 FOLDS = 5
 FOLD_SEED = 0
 TRUTH = "flipped"  # the column that says which labels are wrong
->>>>>>> lab
 
 
 def parse_args(argv=None) -> argparse.Namespace:

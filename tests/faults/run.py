@@ -19,14 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from faults.places import TRIALS  # noqa: E402
 from faults.trials import Outcome, Trial, make_reference  # noqa: E402
 
-<<<<<<< HEAD
 from attribution.cli import run_script  # noqa: E402
 from attribution.files import write_json  # noqa: E402
-from attribution.provenance import check_clean, origin  # noqa: E402
-=======
-from attribution.files import run_script, write_json  # noqa: E402
 from attribution.provenance import origin  # noqa: E402
->>>>>>> lab
 from pipeline import quiet_libraries  # noqa: E402
 
 
