@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 CHECKSUM = "checksum"  # key of a JSON file: that of its other content
 # Errors of a file system without locks.
@@ -245,3 +245,37 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# --- snapshots of long work --------------------------------------------------------------------------
+
+
+def write_snapshot(path: Path, record: dict, tensors: dict[str, torch.Tensor]) -> None:
+    """Replaces the snapshot at `path` (a JSON beside its tensors) by another one: a process that
+    dies leaves the one or the other.
+    """
+    tensor_file = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.safetensors")
+    write_tensors(tensor_file, tensors)
+    write_json(path, record | {"files": {tensor_file.name: sha256_of(tensor_file)}})
+    for other in path.parent.glob(f"{path.stem}-*.safetensors"):
+        if other != tensor_file:
+            other.unlink(missing_ok=True)
+
+
+def read_snapshot(path: Path) -> tuple[dict, dict[str, torch.Tensor]] | None:
+    """(record, tensors) of the snapshot at `path`; None if it is missing or damaged (printed)."""
+    record = read_json(path)
+    if record is None:
+        return None
+    files = record.pop("files", None)
+    if not files or not intact(path.parent, files):
+        print(f"{path} is damaged and does not count", file=sys.stderr)
+        return None
+    return record, load_file(path.parent / next(iter(files)))
+
+
+def remove_snapshot(path: Path) -> None:
+    """Removes the snapshot at `path`."""
+    path.unlink(missing_ok=True)
+    for tensor_file in path.parent.glob(f"{path.stem}-*.safetensors"):
+        tensor_file.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""kronfluence's Analyzer, with factors that count only once they are complete, and with batches of
-like length.
+"""kronfluence's Analyzer, with factors that count only once they are complete, batches of like
+length, and one eigendecomposition for equal covariances.
 """
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import scipy.linalg
@@ -10,16 +11,16 @@ import torch
 from kronfluence.analyzer import Analyzer
 from kronfluence.utils import constants as names
 from kronfluence.utils.state import State
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from attribution.data.dataset import collate
-from attribution.engine.batching import WeighedLoader, batches_within, group_ends
+from attribution.engine.batching import WeighedLoader
 from attribution.engine.contractions import accumulator
 from attribution.engine.modules import EigenLinear, tracked
 from attribution.files import Refused, write_tensors
 from attribution.processes import ALONE, Processes, choose_device, share_out
 
+# Covariance, its count, eigenvectors and eigenvalues, of inputs and of output gradients.
 EIGEN_PAIRS = (
     (
         names.ACTIVATION_COVARIANCE_MATRIX_NAME,
@@ -47,19 +48,15 @@ class FolderAnalyzer(Analyzer):
         )
 
     def factors_output_dir(self, factors_name: str) -> Path:
-        """Where kronfluence finds factors of this name: the complete ones, else those that are
-        being made.
-        """
+        """Folder of the factors of this name: the complete ones, else those in the making."""
         complete = self.influence / "factors" / factors_name
-        return (
-            complete
-            if (complete / "factors.json").exists()
-            else super().factors_output_dir(factors_name)
-        )
+        if (complete / "factors.json").exists():
+            return complete
+        return super().factors_output_dir(factors_name)
 
 
 def stand_alone(device: torch.device) -> None:
-    """Makes kronfluence's State, of which there is one, know this process and its device only.
+    """Makes kronfluence's only State know this process and its device alone.
 
     Under a launcher with GPUs it would connect to the other processes, and then save on one of them
     only.
@@ -72,80 +69,35 @@ def stand_alone(device: torch.device) -> None:
 
 
 class EigenAnalyzer(FolderAnalyzer):
-    """Batches of like length within a token budget, and one eigendecomposition for equal matrices.
+    """Analyzer of our fast path. processes: of this launch; each runs an analyzer of its own."""
 
-    token_budget: tokens of a batch with padding. processes: those of this launch; each runs an
-    analyzer of its own.
-    """
-
-    def __init__(
-        self, folder: Path, model, task, token_budget: int, processes: Processes = ALONE, **kwargs
-    ) -> None:
+    def __init__(self, folder: Path, model, task, processes: Processes = ALONE, **kwargs) -> None:
         super().__init__(folder, model, task, disable_tqdm=True, **kwargs)
-        self.token_budget, self.processes = token_budget, processes
-        self.queries = None  # the query data set: its batches are counted in rows
-        self.description = ""
+        self.processes = processes
         modules = tracked(model)
-        # Modules of a kind that is not ours cannot wait for a group of batches.
-        self.shared = (
-            modules[0].shared
-            if all(isinstance(module, EigenLinear) for module in modules)
-            else None
-        )
-
-    def _get_dataloader(
-        self, dataset, per_device_batch_size, dataloader_params, indices=None, **_
-    ) -> DataLoader:
-        indices = list(range(len(dataset))) if indices is None else list(indices)
-        lengths, is_query = dataset.lengths[indices], dataset is self.queries
-        batches = batches_within(
-            lengths, self.token_budget, per_device_batch_size if is_query else None
-        )
-        tokens = [float(lengths[batch].sum()) for batch in batches]
-        description, before, weights = "queries" if is_query else self.description, None, tokens
-        if not is_query:
-            ends = group_ends(batches, lengths, self.token_budget)
-
-            def before(i: int) -> None:
-                if self.shared is not None:
-                    self.shared.complete = ends[i]
-
-        if self.queries is not None and not is_query:
-            # Multiply-adds over P: some 6 a token for the model, gradient and rotations, one a row
-            # and query.
-            weights = [
-                6 * t + len(self.queries) * len(batch)
-                for t, batch in zip(tokens, batches, strict=True)
-            ]
-        return WeighedLoader(
-            Subset(dataset, indices),
-            batches,
-            dataloader_params["collate_fn"],
-            description,
-            weights,
-            before,
-        )
+        # Modules of other kinds than linear cannot wait for a group of batches.
+        linear = all(isinstance(module, EigenLinear) for module in modules)
+        self.shared = modules[0].shared if linear else None
 
     def loader(
         self,
         dataset,
         batches: list,
-        ends: list[bool] | None,
+        ends: list[bool],
         weights: list[float],
         description: str,
-        before=None,
-        after=None,
+        before: Callable[[int], None] = lambda i: None,
+        after: Callable[[], None] = lambda: None,
     ) -> WeighedLoader:
-        """Batches of row numbers. ends: whether a batch is its group's last; None where there are
-        no groups.
+        """Batches of row numbers under a progress bar.
 
-        before(i), after(): called before batch i, and after the last.
+        ends: whether a batch is its group's last. before(i), after(): called before batch i, and
+        after the last.
         """
 
         def begin(i: int) -> None:
-            if before:
-                before(i)
-            if self.shared is not None and ends is not None:
+            before(i)
+            if self.shared is not None:
                 self.shared.complete = ends[i]
 
         shown = self.processes.main
@@ -159,59 +111,45 @@ class EigenAnalyzer(FolderAnalyzer):
         """
         covariances = self.load_covariance_matrices(factors_name)
         jobs: list[tuple[torch.Tensor, int]] = []
-        sharers = []
+        users = []
         for matrix_name, count_name, *targets in EIGEN_PAIRS:
             for module, matrix in covariances[matrix_name].items():
                 count = covariances[count_name][module].item()
-                for job, (known, known_count) in enumerate(jobs):  # noqa: B007
-                    if (
-                        known.shape == matrix.shape
-                        and known_count == count
-                        and torch.equal(known, matrix)
-                    ):
-                        break
-                else:
+                job = next(
+                    (i for i, known in enumerate(jobs) if is_same(known, matrix, count)), None
+                )
+                if job is None:
                     job = len(jobs)
                     jobs.append((matrix, count))
-                sharers.append((job, module, targets))
+                users.append((job, module, targets))
         with self.profiler.profile("Perform Eigendecomposition"):
-            results = self._decompose(
-                jobs, factor_args.eigendecomposition_dtype, accumulator(factor_args.lambda_dtype)
-            )
+            kept = accumulator(factor_args.lambda_dtype)
+            results = self._decompose(jobs, factor_args.eigendecomposition_dtype, kept)
+        if not self.processes.main:
+            return
         factors: dict = {name: {} for name in names.EIGENDECOMPOSITION_FACTOR_NAMES}
-        for job, module, (vectors_name, values_name) in sharers:
+        for job, module, (vectors_name, values_name) in users:
             values, vectors = results[job]
-            factors[vectors_name][module], factors[values_name][module] = (
-                vectors.clone(),
-                values.clone(),
-            )
-        if (
-            self.processes.main
-        ):  # kronfluence's own call adds metadata, whose order is another one each time
-            for name, tensors in factors.items():
-                write_tensors(
-                    self.factors_output_dir(factors_name) / f"{name}.safetensors", tensors
-                )
+            factors[vectors_name][module] = vectors.clone()
+            factors[values_name][module] = values.clone()
+        # kronfluence's own call adds metadata, whose order differs each time.
+        for name, tensors in factors.items():
+            write_tensors(self.factors_output_dir(factors_name) / f"{name}.safetensors", tensors)
 
     def _decompose(self, jobs, dtype, kept) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(eigenvalues, eigenvectors) of matrix / count for every job, computed in one type, kept
-        in another.
+        """(eigenvalues, eigenvectors) of matrix / count for every job, computed in dtype, kept in
+        another.
         """
         shares = share_out([float(len(matrix)) ** 3 for matrix, _ in jobs], self.processes.count)
-        own, results = set(shares[self.processes.rank]), []
+        results = []
         bar = tqdm(jobs, desc="eigendecomposition", leave=False, disable=not self.processes.main)
         for job, (matrix, count) in enumerate(bar):
-            values, vectors = (
-                matrix.new_empty(len(matrix), dtype=kept),
-                torch.empty_like(matrix, dtype=kept),
-            )
-            if job in own:
+            values = matrix.new_empty(len(matrix), dtype=kept)
+            vectors = torch.empty_like(matrix, dtype=kept)
+            if job in shares[self.processes.rank]:
                 matrix = matrix.to(self.state.device, dtype) / count
-                values, vectors = symmetric_eigen((matrix + matrix.t()) / 2)
-                values, vectors = (
-                    values.to("cpu", kept).contiguous(),
-                    vectors.to("cpu", kept).contiguous(),
-                )
+                found = symmetric_eigen((matrix + matrix.t()) / 2)
+                values, vectors = (tensor.to("cpu", kept).contiguous() for tensor in found)
             results.append((values, vectors))
         for rank, share in enumerate(shares):
             for job in share:
@@ -220,9 +158,7 @@ class EigenAnalyzer(FolderAnalyzer):
         return results
 
     def release(self) -> None:
-        """Lets go of everything that a phase holds: hooks, waiting batches, inputs, rotations,
-        bases, factors.
-        """
+        """Frees everything that a phase holds: hooks, waiting batches, inputs, bases, factors."""
         self._reset_memory()
         for module in tracked(self.model):
             for tracker in module._trackers.values():
@@ -235,6 +171,12 @@ class EigenAnalyzer(FolderAnalyzer):
         gc.collect()
         if self.state.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def is_same(known: tuple[torch.Tensor, int], matrix: torch.Tensor, count: int) -> bool:
+    """Whether two covariances and their counts are equal."""
+    same_size = known[0].shape == matrix.shape and known[1] == count
+    return same_size and torch.equal(known[0], matrix)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,8 +4,10 @@ Symbols: T tokens of a row. Lengths are an array with T of every row of the data
 of it.
 """
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -20,31 +22,17 @@ def order_by_length(lengths: np.ndarray) -> np.ndarray:
     return np.argsort(-np.asarray(lengths), kind="stable")
 
 
-def restore_order(values: torch.Tensor, lengths: np.ndarray, dim: int) -> torch.Tensor:
-    """Values along `dim`, computed in `order_by_length(lengths)`, put back into the order of the
-    rows.
-    """
-    return values.index_select(
-        dim, torch.from_numpy(np.argsort(order_by_length(lengths), kind="stable"))
-    )
-
-
-def batches_within(
-    lengths: np.ndarray, budget: int, max_rows: int | None = None
-) -> list[list[int]]:
+def batches_within(lengths: np.ndarray, budget: int) -> list[list[int]]:
     """Positions cut into batches, longest rows first.
 
-    With max_rows: batches of so many rows. Without: at most `budget` tokens with padding, but at
-    least one row; and a batch ends where more than a tenth of it, and more than PADDING tokens,
-    would be padding.
+    A batch has at most `budget` tokens with padding, but at least one row; it ends where more than a
+    tenth of it, and more than PADDING tokens, would be padding.
     """
-    order = order_by_length(lengths).tolist()
-    if max_rows:
-        return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
     batches: list[list[int]] = [[]]
     real = 0
-    for row in order:
-        batch, length = batches[-1], int(lengths[row])
+    for row in order_by_length(lengths).tolist():
+        batch = batches[-1]
+        length = int(lengths[row])
         padded = (len(batch) + 1) * int(lengths[batch[0]]) if batch else length
         if batch and (padded > budget or padded - real - length > max(PADDING, padded // 10)):
             batches.append([])
@@ -84,9 +72,63 @@ def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> li
     return [*ends[:-1], True]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Whole groups of batches."""
+
+    batches: list[list[int]]  # of row numbers, longest rows first
+    ends: list[bool]  # whether a batch is the last of its group
+
+    @property
+    def rows(self) -> list[int]:
+        """Row numbers in the order of the batches."""
+        return [row for batch in self.batches for row in batch]
+
+    def passes(self, columns: int) -> Iterator[tuple[int, list[int], bool]]:
+        """Yields (column, batch, whether it ends its group), group by group, each group once for
+        every column.
+        """
+        start = 0
+        for i in (i for i, end in enumerate(self.ends) if end):
+            for column in range(columns):
+                for k in range(start, i + 1):
+                    yield column, self.batches[k], self.ends[k]
+            start = i + 1
+
+    def within(self, lengths: np.ndarray, budget: int) -> "Part":
+        """The same rows in the same order, in smaller batches: for a process that has run out of
+        memory.
+
+        lengths: tokens of every row of the data set. budget: tokens of a batch with padding.
+        """
+        rows = self.rows
+        batches = batches_within(lengths[rows], budget)
+        ends = group_ends(batches, lengths[rows], budget)
+        return Part([[rows[i] for i in batch] for batch in batches], ends)
+
+
+def divide(lengths: np.ndarray, budget: int, count: int, group: int | None = None) -> list[Part]:
+    """The rows with these lengths (N,) in about `count` parts of like many tokens, never more than
+    there are groups.
+
+    budget: tokens of a batch with padding; group: those of a group (as many as a batch).
+    """
+    batches = batches_within(lengths, budget)
+    ends = group_ends(batches, lengths, group or budget)
+    tokens = [int(lengths[batch].sum()) for batch in batches]
+    total, done, start = sum(tokens), 0, 0
+    parts: list[Part] = []
+    for i, end in enumerate(ends):
+        done += tokens[i]
+        if end and (i == len(ends) - 1 or done * count >= total * (len(parts) + 1)):
+            parts.append(Part(batches[start : i + 1], ends[start : i + 1]))
+            start = i + 1
+    return parts
+
+
 class WeighedLoader(DataLoader):
-    """A DataLoader over given batches whose progress bar weighs them by their work, so that the
-    time left is true.
+    """DataLoader over given batches whose progress bar counts their work, so that the time left is
+    true.
 
     before(i) is called before batch i is handed out, after() once the last one has been used. Only
     the main process of a launch shows the bar.
@@ -99,33 +141,27 @@ class WeighedLoader(DataLoader):
         collate,
         description: str,
         weights: list[float],
-        before=None,
-        after=None,
+        before: Callable[[int], None],
+        after: Callable[[], None],
         shown: bool = True,
     ) -> None:
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate)
-        self.description, self.weights, self.before, self.after = (
-            description,
-            weights,
-            before,
-            after,
-        )
+        self.description = description
+        self.weights = weights
+        self.before = before
+        self.after = after
         self.shown = shown
 
     def __iter__(self):
-        layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-        total = sum(self.weights)
         with tqdm(
-            total=total,
+            total=sum(self.weights),
             desc=self.description,
-            bar_format=layout,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]",
             leave=False,
             disable=not self.shown,
         ) as bar:
             for i, batch in enumerate(super().__iter__()):
-                if self.before:
-                    self.before(i)
+                self.before(i)
                 yield batch
                 bar.update(self.weights[i])
-        if self.after:
-            self.after()
+        self.after()

@@ -1,5 +1,4 @@
-"""Factors in parts: sums over the rows of all processes, kept in memory and on the disk while they
-grow.
+"""Factors fitted in parts: sums over the rows of all processes, in memory and on the disk.
 
 Around kronfluence's inner functions (`fit_covariance_matrices_with_loader`,
 `fit_lambda_matrices_with_loader`): one call a phase and process, over all parts of the process. The
@@ -8,6 +7,7 @@ that share it, `factor|module|module`.
 """
 
 import json
+from collections.abc import Callable
 
 import torch
 from kronfluence.arguments import FactorArguments
@@ -18,238 +18,238 @@ from kronfluence.utils import constants as names
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine.analyzer import EigenAnalyzer, is_out_of_memory
+from attribution.engine.batching import Part, divide
+from attribution.engine.contractions import accumulator
+from attribution.engine.memory import SMALLEST_BUDGET, Plan
 from attribution.engine.modules import tracked
-from attribution.engine.parts import SMALLEST_BUDGET, Kept, Part, divide
-from attribution.engine.phases import Phases, keep_factors
+from attribution.engine.resume import PartialResults, Work
 from attribution.files import write_bytes, write_tensors
 
+Sums = dict[str, torch.Tensor]  # flat, see above
 
-def fit_in_parts(
+
+def fit_factors(
     analyzer: EigenAnalyzer,
-    phases: Phases,
+    work: Work,
     name: str,
     dataset: GlueDataset,
     factor_args: FactorArguments,
 ) -> None:
-    """Fits what the strategy needs, on the first rows of the data set, and moves it to
+    """Fits the factors of the strategy on the first rows of the data set, and moves them to
     `influence/factors/<name>`.
 
     All processes of the launch take part; the main process writes.
     """
-    config, processes = FactorConfig.CONFIGS[factor_args.strategy], analyzer.processes
+    config = FactorConfig.CONFIGS[factor_args.strategy]
+    processes = analyzer.processes
     rows = dataset.first(factor_args.covariance_max_examples or len(dataset))
     shared = {
         "model": analyzer.model,
         "state": analyzer.state,
         "task": analyzer.task,
         "factor_args": factor_args,
+        "disable_tqdm": True,
     }
-    if processes.main:
-        content = json.dumps(
-            factor_args.to_dict()
-        )  # in kronfluence's format, which knows no checksum
-        write_bytes(phases.folder / "factor_arguments.json", content.encode())
+    if processes.main:  # in kronfluence's format, which knows no checksum
+        content = json.dumps(factor_args.to_dict())
+        write_bytes(work.folder / "factor_arguments.json", content.encode())
     if config.requires_covariance_matrices:
 
-        def covariance(loader):
+        def covariance(loader) -> None:
             with analyzer.profiler.profile("Fit Covariance"):
-                fit_covariance_matrices_with_loader(loader=loader, disable_tqdm=True, **shared)
+                fit_covariance_matrices_with_loader(loader=loader, **shared)
 
-        sum_up(analyzer, phases, "covariance", rows, names.COVARIANCE_FACTOR_NAMES, covariance)
+        Phase(analyzer, work, "covariance", rows, names.COVARIANCE_FACTOR_NAMES, covariance).run()
     if config.requires_eigendecomposition:
-        patterns = tuple(
-            f"{factor}.safetensors" for factor in names.EIGENDECOMPOSITION_FACTOR_NAMES
+        work.run(
+            "eigendecomposition",
+            [f"{factor}.safetensors" for factor in names.EIGENDECOMPOSITION_FACTOR_NAMES],
+            lambda: analyzer.perform_eigendecomposition(name, factor_args),
         )
-        decompose = lambda: analyzer.perform_eigendecomposition(name, factor_args)  # noqa: E731
-        phases.run("eigendecomposition", patterns, decompose)
     if config.requires_lambda_matrices:
-        eigen = (
-            analyzer.load_eigendecomposition(name)
-            if config.requires_eigendecomposition_for_lambda
-            else None
-        )
+        eigen = None
+        if config.requires_eigendecomposition_for_lambda:
+            eigen = analyzer.load_eigendecomposition(name)
 
-        def lambdas(loader):
+        def lambdas(loader) -> None:
             with analyzer.profiler.profile("Fit Lambda"):
-                fit_lambda_matrices_with_loader(
-                    loader=loader, eigen_factors=eigen, disable_tqdm=True, **shared
-                )
+                fit_lambda_matrices_with_loader(loader=loader, eigen_factors=eigen, **shared)
 
-        sum_up(analyzer, phases, "lambda", rows, names.LAMBDA_FACTOR_NAMES, lambdas)
+        kept = accumulator(factor_args.lambda_dtype)
+        Phase(analyzer, work, "lambda", rows, names.LAMBDA_FACTOR_NAMES, lambdas, kept).run()
     if processes.main:
-        keep_factors(phases, analyzer.influence / "factors" / name, len(rows))
+        work.keep_factors(analyzer.influence / "factors" / name, len(rows))
     processes.meet()
 
 
-def sum_up(
-    analyzer: EigenAnalyzer,
-    phases: Phases,
-    phase: str,
-    dataset: GlueDataset,
-    factors: list[str],
-    fit,
-) -> None:
-    """One phase: sums of these factors over all rows, stored as kronfluence stores them.
-    fit(loader) runs a loader.
+class Phase:
+    """Sums of some factors over all rows, stored as kronfluence stores them.
+
+    fit(loader): kronfluence's function, which runs the model over a loader. lambda_dtype: of the
+    stored lambda matrix, which is summed in float64.
     """
 
-    def call() -> None:
-        analyzer.task.phase, budget = phase, analyzer.token_budget
-        kept = Kept(phases.folder / "progress", phase, analyzer.processes)
-        sums = add_parts(
-            analyzer, kept, divide(dataset.lengths, **phases.plan["parts"]), dataset, factors, fit
-        )
-        phases.earlier = kept.earlier()
-        phases.go_on_with(
-            phase, {"budget": analyzer.token_budget} if analyzer.token_budget < budget else {}
-        )
-        sums = over_processes(analyzer, sums)
+    def __init__(
+        self,
+        analyzer: EigenAnalyzer,
+        work: Work,
+        name: str,
+        dataset: GlueDataset,
+        factors: list[str],
+        fit: Callable,
+        lambda_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.analyzer = analyzer
+        self.work = work
+        self.name = name
+        self.dataset = dataset
+        self.factors = factors
+        self.fit = fit
+        self.lambda_dtype = lambda_dtype
+
+    def run(self) -> None:
+        """Fits and stores what is not stored."""
+        files = [f"{factor}.safetensors" for factor in self.factors]
+        self.work.run(self.name, files, self._compute)
+
+    def _compute(self) -> None:
+        analyzer = self.analyzer
+        analyzer.task.phase = self.name
+        plan = Plan(**self.work.plan)
+        partial = PartialResults(self.work.folder / "progress", self.name, analyzer.processes)
+        sums, budget = self._sum_parts(partial, plan)
+        self.work.earlier = partial.earlier()
+        changed = {"budget": budget} if budget < plan.budget else {}
+        self.work.record_replanned(self.name, changed)
+        sums = self._sum_over_processes(sums)
         if analyzer.processes.main:
-            store(phases, factors, sums)
-        kept.remove()
+            self._store(sums)
+        partial.remove()
 
-    phases.run(phase, tuple(f"{factor}.safetensors" for factor in factors), call)
+    def _sum_parts(self, partial: PartialResults, plan: Plan) -> tuple[Sums, int]:
+        """(sums over this process's parts, on the CPU, {} for none; final budget of a batch).
+
+        When memory runs out, everything is released, and it continues from the snapshot with
+        smaller batches.
+        """
+        lengths = self.dataset.lengths
+        budget = plan.budget
+        parts = divide(lengths, budget, plan.count, plan.group)
+        mine = partial.remaining([float(lengths[part.rows].sum()) for part in parts])
+        while True:
+            try:
+                return self._run_parts(partial, {i: parts[i] for i in mine}), budget
+            except Exception as error:
+                if not is_out_of_memory(error) or budget <= SMALLEST_BUDGET:
+                    raise
+            self.analyzer.release()
+            partial.load()
+            mine = [i for i in mine if i not in partial.parts]
+            budget //= 2
+            print(f"out of memory; going on with batches of {budget:,} tokens")
+            parts = [part.within(lengths, budget) for part in parts]
+
+    def _run_parts(self, partial: PartialResults, parts: dict[int, Part]) -> Sums:
+        """Sums over the parts in one go; each continues the sums of the parts before it, bit for
+        bit.
+        """
+        start = merged(partial.taken)
+        partial.taken = []
+        if not parts:
+            return start
+        analyzer = self.analyzer
+        columns = analyzer.task.columns
+        batches = [(i, *one) for i, part in parts.items() for one in part.passes(columns)]
+        sums: Sums = {}
+
+        def before(number: int) -> None:
+            part, column, *_ = batches[number]
+            analyzer.task.column = column
+            if analyzer.shared is not None:
+                analyzer.shared.first = column == 0
+            if number == 0:
+                self._put(start)
+                start.clear()
+            elif part != (done := batches[number - 1][0]):
+                partial.parts.append(done)
+                if partial.due and analyzer.shared is not None:
+                    partial.save(self._flat(), partial.parts)
+
+        def after() -> None:
+            found = self._flat().items()
+            sums.update({key: value.to("cpu", copy=True) for key, value in found})
+            for module in tracked(analyzer.model):
+                for factor in self.factors:
+                    # In place of the sums that kronfluence would copy to the CPU again.
+                    module.storage[factor] = torch.zeros(())
+
+        chosen = [batch for _, _, batch, _ in batches]
+        ends = [end for *_, end in batches]
+        weights = [float(self.dataset.lengths[batch].sum()) for batch in chosen]
+        loader = analyzer.loader(self.dataset, chosen, ends, weights, self.name, before, after)
+        self.fit(loader)
+        return sums
+
+    def _flat(self) -> Sums:
+        """The sums in the modules, each once: its key names the modules that share it."""
+        owners: dict[tuple[str, int], list[str]] = {}
+        tensors = {}
+        for module in tracked(self.analyzer.model):
+            for factor in self.factors:
+                tensor = module.storage[factor]
+                place = factor, tensor.data_ptr()
+                owners.setdefault(place, []).append(module.name)
+                tensors[place] = tensor
+        return {
+            "|".join([factor, *owners[factor, address]]): tensor
+            for (factor, address), tensor in tensors.items()
+        }
+
+    def _put(self, sums: Sums) -> None:
+        """Puts flat sums into the modules, which continue them; counters stay on the CPU."""
+        modules = {module.name: module for module in tracked(self.analyzer.model)}
+        for key, value in sums.items():
+            factor, *owners = key.split("|")
+            counter = value.dtype == torch.int64
+            tensor = value if counter else value.to(self.analyzer.state.device)
+            for owner in owners:
+                modules[owner].storage[factor] = tensor
+
+    def _sum_over_processes(self, sums: Sums) -> Sums:
+        """Sums over all processes; a process without parts takes part with zeros."""
+        processes = self.analyzer.processes
+        own = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+        layouts = processes.all_of(own)
+        layout = next(layout for layout in layouts if layout)
+        if any(other not in ({}, layout) for other in layouts):
+            raise RuntimeError(
+                "modules share an input in one process and not in another; use stock kronfluence "
+                "in one process"
+            )
+        for key, (shape, dtype) in layout.items():
+            sums.setdefault(key, torch.zeros(shape, dtype=dtype))
+        processes.add([sums[key] for key in sorted(layout)])
+        return sums
+
+    def _store(self, sums: Sums) -> None:
+        """Writes one file a factor, module -> tensor."""
+        for factor in self.factors:
+            tensors: Sums = {}
+            for key, value in sums.items():
+                name, *owners = key.split("|")
+                if name != factor:
+                    continue
+                if factor == names.LAMBDA_MATRIX_NAME:
+                    value = value.to(self.lambda_dtype)
+                for owner in owners:
+                    tensors[owner] = value if owner == owners[0] else value.clone()
+            write_tensors(self.work.folder / f"{factor}.safetensors", tensors)
 
 
-def add_parts(
-    analyzer: EigenAnalyzer,
-    kept: Kept,
-    parts: list[Part],
-    dataset: GlueDataset,
-    factors: list[str],
-    fit,
-) -> dict[str, torch.Tensor]:
-    """Sums over what this process had and over its share of the parts that are left, flat, on the
-    CPU; {} for nothing.
-
-    Where memory runs out, everything is released, and it goes on from what was saved with smaller
-    batches.
-    """
-    mine = kept.remaining([float(dataset.lengths[part.rows].sum()) for part in parts])
-    while True:
-        try:
-            return run_parts(analyzer, kept, {i: parts[i] for i in mine}, dataset, factors, fit)
-        except Exception as error:
-            if not is_out_of_memory(error) or analyzer.token_budget <= SMALLEST_BUDGET:
-                raise
-        analyzer.release()
-        kept.load()
-        mine = [i for i in mine if i not in kept.parts]
-        analyzer.token_budget //= 2
-        print(f"out of memory; going on with batches of {analyzer.token_budget:,} tokens")
-        parts = [part.within(dataset.lengths, analyzer.token_budget) for part in parts]
-
-
-def run_parts(
-    analyzer: EigenAnalyzer,
-    kept: Kept,
-    parts: dict[int, Part],
-    dataset: GlueDataset,
-    factors: list[str],
-    fit,
-) -> dict[str, torch.Tensor]:
-    """What `add_parts` returns, in one go. The sums of a part go on from those of the parts before
-    it, bit for bit.
-    """
-    start = merged(kept.loaded)
-    kept.loaded = []
-    if not parts:
-        return start
-    columns = analyzer.task.columns
-    batches = [(i, *one) for i, part in parts.items() for one in part.passes(columns)]
-    sums: dict[str, torch.Tensor] = {}
-
-    def before(number: int) -> None:
-        analyzer.task.column = batches[number][1]
-        if analyzer.shared is not None:
-            analyzer.shared.first = analyzer.task.column == 0
-        if number == 0:
-            put(analyzer, start)
-            start.clear()
-        elif batches[number][0] != (done := batches[number - 1][0]):
-            kept.parts.append(done)
-            if kept.due and analyzer.shared is not None:
-                kept.save(flat(analyzer, factors), kept.parts)
-
-    def after() -> None:
-        sums.update(
-            {key: value.to("cpu", copy=True) for key, value in flat(analyzer, factors).items()}
-        )
-        for module in tracked(analyzer.model):
-            for factor in factors:
-                module.storage[factor] = torch.zeros(
-                    ()
-                )  # instead of what kronfluence would copy to the CPU again
-
-    chosen = [batch for _, _, batch, _ in batches]
-    weights = [float(dataset.lengths[batch].sum()) for batch in chosen]
-    ends = [end for *_, end in batches]
-    fit(analyzer.loader(dataset, chosen, ends, weights, analyzer.task.phase, before, after))
-    return sums
-
-
-def flat(analyzer: EigenAnalyzer, factors: list[str]) -> dict[str, torch.Tensor]:
-    """The sums in the modules, each once: modules that share one stand in its key."""
-    known: dict[tuple[str, int], list[str]] = {}
-    tensors = {}
-    for module in tracked(analyzer.model):
-        for factor in factors:
-            tensor = module.storage[factor]
-            known.setdefault((factor, tensor.data_ptr()), []).append(module.name)
-            tensors[factor, tensor.data_ptr()] = tensor
-    return {
-        "|".join([factor, *known[factor, place]]): tensor
-        for (factor, place), tensor in tensors.items()
-    }
-
-
-def put(analyzer: EigenAnalyzer, sums: dict[str, torch.Tensor]) -> None:
-    """Puts flat sums into the modules, which go on from them; counters stay on the CPU."""
-    modules = {module.name: module for module in tracked(analyzer.model)}
-    for key, value in sums.items():
-        factor, *owners = key.split("|")
-        tensor = value if value.dtype == torch.int64 else value.to(analyzer.state.device)
-        for owner in owners:
-            modules[owner].storage[factor] = tensor
-
-
-def merged(several: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The sum of several flat dictionaries with the same keys; {} for none."""
-    total: dict[str, torch.Tensor] = dict(several[0]) if several else {}
+def merged(several: list[Sums]) -> Sums:
+    """Sum of flat dictionaries with the same keys; {} for none."""
+    total: Sums = dict(several[0]) if several else {}
     for other in several[1:]:
         for key, value in other.items():
             total[key] += value
     return total
-
-
-def over_processes(
-    analyzer: EigenAnalyzer, sums: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The sum over all processes; one without parts takes part with zeros."""
-    processes = analyzer.processes
-    layouts = processes.all_of(
-        {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
-    )
-    layout = next(layout for layout in layouts if layout)
-    if any(other not in ({}, layout) for other in layouts):
-        raise RuntimeError(
-            "modules share an input in one process and not in another; pass --stock in one process"
-        )
-    for key, (shape, dtype) in layout.items():
-        sums.setdefault(key, torch.zeros(shape, dtype=dtype))
-    processes.add([sums[key] for key in sorted(layout)])
-    return sums
-
-
-def store(phases: Phases, factors: list[str], sums: dict[str, torch.Tensor]) -> None:
-    """Writes one file a factor, module -> tensor, lambda in float32."""
-    for factor in factors:
-        tensors: dict[str, torch.Tensor] = {}
-        for key, value in sums.items():
-            name, *owners = key.split("|")
-            if name == factor:
-                value = value.float() if factor == names.LAMBDA_MATRIX_NAME else value
-                tensors |= {
-                    owner: value if owner == owners[0] else value.clone() for owner in owners
-                }
-        write_tensors(phases.folder / f"{factor}.safetensors", tensors)

@@ -26,13 +26,14 @@ from kronfluence.utils import constants as names
 from torch import nn
 
 from attribution.engine.contractions import accumulator, rotate, rotation_pays, widened
-from attribution.engine.sharing import Shared, SharedInput
 from attribution.engine.trackers import (
     EigenCovarianceTracker,
     EigenLambdaTracker,
     EigenPairwiseTracker,
     EigenPreconditionTracker,
     EigenSelfScoreTracker,
+    Shared,
+    SharedInput,
 )
 from attribution.files import Refused
 

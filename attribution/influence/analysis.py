@@ -7,25 +7,22 @@ Symbols: Q queries, N training rows.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
 from kronfluence.analyzer import prepare_model as prepare_stock_model
-from kronfluence.arguments import ScoreArguments
-from kronfluence.utils.dataset import DataLoaderKwargs
 
-from attribution.data.dataset import GlueDataset, collate
-from attribution.engine import factors as factor_fitting
-from attribution.engine import memory, modules, phases, scoring
+from attribution.data.dataset import GlueDataset
+from attribution.engine import factors, memory, modules, scoring, stock
 from attribution.engine.analyzer import EigenAnalyzer, FolderAnalyzer
-from attribution.engine.phases import Phases
+from attribution.engine.resume import Work
 from attribution.files import (
     Refused,
     check_writable,
@@ -96,35 +93,24 @@ class Analysis:
     def analyzer(self) -> FolderAnalyzer:
         """kronfluence's Analyzer around the trained model, made when something must be computed."""
         settings = self.settings
-        outputs = self.train.task.num_labels
-        task = InfluenceTask(settings.seed, outputs if settings.exact else None)
         folder = self.run.folder
         model = open_trained(folder)
         if fingerprint_of_tensors(model.state_dict()) != self.run.weights:
             raise Refused(
                 f"the weights in {folder} are not those that run.json describes; train again"
             )
-        device = choose_device()
         check_attribution(model, self.train)
-        prepare = prepare_stock_model if settings.stock else modules.prepare_model
-        model = prepare(model, task)
-        kwargs = {
-            "folder": self.folder,
-            "model": model,
-            "task": task,
-            "profile": settings.profile,
-        }
-        kwargs["log_level"] = logging.WARNING
+        task = InfluenceTask(settings.seed, model.num_labels if settings.exact else None)
+        common = {"profile": settings.profile, "log_level": logging.WARNING}
         if settings.stock:
-            return FolderAnalyzer(**kwargs)
+            model = prepare_stock_model(model, task)
+            return FolderAnalyzer(self.folder, model, task, **common)
+        model = modules.prepare_model(model, task)
         for module in modules.tracked(model):
             module.projection_seed = settings.seed
             mixed = settings.covariances == "mixed"
             module.covariance_products = torch.float32 if mixed else None
-        budget = memory.affordable_tokens(
-            model, device, settings.train_batch_size * self.run.max_length
-        )
-        analyzer = EigenAnalyzer(**kwargs, token_budget=budget, processes=self.processes)
+        analyzer = EigenAnalyzer(self.folder, model, task, self.processes, **common)
         if analyzer.shared is None and task.columns > 1:
             raise Refused(
                 "--fisher exact with more than two classes needs a model of linear layers only"
@@ -141,83 +127,71 @@ class Analysis:
         self.profiles = self.tables()
         self.__dict__.pop("analyzer", None)
 
-    def loading(self, **sizes) -> dict:
-        """Batch sizes and collation for a kronfluence call; stock pads to the maximum length."""
-        width = self.run.max_length
-        collation = functools.partial(collate, pad_to=width if self.settings.stock else None)
-        return sizes | {"dataloader_kwargs": DataLoaderKwargs(collate_fn=collation)}
-
-    def plan(self, kind: str, score_args: ScoreArguments | None = None) -> dict:
-        """How the work on "factors", "pairwise" or "self" is divided: what is stored, and kept on
-        resuming.
-        """
-        settings, train, asked = self.settings, self.train, self.settings.data_partitions
+    def plan(self, kind: str) -> dict:
+        """Division of the work on "factors", "pairwise" or "self" scores: stored, kept on resuming."""
+        settings = self.settings
+        asked = settings.data_partitions
+        lengths = self.train.lengths
         if settings.stock:
-            device, tokens = self.analyzer.state.device, int(train.lengths.sum())
-            found = memory.plan_partitions(
-                self.analyzer.model, device, len(train), tokens, len(self.queries)
-            )
-            return {kind: min(asked, len(train)) if asked else found[kind]}
-        lengths = train.lengths[: settings.max_factor_rows] if kind == "factors" else train.lengths
+            if asked:
+                return {"partitions": min(asked, len(lengths))}
+            tokens = int(lengths.sum())
+            sizes = len(lengths), tokens, len(self.queries)
+            return stock.plan_partitions(self.analyzer, kind, *sizes)
+        if kind == "factors":
+            lengths = lengths[: settings.max_factor_rows]
+        assert isinstance(self.analyzer, EigenAnalyzer)
+        device = self.analyzer.state.device
+        shapes = memory.shapes_of(self.analyzer.model)
+        where = shapes, device, self.processes
+        wanted = settings.train_batch_size * self.run.max_length
+        budget = memory.affordable_tokens(memory.features_of(shapes), device, wanted)
         queries = len(self.queries) if kind == "pairwise" else 0
-        plan = {"parts": memory.plan_parts(self.analyzer, kind, lengths, queries, asked)}
+        plan = memory.plan_parts(*where, kind, budget, lengths, queries, asked)
         if kind == "pairwise":
-            self.analyzer.token_budget = plan["parts"]["budget"]
-            sizes = (
-                self.analyzer,
-                train,
-                self.queries,
+            plan = memory.plan_pairwise(
+                plan,
+                *where,
+                lengths,
+                self.queries.lengths,
                 settings.query_batch_size,
-                score_args,
-                "auto",
+                make_score_arguments(settings),
+                groups=self.analyzer.shared is not None,
             )
-            plan |= memory.plan_passes(*sizes)
-            plan["parts"]["group"] = memory.plan_group(
-                self.analyzer, train, self.queries, score_args, plan
-            )
-        return plan
+        return dataclasses.asdict(plan)
 
-    def phases(self, kind: str, name: str, parts: dict, make_plan) -> Phases:
-        """The work on "factors" or "scores" of this name, as far as an earlier run got."""
+    def work(self, kind: str, name: str, parts: dict, plan_kind: str) -> Work:
+        """Work on "factors" or "scores" of this name, as far as an earlier run got.
+
+        parts: its fingerprint. plan_kind: kind of its plan, see `plan`.
+        """
         folder = self.folder / "kronfluence" / f"{kind}_{name}"
+        plan = functools.partial(self.plan, plan_kind)
         overwrite = self.settings.overwrite
-        work = Phases(folder, parts, f"unfinished {kind}", make_plan, overwrite, self.processes)
-        if not self.settings.stock:
-            if "parts" not in work.plan:
-                raise Refused(
-                    f"the unfinished {kind} in {folder} are of an earlier version; delete them"
-                )
-            self.analyzer.token_budget = work.plan["parts"]["budget"]
-        return work
+        return Work(folder, parts, f"unfinished {kind}", plan, overwrite, self.processes)
 
     def fit_factors(self) -> dict[str, float]:
-        """Fits factors unless they are stored and intact; returns phase -> seconds."""
+        """Seconds of each phase of fitting the factors; empty if they are stored and intact."""
         if self.processes.from_main(self._factors_are_stored):
             return {}
-        name, settings = self.settings.factors_name, self.settings
-        work = self.phases("factors", name, self.factor_parts, lambda: self.plan("factors"))
+        settings = self.settings
+        name = settings.factors_name
+        work = self.work("factors", name, self.factor_parts, "factors")
         factor_args = make_factor_arguments(settings)
         if settings.stock:
-            factor_args.covariance_data_partitions = factor_args.lambda_data_partitions = work.plan[
-                "factors"
-            ]
-            loading = self.loading(per_device_batch_size=settings.train_batch_size)
-            phases.fit_factors(self.analyzer, work, name, self.train, factor_args, loading)
+            size = {"per_device_batch_size": settings.train_batch_size}
+            batches = stock.loading(self.run.max_length, **size)
+            stock.fit_factors(self.analyzer, work, name, self.train, factor_args, batches)
         else:
-            factor_fitting.fit_in_parts(self.analyzer, work, name, self.train, factor_args)
+            factors.fit_factors(self.analyzer, work, name, self.train, factor_args)
         return work.record["seconds"]
 
     def _factors_are_stored(self) -> bool:
-        """Whether factors are there; what is there and does not count is deleted. Raises Refused
-        for others.
-        """
+        """Whether intact factors are stored; deletes damaged ones, and those to be overwritten."""
         target = self.folder / "factors" / self.settings.factors_name
-        overwrite = self.settings.overwrite and not self._fitted
-        record = (
-            None
-            if overwrite
-            else refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
-        )
+        record = None
+        if self._fitted or not self.settings.overwrite:
+            record = refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
         self._fitted = True
         if record and intact(target, record["files"]):
             return True
@@ -248,60 +222,54 @@ class Analysis:
         return scores
 
     def _held(self, name: str, wait_for: str | None = None):
-        """A context that holds what is stored under this name; the main process does for all."""
+        """Context in which the main process holds the lock of results of this name, for all."""
         if not self.processes.main:
             return contextlib.nullcontext()
         return exclusive(self.folder / "kronfluence", f".lock_{name}", wait_for=wait_for)
 
-    def _new_scores(self, kind: str) -> tuple:
-        """(scores, seconds of phases, the work that they came from)."""
+    def _new_scores(self, kind: str) -> tuple[torch.Tensor, dict[str, float], Work]:
+        """(scores, seconds of phases, work from which they came)."""
         settings = self.settings
-        name, score_args = f"{self.scores.path.name}_{kind}", make_score_arguments(settings)
+        score_args = make_score_arguments(settings)
+        factors_name = settings.factors_name
+        name = f"{self.scores.path.name}_{kind}"
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                self._held(
-                    f"factors_{settings.factors_name}", f"the {settings.factors_name} factors"
-                )
-            )
+            lock = self._held(f"factors_{factors_name}", f"the {factors_name} factors")
+            stack.enter_context(lock)
             seconds = self.fit_factors()
-            if not settings.stock:
-                with self.analyzer.profiler.profile("Load All Factors"):
-                    factors = self.analyzer.load_all_factors(settings.factors_name)
-                self.processes.meet()
-                stack.close()
-            work = self.phases(
-                "scores", name, self.scores.parts[kind], lambda: self.plan(kind, score_args)
-            )
             if settings.stock:
-                scores = self._stock_scores(kind, name, work, score_args)
-            else:
-                queries, factor_args = (
-                    self.queries if kind == "pairwise" else None,
-                    make_factor_arguments(settings),
+                work = self.work("scores", name, self.scores.parts[kind], kind)
+                batches = {"per_device_train_batch_size": settings.train_batch_size}
+                if kind == "pairwise":
+                    batches["per_device_query_batch_size"] = settings.query_batch_size
+                torch.manual_seed(settings.seed)  # of low-rank projections
+                scores = stock.compute_scores(
+                    self.analyzer,
+                    work,
+                    kind,
+                    name,
+                    factors_name,
+                    self.queries,
+                    self.train,
+                    score_args,
+                    stock.loading(self.run.max_length, **batches),
                 )
-                sizes = self.analyzer, factors, factor_args, score_args, self.train, queries, work
-                scores = scoring.Scorer(*sizes).compute()
-        return scores, seconds | work.record["seconds"], work
-
-    def _stock_scores(
-        self, kind: str, name: str, work: Phases, score_args: ScoreArguments
-    ) -> torch.Tensor:
-        settings, score_args.data_partitions = self.settings, work.plan[kind]
-        loading = self.loading(per_device_train_batch_size=settings.train_batch_size)
-        if kind == "pairwise":
-            loading["per_device_query_batch_size"] = settings.query_batch_size
-        torch.manual_seed(settings.seed)  # low-rank projections
-        return phases.compute_scores(
+                return scores, seconds | work.record["seconds"], work
+            with self.analyzer.profiler.profile("Load All Factors"):
+                loaded = self.analyzer.load_all_factors(factors_name)
+            self.processes.meet()
+        work = self.work("scores", name, self.scores.parts[kind], kind)
+        scorer = scoring.Scorer(
             self.analyzer,
-            work,
-            kind,
-            name,
-            settings.factors_name,
-            self.queries,
-            self.train,
+            loaded,
+            make_factor_arguments(settings),
             score_args,
-            loading,
+            self.train,
+            self.queries if kind == "pairwise" else None,
+            work,
         )
+        scores = scorer.compute()
+        return scores, seconds | work.record["seconds"], work
 
 
 class Influence:
@@ -348,7 +316,9 @@ class Influence:
 
         alone: by this process, without the others of its launch.
         """
-        settings = replace(self.settings, overwrite=False)  # factors and other scores stay
+        settings = dataclasses.replace(
+            self.settings, overwrite=False
+        )  # factors and other scores stay
         processes = ALONE if alone else self.processes
         custom = (questions.data, settings, self.arguments, questions.suffix, processes)
         return Influence(self.run, self.train, *custom)
