@@ -1,39 +1,29 @@
-"""The rules of the house, read from the source without running it: floors, sizes, names,
-docstrings.
-"""
+"""Rules of the source, checked without running it: layers, cycles, names, docstrings."""
 
 import ast
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-GROUND = (
-    "__init__",
-    "files",
-    "hub",
-    "demo",
-    "task",
-    "raw",
-    "own",
-    "rows",
-    "tokens",
-    "start",
-    "draws",
-    "machine",
-    "provenance",
-)
-# From the ground: a floor is rooms side by side, a room is files and folders that may import each
-# other.
-FLOORS: list[list[tuple[str, ...]]] = [
-    [tuple(f"attribution/{name}.py" for name in GROUND)],
-    [("pipeline.py",)],
-    [("attribution/training/",)],
-    [("attribution/influence/",), ("attribution/evidence/",)],
-    [("attribution/show/",)],
-    [("train.py",), ("analyze.py",), ("evaluate_lds.py",), ("run_counterfactual.py",)],
+# From the bottom: a layer is files or folders; a file imports only from layers below its own, and
+# from its own package. Folders end in /.
+LAYERS: list[tuple[str, ...]] = [
+    tuple(
+        f"attribution/{name}.py"
+        for name in ("__init__", "files", "cli", "processes", "provenance", "hub", "draws")
+    ),
+    ("attribution/data/",),
+    ("attribution/models.py",),
+    ("pipeline.py",),
+    ("attribution/training/",),
+    ("attribution/engine/",),
+    ("attribution/influence/",),
+    ("attribution/evidence/",),
+    ("attribution/show/",),
+    ("train.py", "analyze.py", "evaluate_lds.py", "run_counterfactual.py"),
 ]
-SCRIPTS = [room[0] for room in FLOORS[-1]]
-YARD = ("benchmarks/", "demo/", "tests/")  # they import what they like, and nothing imports them
+SCRIPTS = LAYERS[-1]
+OUTSIDE = ("lab/", "demo/", "tests/")  # they import any layer, and no layer imports them
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -101,48 +91,65 @@ def imports(root: Path, name: str) -> Iterator[tuple[int, str | None, str, str |
                     yield node.lineno, alias.asname or alias.name, target, alias.name
 
 
-def place(name: str) -> tuple[int, int] | None:
-    """(floor, room) of a file or folder; None where it has none."""
-    for floor, rooms in enumerate(FLOORS):
-        for number, room in enumerate(rooms):
-            if any(name == part or (part.endswith("/") and name.startswith(part)) for part in room):
-                return floor, number
+def layer_of(name: str) -> int | None:
+    """Number of the layer of a file or folder; None if it is in no layer."""
+    for number, parts in enumerate(LAYERS):
+        if any(name == part or (part.endswith("/") and name.startswith(part)) for part in parts):
+            return number
     return None
 
 
-def broken_rule(importer: tuple[int, int], imported: str) -> str | None:
-    """The rule that keeps a file in this place from importing that file or folder, or None."""
-    if imported.startswith(YARD):
-        return f"nothing imports {', '.join(YARD)}"
-    where = place(imported)
-    if where is None:
-        return "what is imported must stand on a floor"
-    if where == importer or where[0] < importer[0]:
-        return None
-    if where[0] > importer[0]:
-        return "a file imports only from floors below its own, or from its own wing"
-    return (
-        "no script imports another script"
-        if imported in SCRIPTS
-        else "wings side by side do not import each other"
-    )
+def broken_rule(importer: int, imported: str) -> str | None:
+    """Rule that forbids a file of this layer to import that file or folder, or None."""
+    if imported.startswith(OUTSIDE):
+        return f"no layer imports {', '.join(OUTSIDE)}"
+    layer = layer_of(imported)
+    if layer is None:
+        return "an imported file must be in a layer"
+    if imported in SCRIPTS:
+        return "no script imports another script" if importer == layer else UPWARDS
+    return None if layer <= importer else UPWARDS
 
 
-def floor_violations(root: Path, files: list[str]) -> list[str]:
-    """One sentence, naming both files and the rule, for every import that goes up, sideways or into
-    the yard.
-    """
+UPWARDS = "a file imports only from layers below its own, or from its own package"
+
+
+def layer_violations(root: Path, files: list[str]) -> list[str]:
+    """One sentence, naming both files and the rule, for every import that breaks a rule."""
     found = []
     for name in files:
-        if name.startswith(YARD):
+        if name.startswith(OUTSIDE):
             continue
-        if (where := place(name)) is None:
-            found.append(f"{name} stands on no floor: give it a place in FLOORS")
+        layer = layer_of(name)
+        if layer is None:
+            found.append(f"{name} is in no layer: give it a place in LAYERS")
             continue
         for line, _, target, _ in imports(root, name):
-            if rule := broken_rule(where, target):
+            if rule := broken_rule(layer, target):
                 found.append(f"{name}, line {line}, imports {target}: {rule}")
     return found
+
+
+def import_cycle(root: Path, files: list[str]) -> list[str]:
+    """Files of one cycle of imports, in order; empty if there is none."""
+    targets = {
+        name: {target for _, _, target, _ in imports(root, name) if target in files}
+        for name in files
+    }
+    done: set[str] = set()
+
+    def follow(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(targets[name] - {name}):
+            if cycle := follow(target, [*path, name]):
+                return cycle
+        done.add(name)
+        return []
+
+    return next((cycle for name in files if (cycle := follow(name, []))), [])
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -222,26 +229,7 @@ def missing_names(root: Path, files: list[str]) -> list[str]:
     return found
 
 
-# --- sizes and docstrings -------------------------------------------------------------------------
-
-
-def too_long(
-    root: Path, files: list[str], file_lines: int = 300, function_lines: int = 40
-) -> list[str]:
-    """`file` or `file: function`, with its lines, of what is longer than that; docstrings count,
-    decorators do not.
-    """
-    found = []
-    for name in files:
-        if (lines := len((root / name).read_text().splitlines())) > file_lines:
-            found.append((name, lines))
-        for node in ast.walk(parse(root, name)):
-            if (
-                isinstance(node, Function)
-                and (lines := node.end_lineno - node.lineno + 1) > function_lines
-            ):
-                found.append((f"{name}: {node.name}", lines))
-    return [f"{what} ({lines} lines)" for what, lines in found]
+# --- docstrings -----------------------------------------------------------------------------------
 
 
 def undocumented(

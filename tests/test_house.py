@@ -1,5 +1,5 @@
-"""Floors, sizes, docstrings, arguments and the README's answers are what the rules of the house say
-(see house.py).
+"""Layers, cycles, docstrings, arguments and the names that documents quote are what the rules of the
+source say (see house.py).
 """
 
 import argparse
@@ -17,82 +17,83 @@ import run_counterfactual
 import train
 
 FILES = house.python_files(ROOT)
-INDOORS = [name for name in FILES if not name.startswith(house.YARD)]
-MODULES = {"train.py": train, "analyze.py": analyze, "evaluate_lds.py": evaluate_lds}
-MODULES["run_counterfactual.py"] = run_counterfactual
-
-LONG: dict[str, str] = {}  # `file` or `file: function` -> why it may be longer than others
+PRODUCT = [name for name in FILES if not name.startswith(house.OUTSIDE)]
+MODULES = {
+    "train.py": train,
+    "analyze.py": analyze,
+    "evaluate_lds.py": evaluate_lds,
+    "run_counterfactual.py": run_counterfactual,
+}
 UNDOCUMENTED: dict[str, str] = {}  # `file: name` -> why it needs no docstring
-ANSWERS = {  # what a reader asks first -> where the README sends them
-    "sign": ("pipeline.py", "InfluenceTask.compute_measurement"),
+# Questions of a newcomer -> file and name that answer it; CONTRIBUTING.md lists them.
+ANSWERS = {
+    "the sign": ("pipeline.py", "InfluenceTask.compute_measurement"),
     "damping": ("attribution/engine/modules.py", "EigenLinear.prepare_storage"),
-    "mask": ("attribution/evidence/ground_truth.py", "draw_masks"),
-    "keyed": ("attribution/evidence/store.py", "Job.key"),
-    "add a task": ("pipeline.py", "TASKS"),
+    "a mask": ("attribution/evidence/ground_truth.py", "draw_masks"),
+    "keyed by": ("attribution/evidence/store.py", "Job.key"),
+    "a task": ("pipeline.py", "TASKS"),
+    "the margin": ("pipeline.py", "compute_margin"),
 }
 
 
-# --- floors ---------------------------------------------------------------------------------------
+# --- layers ------------------------------------------------------------------------------------------
 
 
-def test_a_file_imports_only_from_floors_below_or_its_own_wing_and_no_script_imports_another():
-    assert set(house.SCRIPTS) == set(MODULES) <= set(INDOORS) and len(INDOORS) > 30
-    assert house.floor_violations(ROOT, INDOORS) == []
+def test_a_file_imports_only_from_layers_below_or_its_own_package_and_no_script_imports_another():
+    assert set(house.SCRIPTS) == set(MODULES) <= set(PRODUCT) and len(PRODUCT) > 30
+    assert house.layer_violations(ROOT, PRODUCT) == []
 
 
-def test_every_name_that_a_file_takes_from_another_exists_there_in_tests_and_benchmarks_too():
+def test_no_import_leads_back_to_its_own_file():
+    assert house.import_cycle(ROOT, PRODUCT) == []
+
+
+def test_every_name_that_a_file_takes_from_another_exists_there_in_tests_and_lab_too():
     assert house.missing_names(ROOT, FILES) == []
 
 
-SOUND = {  # a small house in order: file -> content
+SOUND = {  # a small project in order: file -> content
     "attribution/__init__.py": "",
     "attribution/data/demo.py": "",
     "attribution/files.py": "import os\n",
-    "attribution/data/dataset.py": "from . import files\n",
+    "attribution/data/dataset.py": "from .. import files\n",
     "pipeline.py": "import attribution\nfrom attribution.files import x\n",
     "attribution/training/fit.py": "from pipeline import y\nfrom .run import z\n",
     "attribution/training/run.py": "z = 1\n",
-    "attribution/influence/names.py": "from attribution.training import fit\n",
-    "attribution/evidence/lds.py": "import attribution.training.run as run\n",
-    "attribution/show/tables.py": "from attribution.evidence import lds\nimport numpy.tests\nfrom os import path\n",
+    "attribution/influence/stored.py": "from attribution.training import fit\n",
+    "attribution/evidence/lds.py": "import attribution.influence.stored as stored\n",
+    "attribution/show/tables.py": "from attribution.evidence import lds\nfrom os import path\n",
     "train.py": "from attribution.show.tables import t\nimport evaluate\n",
-    "analyze.py": "from attribution import demo\n",
+    "analyze.py": "from attribution.data import demo\n",
     "lab/speed.py": "import train\n",
-    "lab/pretrain_demo.py": "import analyze\n",
     "tests/test_train.py": "import train, lab.speed\n",
 }
-UP = "a file imports only from floors below its own, or from its own wing"
-BESIDE = "wings side by side do not import each other"
+OUTSIDE = "no layer imports lab/, demo/, tests/"
 SCRIPT = "no script imports another script"
-YARD = "nothing imports benchmarks/, demo/, tests/"
 VIOLATIONS = [  # file, content, imported file, rule
-    ("attribution/files.py", "import pipeline", "pipeline.py", UP),
+    ("attribution/files.py", "import pipeline", "pipeline.py", house.UPWARDS),
     (
         "attribution/data/dataset.py",
-        "def f():\n    from .training import fit",
+        "def f():\n    from ..training import fit",
         "attribution/training/fit.py",
-        UP,
+        house.UPWARDS,
     ),
-    ("pipeline.py", "from attribution.training.fit import fit", "attribution/training/fit.py", UP),
-    ("pipeline.py", "if True:\n    import attribution.show", "attribution/show/", UP),
-    ("attribution/training/fit.py", "class A:\n    import train as t", "train.py", UP),
-    ("attribution/evidence/lds.py", "from ..show import tables", "attribution/show/tables.py", UP),
     (
-        "attribution/influence/names.py",
+        "pipeline.py",
+        "if True:\n    import attribution.show",
+        "attribution/show/",
+        house.UPWARDS,
+    ),
+    ("attribution/training/fit.py", "class A:\n    import train as t", "train.py", house.UPWARDS),
+    (
+        "attribution/influence/stored.py",
         "import attribution.evidence.lds",
         "attribution/evidence/lds.py",
-        BESIDE,
-    ),
-    (
-        "attribution/evidence/lds.py",
-        "from ..influence.names import a",
-        "attribution/influence/names.py",
-        BESIDE,
+        house.UPWARDS,
     ),
     ("train.py", "def f():\n    from analyze import main", "analyze.py", SCRIPT),
-    ("train.py", "import numpy, lab.speed", "lab/speed.py", YARD),
-    ("attribution/data/demo.py", "from lab.pretrain_demo import x", "lab/pretrain_demo.py", YARD),
-    ("pipeline.py", "from tests import test_train", "tests/test_train.py", YARD),
+    ("train.py", "import numpy, lab.speed", "lab/speed.py", OUTSIDE),
+    ("pipeline.py", "from tests import test_train", "tests/test_train.py", OUTSIDE),
 ]
 
 
@@ -103,27 +104,35 @@ def build(folder, files: dict[str, str]) -> list[str]:
     return house.python_files(folder)
 
 
-def test_a_sound_house_has_no_violation(tmp_path):
+def test_a_sound_project_has_no_violation_and_no_cycle(tmp_path):
     files = build(tmp_path, SOUND)
-    assert sorted(SOUND) == files and house.floor_violations(tmp_path, files) == []
+    assert sorted(SOUND) == files and house.layer_violations(tmp_path, files) == []
+    assert house.import_cycle(tmp_path, files) == []
 
 
 @pytest.mark.parametrize(("file", "content", "imported", "rule"), VIOLATIONS)
 def test_a_violation_is_named_with_both_files_and_the_rule(tmp_path, file, content, imported, rule):
     files = build(tmp_path, SOUND | {file: content})
-    (sentence,) = house.floor_violations(tmp_path, files)
-    assert sentence == f"{file}, line {content.count(chr(10)) + 1}, imports {imported}: {rule}"
+    (sentence,) = house.layer_violations(tmp_path, files)
+    line = content.count("\n") + 1
+    assert sentence == f"{file}, line {line}, imports {imported}: {rule}"
 
 
-def test_a_file_without_a_place_and_an_import_of_one_are_violations(tmp_path):
-    files = build(
-        tmp_path, SOUND | {"helpers.py": "", "attribution/new.py": "", "train.py": "import helpers"}
-    )
-    assert house.floor_violations(tmp_path, files) == [
-        "attribution/new.py stands on no floor: give it a place in FLOORS",
-        "helpers.py stands on no floor: give it a place in FLOORS",
-        "train.py, line 1, imports helpers.py: what is imported must stand on a floor",
+def test_a_file_without_a_layer_and_an_import_of_one_are_violations(tmp_path):
+    extra = {"helpers.py": "", "attribution/new.py": "", "train.py": "import helpers"}
+    files = build(tmp_path, SOUND | extra)
+    assert house.layer_violations(tmp_path, files) == [
+        "attribution/new.py is in no layer: give it a place in LAYERS",
+        "helpers.py is in no layer: give it a place in LAYERS",
+        "train.py, line 1, imports helpers.py: an imported file must be in a layer",
     ]
+
+
+def test_a_cycle_is_named_file_by_file(tmp_path):
+    run = "attribution/training/run.py"
+    files = build(tmp_path, SOUND | {run: "from .fit import y"})
+    fit = "attribution/training/fit.py"
+    assert house.import_cycle(tmp_path, files) in ([fit, run, fit], [run, fit, run])
 
 
 def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
@@ -159,29 +168,7 @@ def test_what_our_own_files_use_and_libraries_are_about_to_drop_is_an_error(kind
         warnings.warn_explicit("going", kind, "file.py", 1, module="transformers.models")
 
 
-# --- sizes and docstrings -------------------------------------------------------------------------
-
-
-def test_no_file_is_longer_than_300_lines_and_no_function_longer_than_40():
-    found = house.too_long(ROOT, FILES)
-    assert {what.rsplit(" (", 1)[0] for what in found} == set(LONG), found
-
-
-@pytest.mark.parametrize("name", house.SCRIPTS)
-def test_a_script_is_shorter_than_200_lines(name):
-    assert house.too_long(ROOT, [name], file_lines=199) == []
-
-
-def test_lines_of_a_function_count_from_its_def_to_its_last_line(tmp_path):
-    build(
-        tmp_path,
-        {
-            "a.py": "class A:\n    @x\n    def f(self):\n        '''1\n        2'''\n\n        return "
-            "1\n"
-        },
-    )
-    assert house.too_long(tmp_path, ["a.py"], 6, 4) == ["a.py (7 lines)", "a.py: f (5 lines)"]
-    assert house.too_long(tmp_path, ["a.py"], 7, 5) == []
+# --- docstrings -----------------------------------------------------------------------------------
 
 
 def overrides(file: str, owner: str, method: str) -> bool:
@@ -190,7 +177,7 @@ def overrides(file: str, owner: str, method: str) -> bool:
 
 
 def test_every_public_function_class_and_method_has_a_docstring_unless_it_overrides_a_documented_one():
-    found = house.undocumented(ROOT, INDOORS, overrides)
+    found = house.undocumented(ROOT, PRODUCT, overrides)
     assert set(found) == set(UNDOCUMENTED), found
 
 
@@ -200,7 +187,7 @@ def test_what_has_no_docstring_is_found(tmp_path):
     assert house.undocumented(tmp_path, ["a.py"]) == ["a.py", "a.py: f", "a.py: A.b"]
 
 
-# --- arguments and the README ---------------------------------------------------------------------
+# --- arguments and documents ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", house.SCRIPTS)
@@ -231,37 +218,15 @@ def test_every_argument_has_a_help_text_and_stands_in_a_named_group(name, monkey
     ]
 
 
-def readme_tree() -> dict[str, str]:
-    """File -> what the README's tree says of it. A line names one or two files, of the folder last
-    named above it.
-    """
-    (tree,) = re.findall(r"```\n(pipeline\.py .*?)```", (ROOT / "README.md").read_text(), re.S)
-    said, folder = {}, ""
-    for line in tree.splitlines():
-        folder = line if re.fullmatch(r"[\w/]+/", line) else folder
-        for name, text in re.findall(r"(\w+\.py)  +(.+?)(?=  +\w+\.py  |$)", line):
-            said[folder + name] = text.strip()
-    return said
+def test_contributing_answers_the_questions_of_a_newcomer_with_names_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for question, (file, name) in ANSWERS.items():
+        assert house.defines(ROOT, file, name), (file, name)
+        line = next((line for line in text.splitlines() if question in line and name in line), None)
+        assert line is not None and f"`{file}`" in line, question
 
 
-def test_the_readmes_tree_names_every_file_of_the_house_and_no_other():
-    assert set(readme_tree()) == {name for name in INDOORS if not name.endswith("__init__.py")}
-
-
-def test_the_names_in_the_readmes_tree_are_defined_in_their_files_and_answer_what_is_asked_first():
-    said = {
-        (file, name): text
-        for file, line in readme_tree().items()
-        for name, text in re.findall(r"(?:^|; )([A-Za-z_][\w.]*): ([^;]+)", line)
-    }
-    assert [pair for pair in said if not house.defines(ROOT, *pair)] == []
-    for question, pair in ANSWERS.items():
-        assert question in said[pair], (question, pair)
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "lab/README.md", "results/README.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "lab/README.md"])
 def test_files_and_names_that_a_page_quotes_exist(page):
     """`path.py` is a file of the repository, and `path.py`: `name` is defined in it; folders stand
     before the file.
