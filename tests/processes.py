@@ -57,7 +57,8 @@ def together(
 
 def begin(count: int, call: Callable, output: Path | None = None) -> list:
     """The processes of a launch as in `together`, started."""
-    fork, port = multiprocessing.get_context("fork"), free_port()
+    fork = multiprocessing.get_context("fork")
+    port = free_port()
     children = [
         fork.Process(target=in_process, args=(rank, count, port, call, output))
         for rank in range(count)
@@ -72,7 +73,7 @@ def statuses(children: list, seconds: float = 100) -> list[int]:
     end = time.monotonic() + seconds
     while any(child.is_alive() for child in children):
         if time.monotonic() > end or any(child.exitcode not in (0, None) for child in children):
-            time.sleep(0.2)  # for what the others have to say
+            time.sleep(0.2)  # for the output of the other processes
             for child in children:
                 child.kill()
         time.sleep(0.01)

@@ -14,37 +14,22 @@ from safetensors.torch import load_file
 import analyze
 import evaluate_lds
 import run_counterfactual
-from attribution.cli import run_script
+from attribution.cli import options_of, run_script
 from attribution.files import read_json, write_json
 from attribution.influence.analysis import Influence
-from attribution.training.run import open_data, open_run
+from attribution.influence.settings import Settings
+from attribution.training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-GPUS = (
-    torch.cuda.device_count()
-)  # of this machine; conftest.py hides them from all but test_cuda.py
-SMALL = [
-    "--dataset_name",
-    "demo",
-    "--max_train_samples",
-    "120",
-    "--num_train_epochs",
-    "2",
-]  # of train.py
-QUICK = [
-    "--dataset_name",
-    "demo",
-    "--max_queries",
-    "9",
-    "--damping_factor",
-    "1e-4",
-]  # of analyze.py
-QUERIES = [
-    "--dataset_name",
-    "demo",
-    "--max_queries",
-    "12",
-]  # of the studies, and of analyze.py before them
+# GPUs of this machine; conftest.py hides them from all but test_cuda.py.
+GPUS = torch.cuda.device_count()
+DEMO = ["--dataset_name", "demo"]
+# Arguments of train.py.
+SMALL = [*DEMO, "--max_train_samples", "120", "--num_train_epochs", "2"]
+# Arguments of analyze.py.
+QUICK = [*DEMO, "--max_queries", "9", "--damping_factor", "1e-4"]
+# Arguments of the studies, and of analyze.py before them.
+QUERIES = [*DEMO, "--max_queries", "12"]
 
 
 def analyze_quickly(checkpoints: Path, *extra: str) -> None:
@@ -53,11 +38,11 @@ def analyze_quickly(checkpoints: Path, *extra: str) -> None:
 
 
 def influence_of(checkpoints: Path, *extra: str) -> Influence:
-    """What analyze.py makes of the quick arguments and these, before it computes anything."""
+    """The Influence of analyze.py with the quick arguments and these, before it computes anything."""
     args = analyze.parse_args([*QUICK, "--checkpoint_dir", str(checkpoints), *extra])
-    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    train, queries = open_data(folder, run, args.dataset_path, args.max_queries)
-    return Influence(folder, run, train, queries, analyze.settings_of(args), vars(args))
+    run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
+    train, queries = run.rows(args.max_queries, args.first_query)
+    return Influence(run, train, queries, options_of(Settings, args), vars(args))
 
 
 def scores_of(checkpoints: Path, name: str = "ekfac_damping0.0001") -> torch.Tensor:
@@ -85,7 +70,7 @@ def launched(*command: str) -> subprocess.CompletedProcess:
 
 
 def refusal(capsys, main: Callable, argv: list[str]) -> str:
-    """What stands on standard error after the script has refused these arguments."""
+    """Standard error of the script, which must refuse these arguments."""
     capsys.readouterr()
     assert run_script(main, argv) == 2
     return capsys.readouterr().err
@@ -108,13 +93,11 @@ class Study:
     """A script that retrains, with arguments of a study that takes a second."""
 
     main: Callable
-    name: str  # of what it leaves in its results folder
+    name: str  # of its files in the results folder
     plan: list[str]
 
     def arguments(self, checkpoints: Path, output: Path, *extra: str) -> list[str]:
-        """The command line of the quick study with these arguments; everything it leaves goes below
-        `output`.
-        """
+        """Command line of the quick study with these arguments; all its files go below `output`."""
         figure = output / "figure" / f"{self.name}.png"
         outputs = [
             "--results_dir",

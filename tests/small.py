@@ -61,7 +61,7 @@ def write(folder: Path, task: str, splits: dict, kind: str = "parquet") -> str:
 
 
 def configs(vocabulary: int) -> dict:
-    """Name -> configuration of a tiny encoder (or of what is none)."""
+    """Name -> configuration of a tiny encoder (or of a model that is none)."""
     common = {"vocab_size": vocabulary} | SHAPE
     bert = common | NO_DROPOUT
     distil = {
