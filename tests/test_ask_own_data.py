@@ -15,7 +15,7 @@ import train
 from attribution.cli import run_script
 from attribution.data import demo
 from attribution.data.own import OwnData, draw_rows, encode, make_task, open_own
-from attribution.training.run import open_data, open_run
+from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
 QUICK = [
@@ -184,7 +184,7 @@ def test_an_adopted_copy_of_a_run_is_the_run(trained, tmp_path, capsys):
     )
     assert {copy[part] == run[part] for part in ("weights", "train_rows", "evaluation")} == {True}
     assert copy["recipe"] is None and copy["seed"] is None
-    assert [len(rows) for rows in open_data(*open_run(tmp_path, "demo"), None, 9)] == [120, 9]
+    assert [len(rows) for rows in Run.open(tmp_path, "demo").rows(9)] == [120, 9]
     assert "adopted model" in refused(capsys, train.main, *arguments)  # training would replace it
 
 

@@ -8,16 +8,16 @@ from running import QUICK
 
 import analyze
 import train
+from attribution import processes
 from attribution.cli import run_script
 from attribution.processes import Processes
-from attribution.training import fit
 
 
 @pytest.mark.parametrize(
     ("rank", "visible", "expected"), [("0", 1, 0), ("3", 4, 3), ("5", 4, 1), ("7", 1, 0)]
 )
 def test_the_device_is_the_local_rank_modulo_the_visible_gpus(monkeypatch, rank, visible, expected):
-    chosen = []
+    chosen: list[torch.device] = []
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)

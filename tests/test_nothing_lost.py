@@ -3,6 +3,7 @@ work.
 """
 
 import errno
+import json
 import math
 import shutil
 
@@ -18,8 +19,9 @@ import train
 from attribution import files
 from attribution.cli import check_numbers, run_script
 from attribution.files import Refused
+from attribution.influence.stored import ScoreFolder
 from attribution.training import fit as training
-from attribution.training.run import MARKER, open_run
+from attribution.training.run import MARKER, Run
 
 HUGE = ["--learning_rate", "1e30"]
 
@@ -53,7 +55,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(
     def spoil(model, *_, **__):
         model.classifier.bias.data[0] = math.nan
 
-    monkeypatch.setattr("attribution.training.bar.fit", spoil)
+    monkeypatch.setattr("attribution.training.checkpoints.fit", spoil)
     assert run_script(train.main, [*SMALL, "--checkpoint_dir", str(tmp_path)]) == 2
     assert "left a weight that is not finite (classifier.bias)" in capsys.readouterr().err
     assert not (tmp_path / "demo/run.json").exists()
@@ -72,19 +74,19 @@ def test_the_step_that_is_named_is_the_first_bad_one_however_seldom_is_looked(ev
 
 def test_a_diverged_retrain_is_stored_as_nan_and_counts_as_wrong(trained):
     from attribution.evidence.retraining import Retrainer
-    from attribution.training.run import open_data
 
-    folder, run = open_run(trained, "demo")
-    recipe, device = run["recipe"] | {"learning_rate": 1e30}, torch.device("cpu")
-    retrain = Retrainer(run, None, *open_data(folder, run, None, 5), recipe, device)
+    run = Run.open(trained, "demo")
+    train_rows, queries = run.rows(5)
+    recipe = run.recipe | {"learning_rate": 1e30}
+    retrain = Retrainer(run, None, train_rows, queries, recipe, torch.device("cpu"))
     result = retrain(np.arange(60), 0)
     assert np.isnan(result.margins).all() and not result.correct.any()
 
 
 def test_scores_and_factors_that_are_not_finite_are_not_stored(run_copy, monkeypatch, capsys):
-    whole = analyze.Influence.save
+    whole = ScoreFolder.save
     spoiled = lambda self, kind, scores, *rest: whole(self, kind, scores * math.nan, *rest)  # noqa: E731
-    monkeypatch.setattr(analyze.Influence, "save", spoiled)
+    monkeypatch.setattr(ScoreFolder, "save", spoiled)
     arguments = [*QUICK, "--checkpoint_dir", str(run_copy)]
     assert run_script(analyze.main, arguments) == 2
     assert (
@@ -115,14 +117,15 @@ def test_an_evaluation_that_fails_loses_no_training(tmp_path, monkeypatch):
     monkeypatch.setattr("attribution.training.checkpoints.evaluate_model", fail)
     with pytest.raises(ZeroDivisionError):
         train.main([*SMALL, "--checkpoint_dir", str(tmp_path)])
-    folder, run = open_run(tmp_path, "demo")
-    assert run["evaluation"] == {} and len(run["epochs"]) == 2
+    run = Run.open(tmp_path, "demo")
+    record = json.loads((run.folder / "run.json").read_text())
+    assert run.evaluation == {} and len(record["epochs"]) == 2
 
 
 def test_a_cache_that_may_not_be_written_does_not_matter_to_the_demo(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", "/proc/nowhere")
     train.main([*SMALL, "--checkpoint_dir", str(tmp_path)])
-    assert "accuracy" in open_run(tmp_path, "demo")[1]["evaluation"]["validation"]
+    assert "accuracy" in Run.open(tmp_path, "demo").evaluation["validation"]
 
 
 @pytest.mark.parametrize("place", ["--results_dir", "--figure_path", "--checkpoint_dir"])
@@ -135,7 +138,7 @@ def test_places_that_cannot_be_written_are_named_before_the_work(
     where = blocked / "x.png" if place == "--figure_path" else blocked / "below"
     scripts = [train] if place == "--checkpoint_dir" else [evaluate_lds, run_counterfactual]
     for script in scripts:
-        monkeypatch.setattr("attribution.evidence.retrainer.fit", training.fit)
+        monkeypatch.setattr("attribution.evidence.retraining.fit", training.fit)
         shared = (
             [*SMALL]
             if script is train
@@ -173,7 +176,7 @@ def test_a_model_of_ones_own_is_never_overwritten_and_a_killed_save_is_redone(ru
     assert run_script(analyze.main, [*QUICK, "--checkpoint_dir", str(run_copy)]) == 2
     assert "is half-written; run: python train.py" in capsys.readouterr().err
     train.main([*SMALL, "--checkpoint_dir", str(run_copy)])
-    assert not (folder / MARKER).exists() and open_run(run_copy, "demo")
+    assert not (folder / MARKER).exists() and Run.open(run_copy, "demo")
 
 
 def test_the_start_of_retrains_is_the_one_of_training_or_is_refused(tmp_path, capsys):

@@ -14,9 +14,9 @@ from pipeline import (
     construct_bert,
     get_dataloader,
     get_glue_dataset,
-    get_task,
     load_tables,
     model_inputs,
+    task_named,
 )
 
 
@@ -97,9 +97,9 @@ def test_sampled_labels_follow_the_models_distribution():
 
 def test_bad_names_are_refused():
     with pytest.raises(Refused, match=r"unknown task 'SST-2' \(did you mean 'sst2'\?\)"):
-        get_task("SST-2")
+        task_named("SST-2")
     with pytest.raises(Refused, match="unknown task 'foo'; known"):
-        get_task("foo")
+        task_named("foo")
     with pytest.raises(Refused, match="unknown split"):
         get_glue_dataset("demo", "test")
 

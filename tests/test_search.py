@@ -145,9 +145,6 @@ FLAGS = {
         "--num_members": ("1", "2", "0"),
         "--member_share": NUMBERS,
         "--member_steps": ("1", "2", "0", "9999"),
-        "--member_start": None,
-        "--corrupt_labels": NUMBERS,
-        "--corrupt_seed": NUMBERS,
         "--adopt": ("demo", "nowhere"),
     },
     analyze.main: SHARED
@@ -173,7 +170,6 @@ FLAGS = {
         "--first_query": NUMBERS,
         "--num_members": ("1", "2", "0"),
         "--member_share": NUMBERS,
-        "--member_start": None,
         "--format": ("json", "plain", "x"),
         "--report": None,
         "--query_text": ("fine", "a b c d", ""),

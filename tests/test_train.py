@@ -3,7 +3,6 @@ that counts.
 """
 
 import json
-from argparse import Namespace
 from types import SimpleNamespace
 
 import datasets
@@ -15,7 +14,7 @@ from transformers import pipeline as transformers_pipeline
 import analyze
 import train
 from attribution.files import Refused
-from pipeline import DEMO_MODEL, get_task
+from pipeline import DEMO_MODEL, TASKS
 
 
 def test_the_saved_run_opens_with_transformers_and_is_described(trained):
@@ -136,7 +135,14 @@ def test_a_share_that_keeps_no_row_is_refused(tmp_path, capsys):
     assert "keeps none of them" in refusal(capsys, train.main, few)
 
 
-def test_an_adopted_model_gets_as_many_rows_as_a_trained_one():
-    tables = SimpleNamespace(task=get_task("rte"))
-    assert train.limit_of(Namespace(max_train_samples=None), tables) == 2432
-    assert train.limit_of(Namespace(max_train_samples=7), tables) == 7
+def test_an_adopted_model_gets_as_many_rows_as_a_trained_one(tmp_path, monkeypatch):
+    limits = []
+    tables = SimpleNamespace(task=TASKS["rte"])
+    monkeypatch.setattr(train, "open_tables", lambda *_: tables)
+    monkeypatch.setattr(train, "adopt", lambda *given: limits.append(given[3]))
+    monkeypatch.setattr(train, "fine_tune", lambda *given: limits.append(given[3]))
+    command = ["--dataset_name", "rte", "--checkpoint_dir", str(tmp_path)]
+    for extra in ([], ["--adopt", str(DEMO_MODEL)]):
+        train.main([*command, *extra])
+        train.main([*command, *extra, "--max_train_samples", "7"])
+    assert limits == [2432, 7, 2432, 7]

@@ -20,7 +20,7 @@ from attribution.files import Refused
 from attribution.processes import Processes, check_launcher
 from attribution.training import fit as fitting
 from attribution.training.resume import Progress, share_of
-from attribution.training.run import open_run
+from attribution.training.run import Run
 from pipeline import DEMO_MODEL, construct_bert, get_glue_dataset
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes
@@ -66,9 +66,10 @@ def test_without_dropout_processes_take_the_steps_of_one(undropped, tmp_path, co
         assert name.endswith("key.bias") or (value - several[name]).abs().max() < 1e-5, name
     data, logits = get_glue_dataset("demo", "valid"), []
     for name in ("one", "several"):
-        folder, run = open_run(tmp_path / name, "demo")
-        logits.append(fitting.predict(construct_bert("demo", str(folder)), data))
-        assert run["processes"] == (1 if name == "one" else count)
+        run = Run.open(tmp_path / name, "demo")
+        logits.append(fitting.predict(construct_bert("demo", str(run.folder)), data))
+        record = json.loads((run.folder / "run.json").read_text())
+        assert record["processes"] == (1 if name == "one" else count)
     assert (logits[0] - logits[1]).abs().max() < 1e-4
 
 
@@ -161,12 +162,12 @@ def test_what_a_launcher_configures_is_refused_or_said(monkeypatch, tmp_path, ca
 
 
 def test_processes_that_train_members_wait_for_each_other_for_days(monkeypatch, tmp_path):
-    def stop(wait):
-        raise Refused(str(wait))
+    def stop(timeout):
+        raise Refused(str(timeout))
 
     monkeypatch.setattr(train, "launched", stop)
     for flags, wait in (
-        ([], "None"),
+        ([], "2:00:00"),
         (["--num_members", "2"], "7 days"),
         (["--member_share", "0.5"], "7 days"),
     ):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attribution.training.metrics import GlueMetric, doubts
-from pipeline import get_task
+from pipeline import TASKS
 
 
 def test_classification_metrics_equal_their_formulas_on_a_table_of_counts():
@@ -34,7 +34,7 @@ class Rows:
     """As much of a data set as `doubts` looks at."""
 
     def __init__(self, task: str, labels: list) -> None:
-        self.task, self.labels = get_task(task), np.array(labels)
+        self.task, self.labels = TASKS[task], np.array(labels)
 
     def __len__(self) -> int:
         return len(self.labels)
