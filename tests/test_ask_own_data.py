@@ -14,7 +14,7 @@ import run_counterfactual
 import train
 from attribution.cli import run_script
 from attribution.data import demo
-from attribution.data.own import OwnData, draw_rows, encode, make_task, open_own
+from attribution.data.custom import CustomData, draw_rows, encode, make_task, open_custom
 from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
@@ -51,8 +51,8 @@ def test_a_file_or_folder_of_any_kind_gives_the_same_rows(tmp_path, kind):
         table.to_parquet(path / "train.parquet")
     else:
         {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[kind](path)
-    data = OwnData(str(path), ("text",), "stars")
-    raw, drawn = open_own(data, "reviews")
+    data = CustomData(str(path), ("text",), "stars")
+    raw, drawn = open_custom(data, "reviews")
     task = make_task(raw["train"], data)
     tables = encode(raw, task)
     assert task.class_names == ("five", "one") and task.metrics == ("accuracy", "macro_f1")
@@ -77,9 +77,9 @@ def test_a_file_or_folder_of_any_kind_gives_the_same_rows(tmp_path, kind):
 )
 def test_labels_are_classes_unless_numbers_have_a_fraction(labels, names):
     table = Dataset.from_dict({"text": ["x", "y", "z"], "label": labels})
-    task = make_task(table, OwnData("", ("text",), "label"))
+    task = make_task(table, CustomData("", ("text",), "label"))
     assert task.class_names == names and task.regression == (not names)
-    asked = make_task(table, OwnData("", ("text",), "label", kind="classification"))
+    asked = make_task(table, CustomData("", ("text",), "label", kind="classification"))
     assert len(asked.class_names) == 3
 
 
@@ -87,7 +87,7 @@ def test_classes_of_a_class_label_keep_their_order():
     table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}).cast_column(
         "label", ClassLabel(names=["z", "a"])
     )
-    assert make_task(table, OwnData("", ("text",), "label")).class_names == ("z", "a")
+    assert make_task(table, CustomData("", ("text",), "label")).class_names == ("z", "a")
 
 
 def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, capsys):

@@ -159,7 +159,6 @@ FLAGS = {
         "--query_batch_size": NUMBERS,
         "--train_batch_size": NUMBERS,
         "--data_partitions": NUMBERS,
-        "--rotate": ("rows", "queries", "x"),
         "--overwrite": None,
         "--profile": None,
         "--query_index": NUMBERS,
@@ -176,7 +175,6 @@ FLAGS = {
         "--query_label": ("positive", "x", "1"),
         "--forget_queries": None,
         "--query_target": ("label", "predicted", "positive", "x"),
-        "--covariance_products": ("float32", "x"),
     },
     evaluate_lds.main: SHARED
     | {
@@ -188,13 +186,10 @@ FLAGS = {
         "--dry_run": None,
         "--query_index": NUMBERS,
         "--plot_only": None,
-        "--combine": ("tfidf label", "ekfac", "random x"),
         "--masks_path": ("nowhere.npy",),
-        "--ensemble": ("nowhere",),
         "--num_train_epochs": ("1", "0"),
         "--first_query": NUMBERS,
         "--retrain_queries": ("5", "0", "-1"),
-        "--combine_by": ("rank", "x"),
         "--weight_decay": NUMBERS,
     },
     run_counterfactual.main: SHARED

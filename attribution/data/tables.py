@@ -1,17 +1,16 @@
 """Tasks and their raw tables: opened from a hub or a folder, compared with their files, and checked
 row by row.
 
-Rows that cannot give a right answer are refused here, before anything is tokenized: Refused names
-split, row and value. Symbols: N rows, C classes.
+Rows that cannot give a right answer are refused here, before anything is tokenized; the refusal
+names split, row and value. Symbols: N rows, C classes.
 """
 
 import csv
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -25,41 +24,35 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What one data set asks of the scripts; everything else follows from this."""
+    """Task of a data set: its columns, classes, metrics and splits."""
 
-    columns: tuple[str, ...]  # the text columns, in the order in which BERT reads them
+    columns: tuple[str, ...]  # of texts, in the order in which BERT reads them
     num_labels: int  # C classes; 1 for regression
     class_names: tuple[str, ...] = ()  # of the classes, in order
     bounds: tuple[float, float] | None = None  # smallest and largest label of a regression
     metrics: tuple[str, ...] = ("accuracy",)
     validation: tuple[str, ...] = ("validation",)
     max_train_samples: int | None = None
-    recipe: dict = field(
-        default_factory=dict
-    )  # training arguments that differ from train.py's defaults
+    # training arguments that differ from train.py's defaults
+    recipe: dict = field(default_factory=dict)
 
     @property
     def regression(self) -> bool:
         """Whether labels are numbers instead of classes."""
         return self.num_labels == 1
 
-    def record(self) -> dict:
-        """The task as run.json holds it."""
-        return asdict(self)
-
 
 def task_from(record: dict) -> GlueTask:
-    """The task that `GlueTask.record` wrote: JSON knows lists only."""
-    known = {entry.name for entry in fields(GlueTask)} & set(record)
-    values: dict[str, Any] = {}
-    for name in known:
-        values[name] = tuple(record[name]) if isinstance(record[name], list) else record[name]
+    """Task of a record of run.json, in which tuples have become lists."""
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
     return GlueTask(**values)
 
 
 def check_name(name: str) -> None:
-    """Raises Refused for a data set's name that is not letters, digits, - _ . without a leading
-    dot: a folder's.
+    """Raises Refused for a data set's name that cannot be the name of a folder: letters, digits,
+    - _ . without a leading dot.
     """
     if not NAME.fullmatch(name):
         raise Refused(
@@ -79,11 +72,11 @@ LAYOUT = (
 
 
 def open_tables(path: str, name: str) -> datasets.DatasetDict:
-    """The tables of configuration `name`, split name -> table.
+    """Tables of configuration `name`, split name -> table.
 
     path: a hub id, or a folder: of files with configurations in its README, of
-    `name`/train*.parquet and the like, or of `save_to_disk`. Raises Refused where it cannot be
-    opened, or where a file holds other records than were read.
+    `name`/train*.parquet and the like, or of `save_to_disk`. Raises Refused if it cannot be
+    opened, or if a file holds other records than were read.
     """
     if Path(path).is_dir() and any(c in path for c in "*?[]"):
         raise Refused(
@@ -91,15 +84,14 @@ def open_tables(path: str, name: str) -> datasets.DatasetDict:
         )
     tables, files = open_asset(path, "--dataset_path", "data set", lambda: load_files(path, name))
     for split, names in files.items():
-        if all(Path(file).is_file() for file in names):  # those of a hub are not looked into
-            wanted, count = (
-                sum(count_records(Path(file)) for file in names),
-                len(tables[str(split)]),
-            )
+        paths = [Path(name) for name in names]
+        if all(path.is_file() for path in paths):  # files of a hub are not looked into
+            wanted = sum(map(count_records, paths))
+            count = len(tables[split])
             if wanted != count:
                 raise Refused(
-                    f"the files of the split {str(split)!r} hold {wanted:,} records, but {count:,} "
-                    "were read"
+                    f"the files of the split {split!r} hold {wanted:,} records, but {count:,} were "
+                    "read"
                 )
     return tables
 
@@ -107,36 +99,38 @@ def open_tables(path: str, name: str) -> datasets.DatasetDict:
 def load_files(path: str, name: str) -> tuple[datasets.DatasetDict, dict]:
     """(tables, split -> the CSV or TSV files that they were read from) of a folder or hub id.
 
-    The datasets library keeps what it read of a folder under the folder's name and the
-    configuration's: another folder of that name, or changed files, would bring the old rows back.
-    Files that are named one by one are kept under their paths and times, so a folder's files are.
+    The datasets library caches a folder under the folder's name and the configuration's: another
+    folder of that name, or changed files, would bring the old rows back. Files that are named one
+    by one are cached under their paths and times, so a folder's files are named.
     """
     for place in (Path(path) / name, Path(path)):
         if (place / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(place)), {}
     builder = find_builder(path, name)
-    options, files = text_options(builder.config), builder.config.data_files or {}
+    options = text_options(builder.config)
+    given = builder.config.data_files or {}
+    files = {str(split): [str(file) for file in names] for split, names in given.items()}
+    counted = files if options else {}
     if not Path(path).is_dir():
-        return datasets.load_dataset(
-            builder.repo_id, builder.config.name, **options
-        ), files if options else {}
-    options |= {} if builder.info.features is None else {"features": builder.info.features}
-    parts = {str(split): [str(file) for file in names] for split, names in files.items()}
+        return datasets.load_dataset(builder.repo_id, builder.config.name, **options), counted
+    if builder.info.features is not None:
+        options["features"] = builder.info.features
     try:
-        tables = datasets.load_dataset(builder.name, data_files=parts, **options)
+        tables = datasets.load_dataset(builder.name, data_files=files, **options)
     except datasets.exceptions.DatasetGenerationError:
-        # Perhaps the splits are of different types: then what is wrong is said of each by itself.
+        # The splits may be of different types: read one by one, the error names the wrong one.
         tables = datasets.DatasetDict()
-        for split, names in parts.items():
+        for split, names in files.items():
             tables[split] = datasets.load_dataset(
                 builder.name, data_files={"train": names}, split="train", **options
             )
-    return tables, files if "keep_default_na" in options else {}
+    return tables, counted
 
 
 def find_builder(path: str, name: str) -> datasets.DatasetBuilder:
-    """The datasets library's builder of the task's files. Raises Refused with the wanted layout
-    where there is none.
+    """Builder of the datasets library for the task's files.
+
+    Raises Refused with the wanted layout if there is none.
     """
     try:
         return datasets.load_dataset_builder(path, name)
@@ -157,31 +151,37 @@ def find_builder(path: str, name: str) -> datasets.DatasetBuilder:
 
 
 def text_options(config) -> dict:
-    """How CSV and TSV files are read: "NA" and "null" are texts; in TSV quotation marks are too. {}
-    for other files.
+    """Options with which CSV and TSV files are read: "NA" and "null" are texts; in TSV quotation
+    marks are too. {} for other files.
     """
     if type(config).__name__ != "CsvConfig":
         return {}
-    files = [str(file) for names in (config.data_files or {}).values() for file in names]
-    tsv = all(file.endswith(".tsv") for file in files)
-    return {"keep_default_na": False} | ({"quoting": csv.QUOTE_NONE, "sep": "\t"} if tsv else {})
+    options: dict = {"keep_default_na": False}
+    if all(
+        str(file).endswith(".tsv") for names in (config.data_files or {}).values() for file in names
+    ):
+        options |= {"quoting": csv.QUOTE_NONE, "sep": "\t"}
+    return options
 
 
 def count_records(path: Path) -> int:
-    """Records in a local CSV or TSV file, its header left out.
+    """Number of records in a local CSV or TSV file, its header left out.
 
-    Raises Refused for a CSV file with a quotation mark that swallows what follows, and names the
-    line.
+    Raises Refused, naming the line, for a CSV file with a quotation mark that swallows what
+    follows.
     """
     if path.suffix == ".tsv":
         with open(path, encoding="utf-8") as file:
             return sum(bool(line.strip("\n")) for line in file) - 1
     csv.field_size_limit(sys.maxsize)
     with open(path, encoding="utf-8", newline="") as file:
-        reader, line, count = csv.reader(file, strict=True), 1, 0
+        reader = csv.reader(file, strict=True)
+        line = 1
+        count = 0
         try:
             for row in reader:
-                line, count = reader.line_num + 1, count + bool(row)
+                line = reader.line_num + 1
+                count += bool(row)
         except csv.Error as error:
             raise Refused(
                 f"{path} cannot be read as CSV from line {line} on ({error}); quote its texts, "
@@ -194,7 +194,7 @@ def count_records(path: Path) -> int:
 
 
 def check_splits(tables: datasets.DatasetDict, task: GlueTask, data_name: str) -> None:
-    """Raises Refused where a split or a column that the task needs is missing."""
+    """Raises Refused if a split or a column that the task needs is missing."""
     for split in ("train", *task.validation):
         if split not in tables:
             known = ", ".join(map(str, tables)) or "none"
@@ -202,16 +202,17 @@ def check_splits(tables: datasets.DatasetDict, task: GlueTask, data_name: str) -
                 f"the data set has no split {split!r}, which {data_name} needs (it has {known}); "
                 "check --dataset_path"
             )
+        found = tables[split].column_names
         for name in (*task.columns, "label"):
-            if name not in (there := tables[split].column_names):
+            if name not in found:
                 raise Refused(
                     f"the split {split!r} has no column {name!r}, which {data_name} needs (it has "
-                    f"{', '.join(there)}); check --dataset_path"
+                    f"{', '.join(found)}); check --dataset_path"
                 )
 
 
 def check_texts(table: datasets.Dataset, columns: tuple[str, ...], where: str) -> None:
-    """Raises Refused for a text that is missing or no string. where: the split, for the sentence."""
+    """Raises Refused for a text that is missing or no string. where: the split, for the message."""
     for name in columns:
         column = arrow_column(table, name)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
@@ -225,7 +226,7 @@ def check_texts(table: datasets.Dataset, columns: tuple[str, ...], where: str) -
 
 
 def arrow_column(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """One column of the table's rows, as Arrow holds it."""
+    """Column of the table's rows in Arrow's format."""
     return table.select_columns([name]).with_format("arrow")[:][name]
 
 
@@ -234,43 +235,40 @@ def labels_of(table: datasets.Dataset, task: GlueTask, where: str) -> np.ndarray
 
     Classes may be integers, whole floats, booleans, digit strings, or the task's names of classes;
     where the column names its classes as the task does, the names decide and not their order. A
-    regression's labels are finite numbers within its bounds. where: the split, for the sentence.
+    regression's labels are finite numbers within its bounds. where: the split, for the message.
     Raises Refused for anything else, and names the row.
     """
-    column, feature = arrow_column(table, "label"), table.features["label"]
-    if isinstance(feature, datasets.ClassLabel) and feature.num_classes > task.num_labels > 1:
-        names = ", ".join(feature.names[:5])
-        count = feature.num_classes
+    values = arrow_column(table, "label").to_pylist()
+    feature = table.features["label"]
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else []
+    if len(names) > task.num_labels > 1:
         raise Refused(
-            f"{where} has {count} classes ({names}), not {task.num_labels}; check --dataset_name"
+            f"{where} has {len(names)} classes ({', '.join(names[:5])}), not {task.num_labels}; "
+            "check --dataset_name"
         )
-    values = column.to_pylist()
-    if isinstance(feature, datasets.ClassLabel) and set(feature.names) == set(task.class_names):
-        values = [
-            feature.names[value] if value is not None and value >= 0 else value for value in values
-        ]
+    if names and set(names) == set(task.class_names):
+        values = [names[value] if value is not None and value >= 0 else value for value in values]
     numbers = np.array([number_of(value, task.class_names) for value in values], dtype=np.float64)
     if (numbers == -1).all():
         raise Refused(
             f"{where} is unlabelled: all of its labels are -1; name a data set whose split has "
             "labels"
         )
-    low, high = (
-        (0, task.num_labels - 1) if not task.regression else task.bounds or (-np.inf, np.inf)
-    )
+    low, high = task.bounds or (-np.inf, np.inf)
+    if not task.regression:
+        low, high = 0, task.num_labels - 1
     good = np.isfinite(numbers) & (numbers >= low) & (numbers <= high)
     good &= task.regression | (numbers == np.round(numbers))
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
-        label = (
-            "no label" if values[row] is None else f"the label {printable(repr(values[row]))[:80]}"
-        )
+        value = values[row]
+        label = "no label" if value is None else f"the label {printable(repr(value))[:80]}"
         raise Refused(f"row {row} of {where} has {label}; {wanted_labels(numbers, task)}")
     return numbers.astype(np.float32 if task.regression else np.int64)
 
 
 def number_of(value, class_names: tuple[str, ...]) -> float:
-    """The label as a number; NaN where it is none."""
+    """Number of a label, which may be a class name; NaN if it is none."""
     if isinstance(value, str) and value in class_names:
         return float(class_names.index(value))
     try:
@@ -280,11 +278,10 @@ def number_of(value, class_names: tuple[str, ...]) -> float:
 
 
 def wanted_labels(numbers: np.ndarray, task: GlueTask) -> str:
-    """What labels ought to be, after what these numbers (N,) are."""
+    """Phrase about the labels that the task takes. numbers: the labels (N,) that were found."""
     if task.regression:
-        return "labels are finite numbers" + (
-            f" from {task.bounds[0]:g} to {task.bounds[1]:g}" if task.bounds else ""
-        )
+        bounds = f" from {task.bounds[0]:g} to {task.bounds[1]:g}" if task.bounds else ""
+        return f"labels are finite numbers{bounds}"
     known = f" ({', '.join(task.class_names)})" if task.class_names else ""
     text = f"labels are whole numbers from 0 to {task.num_labels - 1}{known}"
     finite = numbers[np.isfinite(numbers)]

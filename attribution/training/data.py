@@ -1,17 +1,17 @@
 """Rows of a run: a task and its tables, and their rows as one model reads them.
 
-The rows are GLUE's, the demo's, or the user's (`attribution/data/own.py`); the parts of run.json
-that describe them are made here.
+Rows are GLUE's, the demo's, or custom (`attribution/data/custom.py`). The parts of run.json that
+describe them are made here.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
 
 from attribution.cli import Parser
+from attribution.data.custom import KINDS, SHARE, CustomData, encode, make_task, open_custom
 from attribution.data.dataset import GlueDataset, fingerprint_of_tokenizer
-from attribution.data.own import KINDS, SHARE, OwnData, encode, make_task, open_own, shared_texts
 from attribution.data.tables import GlueTask, check_name
 from attribution.files import Refused, printable
 from attribution.models import check_tokens, inputs_of, usable_positions
@@ -22,21 +22,19 @@ CUSTOM = ("text_columns", "label_column", "task", "validation_split", "split_see
 
 
 def add_custom_arguments(parser: Parser) -> None:
-    """Adds the group of arguments that say how rows of a custom data set are read."""
-    add = parser.group("rows of your own (a --dataset_name that is not GLUE's)").add_argument
+    """Adds the group of arguments that say how custom rows are read."""
+    add = parser.group("custom rows (a --dataset_name that is not GLUE's)").add_argument
     add("--text_columns", nargs="+", metavar="COLUMN", help="one or two columns with the texts")
     add(
         "--label_column",
-        help="column of the labels: whole numbers, strings and named classes are classes, numbers "
-        "with a fraction a regression",
+        help="column of the labels: numbers with a fraction make a regression, other labels classes",
     )
     add(
         "--task", choices=KINDS, help="kind of the labels, if it is not the one that they look like"
     )
     add(
         "--validation_split",
-        help="a split's name (validation), a second file, or a share of the rows "
-        f"({SHARE} where there is one split)",
+        help=f"a split (validation), a second file, or a share of the rows ({SHARE} of one split)",
     )
     add(
         "--split_seed",
@@ -56,26 +54,26 @@ class Tables:
 
 
 def open_tables(name: str, dataset_path: str | None, values: dict) -> Tables:
-    """Tables of GLUE, the demo, or a custom data set. values: argument name -> value, see CUSTOM.
+    """Tables of GLUE, the demo, or custom rows. values: argument name -> value, see CUSTOM.
 
     Raises Refused for arguments that do not go together and for rows that cannot be used.
     """
     folders = {"dataset_path": absolute(dataset_path)}
-    where = {"dataset_path": dataset_path, "folders": folders}
+    record: dict = {"dataset_path": dataset_path, "folders": folders}
     if name in TASKS:
         for argument in CUSTOM:
             if values[argument] is not None:
                 raise Refused(
-                    f"--{argument} is for rows of your own; {name} is a task of GLUE, so choose "
-                    "another name"
+                    f"--{argument} is for custom rows; {name} is a task of GLUE, so choose another "
+                    "name"
                 )
-        return Tables(name, TASKS[name], load_tables(name, dataset_path), where)
+        return Tables(name, TASKS[name], load_tables(name, dataset_path), record)
     check_name(name)
     columns = tuple(values["text_columns"] or ())
     label = values["label_column"]
     if dataset_path is None or not columns or not label:
         raise Refused(
-            f"{unknown_task(name)}; rows of your own take --dataset_path, --text_columns and "
+            f"{unknown_task(name)}; custom rows take --dataset_path, --text_columns and "
             "--label_column"
         )
     if len(columns) > 2 or len({*columns, label}) <= len(columns):
@@ -86,27 +84,30 @@ def open_tables(name: str, dataset_path: str | None, values: dict) -> Tables:
         raise Refused("a text column cannot be called 'label'; rename it")
     split = values["validation_split"]
     seed = values["split_seed"] or 0
-    data = OwnData(dataset_path, columns, label, values["task"], split, seed)
-    raw, drawn = open_own(data, name)
+    data = CustomData(dataset_path, columns, label, values["task"], split, seed)
+    raw, drawn = open_custom(data, name)
     task = make_task(raw["train"], data)
     tables = encode(raw, task)
     names = printable(", ".join(task.class_names[:8]))
     kind = "a regression" if task.regression else f"{task.num_labels} classes ({names})"
     sizes = f"{len(tables['train']):,} training and {len(tables['validation']):,} validation rows"
     print(f"{name}: {kind}, {sizes}")
-    if equal := shared_texts(tables, columns):
+    train, valid = (
+        list(zip(*(tables[part][column] for column in columns), strict=True))
+        for part in ("train", "validation")
+    )
+    known = set(train)
+    if equal := sum(texts in known for texts in valid):
         print(
             f"{equal:,} validation rows have the texts of a training row: the metrics on them say "
             "too much"
         )
-    record = {
-        "task": task.record(),
-        "data": {"asked": data.record(), "validation_rows": drawn, "equal_texts": equal},
-    }
+    record["task"] = asdict(task)
+    record["data"] = {"asked": asdict(data), "validation_rows": drawn, "equal_texts": equal}
     if split is not None and Path(split).is_file():
         folders["validation_split"] = absolute(split)
         record["validation_split"] = split
-    return Tables(name, task, tables, where | record)
+    return Tables(name, task, tables, record)
 
 
 @dataclass(frozen=True)
@@ -135,17 +136,21 @@ def read_rows(
         raise Refused(f"--max_length {length} is more than the {positions} positions of this model")
     task = tables.task
     inputs = inputs_of(model, tokenizer)
-    shared = {
-        "tokenizer": tokenizer,
-        "max_length": length,
-        "tables": tables.splits,
-        "inputs": inputs,
-        "task": task,
-    }
-    train = get_glue_dataset(tables.name, "train", max_samples=limit, **shared)
-    validation = {
-        split: get_glue_dataset(tables.name, split, **shared) for split in task.validation
-    }
+
+    def read(split: str, max_samples: int | None = None) -> GlueDataset:
+        return get_glue_dataset(
+            tables.name,
+            split,
+            tokenizer=tokenizer,
+            max_length=length,
+            max_samples=max_samples,
+            tables=tables.splits,
+            inputs=inputs,
+            task=task,
+        )
+
+    train = read("train", limit)
+    validation = {split: read(split) for split in task.validation}
     check_tokens(model, train, *validation.values())
     record = tables.record | {
         "dataset_name": tables.name,

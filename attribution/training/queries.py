@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
+from attribution.data.custom import name_of_label
 from attribution.data.dataset import GlueDataset
-from attribution.data.own import name_of_label
 from attribution.data.tables import GlueTask, number_of
 from attribution.files import Refused, printable, write_json
 from attribution.models import open_trained

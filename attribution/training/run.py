@@ -14,8 +14,8 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer
 
+from attribution.data.custom import CustomData, encode, open_custom
 from attribution.data.dataset import GlueDataset
-from attribution.data.own import OwnData, encode, open_own
 from attribution.data.tables import GlueTask, check_name, task_from
 from attribution.files import (
     Refused,
@@ -174,11 +174,11 @@ class Run:
         if self.data is None:
             return load_tables(self.dataset_name, path)
         asked = self.data["asked"]
-        data = OwnData(**asked | {"path": path, "text_columns": tuple(asked["text_columns"])})
+        data = CustomData(**asked | {"path": path, "text_columns": tuple(asked["text_columns"])})
         if self.folders.get("validation_split") is not None:
             found = self.find_again("validation_split", "the file of validation rows")
             data = replace(data, validation_split=found)
-        tables, _ = open_own(data, self.dataset_name, self.data["validation_rows"])
+        tables, _ = open_custom(data, self.dataset_name, self.data["validation_rows"])
         return encode(tables, self.task)
 
     def find_again(self, name: str, what: str) -> str | None:
