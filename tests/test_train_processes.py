@@ -132,10 +132,12 @@ def test_a_batch_is_dealt_out_by_length_and_one_row_leaves_processes_without():
     assert share_of(rows, lengths, Processes()).tolist() == rows.tolist()
 
 
-def test_on_a_gpu_a_batch_is_one_piece_and_is_not_split(monkeypatch, trained):
-    monkeypatch.setattr(fitting, "split_batch", None)
-    data, model = get_glue_dataset("demo", "train", max_samples=8), construct_bert("demo")
-    fitting.add_gradients(model, data, np.arange(8), float("inf"), None, False, 8)
+def test_on_a_gpu_a_batch_is_one_piece_and_is_not_split():
+    data = get_glue_dataset("demo", "train", max_samples=8)
+    overhead = fitting.piece_overhead(construct_bert("demo"), torch.device("cuda"))
+    (piece,) = fitting.split_batch(data.lengths, overhead)
+    assert sorted(piece.tolist()) == list(range(8))
+    assert fitting.split_batch(data.lengths[:0], overhead) == []
 
 
 def test_divergence_is_refused_by_all_processes(tmp_path):

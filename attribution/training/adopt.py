@@ -1,5 +1,5 @@
-"""A model that was fine-tuned elsewhere becomes a run: opened, its classes put into the task's
-order, evaluated.
+"""Adopted models: models that were fine-tuned elsewhere, opened with their classes in the task's
+order, and judged.
 
 Only weights, configuration and tokenizer of the folder are opened.
 """
@@ -20,12 +20,12 @@ FLAG = "--adopt"
 def open_adopted(
     name: str, task: GlueTask, label_order: list[str] | None
 ) -> tuple[torch.nn.Module, list[int] | None]:
-    """(the model with its outputs in the order of the task's classes, output number of each class
-    or None).
+    """(model with its outputs in the order of the task's classes, output number of each class or
+    None for a regression).
 
     name: folder or hub id. label_order: class names in the order of the model's outputs; None: as
-    its configuration says. Raises Refused where the head is missing, has another number of classes,
-    or classes of other names.
+    in its configuration. Raises Refused if the head is missing, has another number of classes, or
+    classes of other names.
     """
     config = open_asset(name, FLAG, "model", lambda: AutoConfig.from_pretrained(name))
     if config.num_labels != task.num_labels:
@@ -33,8 +33,11 @@ def open_adopted(
         raise Refused(
             f"the model {name!r} has {config.num_labels} classes, but the task needs {wanted}"
         )
-    names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    order = None if task.regression else match_labels(name, names, task.class_names, label_order)
+    names = label_order or [str(config.id2label[i]) for i in range(config.num_labels)]
+    order = None
+    if not task.regression:
+        subject = "--label_order names" if label_order else f"the model {name!r} calls its classes"
+        order = match_labels(names, task.class_names, subject)
     model = open_model(name, task)
     if lost := sorted(key for key in model.drawn if is_head(model, key) or "pooler" in key):
         raise Refused(
@@ -44,44 +47,43 @@ def open_adopted(
     if order is not None and order != sorted(order):
         reorder_head(model, order)
         print(
-            f"the model's classes are in another order ({', '.join(label_order or names)}); its "
-            "outputs are reordered"
+            f"the model's classes are in another order ({', '.join(names)}); its outputs are "
+            "reordered"
         )
     return model, order
 
 
-def match_labels(
-    name: str, names: list[str], wanted: tuple[str, ...], label_order: list[str] | None
-) -> list[int]:
-    """For each class of the task, the model's output that means it. Raises Refused where names
-    differ.
+def match_labels(names: list[str], wanted: tuple[str, ...], subject: str) -> list[int]:
+    """Output of the model for each class of the task. names: of the outputs; wanted: of the task.
+
+    Case, `-` and spaces do not count if classes differ without them: NOT-ENTAILMENT is
+    not_entailment. Raises Refused if names differ; subject: the beginning of that message.
     """
-    given = label_order or names
-    fold = same_case if len({same_case(text) for text in wanted}) == len(wanted) else str
-    if sorted(map(fold, given)) != sorted(map(fold, wanted)):
-        what = "--label_order names" if label_order else f"the model {name!r} calls its classes"
+
+    def fold(text: str) -> str:
+        return text.casefold().replace("-", "_").replace(" ", "_")
+
+    found = [fold(name) for name in names]
+    classes = [fold(name) for name in wanted]
+    if len(set(classes)) < len(classes):
+        found = names
+        classes = list(wanted)
+    if sorted(found) != sorted(classes):
         raise Refused(
-            f"{what} {printable(', '.join(given))}, but the task's are {', '.join(wanted)}; pass "
+            f"{subject} {printable(', '.join(names))}, but the task's are {', '.join(wanted)}; pass "
             "--label_order with the task's names in the order of the model's outputs"
         )
-    places = [fold(text) for text in given]
-    return [places.index(fold(text)) for text in wanted]
-
-
-def same_case(text: str) -> str:
-    """A class name as it is compared: NOT-ENTAILMENT is not_entailment."""
-    return text.casefold().replace("-", "_").replace(" ", "_")
+    return [found.index(name) for name in classes]
 
 
 def reorder_head(model: torch.nn.Module, order: list[int]) -> None:
     """Puts the outputs of the head's last layer into this order, in place."""
-    kinds = [
-        (name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)
-    ]
     layers = [
         layer
-        for name, layer in kinds
-        if is_head(model, f"{name}.weight") and layer.out_features == len(order)
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+        and is_head(model, f"{name}.weight")
+        and layer.out_features == len(order)
     ]
     if not layers:
         raise Refused("the head's last layer was not found, so its classes cannot be reordered")
@@ -91,24 +93,22 @@ def reorder_head(model: torch.nn.Module, order: list[int]) -> None:
 
 
 def judge(result: dict[str, dict], train: GlueDataset, valid: GlueDataset) -> list[str]:
-    """Sentences about how the adopted model does: losses beside each other, and a doubt where it
-    does badly.
+    """Sentences about the adopted model: its losses, and doubts if it does badly.
 
     result: "training" and "validation" -> metrics, as `evaluate_model` returns them.
     """
+    seen = result["training"]["loss"]
+    new = result["validation"]["loss"]
     lines = [
-        f"loss per example: {result['training']['loss']:.4f} on the {len(train):,} rows that it is "
-        f"assumed to have seen, {result['validation']['loss']:.4f} on {len(valid):,} validation "
-        "rows"
+        f"loss per example: {seen:.4f} on the {len(train):,} rows that it is assumed to have seen, "
+        f"{new:.4f} on {len(valid):,} validation rows"
     ]
-    if result["training"]["loss"] > result["validation"]["loss"]:
+    if seen > new:
         lines.append(
             "it does no better on the former: perhaps it was trained on other rows, and scores say "
             "little then"
         )
+    remedy = "; are the classes in the right order (--label_order)?"
     for doubt in doubts({"validation": result["validation"]}, {"validation": valid}):
-        lines.append(
-            doubt
-            + "; are the classes in the right order (--label_order)?" * (not train.task.regression)
-        )
+        lines.append(doubt if train.task.regression else doubt + remedy)
     return lines

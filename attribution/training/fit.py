@@ -19,36 +19,39 @@ from pipeline import compute_loss, compute_margin, model_inputs
 
 
 class Diverged(Exception):
-    """Training met a loss that is not finite."""
+    """A loss of training that is not finite."""
 
     def __init__(self, step: int, rate: float) -> None:
         super().__init__(f"the loss of step {step} is not finite, at a learning rate of {rate:.3g}")
 
 
 def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The rows in the order of a hash of seed, epoch and row: without some rows, the others keep
-    their order.
+    """Rows in the order of a hash of seed, epoch and row: without some rows, the rest keep their
+    order.
     """
     return rows[np.argsort(uniform_hash(seed, f"epoch {epoch}", rows), kind="stable")]
 
 
 def split_batch(lengths: np.ndarray, overhead: float) -> list[np.ndarray]:
-    """Positions of a batch's rows, cut into pieces of like length that are cheapest to run one
-    after the other.
+    """Positions of a batch's rows, cut into pieces of similar length: the cheapest cut.
 
     A piece costs its rows times its longest row, in tokens, and `overhead` tokens on top. The
-    gradient of the batch is the sum of its pieces', so only the padding changes. Shortest paths
+    gradient of the batch is the sum over its pieces, so only the padding changes. Shortest paths
     over the sorted rows.
     """
     order = np.argsort(-lengths, kind="stable")
-    best, last = [0.0], []
+    if not np.isfinite(overhead):
+        return [order] if len(order) else []
+    best = [0.0]
+    last = []
     for end in range(1, len(order) + 1):
         costs = [
             best[start] + (end - start) * lengths[order[start]] + overhead for start in range(end)
         ]
         last.append(int(np.argmin(costs)))
         best.append(min(costs))
-    pieces, end = [], len(order)
+    pieces = []
+    end = len(order)
     while end:
         start = last[end - 1]
         pieces.append(order[start:end])
@@ -57,11 +60,11 @@ def split_batch(lengths: np.ndarray, overhead: float) -> list[np.ndarray]:
 
 
 def piece_overhead(model: torch.nn.Module, device: torch.device) -> float:
-    """What one more piece costs, in tokens: endless on a GPU, which small pieces would leave idle.
+    """Cost of one more piece, in tokens: infinite on a GPU, which small pieces would leave idle.
 
-    On a CPU a pass takes some 6 ms beside its products (measured with the demo's BERT), the time of
-    4e8 multiply-adds and additions, of which a token needs 6 P; and each pass reads all P weights
-    again, which costs as much as some 12 tokens.
+    On a CPU a pass takes some 6 ms besides its products (measured with the demo's BERT), the time
+    of 4e8 operations, of which a token needs 6 P; and each pass reads all P weights again, which
+    costs as much as some 12 tokens.
     """
     if device.type != "cpu":
         return float("inf")
@@ -69,8 +72,8 @@ def piece_overhead(model: torch.nn.Module, device: torch.device) -> float:
     return 12 + 4e8 / (6 * weights)
 
 
-def unwatched(*_) -> None:
-    """Told of an epoch, a batch or a step, does nothing."""
+def ignore(*_) -> None:
+    """Does nothing when an epoch, a batch or a step has ended."""
 
 
 def fit(
@@ -87,9 +90,9 @@ def fit(
     max_grad_norm: float = 0.0,
     freeze_embeddings: bool = False,
     use_half_precision: bool = False,
-    on_epoch=unwatched,
-    on_batch=unwatched,
-    on_step=unwatched,
+    on_epoch=ignore,
+    on_batch=ignore,
+    on_step=ignore,
     pad_to: int | None = None,
     progress: Progress | None = None,
     processes: Processes = ALONE,
@@ -97,98 +100,70 @@ def fit(
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns
     it.
 
-    pad_to: tokens of every batch (None: of its longest row). on_epoch(epoch, mean loss per example
-    in nats, seconds), on_batch(rows), on_step(number of steps so far): called after every epoch and
-    step. progress: where it goes on. processes: each takes its share of a batch. The process's
-    random state stays. Same arguments, machine, threads, processes: same bits on the CPU. Raises
-    Diverged at the first loss that is not finite.
+    on_epoch(epoch, mean loss per example in nats, seconds), on_batch(rows), on_step(number of steps
+    so far): called after every epoch and step. pad_to: tokens of every batch (None: of its longest
+    row). progress: where an interrupted training continues. processes: each computes its share of a
+    batch. The random state of the process is left as it was. Same arguments, machine, threads and
+    processes give the same bits on the CPU. Raises Diverged at the first loss that is not finite.
     """
-    device, trained = next(model.parameters()).device, trainable(model.train(), freeze_embeddings)
+    device = next(model.parameters()).device
+    model.train()
+    model.base_model.embeddings.requires_grad_(not freeze_embeddings)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    falling = schedule(
-        optimizer, lr_schedule, num_train_epochs * steps_of(len(rows), train_batch_size)
-    )
-    watch, overhead = LossWatch(device), float("inf") if pad_to else piece_overhead(model, device)
-
-    def step(chosen: np.ndarray) -> torch.Tensor:
-        optimizer.zero_grad()
-        own, how = (
-            share_of(chosen, dataset.lengths, processes),
-            (overhead, pad_to, use_half_precision),
-        )
-        loss = add_up(trained, add_gradients(model, dataset, own, *how, len(chosen)), processes)
-        watch.see(loss, falling.get_last_lr()[0])
-        clip(trained, max_grad_norm)
-        optimizer.step()
-        falling.step()
-        on_step(falling.last_epoch)
-        return loss
-
+    steps = num_train_epochs * steps_of(len(rows), train_batch_size)
+    factor = {"constant": lambda step: 1.0, "linear": lambda step: 1.0 - step / steps}[lr_schedule]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    overhead = float("inf") if pad_to else piece_overhead(model, device)
+    watch = LossWatch(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed + processes.rank * SEEDS_APART)
-        for epoch in range(
-            progress.restore(model, optimizer, falling) if progress else 0, num_train_epochs
-        ):
-            start = time.perf_counter()
-            loss = one_epoch(
-                step, epoch_order(np.asarray(rows), seed, epoch), train_batch_size, on_batch
-            )
+        first_epoch = progress.restore(model, optimizer, schedule) if progress else 0
+        for epoch in range(first_epoch, num_train_epochs):
+            began = time.perf_counter()
+            total = torch.zeros((), dtype=torch.float64, device=device)
+            order = epoch_order(np.asarray(rows), seed, epoch)
+            for first in range(0, len(order), train_batch_size):
+                batch = order[first : first + train_batch_size]
+                share = share_of(batch, dataset.lengths, processes)
+                optimizer.zero_grad()
+                loss = add_gradients(
+                    model, dataset, share, overhead, pad_to, use_half_precision, len(batch)
+                )
+                loss = add_up(trained, loss, processes)
+                watch.see(loss, schedule.get_last_lr()[0])
+                if max_grad_norm > 0:
+                    torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                total += loss
+                on_step(schedule.last_epoch)
+                on_batch(len(batch))
             watch.look()
-            on_epoch(epoch, float(loss) / len(rows), time.perf_counter() - start)
+            on_epoch(epoch, float(total) / len(rows), time.perf_counter() - began)
             if progress and epoch + 1 < num_train_epochs:
-                progress.save(epoch + 1, model, optimizer, falling)
+                progress.save(epoch + 1, model, optimizer, schedule)
     return model.eval()
 
 
 def steps_of(num_rows: int, batch_size: int) -> int:
-    """Steps of an epoch over so many rows."""
+    """Steps of an epoch over this number of rows."""
     return -(-num_rows // batch_size)
 
 
-def trainable(model: torch.nn.Module, freeze_embeddings: bool) -> list[torch.nn.Parameter]:
-    """The parameters that are trained."""
-    model.base_model.embeddings.requires_grad_(not freeze_embeddings)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def one_epoch(step, order: np.ndarray, batch_size: int, on_batch) -> torch.Tensor:
-    """step(rows) -> summed loss for every batch of the rows in this order; returns the sum of all,
-    float64.
-    """
-    total = 0.0
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        total += step(chosen)
-        on_batch(len(chosen))
-    return total
-
-
-def schedule(optimizer, kind: str, steps: int):
-    """The learning rate's share of its start, step by step: "constant", or "linear" down to 0."""
-    share = {"constant": lambda step: 1.0, "linear": lambda step: 1.0 - step / steps}[kind]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-
-
-def clip(parameters: list, max_norm: float) -> None:
-    """Scales the gradient down to this norm; 0: not at all."""
-    if max_norm > 0:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-
-
 class LossWatch:
-    """Notices the first loss that is not finite: at once on a CPU, every 50 steps on a GPU, which
-    need not wait.
+    """Watch for the first loss that is not finite: at once on a CPU; every 50 steps on a GPU, which
+    would wait for each look.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.every = 1 if device.type == "cpu" else 50
-        self.first = torch.zeros(
-            (), dtype=torch.int64, device=device
-        )  # its step, counted from 1; 0: none yet
         self.rates: list[float] = []
+        # Step of the first such loss, counted from 1; 0: none yet.
+        self.first = torch.zeros((), dtype=torch.int64, device=device)
 
     def see(self, loss: torch.Tensor, rate: float) -> None:
-        """Takes the next step's loss, a scalar, and its learning rate."""
+        """Notes the next step's loss, a scalar, and its learning rate."""
         self.rates.append(rate)
         bad = ~torch.isfinite(loss) & (self.first == 0)
         self.first = torch.where(bad, len(self.rates), self.first)
@@ -196,8 +171,9 @@ class LossWatch:
             self.look()
 
     def look(self) -> None:
-        """Raises Diverged where there was such a loss."""
-        if (step := int(self.first)) > 0:
+        """Raises Diverged if there was such a loss."""
+        step = int(self.first)
+        if step > 0:
             raise Diverged(step, self.rates[step - 1])
 
 
@@ -207,24 +183,22 @@ def add_gradients(
     rows: np.ndarray,
     overhead: float,
     pad_to: int | None,
-    half: bool,
+    bfloat16: bool,
     whole: int,
 ) -> torch.Tensor:
-    """Adds the gradient of the summed loss of these rows, divided by `whole`, to the parameters';
-    returns that sum.
+    """Adds the gradient of the summed loss of these rows, divided by `whole`, to the gradients of
+    the parameters; returns the summed loss, float64.
 
     overhead: cost of a piece of the batch, see `split_batch`. pad_to: tokens of every piece (None:
-    its longest row). half: bfloat16 autocast. whole: rows of the batch, of which these are one
-    process's share. The sum is float64.
+    of its longest row). bfloat16: autocast. whole: rows of the batch, of which these are one
+    process's share.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    lengths = dataset.lengths[rows]
-    one = [np.argsort(-lengths, kind="stable")] if len(rows) else []
-    for piece in split_batch(lengths, overhead) if np.isfinite(overhead) else one:
+    for piece in split_batch(dataset.lengths[rows], overhead):
         batch = dataset.batch(rows[piece], pad_to)
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(**model_inputs(batch)).logits
         loss = compute_loss(logits, batch["labels"])
         (loss / whole).backward()
@@ -236,10 +210,11 @@ def add_gradients(
 def over_rows(
     read, dataset: GlueDataset, device: torch.device, batch_size: int = 256
 ) -> torch.Tensor:
-    """read(inputs of a batch) -> (B, K) for all rows: (N, K), float32, on the CPU, in the order of
-    the data set.
+    """Values (N, K) of read(inputs of a batch) -> (B, K) for all rows, float32, on the CPU, in the
+    order of the data set.
     """
-    chunks, order = [], np.argsort(-dataset.lengths, kind="stable")
+    chunks = []
+    order = np.argsort(-dataset.lengths, kind="stable")
     for first in range(0, len(order), batch_size):
         batch = model_inputs(dataset.batch(order[first : first + batch_size]))
         chunks.append(read({name: value.to(device) for name, value in batch.items()}).float().cpu())
@@ -251,23 +226,21 @@ def over_rows(
 def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256) -> torch.Tensor:
     """Logits (N, C), float32, on the CPU, in the order of the data set's rows."""
     model.eval()
-    return over_rows(
-        lambda inputs: model(**inputs).logits, dataset, next(model.parameters()).device, batch_size
-    )
+    device = next(model.parameters()).device
+    return over_rows(lambda inputs: model(**inputs).logits, dataset, device, batch_size)
 
 
 def evaluate_model(
     model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 32
 ) -> dict[str, float]:
-    """The task's own metrics, the mean loss per example (nats or squared error) and the mean
-    margin.
-    """
-    logits, labels = predict(model, dataset, batch_size), torch.from_numpy(dataset.labels)
-    predictions = logits.squeeze(-1) if dataset.task.regression else logits.argmax(-1)
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # evaluate makes a folder even where it keeps everything in memory
-        metric = GlueMetric(dataset.task.metrics, dataset.task.regression, cache_dir=folder)
+    """Metrics of the task, mean loss per example (nats or squared error) and mean margin."""
+    logits = predict(model, dataset, batch_size)
+    labels = torch.from_numpy(dataset.labels)
+    task = dataset.task
+    predictions = logits.squeeze(-1) if task.regression else logits.argmax(-1)
+    # evaluate makes a folder even if it keeps everything in memory
+    with tempfile.TemporaryDirectory() as folder:
+        metric = GlueMetric(task.metrics, task.regression, cache_dir=folder)
         result = metric.compute(predictions=predictions.numpy(), references=dataset.labels)
     result["loss"] = compute_loss(logits, labels).item() / len(dataset)
     return result | {"margin": compute_margin(logits, labels).mean().item()}

@@ -12,7 +12,7 @@ ONE_SIDED = 1.645  # standard deviations that chance exceeds once in twenty
 
 
 def _correlation(function):
-    """Correlation of two columns; 0 where one of them is constant, for which none is defined."""
+    """Correlation of two columns; 0 if one of them is constant, for which none is defined."""
 
     def correlate(references, predictions) -> float:
         if np.ptp(references) == 0 or np.ptp(predictions) == 0:
@@ -35,7 +35,7 @@ METRICS = {
 
 
 class GlueMetric(evaluate.Metric):
-    """The named metrics of a task, computed together from predictions and references."""
+    """Metrics of a task, computed together from predictions and references."""
 
     def __init__(self, names: tuple[str, ...], regression: bool, **kwargs) -> None:
         self.names = names
@@ -56,30 +56,32 @@ class GlueMetric(evaluate.Metric):
 
 
 def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list[str]:
-    """A sentence for every validation split on which the model does no better than one that always
-    says the same.
+    """Sentences about the validation splits on which the model does no better than a constant
+    answer.
 
     results: split -> metrics. One-sided at 5 %: the accuracy against the share of the most frequent
-    class, by the normal approximation; a correlation (Pearson's; Matthews', which is that of two
-    binary columns) against 0, by Fisher's transformation (Fisher 1921: atanh r has standard
+    class, by the normal approximation; a correlation (Pearson's; Matthews', which is Pearson's of
+    two binary columns) against 0, by Fisher's transformation (Fisher 1921: atanh r has standard
     deviation 1 / sqrt(n - 3)).
     """
     found = []
     for split, data in validation.items():
-        result, count = results[split], max(len(data), 4)
-        if "accuracy" in result:
-            counts = np.bincount(data.labels, minlength=data.task.num_labels)
+        result = results[split]
+        count = max(len(data), 4)
+        names = ("accuracy", "pearson", "matthews_correlation")
+        name = next(name for name in names if name in result)
+        if name == "accuracy":
+            counts = np.bincount(data.labels)
             share = float(counts.max() / counts.sum())
-            name, least = "accuracy", share + ONE_SIDED * (share * (1 - share) / count) ** 0.5
-            beside = (
-                f"the {share:.3f} of always saying {data.task.class_names[int(counts.argmax())]!r}"
-            )
+            least = share + ONE_SIDED * (share * (1 - share) / count) ** 0.5
+            frequent = data.task.class_names[int(counts.argmax())]
+            chance = f"the {share:.3f} of always saying {frequent!r}"
         else:
-            name = next(name for name in ("pearson", "matthews_correlation") if name in result)
-            least, beside = float(np.tanh(ONE_SIDED / (count - 3) ** 0.5)), "0"
+            least = float(np.tanh(ONE_SIDED / (count - 3) ** 0.5))
+            chance = "0"
         if result[name] < least:
             found.append(
                 f"{split}: the {name.replace('_', ' ')} of {result[name]:.3f} cannot be told from "
-                f"{beside}; scores explain guesses then"
+                f"{chance}; scores explain guesses then"
             )
     return found

@@ -1,8 +1,8 @@
-"""Training that is shared by processes and that goes on after the last finished epoch.
+"""Training that is shared by processes, and that continues after the last finished epoch.
 
-Every step is a step on the whole batch: each process adds the gradients of its rows' summed loss,
-the sums are added over the processes and have been divided by the rows of the whole batch. Symbols:
-B rows of a batch.
+Every step is one on the whole batch: each process computes the gradients of the summed loss of its
+rows, divided by the rows of the whole batch, and these are added over the processes. Symbols: B rows
+of a batch.
 """
 
 import shutil
@@ -27,11 +27,11 @@ SEEDS_APART = 1_000_003  # between the seeds of two processes' dropout masks
 
 
 def share_of(rows: np.ndarray, lengths: np.ndarray, processes: Processes) -> np.ndarray:
-    """This process's rows of a batch (B,); all of them where there is one process. lengths: of all
-    rows, in tokens.
+    """Rows of a batch (B,) that this process computes, possibly none. lengths: of all rows, in
+    tokens.
 
-    Dealt out from the longest to the shortest, so that processes get about as many tokens. May be
-    empty.
+    Rows are distributed from the longest to the shortest, so that all processes have about the same
+    number of tokens.
     """
     if processes.count == 1:
         return rows
@@ -43,8 +43,7 @@ def add_up(
 ) -> torch.Tensor:
     """Replaces gradients by their sums over the processes; returns the sum of the losses, a scalar.
 
-    A process without rows takes part with zeros; a parameter that no process has a gradient of
-    keeps none.
+    A process without rows adds zeros; a parameter without a gradient in any process keeps none.
     """
     if processes.count == 1:
         return loss
@@ -64,38 +63,35 @@ def add_up(
 
 
 class Progress:
-    """Model, optimizer, position and random states at the end of an epoch, in a folder of their
-    own.
+    """Folder with model, optimizer, schedule and random states at the end of an epoch.
 
-    fingerprint: what the training depends on; where it differs from what is stored, training starts
-    anew. epochs: what was recorded of finished epochs; whoever trains adds to it.
+    fingerprint: named parts that the training depends on; training starts anew if the stored ones
+    differ. epochs: records of the finished epochs, which the caller adds.
     """
 
     def __init__(self, folder: Path, fingerprint: dict, processes: Processes = ALONE) -> None:
-        self.folder, self.fingerprint, self.processes = folder, fingerprint, processes
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.processes = processes
         self.epochs: list[dict] = []
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule) -> int:
-        """Puts everything back as the last finished epoch left it; returns the number of finished
-        epochs.
-        """
+        """Restores the states after the last finished epoch; returns the number of finished epochs."""
         record = self.processes.from_main(self._usable)
         if record is None:
             return 0
         tensors = load_file(self.folder / record["file"])
         device = next(model.parameters()).device
-        own = {
-            name.removeprefix("model."): value
-            for name, value in tensors.items()
-            if name.startswith("model.")
-        }
-        model.load_state_dict(own)
+        weights = {}
         state = optimizer.state_dict()
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
+            if kind == "model":
+                weights[rest] = value
             if kind == "optimizer":
-                number, _, what = rest.partition(".")
-                state["state"].setdefault(int(number), {})[what] = value
+                number, _, part = rest.partition(".")
+                state["state"].setdefault(int(number), {})[part] = value
+        model.load_state_dict(weights)
         optimizer.load_state_dict(state)
         schedule.load_state_dict(record["schedule"] | {"lr_lambdas": [None]})
         for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
@@ -110,7 +106,7 @@ class Progress:
     def save(
         self, finished: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule
     ) -> None:
-        """Stores everything after so many finished epochs; the main process writes."""
+        """Stores the states after this number of finished epochs; the main process writes."""
         device = next(model.parameters()).device
         random = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
@@ -120,37 +116,34 @@ class Progress:
             return
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         for number, parts in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{what}": value for what, value in parts.items()}
+            tensors |= {f"optimizer.{number}.{part}": value for part, value in parts.items()}
         for rank, parts in enumerate(states):
             tensors |= {f"random.{rank}.{kind}": value for kind, value in parts.items()}
         name = f"epoch{finished}.safetensors"
         write_tensors(self.folder / name, {key: value.cpu() for key, value in tensors.items()})
-        position = {
-            key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"
+        position = schedule.state_dict()
+        del position["lr_lambdas"]
+        record = {
+            "fingerprint": self.fingerprint,
+            "finished": finished,
+            "file": name,
+            "schedule": position,
+            "files": {name: sha256_of(self.folder / name)},
+            "epochs": self.epochs,
         }
-        write_json(
-            self.folder / "progress.json",
-            {
-                "fingerprint": self.fingerprint,
-                "finished": finished,
-                "file": name,
-                "schedule": position,
-                "files": {name: sha256_of(self.folder / name)},
-                "epochs": self.epochs,
-            },
-        )
+        write_json(self.folder / "progress.json", record)
         for path in self.folder.glob("epoch*.safetensors"):
             if path.name != name:
                 path.unlink()
 
     def remove(self) -> None:
-        """Removes what was stored, once the run is."""
+        """Removes the folder, once the run is stored."""
         if self.processes.main:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _usable(self) -> dict | None:
-        """The record, where it belongs to this training and its file is whole; what is not is
-        deleted.
+        """Record of this training's stored states; None if there are none. States of another
+        training, or damaged ones, are deleted.
         """
         record = read_json(self.folder / "progress.json")
         if record is None:
