@@ -44,10 +44,8 @@ class GlueTask:
 
 def task_from(record: dict) -> GlueTask:
     """Task of a record of run.json, in which tuples have become lists."""
-    values = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-    }
-    return GlueTask(**values)
+    lists = {name: tuple(value) for name, value in record.items() if isinstance(value, list)}
+    return GlueTask(**record | lists)
 
 
 def check_name(name: str) -> None:

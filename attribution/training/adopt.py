@@ -70,8 +70,8 @@ def match_labels(names: list[str], wanted: tuple[str, ...], subject: str) -> lis
         classes = list(wanted)
     if sorted(found) != sorted(classes):
         raise Refused(
-            f"{subject} {printable(', '.join(names))}, but the task's are {', '.join(wanted)}; pass "
-            "--label_order with the task's names in the order of the model's outputs"
+            f"{subject} {printable(', '.join(names))}, but the task's are {', '.join(wanted)}; "
+            "pass --label_order with the task's names in the order of the model's outputs"
         )
     return [found.index(name) for name in classes]
 

@@ -1,4 +1,4 @@
-"""Checkpoints of one command: each is trained, saved, and evaluated."""
+"""Checkpoints of one command of train.py: each is trained, saved, and evaluated."""
 
 import contextlib
 from collections.abc import Callable
@@ -34,25 +34,23 @@ class Trainer:
     start: Callable[[int], torch.nn.Module]  # seed -> start model with the head of this seed
 
     def train_all(self, folder: Path, seed: int, processes: Processes) -> None:
-        """Trains the missing checkpoints: a single training in all processes of the launch, several
-        distributed over them.
+        """Trains the missing checkpoints: one training in all processes of the launch, several
+        trainings distributed over them.
 
-        folder and seed: the run's, which is always among the checkpoints.
+        folder and seed: those of the run, which is always among the checkpoints.
         """
-        members = self.members
-        if not members.several_trainings:
-            self.train(folder, seed, 1.0, processes)
-            return
-        wanted = [
-            (place, one, members.member_share) for place, one in members.trainings(folder, seed)
-        ]
-        if members.member_share < 1:
+        share = self.members.member_share
+        wanted = [(place, one, share) for place, one in self.members.trainings(folder, seed)]
+        if share < 1:
             wanted.append((folder, seed, 1.0))
-        for place, one, share in wanted[processes.rank :: processes.count]:
-            self.train(place, one, share, ALONE)
+        if len(wanted) > 1:
+            wanted = wanted[processes.rank :: processes.count]
+            processes = ALONE
+        for place, one, part in wanted:
+            self.train(place, one, part, processes)
 
     def train(self, folder: Path, seed: int, share: float, processes: Processes) -> None:
-        """Trains, saves and evaluates one checkpoint; of several wanted ones, only if it is missing.
+        """Trains, saves and evaluates one checkpoint; with members, only if it is missing.
 
         share: of the training rows, drawn with the seed. Raises Refused if training diverges.
         """
@@ -70,14 +68,14 @@ class Trainer:
         if not self.members.single and is_trained(folder, record, kept):
             print(f"{folder} is there and is kept")
             run = Run.read(folder)
-            if run and not run.evaluation:  # a kill between saving and evaluation
+            if run and not run.evaluation:  # train.py was killed between saving and evaluation
                 self.evaluate(folder, open_trained(folder, choose_device()))
             return
         announce_replacement(folder, record)
         resumed = {name: record[name] for name in RESUMED if name in record}
-        progress = Progress(
-            folder / ".training", resumed | ({"kept": kept} if kept else {}), processes
-        )
+        if kept:
+            resumed["kept"] = kept
+        progress = Progress(folder / ".training", resumed, processes)
         with exclusive(folder) if processes.main else contextlib.nullcontext():
             model = name_classes(self.start(seed), self.rows.task).to(choose_device())
 

@@ -27,7 +27,7 @@ def add_custom_arguments(parser: Parser) -> None:
     add("--text_columns", nargs="+", metavar="COLUMN", help="one or two columns with the texts")
     add(
         "--label_column",
-        help="column of the labels: numbers with a fraction make a regression, other labels classes",
+        help="column of the labels; numbers with a fraction make a regression, others classes",
     )
     add(
         "--task", choices=KINDS, help="kind of the labels, if it is not the one that they look like"
@@ -112,7 +112,7 @@ def open_tables(name: str, dataset_path: str | None, values: dict) -> Tables:
 
 @dataclass(frozen=True)
 class RowsOfRun:
-    """Training and validation rows as one model reads them, and the parts of run.json about them."""
+    """Training and validation rows as one model reads them, and their parts of run.json."""
 
     task: GlueTask
     tokenizer: object

@@ -23,12 +23,12 @@ GROUP = "members"
 
 @dataclass(frozen=True)
 class Members:
-    """Choice of the checkpoints whose scores are averaged; its fields are command line arguments."""
+    """Checkpoints whose scores are averaged; the fields are command line arguments."""
 
     num_members: int = option(
         1,
         "train K checkpoints with K seeds from --seed up, or average their scores; train.py keeps "
-        "those that are there (1)",
+        "existing ones (1)",
         group=GROUP,
         name="members{}",
     )
@@ -63,32 +63,34 @@ class Members:
         return self.num_members > 1 or self.member_share < 1
 
     def trainings(self, folder: Path, seed: int) -> list[tuple[Path, int]]:
-        """(folder, seed) of each training. folder and seed: the run's."""
+        """(folder, seed) of each training. folder and seed: those of the run."""
+        whole = self.member_share == 1
+        prefix = "seed" if whole else f"share{self.member_share:g}_seed"
         seeds = range(seed, seed + self.num_members)
-        if self.member_share < 1:
-            name = f"share{self.member_share:g}_seed"
-            return [(folder / "members" / f"{name}{one}", one) for one in seeds]
-        return [
-            (folder if one == seed else folder / "members" / f"seed{one}", one) for one in seeds
-        ]
+        found = [(folder / "members" / f"{prefix}{one}", one) for one in seeds]
+        return [(folder, seed), *found[1:]] if whole else found
 
     def kept_steps(self, total: int) -> list[int]:
-        """Steps, of a training of `total` steps, after which a checkpoint is kept; its end is not
+        """Steps of a training, of `total` steps, after which a checkpoint is kept; its end is not
         among them.
         """
         steps = [round(j * total / self.member_steps) for j in range(1, self.member_steps)]
         return [step for step in steps if 0 < step < total]
 
     def places(self, run: Run) -> list[Path]:
-        """Folder of each checkpoint, seed by seed and step by step, whether it is there or not."""
+        """Folder of each checkpoint, existing or not, in the order of seeds and steps.
+
+        The steps of a missing training are not known: they have the name -1.
+        """
         if self.single:  # also for a run without a seed
             return [run.folder]
         assert run.seed is not None
         found = []
         for place, _ in self.trainings(run.folder, run.seed):
             training = Run.read(place)
-            missing = [-1] * (self.member_steps - 1)
-            kept = self.kept_steps(training.steps) if training and training.steps else missing
+            kept = [-1] * (self.member_steps - 1)
+            if training and training.steps:
+                kept = self.kept_steps(training.steps)
             found += [*(place / "steps" / str(step) for step in kept), place]
         return found
 
@@ -96,7 +98,7 @@ class Members:
 def draw_share(num_rows: int, share: float, seed: int) -> np.ndarray:
     """Training rows of a member, ascending: those with the smallest hash of seed and row.
 
-    No mask of a study is drawn from these numbers.
+    Masks of studies are drawn from other random numbers.
     """
     rows = np.arange(num_rows)
     if share == 1:
@@ -133,16 +135,14 @@ def open_members(run: Run, members: Members) -> list[Run]:
     for place in members.places(run):
         member = Run.read(place)
         if member is None or not member.intact():
-            unknown_step = place.name == "-1"
-            what = (
-                f"a checkpoint of {place.parent.parent}" if unknown_step else f"the member {place}"
-            )
+            subject = f"the member {place}"
+            if place.name == "-1":
+                subject = f"a checkpoint of {place.parent.parent}"
             raise Refused(
-                f"{what} is missing or damaged; make it with: python train.py --dataset_name "
+                f"{subject} is missing or damaged; make it with: python train.py --dataset_name "
                 f"{run.dataset_name} {flags_of(members)} and the arguments of the run's training"
             )
-        wanted = {**vars(run), "share": members.member_share}
-        if parts := member.differences(wanted):
+        if parts := member.differences(vars(run) | {"share": members.member_share}):
             raise Refused(
                 f"the member {place} has {describe_parts(parts)} than the run; train it again"
             )
@@ -151,19 +151,21 @@ def open_members(run: Run, members: Members) -> list[Run]:
 
 
 def fingerprint_of_members(members: Members, run: Run) -> dict:
-    """Named parts of a mean over members: weights of each checkpoint (None: missing), kind of mean."""
+    """Named parts of a mean over members: weights of each checkpoint (None: missing), kind of
+    mean.
+    """
     found = [Run.read(place) for place in members.places(run)]
-    weights = [None if member is None else member.weights for member in found]
-    return {"members": weights} | ({"mean": MEAN} if len(weights) > 1 else {})
+    parts: dict = {"members": [member and member.weights for member in found]}
+    return parts | {"mean": MEAN} if len(found) > 1 else parts
 
 
 def mean_of(scores: Iterable[np.ndarray]) -> np.ndarray:
     """Mean over checkpoints of arrays of one shape, float64, in which each counts the same.
 
-    Scores of a checkpoint that has fitted its rows less are larger as a whole and would outweigh
-    the others in a plain mean. So each array is divided by its standard deviation (one number a
-    checkpoint: queries stay comparable), and the mean is multiplied by the mean standard deviation,
-    which keeps the unit.
+    Scores of a checkpoint that has fitted its rows less are larger as a whole and would dominate a
+    plain mean. So each array is divided by its standard deviation (one number a checkpoint: queries
+    stay comparable), and the mean is multiplied by the mean standard deviation, which keeps the
+    unit.
     """
     total = np.zeros(())
     spreads = []

@@ -1,7 +1,7 @@
-"""Custom queries: texts, labels that were given or that the model predicts, and their file.
+"""Custom queries: their texts, labels (given or predicted), and files.
 
-Their texts are stored only below the run's folder: they are read without the caches of the
-datasets library. Symbols: Q queries, C classes.
+The texts are stored only below the run's folder: they are read without the caches of the datasets
+library. Symbols: Q queries, C classes.
 """
 
 import csv
@@ -29,8 +29,7 @@ from attribution.training.fit import predict
 from attribution.training.run import Run
 from pipeline import get_glue_dataset
 
-TARGETS = ("label", "predicted", "output")  # of a query; "output": a regression's
-UNLABELLED = {False: "predicted", True: "output"}  # whether the task is a regression
+TARGETS = ("label", "predicted", "output")  # of a query; "output": of a regression
 
 
 @dataclass(frozen=True)
@@ -68,41 +67,32 @@ def ask(run: Run, texts: list[list[str]], labels: list) -> Questions:
     wrong number of texts, and labels that the task does not know.
     """
     task = run.task
-    wanted = f"{len(task.columns)} text{'s' * (len(task.columns) > 1)} ({', '.join(task.columns)})"
+    count = len(task.columns)
     for i, parts in enumerate(texts):
-        if len(parts) != len(task.columns):
+        if len(parts) != count:
+            wanted = f"{count} text{'s' * (count > 1)} ({', '.join(task.columns)})"
             raise Refused(f"a query of {run.dataset_name} takes {wanted}, not {len(parts)}")
         if not all(isinstance(part, str) and part.strip() for part in parts):
             raise Refused(f"query {i} has an empty text")
     given = [None if label is None else read_label(label, task) for label in labels]
-    targets = ["label" if label is not None else UNLABELLED[task.regression] for label in given]
-    data = tokenized(run, texts, [label or 0 for label in given])
-    logits = predict_run(run, data).numpy()
     unlabelled = [i for i, label in enumerate(given) if label is None]
-    if task.regression:
-        data.labels[unlabelled] = np.nan
-    elif unlabelled:
-        predicted = logits.argmax(-1).tolist()
-        labels = [
-            place if label is None else label for label, place in zip(given, predicted, strict=True)
-        ]
-        data = tokenized(run, texts, labels)
+    data = tokenize_queries(run, texts, [label or 0 for label in given])
+    logits = predict_run(run, data).numpy()
+    data.labels[unlabelled] = np.nan if task.regression else logits[unlabelled].argmax(-1)
+    targets = ["label"] * len(texts)
+    for i in unlabelled:
+        targets[i] = "output" if task.regression else "predicted"
     return Questions(data, targets, logits)
 
 
-def tokenized(run: Run, texts: list[list[str]], labels: list) -> GlueDataset:
+def tokenize_queries(run: Run, texts: list[list[str]], labels: list) -> GlueDataset:
     """Texts and numeric labels as the run's model reads them."""
     task = run.task
-    columns: dict[str, list] = {
-        name: [parts[i] for parts in texts] for i, name in enumerate(task.columns)
-    }
-    features = {name: datasets.Value("string") for name in columns}
-    features["label"] = datasets.ClassLabel(names=list(task.class_names))
-    if task.regression:
-        features["label"] = datasets.Value("float64")
-    table = datasets.Dataset.from_dict(
-        columns | {"label": labels}, features=datasets.Features(features)
-    )
+    features = {name: datasets.Value("string") for name in task.columns}
+    features["label"] = datasets.Value("float64" if task.regression else "int64")
+    rows = [[*parts, label] for parts, label in zip(texts, labels, strict=True)]
+    columns = dict(zip(features, map(list, zip(*rows, strict=True)), strict=True))
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     tables = datasets.DatasetDict({task.validation[0]: table})
     return get_glue_dataset(run.dataset_name, "valid", tables=tables, cache=False, **run.reading())
 
@@ -113,22 +103,23 @@ def predict_run(run: Run, data: GlueDataset) -> torch.Tensor:
 
 
 def read_label(value, task: GlueTask) -> float | int:
-    """A class name or number as a class, or a regression's number. Raises Refused for a label
-    outside the task.
+    """Class of a class name or number, or number of a regression.
+
+    Raises Refused for a label outside the task.
     """
     shown = printable(str(value))[:80]
+    number = number_of(value, ())
     if task.regression:
-        number, (low, high) = number_of(value, ()), task.bounds or (-math.inf, math.inf)
+        low, high = task.bounds or (-math.inf, math.inf)
         if not (math.isfinite(number) and low <= number <= high):
             raise Refused(f"the query label {shown!r} is not a number that the task knows")
         return number
-    if (name := name_of_label(value)) in task.class_names:
+    name = name_of_label(value)
+    if name in task.class_names:
         return task.class_names.index(name)
-    number = number_of(value, ())
-    named = all(name.lstrip("-").isdigit() for name in task.class_names) and bool(task.class_names)
-    if named or number not in range(
-        task.num_labels
-    ):  # classes whose names are numbers have no other numbers
+    # Classes whose names are numbers are not counted from 0 as well.
+    named = all(name.lstrip("-").isdigit() for name in task.class_names)
+    if named or number not in range(task.num_labels):
         counted = "" if named else f", or 0 to {task.num_labels - 1}"
         known = ", ".join(task.class_names)
         raise Refused(
@@ -144,28 +135,28 @@ def read_queries(path: str, run: Run) -> tuple[list[list[str]], list]:
     """(texts, labels or None) of the rows in a CSV, TSV, JSONL or Parquet file, or on standard
     input ('-').
 
-    Columns are called as in the task; a label column is read where there is one. Raises Refused
-    where a text column is missing, or there are no rows.
+    Columns have the names of the task; a label column is optional. Raises Refused if a text column
+    is missing, or there are no rows.
     """
-    task, where = run.task, "standard input" if path == "-" else path
+    columns = run.task.columns
+    where = "standard input" if path == "-" else path
     rows = read_rows(path, where)
     if not rows:
         raise Refused(f"{where} holds no queries")
-    for name in task.columns:
-        if missing := [i for i, row in enumerate(rows) if name not in row]:
-            known = ", ".join(map(str, rows[missing[0]]))
-            raise Refused(
-                f"the queries in {where} have no column {name!r} (they have "
-                f"{printable(known)[:120]})"
-            )
-    label = (run.data or {}).get("asked", {}).get("label_column", "label")
-    texts = [["" if row[name] is None else row[name] for name in task.columns] for row in rows]
+    for row in rows:
+        for name in columns:
+            if name not in row:
+                known = printable(", ".join(map(str, row)))[:120]
+                raise Refused(f"the queries in {where} have no column {name!r} (they have {known})")
+    label = run.data["asked"]["label_column"] if run.data else "label"
+    texts = [["" if row[name] is None else row[name] for name in columns] for row in rows]
     return texts, [None if row.get(label) in (None, "") else row[label] for row in rows]
 
 
 def read_rows(path: str, where: str) -> list[dict]:
-    """The rows of a file as dictionaries; standard input is JSONL where it begins with a brace,
-    else CSV.
+    """Rows of a file or of standard input as dictionaries. where: its description for the message.
+
+    JSONL begins with a brace; other text is TSV or CSV, by the name of the file.
     """
     try:
         if Path(path).suffix == ".parquet":

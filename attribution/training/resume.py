@@ -1,8 +1,8 @@
 """Training that is shared by processes, and that continues after the last finished epoch.
 
 Every step is one on the whole batch: each process computes the gradients of the summed loss of its
-rows, divided by the rows of the whole batch, and these are added over the processes. Symbols: B rows
-of a batch.
+rows, divided by the rows of the whole batch, and these are added over the processes. Symbols: B
+rows of a batch.
 """
 
 import shutil
@@ -76,7 +76,7 @@ class Progress:
         self.epochs: list[dict] = []
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule) -> int:
-        """Restores the states after the last finished epoch; returns the number of finished epochs."""
+        """Restores the states after the last finished epoch; returns the number of these epochs."""
         record = self.processes.from_main(self._usable)
         if record is None:
             return 0

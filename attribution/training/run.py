@@ -2,7 +2,7 @@
 
 It holds model and tokenizer as `save_pretrained` writes them, and run.json: task, data, start,
 recipe, checksums. While a run is being saved its folder has a marker; a folder with a model but
-neither run.json nor marker belongs to somebody else.
+neither run.json nor marker is external, and is left alone.
 """
 
 import shlex
@@ -80,15 +80,18 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run | None":
-        """Run in the folder; None if run.json is missing, damaged or no run's. Weights are not read."""
-        record = read_json(folder / "run.json")
-        known = {entry.name for entry in fields(cls)}
-        if record is None or record.get("dataset_name") is None:
+        """Run in the folder; None if run.json is missing, damaged or not of a run.
+
+        Weights are not read.
+        """
+        record = read_json(folder / "run.json") or {}
+        custom = record.get("task")
+        task = task_from(custom) if custom else TASKS.get(record.get("dataset_name", ""))
+        if task is None:
             return None
-        own = record.get("task")
-        task = task_from(own) if own else TASKS.get(record["dataset_name"])
+        known = {entry.name for entry in fields(cls)}
         values = {name: value for name, value in record.items() if name in known}
-        return None if task is None else cls(**values | {"folder": folder, "task": task})
+        return cls(**values | {"folder": folder, "task": task})
 
     @classmethod
     def open(cls, checkpoint_dir: Path, name: str, data_path: str | None = None) -> "Run":
@@ -103,28 +106,27 @@ class Run:
         if run is None and name not in TASKS:
             raise Refused(
                 f"{unknown_task(name)}, and in {checkpoint_dir} there is no run of this name "
-                "(train.py makes one from your own rows: --dataset_path, --text_columns, "
+                "(train.py makes one from custom rows: --dataset_path, --text_columns, "
                 "--label_column)"
             )
-        where = shlex.quote(str(checkpoint_dir))
-        remedy = f"run: python train.py --dataset_name {name} --checkpoint_dir {where}"
+        fault = ""
         if run is None:
-            if is_foreign(folder):
+            if is_external(folder):
                 raise Refused(f"{folder} holds a model that is no run of train.py (no run.json)")
-            state = "is damaged" if (folder / "run.json").exists() else "is missing"
-            state = "is half-written" if (folder / MARKER).exists() else state
-            raise Refused(f"the checkpoint {folder} {state}; {remedy}")
-        if run.dataset_name != name:
+            fault = "is damaged" if (folder / "run.json").exists() else "is missing"
+            if (folder / MARKER).exists():
+                fault = "is half-written"
+        elif run.dataset_name != name:
+            fault = f"was trained on {run.dataset_name}, not {name}"
+        elif run.num_labels != run.task.num_labels:
+            fault = f"has {run.num_labels} labels, {name} {run.task.num_labels}"
+        elif not run.intact():
+            fault = "is damaged (a file is missing or changed since training)"
+        if run is None or fault:
+            where = shlex.quote(str(checkpoint_dir))
             raise Refused(
-                f"the checkpoint {folder} was trained on {run.dataset_name}, not {name}; {remedy}"
-            )
-        if run.num_labels != run.task.num_labels:
-            counts = f"{run.num_labels} labels, {name} {run.task.num_labels}"
-            raise Refused(f"the checkpoint {folder} has {counts}; {remedy}")
-        if not run.intact():
-            raise Refused(
-                f"the checkpoint {folder} is damaged (a file is missing or changed since "
-                f"training); {remedy}"
+                f"the checkpoint {folder} {fault}; run: python train.py --dataset_name {name} "
+                f"--checkpoint_dir {where}"
             )
         return replace(run, data_path=data_path)
 
@@ -140,12 +142,12 @@ class Run:
     def rows(self, max_queries: int, first_query: int = 0) -> tuple[GlueDataset, GlueDataset]:
         """Training rows and queries of the run, tokenized as in training.
 
-        Queries are at most max_queries validation rows, from first_query on.
+        Queries are at most max_queries validation rows, from first_query on. Raises Refused if the
+        data are not those of training any more.
         """
+        name = self.dataset_name
         shared = self.reading() | {"tables": self.tables()}
-        train = get_glue_dataset(
-            self.dataset_name, "train", max_samples=self.max_train_samples, **shared
-        )
+        train = get_glue_dataset(name, "train", max_samples=self.max_train_samples, **shared)
         if train.fingerprint() != self.train_rows:
             raise Refused(
                 f"the training rows are not those of {self.folder}; give the --dataset_path of "
@@ -156,11 +158,11 @@ class Run:
             rows_of_file = np.arange(len(train) + len(drawn))
             train.file_rows = np.setdiff1d(rows_of_file, drawn)[: len(train)]
         last = first_query + max_queries
-        valid = get_glue_dataset(self.dataset_name, "valid", max_samples=last, **shared)
+        valid = get_glue_dataset(name, "valid", max_samples=last, **shared)
         return train, valid.window(first_query, max_queries)
 
     def reading(self) -> dict:
-        """Keyword arguments of `get_glue_dataset` with which the run reads texts."""
+        """Keyword arguments of `get_glue_dataset` that read texts as in training."""
         return {
             "tokenizer": AutoTokenizer.from_pretrained(self.folder),
             "max_length": self.max_length,
@@ -173,9 +175,9 @@ class Run:
         path = self.data_path or self.find_again("dataset_path", "the data set")
         if self.data is None:
             return load_tables(self.dataset_name, path)
-        asked = self.data["asked"]
-        data = CustomData(**asked | {"path": path, "text_columns": tuple(asked["text_columns"])})
-        if self.folders.get("validation_split") is not None:
+        given = self.data["asked"]
+        data = CustomData(**given | {"path": path, "text_columns": tuple(given["text_columns"])})
+        if self.validation_split is not None:
             found = self.find_again("validation_split", "the file of validation rows")
             data = replace(data, validation_split=found)
         tables, _ = open_custom(data, self.dataset_name, self.data["validation_rows"])
@@ -184,7 +186,8 @@ class Run:
     def find_again(self, name: str, what: str) -> str | None:
         """Folder, file or hub id that training was given as the argument `name`.
 
-        Where it was, else as given, from the current folder. Raises Refused if it is gone.
+        A path is tried where it was, then from the current folder. what: its description for the
+        message. Raises Refused if it is gone.
         """
         given = getattr(self, name)
         folder = self.folders.get(name)
@@ -199,20 +202,17 @@ class Run:
 
     def fingerprints(self, queries: GlueDataset) -> dict[str, str]:
         """Named SHA-256 of everything behind a result: weights, start, rows, queries."""
-        found = {"weights": self.weights, "start": self.start, "training rows": self.train_rows}
-        found |= {"query rows": queries.fingerprint()}
-        return {name: value for name, value in found.items() if value}
+        found = {"weights": self.weights, "training rows": self.train_rows}
+        if self.start:
+            found["start"] = self.start
+        return found | {"query rows": queries.fingerprint()}
 
     def start_parts(self) -> dict:
         """Named parts of the model before training: weights, layers (None: all), new head."""
-        return {
-            "weights": self.start,
-            "layers": self.num_hidden_layers,
-            "head": self.new_head,
-        }
+        return {"weights": self.start, "layers": self.num_hidden_layers, "head": self.new_head}
 
 
-# --- saving ------------------------------------------------------------------------------------------
+# --- saving ---------------------------------------------------------------------------------------
 
 
 def save_run(folder: Path, model, tokenizer, record: dict) -> None:
@@ -250,9 +250,7 @@ def add_to_run(folder: Path, **parts) -> None:
 def refuse_replacing(folder: Path, model, overwrite: bool) -> None:
     """Raises Refused if the folder holds a run with other weights and may not be overwritten."""
     run = Run.read(folder)
-    if run is None or overwrite:
-        return
-    if run.weights != fingerprint_of_tensors(model.state_dict()):
+    if run and not overwrite and run.weights != fingerprint_of_tensors(model.state_dict()):
         raise Refused(
             f"{folder} holds another run; pass --overwrite to replace it, or use another "
             "--checkpoint_dir"
@@ -260,8 +258,8 @@ def refuse_replacing(folder: Path, model, overwrite: bool) -> None:
 
 
 def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_path") -> None:
-    """Raises Refused for a folder that cannot take a run: not writable, the start model's, or one
-    with a model that is no run.
+    """Raises Refused for a folder that cannot take a run: not writable, that of the start model, or
+    one with an external model.
 
     start: the start model as given with the flag; None for the default.
     """
@@ -269,7 +267,7 @@ def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_pa
         raise Refused(
             f"{flag} {start} is where the run would be saved; name another --checkpoint_dir"
         )
-    if is_foreign(folder):
+    if is_external(folder):
         raise Refused(
             f"{folder} holds a model that is no run of train.py, so nothing is written there; move "
             "it away"
@@ -277,13 +275,13 @@ def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_pa
     check_writable(folder)
 
 
-def is_foreign(folder: Path) -> bool:
+def is_external(folder: Path) -> bool:
     """Whether the folder holds a model that train.py did not save."""
     if (folder / "run.json").exists() or (folder / MARKER).exists():  # run.json may be damaged
         return False
-    return any(True for pattern in MODEL_FILES for _ in folder.glob(pattern))
+    return any(any(folder.glob(pattern)) for pattern in MODEL_FILES)
 
 
 def absolute(name: str | None) -> str | None:
-    """Absolute path of a folder or file as given; None for a hub id or nothing."""
+    """Absolute path of a folder or file as given; None for a hub id or None."""
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else None
