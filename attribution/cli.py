@@ -1,6 +1,7 @@
 """Command lines: parsers, options that are dataclass fields, checks of values, exit statuses."""
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import errno
@@ -41,27 +42,23 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help_all", nargs=0, action=HelpAll, help="show every argument")
 
     def group(self, title: str) -> argparse._ArgumentGroup:
-        """The group of arguments with this title, made when it is first asked for."""
+        """Group of arguments with this title, made at the first call."""
         known = {group.title: group for group in self._action_groups}
         return known[title] if title in known else self.add_argument_group(title)
 
     def format_help(self) -> str:
         """Help text without the rare arguments and the epilog, unless all is to be shown."""
-        hidden = {} if self.show_all else {a: a.help for a in self._actions if a.dest in self.rare}
-        epilog = self.epilog
-        if not self.show_all:
-            self.epilog = "--help_all shows every argument." if hidden else None
-        for action in hidden:
-            action.help = argparse.SUPPRESS
-        try:
+        if self.show_all:
             return super().format_help()
-        finally:
-            self.epilog = epilog
-            for action, text in hidden.items():
-                action.help = text
+        short = copy.copy(self)
+        short._action_groups = [copy.copy(group) for group in self._action_groups]
+        for group in short._action_groups:
+            group._group_actions = [a for a in group._group_actions if a.dest not in self.rare]
+        short.epilog = "--help_all shows every argument." if self.rare else None
+        return super(Parser, short).format_help()
 
     def error(self, message: str):
-        """Raises Refused, so that a wrong argument ends like every other refusal."""
+        """Raises Refused: a wrong argument ends like other refused input."""
         kind, _, unknown = message.partition("unrecognized arguments: ")
         flag = unknown.split("=")[0].split(" ")[0]
         if not kind and flag.startswith("--"):
@@ -71,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpAll(argparse.Action):
-    """The argument `--help_all`: prints the whole help text and ends."""
+    """Argument `--help_all`: prints the whole help text and ends."""
 
     def __call__(self, parser, *_) -> None:
         parser.show_all = True
@@ -79,7 +76,7 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
-# --- options that are dataclass fields -------------------------------------------------------------
+# --- options that are dataclass fields ------------------------------------------------------------
 
 
 def option(
@@ -121,7 +118,7 @@ def add_options(parser: Parser, options: type) -> None:
 
 
 def options_of(options: type, args: argparse.Namespace):
-    """The dataclass filled from parsed arguments; fields without an argument keep their default."""
+    """Dataclass filled from parsed arguments; fields without an argument keep their default."""
     names = [field.name for field in dataclasses.fields(options)]
     return options(**{name: value for name, value in vars(args).items() if name in names})
 
@@ -131,31 +128,28 @@ def flags_of(options) -> str:
     flags = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if not field.metadata or value == field.default:
-            continue
-        if isinstance(field.default, bool):
-            flags.append(f"--{field.name}")
-        else:
-            flags.append(f"--{field.name} {shown_value(value)}")
+        if field.metadata and value != field.default:
+            argument = "" if isinstance(field.default, bool) else f" {shown_value(value)}"
+            flags.append(f"--{field.name}{argument}")
     return " ".join(flags)
 
 
 def shown_value(value) -> str:
-    """Value of an option as an argument and in names: numbers in short form, None as `heuristic`."""
+    """Value of an option as an argument and in names: short numbers, `heuristic` for None."""
     if value is None:
         return "heuristic"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# --- checks ------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check_numbers(values: dict, *positive: str) -> None:
     """Raises Refused for a value (argument name -> value or None) that is not finite, or not above
     zero although its name is among `positive`.
 
-    Seeds are integers from 0 up, of at most 62 bits: NumPy and torch take no others, and a few are
-    counted up from them.
+    Seeds are integers from 0 up, of at most 62 bits: NumPy and torch refuse larger ones, and seeds
+    of members and retrains are counted up from them.
     """
     for name, value in values.items():
         if name.endswith("seed") and value is not None and not 0 <= value < 2**62:
@@ -167,15 +161,15 @@ def check_numbers(values: dict, *positive: str) -> None:
 
 
 def did_you_mean(name: str, known) -> str:
-    """` (did you mean 'sst2'?)` if one of the known names is near, else nothing."""
+    """` (did you mean 'sst2'?)` if one of the known names is near, else empty."""
     plain = name.casefold().replace("-", "").replace("_", "")
     for spelling in (name, plain):
-        if near := difflib.get_close_matches(spelling, list(known), n=1):
-            return f" (did you mean {near[0]!r}?)"
+        for near in difflib.get_close_matches(spelling, known, n=1):
+            return f" (did you mean {near!r}?)"
     return ""
 
 
-# --- running -----------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def run_script(main, argv: list[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 """Labels drawn from a model with random numbers that are a function of seed and row, and the mean
-over all draws.
+over all draws. Symbols: B examples, C classes.
 """
 
 import hashlib
@@ -10,16 +10,15 @@ from scipy.special import ndtri
 
 
 def uniform_hash(seed: int, stream: str, rows: np.ndarray) -> np.ndarray:
-    """A number in (0, 1), float64, for every row: a function of seed, stream and row number alone.
+    """Uniform numbers in (0, 1), float64, one a row: functions of seed, stream and row number.
 
     splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195, figure 17) applied to the
     row number, offset by a hash of seed and stream.
     """
     offset = int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "little")
     with np.errstate(over="ignore"):
-        z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
-            offset
-        )
+        z = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z += np.uint64(offset)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
@@ -50,7 +49,7 @@ def fisher_columns(num_labels: int) -> int:
 
 
 def fisher_column(logits: torch.Tensor, column: int) -> torch.Tensor:
-    """(B,): the quantity whose gradients are one column of a root of the Fisher matrix; float64.
+    """Quantity (B,) whose gradients are one column of a root of the Fisher matrix; float64.
 
     The loss of a label drawn from the model has the gradient J^T r by the model's parameters, J
     being that of the logits (B, C) and r of covariance diag(p) - p p^T = L L^T. So the mean of g

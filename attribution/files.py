@@ -2,7 +2,7 @@
 
 Everything that a script leaves behind goes through here: a file is written to a temporary name in
 the same folder, flushed to the disk, then renamed, so that a process that dies leaves either the
-old file or the new one. Beside each result stands a JSON with its fingerprint.
+old file or the new one. Each result has a JSON with its fingerprint in the same folder.
 """
 
 import contextlib
@@ -27,15 +27,14 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 class Refused(Exception):
-    """Input that a script will not work with; the message is one sentence that says what to do."""
+    """Input that a script will not work with; the message is one sentence with a remedy."""
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error, or what caused it, says that no space (or no quota) is left."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in full or any(
-        os.strerror(number) in str(error) for number in full
-    )
+    number = getattr(error, "errno", None)
+    return number in full or any(os.strerror(code) in str(error) for code in full)
 
 
 def temporary_name(path: Path) -> Path:
@@ -158,8 +157,10 @@ def intact(folder: Path, recorded: dict[str, str] | None) -> bool:
     """Whether every recorded file (name -> SHA-256) is in the folder, unchanged."""
     if recorded is None:
         return False
-    places = {folder / name: digest for name, digest in recorded.items()}
-    return all(path.is_file() and sha256_of(path) == digest for path, digest in places.items())
+    return all(
+        (folder / name).is_file() and sha256_of(folder / name) == digest
+        for name, digest in recorded.items()
+    )
 
 
 def fingerprint_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
@@ -183,9 +184,9 @@ def describe_parts(parts: list[str]) -> str:
 
 
 def number_of_queries(record: dict, parts: list[str]) -> str:
-    """` (of --max_queries 50)` if a record differs in nothing but its queries, else nothing."""
-    asked = record.get("arguments", {}).get("max_queries")
-    return f" (of --max_queries {asked})" if asked and parts == ["query rows"] else ""
+    """` (of --max_queries 50)` if a record differs in nothing but its queries, else empty."""
+    count = record.get("arguments", {}).get("max_queries")
+    return f" (of --max_queries {count})" if count and parts == ["query rows"] else ""
 
 
 def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
@@ -241,9 +242,7 @@ def exclusive(folder: Path, name: str = ".lock", shared: bool = False, wait_for:
 
 
 def printable(text: str) -> str:
-    """Text on one line in which control and format characters, which steer a terminal, are escaped."""
-    if text.isprintable():
-        return text
+    """Text on one line with escapes for control and format characters, which change a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

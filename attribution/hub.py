@@ -1,7 +1,8 @@
-"""Opens models and data sets that may live on the model hub, and says quickly when the hub is
-silent.
+"""Models and data sets of the model hub or of folders: opened, with one sentence for what fails,
+soon after a hub does not answer.
 """
 
+import contextlib
 import errno
 import threading
 from pathlib import Path
@@ -24,9 +25,9 @@ SUFFIXES = (
     ".jsonl",
     ".arrow",
 )
-# Seconds until an unanswered hub counts as out of reach; transformers itself retries for 47.
-# HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT, the hub's own variables, make it longer: behind a
-# slow proxy, say.
+# Seconds until a hub that does not answer counts as out of reach; transformers retries for 47.
+# HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT, variables of the hub's library, make it longer,
+# for instance behind a slow proxy.
 PATIENCE = float(max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 
@@ -36,30 +37,31 @@ def hub_answers() -> bool:
         return False
     answers = []
 
-    def ask() -> None:
-        try:
-            answers.append(get_session().head(constants.ENDPOINT, timeout=PATIENCE - 1).status_code)
-        except Exception as error:  # whatever the client library raises: the hub did not answer
-            answers.append(error)
+    def request() -> None:
+        with contextlib.suppress(Exception):  # any error means that the hub did not answer
+            answers.append(get_session().head(constants.ENDPOINT, timeout=PATIENCE - 1))
 
-    thread = threading.Thread(
-        target=ask, daemon=True
-    )  # a name server that hangs ignores every time limit
+    # In a thread: a name server that hangs ignores every time limit.
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    return bool(answers) and not isinstance(answers[0], Exception)
+    return bool(answers)
 
 
 def open_asset(name: str, flag: str, what: str, load):
-    """load(), which opens the folder or hub asset `name`; its errors become one sentence (Refused).
+    """Result of load(), which opens the folder or hub asset `name`; errors become one sentence
+    (Refused).
 
-    Where the hub is silent, only what was downloaded before is used, for the rest of the process.
+    flag: the argument that named it. what: its kind, for the message. If the hub does not answer,
+    the process uses earlier downloads only from then on.
     """
-    local = Path(name).exists()
-    if not local and is_place(name):
+    path = Path(name)
+    local = path.exists()
+    if path.is_dir():
+        refuse_pointers(path)
+    # A hub id is `name` or `owner/name`, and does not begin with a dot.
+    if not local and (path.is_absolute() or len(path.parts) > 2 or name.startswith((".", "~"))):
         raise Refused(f"there is no {name!r}; check {flag}")
-    if Path(name).is_dir():
-        refuse_pointers(Path(name))
     if not local and not hub_answers():
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
@@ -78,22 +80,13 @@ def open_asset(name: str, flag: str, what: str, load):
         ) from error
 
 
-def is_place(name: str) -> bool:
-    """Whether the name can only mean a folder or file: a hub id is `name` or `owner/name`, without
-    dots before it.
-    """
-    path = Path(name)
-    return path.is_absolute() or len(path.parts) > 2 or name.startswith((".", "~"))
-
-
 def refuse_pointers(folder: Path) -> None:
-    """Raises Refused where a file in the folder, or one below it, is a Git LFS pointer instead of
-    the file itself.
+    """Raises Refused for an adapter, and if a file of the folder, or of one in it, is a Git LFS
+    pointer.
     """
-    paths = [
-        path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in SUFFIXES
-    ]
-    for path in (path for path in paths if path.is_file() and path.stat().st_size < 1024):
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.suffix not in SUFFIXES or not path.is_file() or path.stat().st_size >= 1024:
+            continue
         if path.read_bytes().startswith(b"version https://git-lfs"):
             raise Refused(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -104,20 +97,21 @@ def refuse_pointers(folder: Path) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in a few words: of an error, and of those that caused it, the one that says
-    most.
-    """
+    """Reason of an error in a few words: the message, among it and its causes, that says most."""
     chain = [error]
-    while (
-        cause := chain[-1].__cause__ or chain[-1].__context__
-    ) is not None and cause not in chain:
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        if cause in chain:
+            break
         chain.append(cause)
     for one in chain:
         if isinstance(one, UnicodeDecodeError):
             return "a file is not encoded as UTF-8"
         if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return f"{one.filename} may not be read or written: {one.strerror}; HF_HOME says where the cache lies"
-    said = [str(one).strip() for one in chain]
+            return (
+                f"{one.filename} may not be read or written: {one.strerror}; HF_HOME sets the "
+                "folder of the cache"
+            )
+    messages = [str(one).strip() for one in chain]
     vague = ("", "An error occurred while generating the dataset")
-    text = next((text for text in said if text not in vague), type(error).__name__)
+    text = next((text for text in messages if text not in vague), type(error).__name__)
     return printable(text.splitlines()[0])[:300]

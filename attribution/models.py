@@ -1,11 +1,11 @@
-"""Start models: opened by name, and refused where a weight, a head or a tokenizer is not what it
-should be.
+"""Start models: opened by name, and refused if a weight, a head or a tokenizer is missing or wrong.
 
 Supported are encoders with a classification head (see README); decoders and encoder-decoders are
 refused at once.
 """
 
 import inspect
+import math
 from pathlib import Path
 
 import torch
@@ -33,15 +33,14 @@ VOCABULARIES = (
 
 
 def open_tokenizer(name: str, flag: str = FLAG):
-    """The fast tokenizer of a folder or hub id. Raises Refused where it has no tokenizer:
-    transformers invents one.
+    """Fast tokenizer of a folder or hub id.
+
+    Raises Refused if it has none: transformers would invent one.
     """
-    bare = Path(name).is_dir() and not any((Path(name) / file).is_file() for file in VOCABULARIES)
-    tokenizer = (
-        None
-        if bare
-        else open_asset(name, flag, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
-    )
+    folder = Path(name)
+    tokenizer = None
+    if not folder.is_dir() or any((folder / file).is_file() for file in VOCABULARIES):
+        tokenizer = open_asset(name, flag, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
     if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise Refused(
             f"{name!r} has no tokenizer files; name a folder or hub id with them: "
@@ -61,13 +60,12 @@ def open_tokenizer(name: str, flag: str = FLAG):
 def open_model(
     name: str, task: GlueTask, num_hidden_layers: int | None = None, new_head: bool = False
 ) -> nn.Module:
-    """The model of a folder or hub id with a head for the task, float32; what it lacks is drawn
-    from torch's seed.
+    """Model of a folder or hub id with a head for the task, float32; missing parts are drawn from
+    torch's seed.
 
-    new_head: draw the head even where there is one. `model.drawn` names the parameters that were
-    drawn, `model.unused` the stored ones that the model does not have. Raises Refused where an
-    encoder weight is missing, does not fit or is not finite, or where the head is one of another
-    number of classes.
+    new_head: draw the head even if there is one. `model.drawn` names the parameters that were
+    drawn, `model.unused` the stored ones that the model does not have. Raises Refused if an encoder
+    weight is missing, does not fit or is not finite, or if the head has another number of classes.
     """
 
     def load():
@@ -89,21 +87,21 @@ def open_model(
                 f"{task.num_labels} ({sorted(misfits)[0]}); pass --new_head to draw a new one"
             )
         if new_head:
-            kept = {
-                key: value for key, value in model.state_dict().items() if key not in head | missing
-            }
+            missing |= head
+            stored = model.state_dict()
+            kept = {key: stored[key] for key in stored if key not in missing}
             model = type(model).from_pretrained(
                 None, config=config, state_dict=kept, dtype=torch.float32
             )
-            missing |= head
-        model.drawn, model.unused = frozenset(missing), tuple(sorted(info["unexpected_keys"]))
+        model.drawn = frozenset(missing)
+        model.unused = tuple(sorted(info["unexpected_keys"]))
         return model
 
     return open_asset(name, FLAG, "model", load)
 
 
 def open_config(name: str, task: GlueTask, num_hidden_layers: int | None):
-    """The configuration of an encoder for the task. Raises Refused for other kinds of models."""
+    """Configuration of an encoder for the task. Raises Refused for other kinds of models."""
     config = AutoConfig.from_pretrained(name, num_labels=task.num_labels)
     kind = config.model_type
     decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
@@ -112,24 +110,24 @@ def open_config(name: str, task: GlueTask, num_hidden_layers: int | None):
             f"the model {name!r} ({kind}) is no encoder; only encoders such as BERT are supported"
         )
     config.problem_type = "regression" if task.regression else "single_label_classification"
-    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    config.return_dict = True
+    config.output_attentions = False
+    config.output_hidden_states = False
     config.gradient_checkpointing = False
-    if hasattr(
-        config, "reference_compile"
-    ):  # ModernBERT's in transformers 4, which would compile on a GPU
+    if hasattr(config, "reference_compile"):  # ModernBERT of transformers 4 compiles on a GPU
         config.reference_compile = False
     if num_hidden_layers is not None:
-        if not 1 <= num_hidden_layers <= (most := config.num_hidden_layers):
+        if not 1 <= num_hidden_layers <= config.num_hidden_layers:
             raise Refused(
-                f"--num_hidden_layers is {num_hidden_layers}, but the model {name!r} has {most} "
-                "layers"
+                f"--num_hidden_layers is {num_hidden_layers}, but the model {name!r} has "
+                f"{config.num_hidden_layers} layers"
             )
         config.num_hidden_layers = num_hidden_layers
     return config
 
 
 def name_classes(model: nn.Module, task: GlueTask) -> nn.Module:
-    """Writes the task's class names into the model's configuration, and returns it."""
+    """Writes the task's class names into the model's configuration, and returns the model."""
     if task.class_names:
         model.config.id2label = dict(enumerate(task.class_names))
         model.config.label2id = {name: i for i, name in enumerate(task.class_names)}
@@ -137,21 +135,21 @@ def name_classes(model: nn.Module, task: GlueTask) -> nn.Module:
 
 
 def is_head(model: nn.Module, key: str) -> bool:
-    """Whether the parameter belongs to what follows the encoder."""
+    """Whether the parameter is not one of the encoder."""
     return not key.startswith(f"{model.base_model_prefix}.")
 
 
 def check_weights(name: str, model: nn.Module, lacking: set[str]) -> None:
-    """Raises Refused where encoder weights are lacking (head and pooler may be), or a weight is not
+    """Raises Refused if encoder weights are lacking (head and pooler may be), or a weight is not
     finite.
     """
     pooler = f"{model.base_model_prefix}.pooler."
     lost = sorted(key for key in lacking if not is_head(model, key) and not key.startswith(pooler))
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        names = ", ".join(lost[:3]) + more
         raise Refused(
-            f"the model {name!r} lacks weights of the encoder, or they do not fit: {names}"
+            f"the model {name!r} lacks weights of the encoder, or they do not fit: "
+            f"{', '.join(lost[:3])}{more}"
         )
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -159,7 +157,7 @@ def check_weights(name: str, model: nn.Module, lacking: set[str]) -> None:
 
 
 def fingerprint_of_start(model: nn.Module) -> str:
-    """SHA-256 over the encoder's weights as they were stored: head and drawn weights left out."""
+    """SHA-256 over the stored weights of the encoder: without head and drawn weights."""
     state = model.state_dict()
     kept = {key: state[key] for key in state if not is_head(model, key) and key not in model.drawn}
     return fingerprint_of_tensors(kept)
@@ -180,30 +178,30 @@ def usable_positions(model: nn.Module) -> int:
 
 
 def inputs_of(model: nn.Module, tokenizer) -> list[str]:
-    """What the tokenizer makes and the model reads: DistilBERT has no segments, whatever its
-    tokenizer says.
+    """Outputs of the tokenizer that the model reads, without the mask.
+
+    DistilBERT has no segments, although its tokenizer makes them.
     """
-    unread = {"attention_mask"} | (
-        set() if getattr(model.config, "type_vocab_size", 0) else {"token_type_ids"}
-    )
-    reads = set(inspect.signature(model.forward).parameters) - unread
+    reads = set(inspect.signature(model.forward).parameters) - {"attention_mask"}
+    if not getattr(model.config, "type_vocab_size", 0):
+        reads.discard("token_type_ids")
     return [name for name in tokenizer.model_input_names if name in reads]
 
 
 def check_tokens(model: nn.Module, *sets: GlueDataset) -> None:
-    """Raises Refused where rows have tokens or segments that the model does not know."""
+    """Raises Refused if rows have tokens or segments that the model does not know."""
     known = {
         "input_ids": model.get_input_embeddings().num_embeddings,
         "token_type_ids": getattr(model.config, "type_vocab_size", 0) or 0,
     }
-    for name, values in (
-        (name, values) for dataset in sets for name, values in dataset.inputs.items()
-    ):
-        if name in known and (highest := int(values.max())) >= known[name]:
-            raise Refused(
-                f"the tokenizer makes {name} up to {highest}, but the model knows {known[name]}; "
-                "name the model's own tokenizer with --tokenizer_name_or_path"
-            )
+    for dataset in sets:
+        for name, values in dataset.inputs.items():
+            highest = int(values.max())
+            if highest >= known.get(name, math.inf):
+                raise Refused(
+                    f"the tokenizer makes {name} up to {highest}, but the model knows "
+                    f"{known[name]}; name the model's tokenizer with --tokenizer_name_or_path"
+                )
 
 
 def open_trained(folder: Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -46,15 +46,13 @@ class Processes:
         return self.rank == 0
 
     def sharers(self, device: torch.device) -> int:
-        """How many processes of this launch use the device, this one included."""
-        return (
-            self.local_count
-            if device.type == "cpu"
-            else -(-self.local_count // torch.cuda.device_count())
-        )
+        """Number of processes of this launch that use the device, this one included."""
+        if device.type == "cpu":
+            return self.local_count
+        return -(-self.local_count // torch.cuda.device_count())
 
     def from_main(self, make: Callable) -> Any:
-        """What make() returns on the main process, on every process; it must be picklable."""
+        """Result of make() on the main process, for every process; it must be picklable."""
         if self.count == 1:
             return make()
         value = [make() if self.main else None]
@@ -62,7 +60,7 @@ class Processes:
         return value[0]
 
     def all_of(self, value) -> list:
-        """Every process's value, in the order of ranks, on every process."""
+        """Values of all processes, in the order of ranks, for every process."""
         values = [value] * self.count
         if self.count > 1:
             dist.all_gather_object(values, value)
@@ -82,10 +80,9 @@ class Processes:
             self._through(tensor, lambda x: dist.broadcast(x, src=source))
 
     def to_main(self, tensor: torch.Tensor, shapes: list) -> Iterator[tuple[int, torch.Tensor]]:
-        """On the main process (rank, tensor) of every process; the others send theirs.
+        """(rank, tensor) of every process, on the main one; the rest send theirs and yield nothing.
 
-        tensor: on the CPU. shapes: of every rank's tensor. What comes is used before the next one
-        is asked for.
+        tensor: on the CPU. shapes: of every rank's tensor. One tensor is received at a time.
         """
         if not self.main:
             dist.send(tensor.contiguous(), dst=0)
@@ -102,8 +99,8 @@ class Processes:
 
     @staticmethod
     def _through(tensor: torch.Tensor, call: Callable) -> None:
-        """call(tensor); on GPUs that talk to each other a CPU tensor makes the way through the GPU,
-        which is faster.
+        """Runs call(tensor); if the GPUs are connected, a CPU tensor goes through the GPU, which is
+        faster.
         """
         if tensor.device.type == "cpu" and "nccl" in dist.get_backend_config():
             moved = tensor.cuda()
@@ -122,7 +119,7 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def here() -> Processes:
-    """This process's place in its launch. Raises Refused for a launcher that torch cannot follow."""
+    """Place of this process in its launch. Raises Refused if the launcher does not tell it."""
     rank, count = rank_and_size()
     if count > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
@@ -137,7 +134,7 @@ def here() -> Processes:
 
 
 def choose_device() -> torch.device:
-    """GPU of this process (LOCAL_RANK modulo the visible ones), made the current one; else the CPU."""
+    """GPU of this process (LOCAL_RANK modulo the visible ones), made current; else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
@@ -158,8 +155,8 @@ def name_of(device: torch.device) -> str:
 
 
 def check_launcher(device: torch.device, processes: Processes) -> None:
-    """Raises Refused for a launcher's configuration that training could not follow; says what it
-    does not follow.
+    """Raises Refused for a launcher's configuration that training cannot follow; prints the
+    settings that it ignores.
     """
     for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
@@ -168,15 +165,14 @@ def check_launcher(device: torch.device, processes: Processes) -> None:
             )
     if processes.count > 1 and device.type == "cuda" and processes.sharers(device) > 1:
         raise Refused(f"{processes.local_count} processes would share GPUs; start one for each GPU")
-    if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":
         print(
             f"the launcher's mixed precision ({precision}) is not used; --use_half_precision asks "
             "for bfloat16"
         )
-    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) not in (
-        "1",
-        "auto",
-    ):
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", "auto"):
         print(
             f"the launcher's accumulation over {steps} batches is not used; --train_batch_size is "
             "a whole step"
@@ -185,11 +181,11 @@ def check_launcher(device: torch.device, processes: Processes) -> None:
 
 @contextlib.contextmanager
 def launched(timeout: datetime.timedelta = TIMEOUT):
-    """A context with this launch's `Processes`, connected; only the main process prints to standard
-    output.
+    """Context with the connected `Processes` of this launch; only the main process prints to
+    standard output.
 
-    wait: after which a process that does not come is given up, and an error raised (WAIT). Gloo
-    connects CPUs and processes that share a GPU, NCCL processes with a GPU each.
+    timeout: longest wait for a process, after which an error is raised. Gloo connects CPUs and
+    processes that share a GPU; NCCL connects processes with a GPU each.
     """
     processes = here()
     if processes.count == 1:
@@ -208,8 +204,8 @@ def launched(timeout: datetime.timedelta = TIMEOUT):
             yield processes
             processes.meet()
     except BaseException:
-        # NCCL's end waits for all processes; one that fails just exits, and the launcher ends the
-        # rest
+        # NCCL's end waits for all processes: one that fails exits without it, and the launcher ends
+        # the rest.
         if not own_gpu:
             end_group()
         raise
@@ -218,17 +214,17 @@ def launched(timeout: datetime.timedelta = TIMEOUT):
 
 def end_group() -> None:
     """Leaves the group of processes."""
-    time.sleep(
-        0.1
-    )  # torch 2.6's gloo may lock up if its thread is still letting go of the last message
+    # gloo of torch 2.6 may lock up while its thread still releases the last message
+    time.sleep(0.1)
     dist.destroy_process_group()
 
 
 def share_out(weights: list[float], count: int) -> list[list[int]]:
-    """Numbers of the weights, shared out to `count` processes so that each has about the same sum;
-    each in order.
+    """Indices of the weights, in ascending order, for each of `count` processes, so that their sums
+    are about the same.
 
-    The heaviest first, each to the process that has least; the same everywhere.
+    The heaviest is assigned first, always to the process with the least; the result is the same on
+    every process.
     """
     shares: list[list[int]] = [[] for _ in range(count)]
     loads = [0.0] * count
@@ -244,15 +240,13 @@ def share_out(weights: list[float], count: int) -> list[list[int]]:
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # macOS has none
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def free_host_memory() -> int:
-    """Bytes of host memory that this process may still take: what is free, and within every limit
-    above it.
-    """
+    """Bytes of host memory that this process may still take: free, and within its limits."""
     return max(0, min([psutil.virtual_memory().available, *map(left_in, control_groups())]))
 
 
@@ -262,32 +256,29 @@ def control_groups(
     """Folders of the memory control groups that hold this process, inner ones first (versions 1 and
     2).
     """
-    try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        return []
-    found = []
-    for _, kinds, path in (line for line in lines if len(line) == 3):
-        if kinds == "" or "memory" in kinds.split(","):
-            root = groups / "memory" if kinds else groups
-            place = root / path.lstrip("/")
-            found += [one for one in (place, *place.parents) if one.is_relative_to(root)]
+    found: list[Path] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds == "" or "memory" in kinds.split(","):
+                root = groups / "memory" if kinds else groups
+                place = root / path.lstrip("/")
+                found += [one for one in (place, *place.parents) if one.is_relative_to(root)]
     return found
 
 
 def left_in(group: Path) -> float:
-    """Bytes that a control group has left; endless where it has no limit, or cannot be read.
+    """Bytes that a control group has left; infinite if it has no limit, or cannot be read.
 
-    Pages of files that nobody used lately are counted as free: the kernel gives them back.
+    Pages of files that were not used lately count as free: the kernel gives them back.
     """
-    for limit, used in (
-        ("memory.max", "memory.current"),
+    names = (
+        ("memory.max", "memory.current"),  # version 2
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            most, taken = int((group / limit).read_text()), int((group / used).read_text())
+    )
+    for limit, used in names:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            free = int((group / limit).read_text()) - int((group / used).read_text())
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # "max" is no number
-            continue
-        return most - taken + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+            return free + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
     return float("inf")

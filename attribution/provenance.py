@@ -1,7 +1,8 @@
-"""Where a result comes from: its command, the commit, versions, processor, and the fingerprints of
-model and data.
+"""Provenance of a result: its command, commit, versions, processor, and the fingerprints of model
+and data.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
@@ -17,19 +18,19 @@ LIBRARIES = ("torch", "transformers", "datasets", "kronfluence", "numpy")
 
 
 def git(*arguments: str) -> str:
-    """What git says in this directory. Raises OSError or CalledProcessError where it cannot."""
-    return subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """Output of git in this directory. Raises OSError or CalledProcessError if it fails."""
+    return subprocess.check_output(
+        ["git", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, text=True
+    ).strip()
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of this directory, with '+' where Python files or requirements differ from it;
-    None outside git.
+    """Commit of this directory, with '+' if Python files or requirements differ from it; None
+    outside git.
 
-    As it was when this process first asked, which studies do before their long work: they run what
-    they have loaded. Other files do not count, so one study may follow another without a commit.
+    It is that of the process's first call, before long work: a process runs what it has loaded.
+    Other files do not count, so one study may follow another without a commit.
     """
     try:
         code = ("*.py", "requirements.txt")
@@ -40,33 +41,28 @@ def git_commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor and the instructions that torch uses of it: others may round otherwise."""
+    """Processor and the instruction set that torch uses; another one may round differently."""
     name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-            name,
-        )
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def environment(device: torch.device | str = "cpu") -> dict:
     """Versions, commit, processor, device and threads, for the JSON beside a result."""
     device = torch.device(device)
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
+    name = f"cpu, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {"versions": versions, "commit": git_commit(), "device": name, "processor": processor()}
 
 
 def command() -> str:
-    """The command line of this process, from the project's folder on."""
+    """Command line of this process; the script's path begins at the project's folder."""
     if module := getattr(sys.modules["__main__"], "__spec__", None):  # python -m
         return shlex.join(["python", "-m", module.name, *sys.argv[1:]])
     script = Path(sys.argv[0]).resolve()
@@ -75,9 +71,8 @@ def command() -> str:
 
 
 def origin(device: torch.device | str = "cpu", fingerprints: dict[str, str] | None = None) -> dict:
-    """What a table or figure is traced back by: environment, command, and the fingerprints of model
-    and data.
+    """Provenance of a table or figure: environment, command, and fingerprints of model and data.
 
-    fingerprints: what -> SHA-256; none for a result that neither model nor data went into.
+    fingerprints: name -> SHA-256; none for a result without model and data.
     """
     return {**environment(device), "command": command(), "fingerprints": fingerprints or {}}

@@ -5,6 +5,7 @@ Symbols: N rows, B examples of a batch, T tokens.
 
 import copy
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -21,27 +22,23 @@ from attribution.processes import num_cores
 
 
 class GlueDataset(torch.utils.data.Dataset):
-    """Tokenized rows in memory, and the table that they came from.
+    """Tokenized rows in memory, and their table.
 
-    An item is (this data set, row number): what `collate` needs, whatever order batches are formed
-    in.
+    An item is (this data set, row number), from which `collate` makes batches in any order.
     """
 
-    file_rows: np.ndarray | None = (
-        None  # (N,) rows of the file, from 0 on, where others of it are validation rows
-    )
+    # (N,) numbers of these rows in their file, from 0 on, if it holds the validation rows too
+    file_rows: np.ndarray | None = None
 
     def __init__(
         self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]
     ) -> None:
-        self.table = (
-            table  # datasets.Dataset: text columns, `label`, and on the demo the recorded truth
-        )
+        """labels: (N,), from `tables.labels_of`. encoded: from `tokenize`."""
+        self.table = table  # text columns, `label`, and in the demo the recorded truth
         self.task = task
-        self.labels = labels  # (N,), as `raw.labels_of` returns them
+        self.labels = labels
         self.lengths = encoded["input_ids"][1]
-        # name -> int32 tensor (N, longest row), padded with 0, which the mask hides; encoded: as
-        # `tokenize` returns it
+        # name -> int32 tensor (N, longest row), padded with 0, which the mask hides
         self.inputs = {name: pad(*values) for name, values in encoded.items()}
 
     def __len__(self) -> int:
@@ -51,83 +48,75 @@ class GlueDataset(torch.utils.data.Dataset):
         return self, int(index)
 
     def batch(self, rows, pad_to: int | None = None) -> dict[str, torch.Tensor]:
-        """Row numbers -> batch: `input_ids`, `attention_mask`, `token_type_ids` (B, T), `labels`,
+        """Batch of row numbers: `input_ids`, `attention_mask`, `token_type_ids` (B, T), `labels`,
         `row` (B,).
 
-        T is the longest of these rows, or pad_to.
+        T is the length of the longest of these rows, or pad_to.
         """
         rows = torch.as_tensor(rows, dtype=torch.long)
         lengths = torch.from_numpy(self.lengths)[rows]
         longest = int(lengths.max())
-        extra = (pad_to or longest) - longest
+        width = pad_to or longest
         batch = {
-            name: torch.nn.functional.pad(values[rows, :longest].long(), (0, extra))
+            name: torch.nn.functional.pad(values[rows, :longest].long(), (0, width - longest))
             for name, values in self.inputs.items()
         }
-        batch["attention_mask"] = (torch.arange(longest + extra) < lengths[:, None]).long()
+        batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
         return batch | {"labels": torch.from_numpy(self.labels)[rows], "row": rows}
 
     def text(self, index: int) -> str:
-        """The row's text columns, joined by ' | '."""
+        """Text columns of the row, joined by ' | '."""
         row = self.table[int(index)]
         return " | ".join(row[column] for column in self.task.columns)
 
     def texts(self) -> list[str]:
         """`text` of every row."""
-        return [
-            " | ".join(parts)
-            for parts in zip(*(self.table[column] for column in self.task.columns), strict=True)
-        ]
+        columns = [self.table[column] for column in self.task.columns]
+        return [" | ".join(parts) for parts in zip(*columns, strict=True)]
 
     def label_name(self, index: int) -> str:
-        """The task's name of the row's class, or the similarity for regression."""
-        if self.task.regression and np.isnan(self.labels[index]):
-            return "output"
+        """Name of the row's class; for a regression the number, or `output` for none (NaN)."""
+        label = self.labels[index]
         if self.task.regression:
-            return f"{self.labels[index]:.2f}"
-        label = int(self.labels[index])
+            return "output" if np.isnan(label) else f"{label:.2f}"
         return self.task.class_names[label] if self.task.class_names else str(label)
 
     def digests(self) -> np.ndarray:
-        """(N, 16) uint8: for each row the first half of a SHA-256 over its token and segment
+        """(N, 16) uint8: for each row the first 16 bytes of a SHA-256 over its token and segment
         numbers and its label.
         """
-        names, labels = sorted(self.inputs), self.labels.astype("<f8")
-        inputs = {name: self.inputs[name].numpy().astype("<i4") for name in names}
+        labels = self.labels.astype("<f8")
+        inputs = {name: self.inputs[name].numpy().astype("<i4") for name in sorted(self.inputs)}
         out = np.empty((len(self), 16), np.uint8)
         for row, length in enumerate(self.lengths):
             digest = hashlib.sha256(labels[row].tobytes())
-            for name in names:
-                digest.update(f"|{name}|".encode() + inputs[name][row, :length].tobytes())
+            for name, values in inputs.items():
+                digest.update(f"|{name}|".encode() + values[row, :length].tobytes())
             out[row] = np.frombuffer(digest.digest()[:16], np.uint8)
         return out
 
     def file_row(self, index: int) -> int | None:
-        """The row's number in the file, where the file numbers its rows otherwise."""
+        """Number of the row in its file; None if that is its number here."""
         return None if self.file_rows is None else int(self.file_rows[index])
 
     def first(self, count: int) -> "GlueDataset":
-        """The first so many rows."""
+        """Data set of the first `count` rows."""
         return self if count >= len(self) else self.subset(list(range(count)))
 
     def window(self, start: int, count: int) -> "GlueDataset":
-        """So many rows from this one on. Raises Refused where there are none."""
+        """Data set of at most `count` rows from `start` on. Raises Refused if there are none."""
         if start >= len(self):
             raise Refused(f"--first_query {start} is not among the {len(self):,} validation rows")
-        return (
-            self.subset(list(range(start, min(start + count, len(self)))))
-            if start
-            else self.first(count)
-        )
+        if start == 0:
+            return self.first(count)
+        return self.subset(list(range(start, min(start + count, len(self)))))
 
     def subset(self, rows: list[int]) -> "GlueDataset":
-        """These rows, in this order."""
+        """Data set of the given rows, in this order."""
         part = copy.copy(self)
-        part.table, part.labels, part.lengths = (
-            self.table.select(rows),
-            self.labels[rows],
-            self.lengths[rows],
-        )
+        part.table = self.table.select(rows)
+        part.labels = self.labels[rows]
+        part.lengths = self.lengths[rows]
         part.file_rows = None if self.file_rows is None else self.file_rows[rows]
         longest = int(part.lengths.max())
         part.inputs = {
@@ -147,12 +136,12 @@ class GlueDataset(torch.utils.data.Dataset):
 def collate(
     items: list[tuple[GlueDataset, int]], pad_to: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Items of one data set -> `GlueDataset.batch` of their rows."""
+    """Batch (`GlueDataset.batch`) of items of one data set."""
     return items[0][0].batch([row for _, row in items], pad_to)
 
 
 def pad(flat: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-    """int32 (N, longest row), filled with 0 behind the end of each row."""
+    """int32 (N, longest row), filled with 0 after the end of each row."""
     padded = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.int32)
     padded.numpy()[np.arange(padded.shape[1]) < lengths[:, None]] = flat
     return padded
@@ -160,8 +149,8 @@ def pad(flat: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
 
 # --- tokens -------------------------------------------------------------------------------------
 
-CACHED_ROWS = 10_000  # from so many rows on tokens are cached: of fewer they are made in a second
-ROWS_A_PROCESS = 50_000  # at least, where several processes make them
+CACHED_ROWS = 10_000  # least rows whose tokens are cached; those of fewer take a second
+ROWS_A_PROCESS = 50_000  # at least, if several processes tokenize
 
 
 def tokenize(
@@ -171,12 +160,12 @@ def tokenize(
     max_length: int,
     cache: bool = True,
 ) -> dict[str, tuple]:
-    """What the tokenizer makes of the text columns, cut to max_length tokens: name -> (flat (T,),
+    """Output of the tokenizer for the text columns, cut to max_length tokens: name -> (flat (T,),
     lengths (N,)).
 
-    Cached below the datasets library's own cache, under a fingerprint of table, tokenizer and
-    length. Of several processes one makes them while the others wait. cache: False for texts that
-    shall leave nothing behind.
+    It is cached below the cache of the datasets library, under a fingerprint of table, tokenizer
+    and length; of several processes one tokenizes, and the rest wait. cache: False for texts that
+    must not be stored there.
     """
 
     def encode(batch: dict) -> dict:
@@ -187,9 +176,8 @@ def tokenize(
 
     if len(table) < CACHED_ROWS or not cache:
         return {name: flatten(values) for name, values in encode(table).items()}
-    encode(
-        {column: [""] for column in columns}
-    )  # a tokenizer keeps the length of its last call, which changes it
+    # A tokenizer keeps the length of its last call, which would change the library's fingerprint.
+    encode({column: [""] for column in columns})
     parts = f"{table._fingerprint}|{fingerprint_of_tokenizer(tokenizer)}|{max_length}|{columns}"
     name = hashlib.sha256(parts.encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "attribution_tokens"
@@ -211,22 +199,20 @@ def tokenize(
 
 
 def checked(folder: Path, name: str, make: Callable[[], dict[str, tuple]]) -> dict[str, tuple]:
-    """What make() returns, which reads or writes <name>*.arrow in the folder; made again where that
-    is damaged.
+    """Tokens of make(), which reads or writes <name>*.arrow in the folder; damaged files are made
+    again.
     """
     record = folder / f"{name}.json"
-    known = read_json(record) or {}
+    known = read_json(record)
     try:
         found = make()
-        content = digest_of(found)
-        if not known:
-            write_json(record, {"content": content})
-        if known.get("content", content) == content:
+        content = {"content": digest_of(found)}
+        if known is None:
+            write_json(record, content)
+        if known in (None, content):
             return found
     except (OSError, ValueError, pa.ArrowException) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # of the disk, not of what stands in the file
+        if getattr(error, "errno", None) is not None:  # of the disk, not of the content of a file
             raise
     print(f"the tokens in {folder / name}.arrow are damaged and are made again", file=sys.stderr)
     for path in folder.glob(f"{name}*"):
@@ -247,26 +233,21 @@ def digest_of(tokens: dict[str, tuple]) -> str:
 
 def flat_column(made: datasets.Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(flat (T,), lengths (N,)) of a column of lists of numbers."""
-    chunks = made.with_format("arrow")[:][column].chunks
-    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-    lengths = [
-        pa.compute.list_value_length(chunk).to_numpy(zero_copy_only=False) for chunk in chunks
-    ]
-    return np.concatenate(flat), np.concatenate(lengths).astype(np.int64)
+    lists = made.with_format("arrow")[:][column]
+    lengths = pa.compute.list_value_length(lists).to_numpy()
+    return pa.compute.list_flatten(lists).to_numpy(), lengths.astype(np.int64)
 
 
 def flatten(values: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """(flat (T,), lengths (N,)) of lists of numbers."""
     lengths = np.array([len(value) for value in values], dtype=np.int64)
-    return np.fromiter(
-        (number for value in values for number in value), np.int32, int(lengths.sum())
-    ), lengths
+    numbers = itertools.chain.from_iterable(values)
+    return np.fromiter(numbers, np.int32, int(lengths.sum())), lengths
 
 
 def fingerprint_of_tokenizer(tokenizer) -> str:
     """SHA-256 over everything that turns a text into token numbers."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state = {
-        part: value for part, value in state.items() if part not in ("truncation", "padding")
-    }  # of the last call
+    for part in ("truncation", "padding"):  # of the last call
+        state.pop(part, None)
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
