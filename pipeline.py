@@ -1,9 +1,8 @@
-"""GLUE tasks, data sets, batches, BERT, and the margin: what the scripts share.
+"""GLUE tasks, data sets, batches, BERT, and the margin, for all scripts.
 
     from pipeline import construct_bert, get_dataloader, get_glue_dataset
-    train = get_glue_dataset("rte", "train")                       # from the hub: nyu-mll/glue
-    train = get_glue_dataset("rte", "train", dataset_path="DIR")   # from a folder:
-    DIR/rte/train-*.parquet
+    train = get_glue_dataset("rte", "train")                      # from the hub: nyu-mll/glue
+    train = get_glue_dataset("rte", "train", dataset_path="DIR")  # DIR/rte/train-*.parquet
     model = construct_bert("rte")
 
 Splits are `train`, `eval_train` (the training rows again, for evaluating on them) and `valid`.
@@ -32,10 +31,9 @@ DEFAULT_MODEL = "bert-base-cased"
 DEFAULT_DATASET = "nyu-mll/glue"
 DEMO_MODEL = Path(__file__).parent / "demo"
 MAX_LENGTH = 128
-# Name and version of `compute_margin`, part of the fingerprints of scores and retrains: whoever
-# changes what is measured changes this too, so that nothing stored before counts.
+# Name and version of `compute_margin`, part of the fingerprints of scores and retrains: another
+# margin gets another name, so that results stored before do not count.
 MARGIN = "log-odds of the label; for regression minus the squared error (1)"
-
 
 ACCURACY_F1 = ("accuracy", "f1")
 ENTAILMENT = ("entailment", "not_entailment")
@@ -74,7 +72,7 @@ TASKS = {
 
 
 def quiet_libraries() -> None:
-    """Leaves the screen to the scripts: no bars and no notes about new heads from the libraries."""
+    """Turns off the progress bars of the libraries and their notes about new heads."""
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come back as exceptions
     huggingface_hub.utils.disable_progress_bars()
@@ -91,7 +89,7 @@ def task_named(data_name: str) -> GlueTask:
 
 
 def unknown_task(name: str) -> str:
-    """What is said of a name that is no task's: the one that may be did_you_mean, and all that are known."""
+    """Message about a name that is not the name of a task: the nearest one, and all known ones."""
     return f"unknown task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
 
 
@@ -99,23 +97,20 @@ def unknown_task(name: str) -> str:
 
 
 def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.DatasetDict:
-    """The task's raw tables, split name -> table.
+    """Raw tables of the task, split name -> table.
 
-    dataset_path: a folder or hub id that `datasets.load_dataset(path, task)` opens; None means the
-    hub's `nyu-mll/glue` (for the demo, the embedded sentences). Raises Refused where it cannot be
+    dataset_path: a folder or hub id that `datasets.load_dataset(path, task)` opens; None for the
+    hub's `nyu-mll/glue` (for the demo, the embedded sentences). Raises Refused if it cannot be
     opened.
     """
     task = task_named(data_name)
     if data_name == "demo" and dataset_path is None:
         label = datasets.ClassLabel(names=demo.LABEL_NAMES)
-        return datasets.DatasetDict(
-            {
-                split: datasets.Dataset.from_dict(columns).cast_column("label", label)
-                for split, columns in demo.make_rows().items()
-            }
-        )
+        rows = demo.make_rows()
+        tables = {split: datasets.Dataset.from_dict(columns) for split, columns in rows.items()}
+        return datasets.DatasetDict(tables).cast_column("label", label)
     path = dataset_path or DEFAULT_DATASET
-    if dataset_path is not None and not Path(path).is_dir() and path.count("/") != 1:
+    if not Path(path).is_dir() and path.count("/") != 1:
         raise Refused(
             f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name"
         )
@@ -125,14 +120,14 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
 
 
 def resolve_model(model_name_or_path: str | None, data_name: str) -> str:
-    """The given folder or hub id, else `bert-base-cased`, else, for the demo, the small BERT in
-    `demo/`.
+    """Folder or hub id of the model as given; by default `bert-base-cased`, for the demo the small
+    BERT in `demo/`.
     """
     return str(model_name_or_path or (DEMO_MODEL if data_name == "demo" else DEFAULT_MODEL))
 
 
 def get_tokenizer(model_name_or_path: str | None, data_name: str, flag: str = models.FLAG):
-    """The fast tokenizer that belongs to the model. flag: the argument that named it."""
+    """Fast tokenizer of the model. flag: the argument that named the model."""
     return models.open_tokenizer(resolve_model(model_name_or_path, data_name), flag)
 
 
@@ -153,11 +148,11 @@ def get_glue_dataset(
     """One split of a task, tokenized and cut to max_length tokens, unpadded.
 
     split: train, eval_train, valid, or the name of one of several validation splits. indices: rows
-    to keep, in that order. max_samples: keep the first so many rows. tables: from `load_tables`, to
-    read them once. inputs: what the model reads of the tokenizer's output (all of it). task: of a
-    data set that is not in TASKS. cache: whether tokens of many rows may be kept on the disk.
-    Raises Refused for an unknown split, for one without rows, and for rows that cannot give a right
-    answer (see `raw`).
+    to keep, in that order. max_samples: number of rows to keep, from the first on. tables: from
+    `load_tables`, to read them once. inputs: outputs of the tokenizer that the model reads (all).
+    task: of a data set that is not in TASKS. cache: whether tokens of many rows may be kept on the
+    disk. Raises Refused for an unknown split, for one without rows, and for rows that cannot give a
+    right answer (see `tables`).
     """
     task = task or task_named(data_name)
     names = {"train": "train", "eval_train": "train", "valid": task.validation[0]}
@@ -169,9 +164,9 @@ def get_glue_dataset(
         table = table.select(indices)
     if max_samples is not None:
         table = table.select(range(min(max_samples, len(table))))
-    if len(table) == 0:
-        raise Refused(f"the split {names[split]!r} of {data_name} has no rows")
     where = f"the split {names[split]!r} of {data_name}"
+    if len(table) == 0:
+        raise Refused(f"{where} has no rows")
     labels = labels_of(table, task, where)
     check_texts(table, task.columns, where)
     tokenizer = tokenizer or get_tokenizer(None, data_name)
@@ -207,14 +202,13 @@ def construct_bert(
     new_head: bool = False,
     task: GlueTask | None = None,
 ) -> torch.nn.Module:
-    """An encoder with a head for the task, in float32; a head that the folder lacks is drawn from
+    """Encoder with a head for the task, in float32; a head that the folder lacks is drawn from
     `seed`.
 
-    model_name_or_path: what `from_pretrained` opens, or None (see `resolve_model`).
-    num_hidden_layers: keep only the first so many layers. new_head: draw the head even where there
-    is one. The process's random state is left as it was. `model.drawn` names the parameters that
-    were drawn. task: of a data set that is not in TASKS. Raises Refused as `models.open_model`
-    does.
+    model_name_or_path: folder or hub id, or None (see `resolve_model`). num_hidden_layers: number
+    of layers to keep, from the first on. new_head: draw the head even if there is one. task: of a
+    data set that is not in TASKS. `model.drawn` names the parameters that were drawn. The random
+    state of the process is left as it was. Raises Refused as `models.open_model` does.
     """
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         torch.manual_seed(seed)
@@ -223,7 +217,7 @@ def construct_bert(
 
 
 def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The part of a batch that the model reads."""
+    """Part of a batch that the model reads."""
     return {name: value for name, value in batch.items() if name not in ("labels", "row")}
 
 
@@ -242,12 +236,13 @@ def compute_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     units.
 
     The output function of TRAK (arXiv:2303.14186, section 2, for classification: log p / (1 - p));
-    for regression (C = 1) minus the squared error. Higher is better in both. A regression's label
-    that is NaN asks about the output itself, which is then what is measured.
+    for regression (C = 1) minus the squared error. Higher is better in both. If the label of a
+    regression is NaN, the output itself is measured.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[-1] == 1:
-        output, labels = logits.squeeze(-1), labels.to(logits.dtype)
+        output = logits.squeeze(-1)
+        labels = labels.to(logits.dtype)
         return torch.where(labels.isnan(), output, -(output - labels.nan_to_num()).square())
     correct = logits.gather(-1, labels[:, None]).squeeze(-1)
     others = logits.scatter(-1, labels[:, None], -torch.inf)
@@ -266,24 +261,20 @@ def compute_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class InfluenceTask(Task):
-    """The task as kronfluence sees it: training loss, sampled labels, and what is measured on
-    queries.
+    """Task in kronfluence's interface: training loss, sampled labels, and measurement on queries.
 
     The measurement is *minus* the summed margin, so that its gradient times the inverse Hessian
     times the gradient of the loss is positive for training rows that help.
     """
 
     def __init__(self, seed: int = 0, exact_labels: int | None = None) -> None:
-        """exact_labels: the model's outputs C, for the mean over all labels in place of sampled
-        ones.
-        """
+        """exact_labels: outputs C, for the mean over all labels; None for sampled labels."""
         self.seed = seed
         self.phase = "factors"  # sampled labels are a function of seed, phase and row
         self.exact = exact_labels is not None
-        self.columns = (
-            fisher_columns(exact_labels) if exact_labels else 1
-        )  # passes over a batch for the factors
-        self.column = 0  # of this pass
+        # Passes over a batch for the factors, and the column of the current pass.
+        self.columns = fisher_columns(exact_labels) if exact_labels else 1
+        self.column = 0
 
     def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:
         """Summed loss of the batch. sample: for the Fisher matrix, with labels drawn from the model

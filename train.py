@@ -1,22 +1,23 @@
-"""Fine-tunes BERT on a GLUE task, the embedded demo or rows of your own, and saves what analyze.py
-reads.
+"""Fine-tunes BERT on a GLUE task, the demo or custom rows, and saves the run.
 
     python train.py --dataset_name demo
-    python train.py --dataset_name sst2 --checkpoint_dir ./checkpoints --train_batch_size 32 \\
-        --eval_batch_size 32 --learning_rate 3e-05 --weight_decay 0.01 --num_train_epochs 3 --seed
-        1004
-    python train.py --dataset_name rte --dataset_path DIR --model_name_or_path DIR    # without a hub
-    python train.py --dataset_name reviews --dataset_path reviews.csv --text_columns text \\
-        --label_column stars
-    python train.py --dataset_name rte --adopt DIR        # the fine-tuned model in DIR becomes the run
-    python train.py --dataset_name demo --num_members 5   # checkpoints of five seeds
-    python train.py --dataset_name demo --member_steps 4  # and at three quarters, half, a quarter
+    python train.py --dataset_name sst2 --checkpoint_dir ./checkpoints \\
+        --train_batch_size 32 --eval_batch_size 32 --learning_rate 3e-05 \\
+        --weight_decay 0.01 --num_train_epochs 3 --seed 1004
+    python train.py --dataset_name rte --dataset_path DIR \\
+        --model_name_or_path DIR                          # without a hub
+    python train.py --dataset_name reviews --dataset_path reviews.csv \\
+        --text_columns text --label_column stars          # custom rows
+    python train.py --dataset_name rte --adopt DIR        # a fine-tuned model
+    python train.py --dataset_name demo --num_members 5   # five seeds
+    python train.py --dataset_name demo --member_steps 4  # and three earlier steps
 
-The run is the folder CHECKPOINT_DIR/DATASET_NAME: weights, configuration and tokenizer as
-`save_pretrained` writes them, and run.json.
+The run is the folder CHECKPOINT_DIR/DATASET_NAME: weights, configuration and
+tokenizer as `save_pretrained` writes them, and run.json.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         action="store_true",
         help="draw the classification head even if the model has one",
     )
-    add("--num_hidden_layers", type=int, help="keep this many layers of the model, the first (all)")
+    add("--num_hidden_layers", type=int, help="number of layers to keep, from the first on (all)")
     add_custom_arguments(parser)
     add_recipe_arguments(parser)
     add_options(parser, Members)
@@ -132,25 +133,18 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def open_tokenizer(args: argparse.Namespace):
-    """The tokenizer of --tokenizer_name_or_path, else that of the model."""
-    if args.tokenizer_name_or_path:
-        name, flag = args.tokenizer_name_or_path, "--tokenizer_name_or_path"
-    elif args.adopt:
-        name, flag = args.adopt, ADOPT
-    else:
-        name, flag = args.model_name_or_path, "--model_name_or_path"
-    return get_tokenizer(name, args.dataset_name, flag)
+    """Tokenizer of --tokenizer_name_or_path, else that of the model."""
+    for name in ("tokenizer_name_or_path", "adopt"):
+        if getattr(args, name):
+            return get_tokenizer(getattr(args, name), args.dataset_name, f"--{name}")
+    return get_tokenizer(args.model_name_or_path, args.dataset_name)
 
 
 def open_start(args: argparse.Namespace, tables: Tables, seed: int):
     """Start model with the head of this seed."""
+    layers = args.num_hidden_layers
     return construct_bert(
-        args.dataset_name,
-        args.model_name_or_path,
-        seed,
-        args.num_hidden_layers,
-        args.new_head,
-        task=tables.task,
+        args.dataset_name, args.model_name_or_path, seed, layers, args.new_head, tables.task
     )
 
 
@@ -214,10 +208,10 @@ def fine_tune(
     tokenizer = open_tokenizer(args)
     seed = args.seed or 0
     model = open_start(args, tables, seed)
-    for what, names in (("drawn at random", model.drawn), ("stored, but not used", model.unused)):
+    for state, names in (("drawn at random", model.drawn), ("stored, but not used", model.unused)):
         if names:
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            print(f"{what}: {', '.join(sorted(names)[:6])}{more}")
+            print(f"{state}: {', '.join(sorted(names)[:6])}{more}")
     rows = read_rows(tables, model, tokenizer, args.max_length, limit)
     check_attribution(model, rows.train)
     device = choose_device()
@@ -226,17 +220,19 @@ def fine_tune(
     recipe = recipe_of(vars(args), args.dataset_name)
     record = rows.record | describe_start(args, fingerprint_of_start(model), rows.record)
     record |= {"recipe": recipe, "processes": processes.count, **environment(device)}
-
-    def start(seed: int):
-        return open_start(args, tables, seed)
-
-    members = options_of(Members, args)
-    trainer = Trainer(rows, recipe, record, members, args.eval_batch_size, start)
+    trainer = Trainer(
+        rows,
+        recipe,
+        record,
+        options_of(Members, args),
+        args.eval_batch_size,
+        functools.partial(open_start, args, tables),
+    )
     trainer.train_all(folder, seed, processes)
 
 
 def main(argv=None) -> None:
-    """Fine-tunes and evaluates a model, or adopts one, and saves it. Raises Refused on bad input."""
+    """Fine-tunes and evaluates a model, or adopts one, and saves the run."""
     quiet_libraries()
     args = parse_args(argv)
     several = options_of(Members, args).several_trainings

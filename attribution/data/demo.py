@@ -1,4 +1,4 @@
-"""Embedded data set `demo`: short reviews with a two-class label, and the recorded truth about them.
+"""Embedded data set `demo`: short reviews with a two-class label, and the recorded truth.
 
 Every sentence is made here, from the tables below and a seed: an opener, a subject of one topic,
 one or two words of judgement, and a close. What counts as praise depends on the topic ("cold"
