@@ -88,7 +88,7 @@ def test_self_influence_is_positive_and_kept(run_copy, capsys):
 
 
 def test_removing_helpful_rows_lowers_and_harmful_rows_raises_the_margin(tmp_path):
-    """The sign, end to end: 30 rows removed for the summed margin of 20 queries, mean over 3 seeds."""
+    """The sign, end to end: 30 rows removed for the summed margin of 20 queries, over 3 seeds."""
     train.main(["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path)])
     analyze.main(
         [

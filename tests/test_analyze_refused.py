@@ -4,6 +4,7 @@ libraries.
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from running import QUICK, analyze_quickly, launched, refusal, tamper
 from safetensors.torch import save_file
 
 import analyze
-from attribution.files import Refused, exclusive
+from attribution.files import Refused
+from attribution.influence.settings import Settings
 from attribution.training.run import MARKER
 
 
@@ -65,6 +67,24 @@ def test_bad_arguments_are_one_sentence_and_status_2(trained, extra, message, ca
     assert message in error and error.count("\n") == 1
 
 
+def test_the_short_help_leaves_rare_arguments_and_the_json_format_out(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    texts = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            analyze.parse_args([flag])
+        assert stop.value.code == 0
+        texts[flag] = capsys.readouterr().out
+    short, whole = texts["--help"], texts["--help_all"]
+    rare = [field.name for field in fields(Settings) if field.metadata["rare"]]
+    assert {"stock", "query_gradient_rank", "covariance_dtype"} <= set(rare)
+    for field in fields(Settings):
+        assert f"--{field.name} " in whole
+        assert (f"  --{field.name} " in short) == (field.name not in rare), field.name
+    assert "file_row" in whole and "file_row" not in short
+    assert "--help_all shows every argument" in short and len(short.splitlines()) <= 90
+
+
 def test_a_launcher_that_does_not_say_who_is_who_is_refused(trained, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(trained)])
@@ -82,8 +102,3 @@ def test_an_unknown_kronfluence_is_refused_by_name(trained, monkeypatch):
     monkeypatch.setattr("attribution.engine.modules.importlib.metadata.version", lambda name: "9.9")
     with pytest.raises(Refused, match="kronfluence 9.9 .*--stock"):
         analyze_quickly(trained)
-
-
-def test_two_analyses_at_once_are_refused(run_copy):
-    with exclusive(run_copy / "demo/influence"), pytest.raises(Refused, match="another process"):
-        analyze_quickly(run_copy)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from running import QUICK, ROOT, SMALL, analyze_quickly, close, refusal, scores_of
+from running import QUICK, ROOT, SMALL, analyze_quickly, close, influence_of, refusal, scores_of
 
 import analyze
 import train
@@ -151,3 +151,14 @@ def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):
         capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(run_copy)]
     )
     assert not list((run_copy / "demo/influence/scores").rglob("*scores*"))
+
+
+def test_another_margin_makes_pairwise_scores_stale_and_self_influence_not(run_copy, monkeypatch):
+    analyze_quickly(run_copy, "--self_influence")
+    monkeypatch.setattr("attribution.influence.analysis.MARGIN", "another function of the outputs")
+    with pytest.raises(Refused, match="pairwise scores .* with another margin; pass --overwrite"):
+        analyze_quickly(run_copy)
+    scores = influence_of(run_copy).scores
+    assert scores.load("self") is not None
+    with pytest.raises(Refused, match="another margin"):
+        scores.load("pairwise")

@@ -4,6 +4,7 @@ studies like others.
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +18,9 @@ import run_counterfactual
 import train
 from attribution.cli import run_script
 from attribution.evidence.ground_truth import draw_masks
-from attribution.influence.names import flags_of
 from attribution.influence.stored import stored_self_influence, why_stale
-from attribution.training.members import Members, kept_rows, mean_of, share_of_process
-from pipeline import DEMO_MODEL
+from attribution.training.members import Members, draw_share, mean_of
+from attribution.training.run import Run
 
 SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
@@ -119,16 +119,16 @@ def test_own_queries_and_self_influence_have_members_too(copied):
     assert load_file(own / "pairwise_scores.safetensors")["all_modules"].shape == (1, 120)
     analyze.main([*three, "--self_influence"])
     path = copied / "demo/influence/scores/identity_members3/self_scores.json"
-    run = json.loads((copied / "demo/run.json").read_text())
-    assert "identity_members3" in stored_self_influence(copied / "demo", run)
+    run = Run.open(copied, "demo")
+    assert "identity_members3" in stored_self_influence(run)
     for place in (own / "pairwise_scores.json", path):
         made = json.loads(place.read_text())["fingerprint"]
         rows = made.get("query rows")
-        assert why_stale(place, copied / "demo", run, rows) is None
+        assert why_stale(place, run, rows) is None
         other = {part: value for part, value in made.items() if part != "mean"}
         tamper(place, lambda record, other=other: record | {"fingerprint": other})
-        assert "another way" in why_stale(place, copied / "demo", run, rows)
-    assert "identity_members3" not in stored_self_influence(copied / "demo", run)
+        assert "another way" in why_stale(place, run, rows)
+    assert "identity_members3" not in stored_self_influence(run)
 
 
 def test_the_studies_read_members_and_name_or_refuse_their_seeds(copied, tmp_path, capsys):
@@ -165,7 +165,7 @@ MIXED = ["--num_members", "2", "--member_steps", "3", "--member_share", "0.5"]
 
 @pytest.fixture(scope="module")
 def mixed(trained, tmp_path_factory):
-    """A run with two trainings on halves of its rows, three checkpoints of each, scored together."""
+    """A run with two trainings on halves of its rows, with three checkpoints each, all scored."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("mixed") / "checkpoints")
     train.main([*SMALL, "--checkpoint_dir", str(folder), *MIXED])
     analyze.main([*QUICK, "--checkpoint_dir", str(folder), *MIXED])
@@ -195,7 +195,7 @@ def test_members_differ_in_seed_step_and_rows_and_the_mean_is_over_all_of_them(m
 def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_is_the_run(
     copied, trained
 ):
-    """Steps 4 and 8 of two epochs of 4 steps: the end of the first epoch, and the run, bit for bit."""
+    """Steps 4 and 8 of two epochs of 4 steps: the first epoch, and the run, bit for bit."""
     shutil.rmtree(copied / "demo/members")
     before = (copied / "demo/model.safetensors").read_bytes()
     train.main([*SMALL, "--checkpoint_dir", str(copied), "--member_steps", "2"])
@@ -205,39 +205,6 @@ def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_
     kept = load_file(copied / "demo/steps/4/model.safetensors")
     for name, value in load_file(copied / "once/demo/model.safetensors").items():
         assert torch.equal(value, kept[name]), name
-
-
-def test_the_model_before_training_is_scored_too_and_stands_beside_the_trained_ones_scores(
-    copied, tmp_path, capsys
-):
-    train.main([*SMALL, "--checkpoint_dir", str(copied), "--member_start"])
-    begin = load_file(copied / "demo/steps/0/model.safetensors")
-    encoder = load_file(DEMO_MODEL / "model.safetensors")
-    assert all(torch.equal(value, begin[name]) for name, value in encoder.items() if name in begin)
-    where = [*QUICK, "--checkpoint_dir", str(copied)]
-    analyze.main(where)
-    analyze.main([*where, "--member_start"])
-    assert scores_of(copied / "demo", "identity_start").equal(
-        scores_of(copied / "demo/steps/0", "identity")
-    )
-    output = [
-        "--results_dir",
-        str(tmp_path),
-        "--figure_path",
-        str(tmp_path / "f.png"),
-        "--jobs_per_device",
-        "1",
-    ]
-    small = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9"]
-    evaluate_lds.main([*where[:-4], *where[-2:], *output, *small])
-    found = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]
-    assert (
-        abs(found["identity"]["spearman_with_start"]) < 1
-        and found["identity_start"]["spearman_with_start"] is None
-    )
-    assert "is one model" in refused(
-        capsys, analyze.main, *where, "--member_start", "--num_members", "2"
-    )
 
 
 def test_single_members_stand_beside_their_mean(copied, tmp_path, capsys):
@@ -290,7 +257,7 @@ def test_shares_and_steps_that_cannot_be_are_refused(copied, capsys):
 
 
 def test_halves_differ_by_seed_and_are_no_mask_of_a_study():
-    halves = [kept_rows(100, 0.5, seed) for seed in range(5)]
+    halves = [draw_share(100, 0.5, seed) for seed in range(5)]
     masks = {
         tuple(np.flatnonzero(mask))
         for seed in range(5)
@@ -300,7 +267,7 @@ def test_halves_differ_by_seed_and_are_no_mask_of_a_study():
         all(len(rows) == 50 for rows in halves)
         and len({tuple(rows) for rows in halves} | masks) == 105
     )
-    assert kept_rows(7, 1.0, 3).tolist() == list(range(7))
+    assert draw_share(7, 1.0, 3).tolist() == list(range(7))
 
 
 def test_queries_may_begin_at_another_validation_row(copied, tmp_path, capsys):
@@ -342,7 +309,6 @@ def test_queries_may_begin_at_another_validation_row(copied, tmp_path, capsys):
     assert len(load_file(stored)["margins"]) == 20
     assert "not among the 100" in refused(capsys, analyze.main, *where, "--first_query", "100")
     assert "from 0 up" in refused(capsys, analyze.main, *where, "--first_query", "-1")
-    assert flags_of("identity_from12") == "--factor_strategy identity --first_query 12"
 
 
 def test_members_of_another_recipe_or_none_are_refused(copied, capsys):
@@ -364,21 +330,7 @@ def test_members_of_another_recipe_or_none_are_refused(copied, capsys):
     assert run_script(evaluate_lds.main, evaluate) == 0
 
 
-def test_names_say_how_many_members_and_a_launcher_shares_them_out(monkeypatch):
-    assert (
-        flags_of("ekfac_members5_damping0.1")
-        == "--factor_strategy ekfac --num_members 5 --damping_factor 0.1"
-    )
-    assert (
-        Members.of("ekfac_damping0.1_members5") == Members(5) and Members.of("ekfac_exact").single
-    )
-    shares = []
-    for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank)), monkeypatch.setenv("WORLD_SIZE", "2")
-        shares.append(share_of_process(range(5)))
-    assert np.array_equal(sorted(sum(shares, [])), range(5)) and shares[0] == [0, 2, 4]
-
-
-def test_the_run_alone_has_its_place_whether_or_not_its_seed_is_known(tmp_path):
+def test_the_run_alone_has_its_place_whether_or_not_its_seed_is_known(trained):
     for seed in (None, 3):
-        assert Members.of("random").places(tmp_path, {"seed": seed}) == [tmp_path]
+        run = replace(Run.open(trained, "demo"), seed=seed)
+        assert Members().places(run) == [trained / "demo"]

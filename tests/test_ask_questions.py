@@ -22,7 +22,7 @@ from attribution.files import Refused
 from attribution.influence import analysis
 from attribution.training import queries
 from attribution.training.queries import ask, read_label, read_queries
-from attribution.training.run import open_run
+from attribution.training.run import Run
 from pipeline import DEMO_MODEL, get_glue_dataset
 
 NAME = "ekfac_damping0.0001"
@@ -156,7 +156,7 @@ def test_a_file_of_queries_may_have_labels_and_may_come_from_standard_input(
         table.to_json(tmp_path / "q.jsonl"),
         table.to_parquet(tmp_path / "q.parquet"),
     )
-    run = open_run(copied, "demo")[1]
+    run = Run.open(copied, "demo")
     read = [read_queries(str(tmp_path / f"q.{kind}"), run) for kind in ("csv", "jsonl", "parquet")]
     assert read == [([["A fine soup."], ["A dull film."]], ["positive", None])] * 3
     monkeypatch.setattr("sys.stdin", io.StringIO((tmp_path / "q.csv").read_text()))
@@ -240,8 +240,7 @@ def test_a_regression_asks_about_its_output(tmp_path, capsys):
     capsys.readouterr()
     analyze.main(query)
     answer = json.loads(capsys.readouterr().out)
-    folder, run = open_run(tmp_path, "r")
-    asked = ask(folder, run, [["A fine soup."]], [None])
+    asked = ask(Run.open(tmp_path, "r"), [["A fine soup."]], [None])
     output = asked.logits[0, 0]
     assert answer["target"] == "output" and answer["margin"] == pytest.approx(
         float(output), abs=1e-5

@@ -10,6 +10,11 @@ KINDS = {
     "balanced": "class balance controlled",
     "output": "LDS of the output",
 }
+ASIDES = {
+    "rows_at_top": "rows in all top 10s",
+    "spearman_with_ekfac": "Spearman with ekfac",
+    "spearman_with_start": "with its own start",
+}
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> str:
@@ -66,10 +71,9 @@ def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     header = ["score"]
     for kind in kinds:
         header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
-    asides = {"rows_at_top": "rows in all top 10s", "spearman_with_ekfac": "Spearman with ekfac"}
     asides = {
         key: title
-        for key, title in asides.items()
+        for key, title in ASIDES.items()
         if any(entry.get(key) for entry in entries.values())
     }
     rows = []

@@ -7,12 +7,12 @@ import time
 
 import pytest
 from processes import begin, statuses
-from running import QUICK, analyze_quickly, influence_of, scores_of, tamper
+from running import QUICK, analyze_quickly, influence_of, scores_of
 
 import analyze
 from attribution.engine import factors
 from attribution.files import Refused, exclusive
-from attribution.influence.analysis import Influence
+from attribution.influence.stored import ScoreFolder
 
 
 def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(
@@ -24,20 +24,13 @@ def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(
     content = bytearray(path.read_bytes())
     content[-4] ^= 1  # of the last query
     path.write_bytes(content)
-    monkeypatch.setattr("attribution.influence.analysis.load_file", None)
-    influence = influence_of(run_copy)
-    assert (influence.stored_row(3) == scores[3]).all() and influence.stored_row(8) is None
+    monkeypatch.setattr("attribution.influence.stored.load_file", None)
+    stored = influence_of(run_copy).scores
+    assert (stored.load_row(3) == scores[3]).all() and stored.load_row(8) is None
     analyze_quickly(run_copy, "--query_index", "3")
     assert f"{scores[3].max():+.4g}" in capsys.readouterr().out
     with pytest.raises(Refused, match="has not been scored yet"):
         analyze_quickly(run_copy, "--query_index", "8")
-
-
-def test_scores_of_an_earlier_version_have_no_checksums_of_rows_and_are_read(run_copy):
-    analyze_quickly(run_copy)
-    record = run_copy / "demo/influence/scores/ekfac_damping0.0001/pairwise_scores.json"
-    tamper(record, lambda value: {name: part for name, part in value.items() if name != "rows"})
-    assert (influence_of(run_copy).stored_row(3) == scores_of(run_copy)[3]).all()
 
 
 def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(
@@ -109,7 +102,7 @@ def test_a_wait_ends_with_the_other_process(tmp_path):
 
 def test_a_query_that_there_is_not_is_refused_before_anything_is_read(run_copy, monkeypatch):
     analyze_quickly(run_copy)
-    monkeypatch.setattr(Influence, "stored_row", None)
+    monkeypatch.setattr(ScoreFolder, "load_row", None)
     for index in ("9", "-1"):
         with pytest.raises(Refused, match="--query_index must be from 0 to 8"):
             analyze_quickly(run_copy, "--query_index", index)

@@ -51,7 +51,7 @@ class Logistic(nn.Module):
 
 
 def solve(data: Points, kept: torch.Tensor) -> Logistic:
-    """The minimum of summed loss plus RIDGE N / 2 times the squared weights, to machine precision."""
+    """The minimum of summed loss plus RIDGE N / 2 times the squared weights, exactly."""
     model = Logistic()
     nn.init.zeros_(model.linear.weight)
     optimizer = torch.optim.LBFGS(

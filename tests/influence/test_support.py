@@ -2,11 +2,9 @@
 is refused.
 """
 
-import numpy as np
 import pytest
 import small
 import torch
-from attribution.influence.gram import alike
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -14,9 +12,9 @@ import analyze
 import train
 from attribution.evidence.baselines import represent
 from attribution.files import Refused
-from attribution.influence.stored import stored_scores
+from attribution.influence.stored import find_scores
 from attribution.influence.support import check_attribution
-from attribution.training.run import open_data, open_run
+from attribution.training.run import Run
 from pipeline import InfluenceTask, construct_bert, model_inputs
 
 SUPPORTED = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert")
@@ -76,22 +74,19 @@ def test_scores_equal_inner_products_of_autograds_gradients_and_the_first_token_
             "identity",
         ]
     )
-    folder, run = open_run(checkpoints, "rte")
-    rows, queries = open_data(folder, run, None, 3)
-    model, task = AutoModelForSequenceClassification.from_pretrained(folder), InfluenceTask()
+    run = Run.open(checkpoints, "rte")
+    rows, queries = run.rows(3)
+    model, task = AutoModelForSequenceClassification.from_pretrained(run.folder), InfluenceTask()
     own = [gradients(model, task.compute_train_loss(rows.batch([i]), model)) for i in range(6)]
     asked = [
         gradients(model, task.compute_measurement(queries.batch([q]), model)) for q in range(3)
     ]
     expected = torch.stack(asked) @ torch.stack(own).t()
-    whole = open_data(folder, run, None, 2000)[1]
-    scores = torch.from_numpy(
-        stored_scores(folder, run, whole.fingerprint())[0]["identity"][:3, :6]
-    ).double()
+    _, whole = run.rows(2000)
+    stored = find_scores(run, whole.fingerprint())["identity"]
+    assert stored.stale is None
+    scores = torch.from_numpy(stored.values()[:3, :6]).double()
     assert (scores - expected).norm() < 1e-5 * expected.norm()
-    gram = torch.stack(own) @ torch.stack(own).t()
-    among_rows = torch.from_numpy(alike(folder, rows.first(6), np.eye(6), width=10_000))
-    assert (among_rows - gram / gram.diagonal().mean()).norm() < 1e-4 * among_rows.norm()
     (found,) = represent(model, queries)
     with torch.no_grad():
         outputs = model.base_model(**model_inputs(queries.batch(range(3))))
@@ -135,8 +130,7 @@ def test_such_a_model_is_refused_by_the_analysis_too_on_both_paths(run_copy, mon
 
 
 def test_the_trial_leaves_the_model_as_it_was(trained):
-    _, run = open_run(trained, "demo")
-    rows, _ = open_data(trained / "demo", run, None, 1)
+    rows, _ = Run.open(trained, "demo").rows(1)
     model = construct_bert("demo").train()
     check_attribution(model, rows)
     assert model.training and not any(module._forward_hooks for module in model.modules())

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from attribution.evidence.calibration import Slope
-from attribution.show.explain import Context, Query, everywhere, explain, trust
-from attribution.show.reading import plain, table
+from attribution.show.listing import (
+    Context,
+    Query,
+    explain,
+    meaning_of_scores,
+    plain_lines,
+    rank_high_everywhere,
+    table_lines,
+)
 from pipeline import get_glue_dataset
 
 SLOPE = Slope(0.01, 0.005, 0.02, 40, 2, 0.5)
@@ -41,33 +48,35 @@ def test_a_row_that_every_query_ranks_high_is_marked(train):
     generator = np.random.default_rng(0)
     scores = generator.standard_normal((25, 30))
     scores[:, 7] = -50
-    share = everywhere(scores)
+    share = rank_high_everywhere(scores)
     assert share is not None and share[7] == 1 and share.sum() == pytest.approx(10)
-    assert everywhere(scores[:19]) is None  # too few queries to say so
-    lines = table(explain(Context(train, "ekfac", everywhere=share), query(scores[0]), 2), 100)
+    assert rank_high_everywhere(scores[:19]) is None  # too few queries to say so
+    lines = table_lines(
+        explain(Context(train, "ekfac", everywhere=share), query(scores[0]), 2), 100
+    )
     assert any("(in the top ten of 100% of all queries)" in line for line in lines)
 
 
 def test_columns_are_aligned_and_wrapped_to_the_width_and_texts_cannot_steer_the_terminal(train):
     made = explain(Context(train, "ekfac", 3, SLOPE), query(members=[np.arange(30)] * 3), 4)
     for width in (50, 60, 80, 120):
-        lines = table(made, width)
+        lines = table_lines(made, width)
         assert max(map(len, lines)) <= width
         assert (
             "\x1b" not in "".join(lines)
             and "\u202e" not in "".join(lines)
             and "\\x1b" in "".join(lines)
         )
-    starts = {line.index("label") for line in table(made, 120) if "score" in line}
-    assert len(starts) == 1 and any("3 of 3" in line for line in table(made, 120))
+    starts = {line.index("label") for line in table_lines(made, 120) if "score" in line}
+    assert len(starts) == 1 and any("3 of 3" in line for line in table_lines(made, 120))
     assert (
-        max(map(len, table(made, 30))) <= 45
+        max(map(len, table_lines(made, 30))) <= 45
     )  # a terminal too narrow for columns: the text stands below
 
 
 def test_the_plain_form_is_one_line_a_row_whatever_is_known(train):
     bare, rich = (
-        plain(explain(context, query(), 3))
+        plain_lines(explain(context, query(), 3))
         for context in (
             Context(train, "ekfac"),
             Context(train, "ekfac", slope=SLOPE, everywhere=np.ones(30)),
@@ -78,9 +87,7 @@ def test_the_plain_form_is_one_line_a_row_whatever_is_known(train):
 
 
 def test_what_a_score_means_is_said(train):
-    assert "extrapolated to single rows" in trust(Context(train, "x", slope=SLOPE), "c")[0]
-    assert (
-        "cannot be told from 0"
-        in trust(Context(train, "x", slope=Slope(1, -1, 2, 9, 1, 0.5)), "c")[0]
-    )
-    assert "python c" in trust(Context(train, "x"), "python c")[0]
+    assert "extrapolated to single rows" in meaning_of_scores(Context(train, slope=SLOPE), "c")
+    doubtful = Context(train, slope=Slope(1, -1, 2, 9, 1, 0.5))
+    assert "cannot be told from 0" in meaning_of_scores(doubtful, "c")
+    assert "python c" in meaning_of_scores(Context(train), "python c")

@@ -8,7 +8,6 @@ from running import ROOT
 from attribution.evidence.counterfactual import TURNED
 from attribution.files import read_json
 from attribution.show import plotting
-from lab.pages import read_result
 
 STUDIES = sorted(
     path.stem
@@ -25,7 +24,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr(plotting, "save", lambda figure, path: figures.append(figure))
 
     def draw(name: str):
-        result = read_result(ROOT / "results", name)
+        result = read_json(ROOT / "results" / f"{name}.json")
         study = name.split("_")[0]
         getattr(plotting, f"draw_{study}")(result, ROOT / "nowhere.png")
         return result, figures[-1]

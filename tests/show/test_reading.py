@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from attribution.files import Refused
-from attribution.show.reading import show_query, show_query_lds, show_removed, show_self_influence
+from attribution.show.listing import (
+    Context,
+    Query,
+    check_index,
+    explain,
+    show,
+    show_query_lds,
+    show_removed,
+    show_self_influence,
+)
 from pipeline import get_glue_dataset
 
 
@@ -23,21 +32,20 @@ def shown_rows(text: str) -> list[int]:
 
 
 def test_the_most_helpful_rows_come_first_and_ties_by_row_number(data, capsys):
-    scores = torch.zeros(2, 60)
-    scores[1, 7], scores[1, 3], scores[1, 50], scores[1, 51] = 2.0, 1.0, -1.0, -3.0
-    show_query(*data, scores, 1, 3)
+    queries, train = data
+    scores = np.zeros(60, np.float32)
+    scores[[7, 3, 50, 51]] = 2.0, 1.0, -1.0, -3.0
+    query = Query([queries.text(1)], queries.label_name(1), scores, 1)
+    show(explain(Context(train), query, 3), "plain")
     out = capsys.readouterr().out
-    assert shown_rows(out) == [7, 3, 0, 51, 50, 59] and out.index("most helpful") < out.index(
-        "most harmful"
-    )
-    assert (
-        data[0].text(1) in out
-        and data[1].text(7) in out
-        and f"[{data[1].label_name(7)}" in out
-        and "+2" in out
-    )
-    with pytest.raises(Refused, match="--query_index must be from 0 to 1, not 2"):
-        show_query(*data, scores, 2, 3)
+    assert shown_rows(out) == [7, 3, 0, 51, 50, 59]
+    assert out.index("most helpful") < out.index("most harmful")
+    assert queries.text(1) in out and train.text(7) in out
+    assert f"[{train.label_name(7)}" in out and "+2" in out
+    check_index(queries, 1)
+    for index in (2, -1):
+        with pytest.raises(Refused, match=f"--query_index must be from 0 to 1, not {index}"):
+            check_index(queries, index)
 
 
 def test_planted_flips_among_the_top_are_counted_beside_what_chance_gives(data, capsys):

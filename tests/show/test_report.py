@@ -15,7 +15,7 @@ import analyze
 import run_counterfactual
 import train
 from attribution.cli import run_script
-from attribution.show.explain import Query
+from attribution.show.listing import Query
 from attribution.show.report import (
     clipped,
     common_words,

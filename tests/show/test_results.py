@@ -1,4 +1,4 @@
-"""What a study leaves can be drawn again, and results of the previous version too."""
+"""What a study leaves can be drawn again."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_a_result_is_saved_with_its_surroundings_and_drawn_again_as_it_was(tmp_p
     results.save(
         result,
         stem,
-        [figure],
+        figure,
         markdown="| a |",
         draw=lambda *given: drawn.append(given),
         arguments={"alpha": 0.5},
@@ -25,7 +25,7 @@ def test_a_result_is_saved_with_its_surroundings_and_drawn_again_as_it_was(tmp_p
         fingerprints={"weights": "1f"},
     )
     assert np.array_equal(np.load(stem.with_suffix(".npz"))["masks"], np.eye(2))
-    results.redraw(stem, [figure], lambda *given: drawn.append(given))
+    results.redraw(stem, figure, lambda *given: drawn.append(given))
     assert drawn == [(result, figure)] * 2 and read_json(stem.with_suffix(".json")) == result
     assert stem.with_suffix(".md").read_text() == "| a |\n"
     around = json.loads(stem.with_suffix(".run.json").read_text())
@@ -36,7 +36,7 @@ def test_a_result_is_saved_with_its_surroundings_and_drawn_again_as_it_was(tmp_p
 
 def test_without_a_result_there_is_nothing_to_draw(tmp_path):
     with pytest.raises(Refused, match="lds_demo.json; run without --plot_only"):
-        results.redraw(tmp_path / "lds_demo", [tmp_path / "figure.png"], pytest.fail)
+        results.redraw(tmp_path / "lds_demo", tmp_path / "figure.png", pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -44,23 +44,5 @@ def test_without_a_result_there_is_nothing_to_draw(tmp_path):
     [("lds_sst2", plotting.draw_lds), ("counterfactual_sst2", plotting.draw_counterfactual)],
 )
 def test_a_committed_result_can_be_drawn(name, draw, tmp_path):
-    results.redraw(ROOT / "results" / name, [tmp_path / "figure.png"], draw)
+    results.redraw(ROOT / "results" / name, tmp_path / "figure.png", draw)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_each_data_set_has_a_figure_of_its_own_and_the_latest_keeps_the_old_name(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "figure").mkdir()
-    for name in ("sst2", "demo"):
-        figures = results.figure_paths("lds", name, None)
-        results.draw_all(
-            {"name": name}, figures, lambda result, path: path.write_text(result["name"])
-        )
-    assert {path.name: path.read_text() for path in (tmp_path / "figure").iterdir()} == {
-        "lds_sst2.png": "sst2",
-        "lds_demo.png": "demo",
-        "lds.png": "demo",
-    }
-    assert results.figure_paths("lds", "demo", tmp_path / "x.png") == [tmp_path / "x.png"]

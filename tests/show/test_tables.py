@@ -1,11 +1,11 @@
-"""A table shows what the result holds, and the committed tables are those of the committed results."""
+"""Tables show what a result holds; committed tables are those of the committed results."""
 
 import json
 
 import pytest
 from running import ROOT
 
-from attribution.show import lds_tables, tables
+from attribution.show import tables
 
 
 def test_columns_are_as_wide_as_their_widest_cell():
@@ -23,7 +23,7 @@ def test_a_number_stands_with_its_interval_and_a_difference_with_its_sign():
 @pytest.mark.parametrize("dataset", ["demo", "sst2"])
 @pytest.mark.parametrize(
     ("study", "draw"),
-    [("lds", lds_tables.lds_markdown), ("counterfactual", tables.counterfactual_markdown)],
+    [("lds", tables.lds_markdown), ("counterfactual", tables.counterfactual_markdown)],
 )
 def test_a_committed_result_gives_its_committed_table_though_json_sorts_its_keys(
     study, draw, dataset
