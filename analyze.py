@@ -51,13 +51,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_query_arguments(add_data_arguments(parser), first_query=False)
     add_options(parser, Settings)
     add_asking_arguments(parser)
-    add = parser.group("queries and answers").add_argument
-    add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
-    add(
-        "--self_influence",
-        action="store_true",
-        help="score every training row against itself; show the top rows",
-    )
     args = parser.parse_args(argv)
     check_numbers(vars(args), "top_k", "max_queries")
     check_asking(vars(args))

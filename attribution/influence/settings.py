@@ -1,5 +1,5 @@
-"""Settings of an analysis: each field is a command line argument, and says which part it has in the
-name and in the fingerprint of stored results.
+"""Settings of an analysis. Each field is a command line argument, with its part in the name and in
+the fingerprint of stored results.
 
 `ScoreSpec` has the settings that name stored scores, `Settings` all of them. Fingerprints have
 named parts in three steps: factors depend on the fields marked "factors", self-influence also on
@@ -9,7 +9,6 @@ those marked "self", pairwise scores also on those marked "pairwise".
 import dataclasses
 import shlex
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -17,13 +16,24 @@ from kronfluence.arguments import FactorArguments, ScoreArguments
 from attribution.cli import check_numbers, flags_of, option, shown_value
 from attribution.files import Refused
 from attribution.training.members import Members
-from attribution.training.recipe import queries_flag
+from attribution.training.recipe import check_window, queries_flag
+from attribution.training.run import Run
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 KINDS = ("factors", "self", "pairwise")
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
 SCORES = "how scores are computed"
 RUNNING = "how it runs"
+# Fields in the names of factors, and the further ones in the names of scores.
+OF_FACTORS = ("fisher", "use_half_precision", "stock")
+OF_SCORES = (
+    "query_gradient_rank",
+    "damping_factor",
+    "num_members",
+    "member_steps",
+    "member_share",
+    "first_query",
+)
 
 
 def parse_damping(text: str) -> float | None:
@@ -48,7 +58,6 @@ class ScoreSpec(Members):
         "approximation of the curvature (ekfac)",
         group=SCORES,
         choices=STRATEGIES,
-        name="{}",
         fingerprint="factors",
     )
     fisher: str = option(
@@ -102,30 +111,30 @@ class ScoreSpec(Members):
         name="from{}",
     )
 
-    def name_of(self, *fields: str) -> str:
-        """Name made of the parts of these fields (all), those at their default left out."""
-        members = [field.name for field in dataclasses.fields(Members)]
-        last = [*members, "first_query"]
-        parts = []
-        for field in sorted(dataclasses.fields(ScoreSpec), key=lambda field: field.name in last):
-            value = getattr(self, field.name)
-            strategy = field.name == "factor_strategy"
-            unused = self.factor_strategy == "identity" and field.name in WITH_CURVATURE
-            if fields and field.name not in fields or unused:
-                continue
-            if strategy or value != field.default:
-                parts.append(field.metadata["name"].format(shown_value(value)))
-        return "_".join(parts)
-
     @property
-    def name(self) -> str:
-        """Name of the scores: their folder in influence/scores/."""
-        return self.name_of()
+    def unused(self) -> set[str]:
+        """Names of the fields that have no effect: those of a curvature where there is none."""
+        return {"fisher", "damping_factor"} if self.factor_strategy == "identity" else set()
+
+    def name_of(self, *fields: str) -> str:
+        """Name made of the strategy and of the values of these fields that are not their defaults."""
+        parts = [self.factor_strategy]
+        for field in fields:
+            value = getattr(self, field)
+            described = self.__dataclass_fields__[field]
+            if value != described.default and field not in self.unused:
+                parts.append(described.metadata["name"].format(shown_value(value)))
+        return "_".join(parts)
 
     @property
     def factors_name(self) -> str:
         """Name of the factors: their folder in influence/factors/."""
-        return self.name_of("factor_strategy", "fisher", "use_half_precision", "stock")
+        return self.name_of(*OF_FACTORS)
+
+    @property
+    def name(self) -> str:
+        """Name of the scores: their folder in influence/scores/."""
+        return self.name_of(*OF_FACTORS, *OF_SCORES)
 
     @property
     def flags(self) -> str:
@@ -136,11 +145,7 @@ class ScoreSpec(Members):
     @property
     def of_one_checkpoint(self) -> "ScoreSpec":
         """The same scores of a single checkpoint."""
-        return replace(self, num_members=1, member_steps=1, member_share=1.0)
-
-
-# Fields that only matter to strategies with a curvature.
-WITH_CURVATURE = ("fisher", "damping_factor")
+        return replace(self, **vars(Members()))
 
 
 @dataclass(frozen=True)
@@ -210,10 +215,7 @@ class Settings(ScoreSpec):
         super().check()
         positive = ("query_batch_size", "train_batch_size", "data_partitions", "max_factor_rows")
         check_numbers(vars(self), *positive, "query_gradient_rank")
-        if self.first_query < 0:
-            raise Refused(
-                f"--first_query must be a validation row from 0 up, not {self.first_query}"
-            )
+        check_window(vars(self))
         if self.stock and self.covariance_dtype == "mixed":
             raise Refused("--covariance_dtype mixed is ours; with --stock it is float32 or float64")
         if self.stock and self.fisher != "sampled":
@@ -236,7 +238,7 @@ class Settings(ScoreSpec):
 
     @property
     def covariances(self) -> str | None:
-        """Covariance dtype in use; None for kronfluence's own and for strategies without covariances."""
+        """Covariance dtype in use; None for kronfluence's, and for strategies without covariances."""
         if self.factor_strategy not in ("kfac", "ekfac"):
             return None
         return self.covariance_dtype or (None if self.stock else "float64")
@@ -244,18 +246,18 @@ class Settings(ScoreSpec):
     def parts(self, kind: str, num_rows: int) -> dict:
         """Named parts of the fingerprint of results of this kind, one of KINDS.
 
-        num_rows: training rows N. Settings without an effect on the numbers have no part.
+        num_rows: training rows N. Fields without an effect on the numbers have no part.
         """
         kinds = KINDS[: KINDS.index(kind) + 1]
-        unused = ["fisher", "damping_factor"] if self.factor_strategy == "identity" else []
-        if unused or self.exact:
-            unused.append("seed")
-        effective = {
+        unused = self.unused
+        if self.exact or self.factor_strategy == "identity":
+            unused.add("seed")
+        used = vars(self) | {
             "covariance_dtype": self.covariances,
             "max_factor_rows": min(self.max_factor_rows, num_rows),
         }
         values = {
-            field.name: effective.get(field.name, getattr(self, field.name))
+            field.name: used[field.name]
             for field in dataclasses.fields(self)
             if field.metadata["fingerprint"] in kinds and field.name not in unused
         }
@@ -265,21 +267,18 @@ class Settings(ScoreSpec):
 
 
 def spec_record(spec: ScoreSpec) -> dict:
-    """Fields of the ScoreSpec (of Settings: those of its scores), for the JSON beside the scores."""
+    """Fields of a ScoreSpec, also from Settings, for the JSON beside the scores."""
     return {field.name: getattr(spec, field.name) for field in dataclasses.fields(ScoreSpec)}
 
 
 def analyze_command(
-    spec: ScoreSpec,
-    data_name: str,
-    checkpoint_dir: Path,
-    max_queries: int | None = None,
-    more: str = "",
+    run: Run, spec: ScoreSpec, max_queries: int | None = None, more: str = ""
 ) -> str:
-    """Command that stores scores of this spec. max_queries: None for the default. more: arguments."""
-    limit = queries_flag(max_queries)
-    where = f"--dataset_name {data_name} --checkpoint_dir {shlex.quote(str(checkpoint_dir))}{limit}"
-    return f"python analyze.py {where} {spec.flags} {more}".rstrip()
+    """Command that stores scores of the run. max_queries: None for the default. more: arguments."""
+    where = (
+        f"--dataset_name {run.dataset_name} --checkpoint_dir {shlex.quote(str(run.folder.parent))}"
+    )
+    return f"python analyze.py {where}{queries_flag(max_queries)} {spec.flags} {more}".rstrip()
 
 
 # --- kronfluence's arguments --------------------------------------------------------------------------

@@ -36,13 +36,13 @@ KEY = "all_modules"
 
 @dataclass(frozen=True)
 class ScoreFolder:
-    """Place of scores of one name, and the fingerprints under which they count."""
+    """Folder of scores of one name, and the fingerprints under which they count."""
 
     path: Path
     parts: dict[str, dict]  # kind ("pairwise" or "self") -> named parts of the fingerprint
 
     def load(self, kind: str) -> torch.Tensor | None:
-        """Stored scores, pairwise (Q, N) or self (N,); None if missing or damaged (which is printed).
+        """Stored scores, pairwise (Q, N) or self (N,); None if missing, or damaged (printed).
 
         Raises Refused if they were made from something else.
         """
@@ -161,8 +161,7 @@ def remedy(
     else:
         known = ", ".join(found) or "none"
         return f"stored are {known}; names begin with {', '.join(STRATEGIES)}, see analyze.py"
-    command = analyze_command(spec, run.dataset_name, run.folder.parent, max_queries, more)
-    return f"make them with: {command}"
+    return f"make them with: {analyze_command(run, spec, max_queries, more)}"
 
 
 def scores_named(run: Run, name: str, query_rows: str) -> np.ndarray | None:

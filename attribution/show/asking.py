@@ -1,4 +1,4 @@
-"""Questions to a run: validation rows and custom queries, their scores, and how they are shown.
+"""Questions to a run about validation rows and custom queries, and their answers.
 
 Symbols: Q queries, N training rows.
 """
@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +29,13 @@ from attribution.training.run import Run
 
 
 def add_asking_arguments(parser: Parser) -> None:
-    """Adds the group of arguments that choose queries and the form of the answer."""
+    """Adds the group of arguments that choose queries and the form of the answers."""
     add = parser.group("queries and answers").add_argument
     add(
         "--query_index",
         type=int,
         nargs="+",
-        help="show the most influential rows of these validation rows from stored scores",
+        help="show the most influential rows of these validation rows, from stored scores",
     )
     add("--query_text", nargs="+", metavar="TEXT", help="a custom query: one text a text column")
     add("--query_label", help="its class, by name or number (the class that the model predicts)")
@@ -51,8 +52,7 @@ def add_asking_arguments(parser: Parser) -> None:
         type=Path,
         const=Path(),
         metavar="FILE",
-        help="write a page about the scores of --query_index or of telling queries (report.html "
-        "beside the scores)",
+        help="write a page about --query_index or telling queries (report.html beside the scores)",
     )
     add(
         "--forget_queries",
@@ -63,6 +63,12 @@ def add_asking_arguments(parser: Parser) -> None:
         "--format",
         choices=listing.FORMATS,
         help="form of the answer (table on a terminal, plain where piped)",
+    )
+    add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
+    add(
+        "--self_influence",
+        action="store_true",
+        help="score every training row against itself; show the top rows",
     )
 
 
@@ -89,11 +95,12 @@ def read_questions(run: Run, values: dict) -> Questions | None:
 
 
 def forget_queries(run: Run) -> None:
-    """Deletes custom queries with their scores and verdicts, in the run's folder and its members'."""
+    """Deletes custom queries with their scores and verdicts, of the run and of its members."""
     folder = run.folder
-    found = {path for path in folder.glob("**/influence/*/*_queries-*") if path.is_dir()}
-    found |= set(folder.glob("**/influence/kronfluence/*_queries-*"))  # unfinished work, and locks
-    found |= set((folder / "retraining" / "verdicts").glob("*_queries-*"))
+    found = {
+        *folder.glob("**/influence/*/*_queries-*"),  # also unfinished work, and locks
+        *folder.glob("retraining/verdicts/*_queries-*"),
+    }
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     reports = list(folder.glob("influence/scores/*/report.html")) if found else []
@@ -104,7 +111,7 @@ def forget_queries(run: Run) -> None:
 
 
 def stored_questions(run: Run, name: str) -> list[tuple[Path, dict]]:
-    """(folder of scores, content of queries.json) of the custom queries stored under these scores."""
+    """(folder, content of queries.json) of the custom queries that have scores of this name."""
     paths = sorted(run.folder.glob(f"influence/scores/{name}_queries-*/queries.json"))
     return [(path.parent, record) for path in paths if (record := read_json(path))]
 
@@ -137,9 +144,9 @@ def validation_queries(
     scores: Mapping[int, np.ndarray] | np.ndarray,
     rich: bool,
 ) -> list[Query]:
-    """Validation rows with their scores: (Q, N), or row number -> (N,).
+    """Validation rows with their scores.
 
-    rich: with the model's predictions.
+    scores: (Q, N), or row number -> (N,). rich: with the model's predictions.
     """
     queries = influence.queries
     for index in indices:
@@ -154,23 +161,22 @@ def validation_queries(
             number=i,
             logits=None if logits is None else logits[place],
             label_number=float(queries.labels[i]),
-            members=None if members is None else [one[i] for one in members],
+            members=members and [one[i] for one in members],
         )
         for place, i in enumerate(indices)
     ]
 
 
 def custom_queries(influence: Influence, questions: Questions, alone: bool = False) -> list[Query]:
-    """Custom queries with their scores, which are computed unless stored; empty on all processes but
-    the main one.
+    """Custom queries with their scores, which are computed unless stored.
 
-    alone: only this process asks, and the others of the launch do not wait for it.
+    Empty on all processes but the main one. alone: only this process asks, and the others of the
+    launch do not wait for it.
     """
     custom = influence.of_questions(questions, alone)
-    computed = custom.compute("pairwise")
-    if computed is None:
+    scores = custom.compute("pairwise")
+    if scores is None:
         return []
-    scores = computed.numpy()
     questions.save(custom.scores.path)
     members = custom.of_members()
     data = questions.data
@@ -178,11 +184,11 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
         Query(
             texts=questions.texts(i),
             label=data.label_name(i),
-            scores=scores[i],
+            scores=scores[i].numpy(),
             target=target,
             logits=questions.logits[i],
             label_number=None if target == "output" else float(data.labels[i]),
-            members=None if members is None else [one[i] for one in members],
+            members=members and [one[i] for one in members],
         )
         for i, target in enumerate(questions.targets)
     ]
@@ -191,8 +197,8 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
 def predicted_queries(influence: Influence, indices: list[int], scores: np.ndarray) -> list[Query]:
     """Validation rows with the model's prediction as the target.
 
-    With two classes the scores of a wrong prediction are minus the stored ones; with more, and for a
-    regression's output, the row is scored as a custom query.
+    With two classes the scores of a wrong prediction are minus the stored ones. With more, and for
+    a regression's output, the row is scored as a custom query.
     """
     queries = validation_queries(influence, indices, scores, rich=True)
     if influence.train.task.num_labels == 2:
@@ -208,14 +214,13 @@ def of_predicted_class(query: Query, class_names: tuple[str, ...]) -> Query:
     place = int(query.logits.argmax())
     if place == int(query.label_number):
         return replace(query, target="predicted")
-    members = None if query.members is None else [-scores for scores in query.members]
     return replace(
         query,
         target="predicted",
         label=class_names[place],
         label_number=float(place),
         scores=-query.scores,
-        members=members,
+        members=query.members and [-scores for scores in query.members],
     )
 
 
@@ -248,41 +253,45 @@ def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, 
         listing.show(listing.explain(context, query, view.top_k), view.form)
     if view.form == "table":
         meaning = listing.meaning_of_scores(context, calibration_command(influence))
-        print("\n" + listing.wrapped(meaning))
+        print("\n" + textwrap.fill(meaning, max(listing.terminal_width(), 40)))
 
 
 def show_validation_rows(influence: Influence, indices: list[int], target: str, view: View) -> None:
-    """Prints validation rows from stored scores. Raises Refused if there are none."""
+    """Prints validation rows from stored scores. target: "label" or "predicted".
+
+    Raises Refused if there are no scores.
+    """
     unscored = Refused(
         f"{influence.name} has not been scored yet; run the same command without --query_index"
     )
-    if not view.rich and target == "label" and influence.settings.single:
-        rows = {}
-        for index in indices:  # read one by one, without the rest of a large file
-            check_index(influence.queries, index)
-            row = influence.scores.load_row(index)
-            if row is None:
-                raise unscored
-            rows[index] = row.numpy()
-        show(influence, validation_queries(influence, indices, rows, rich=False), None, view)
-        return
+    scores = None
     with view.progress():
-        stored = influence.scores.load("pairwise")
-        if stored is None:
-            raise unscored
-        scores = stored.numpy()
-        if target == "predicted":
-            queries = predicted_queries(influence, indices, scores)
+        if not view.rich and target == "label" and influence.settings.single:
+            rows = {}
+            for index in indices:  # read one by one, without the rest of a large file
+                check_index(influence.queries, index)
+                row = influence.scores.load_row(index)
+                if row is None:
+                    raise unscored
+                rows[index] = row.numpy()
+            queries = validation_queries(influence, indices, rows, rich=False)
         else:
-            queries = validation_queries(influence, indices, scores, view.rich)
+            stored = influence.scores.load("pairwise")
+            if stored is None:
+                raise unscored
+            scores = stored.numpy()
+            if target == "predicted":
+                queries = predicted_queries(influence, indices, scores)
+            else:
+                queries = validation_queries(influence, indices, scores, view.rich)
     show(influence, queries, scores, view)
 
 
 def show_questions(influence: Influence, questions: Questions, view: View) -> None:
     """Scores and prints custom queries."""
+    scores = None
     with view.progress():
         queries = custom_queries(influence, questions)
-        scores = None
         if view.rich:
             with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
                 scores = influence.scores.load("pairwise")

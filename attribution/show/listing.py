@@ -1,8 +1,9 @@
-"""The listing of a query: its most influential training rows with everything that is known of them.
+"""The listing of a query: its most influential training rows, and all that is known of them.
 
-`explain` gathers plain values; they are printed as plain lines for pipes, as aligned and wrapped
-columns for people, or as JSON, and shown on the page. Texts go through `printable`: nothing in them
-steers the terminal. Symbols: K members, Q queries, N training rows, M masks, R repeats, C classes.
+`explain` gathers plain values. They are printed as plain lines for pipes, as aligned and wrapped
+columns for people, or as JSON, and shown in the report. Texts go through `printable`, so that
+nothing in them steers the terminal.
+Symbols: Q queries, N training rows, M masks, R repeats, C classes.
 """
 
 import json
@@ -47,9 +48,7 @@ class Context:
     name: str = ""  # of the scores
     num_members: int = 1
     slope: Slope | None = None
-    everywhere: np.ndarray | None = (
-        None  # (N,) share of validation queries with the row in their TOP
-    )
+    everywhere: np.ndarray | None = None  # (N,) see `rank_high_everywhere`
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,9 @@ class Query:
 
 
 def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:
-    """(N,): for each row, the share of the queries (Q, N) that have it among their TOP absolute
-    scores; None for fewer than MIN_QUERIES queries, or hardly more rows than TOP.
+    """Share of the queries (N,) that have a row among their TOP absolute scores.
+
+    scores: (Q, N). None for fewer than MIN_QUERIES queries, or hardly more rows than TOP.
     """
     if len(scores) < MIN_QUERIES or scores.shape[1] <= 2 * TOP:
         return None
@@ -82,9 +82,9 @@ def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:
 def explain(context: Context, query: Query, top_k: int) -> dict:
     """Everything that is shown of one query; see FORMAT."""
     order = np.argsort(-query.scores.astype(np.float64), kind="stable")
-    ranks = np.empty(len(order), np.int64)
-    ranks[np.argsort(-np.abs(query.scores), kind="stable")] = np.arange(1, len(order) + 1)
+    ranks = np.argsort(np.argsort(-np.abs(query.scores), kind="stable"))
     total = float(np.abs(query.scores).sum(dtype=np.float64)) or 1.0
+    slope = context.slope
     result = {
         "query": query.number,
         "texts": query.texts,
@@ -93,39 +93,36 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
         **prediction_of(context, query),
         "scores": context.name,
         "members": context.num_members,
-        "calibration": context.slope.record() if context.slope else None,
+        "calibration": slope and slope.record(),
     }
-    for side, sign, rows in (("helpful", 1, order[:top_k]), ("harmful", -1, order[::-1][:top_k])):
-        tops = [
-            set(np.argsort(-sign * scores, kind="stable")[:top_k].tolist())
-            for scores in query.members or []
-        ]
-        result[side] = [
-            describe_row(context, int(row), float(query.scores[row]), total)
-            | {
-                "rank": int(ranks[row]),
-                "agreement": sum(int(row) in top for top in tops) if tops else None,
+    for side, sign, rows in (("helpful", 1, order), ("harmful", -1, order[::-1])):
+        tops = [np.argsort(-sign * scores, kind="stable")[:top_k] for scores in query.members or []]
+        result[side] = []
+        for row in rows[:top_k].tolist():
+            score = float(query.scores[row])
+            described = describe_row(context, row, score) | {
+                "share": abs(score) / total,
+                "margin": slope and slope.margin(score),
+                "rank": int(ranks[row]) + 1,
+                "agreement": sum(row in top for top in tops) if tops else None,
             }
-            for row in rows
-        ]
+            result[side].append(described)
     return result
 
 
-def describe_row(
-    context: Context, row: int, score: float | None = None, total: float | None = None
-) -> dict:
-    """One training row, with its score. total: summed absolute scores of the query."""
+def describe_row(context: Context, row: int, score: float | None = None) -> dict:
+    """One training row, with its score; its share and margin depend on the query."""
     train = context.train
     values = train.table[row]
     return {
         "row": row,
         "file_row": train.file_row(row),
         "score": score,
-        "share": None if total is None or score is None else abs(score) / total,
+        "share": None,
         "texts": [values[column] for column in train.task.columns],
         "label": train.label_name(row),
         "flipped": bool(values["flipped"]) if "flipped" in values else None,
-        "margin": context.slope.margin(score) if context.slope and score is not None else None,
+        "margin": None,
         "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
     }
 
@@ -158,13 +155,14 @@ def meaning_of_scores(context: Context, command: str) -> str:
             f"units of the margin is measured by: {command}"
         )
     measured = (
-        f"{slope.masks} random subsets that keep {slope.kept:.0%} of the rows, {slope.repeats} "
-        "retrains each"
+        "{masks} random subsets that keep {kept:.0%} of the rows, {repeats} retrains each".format(
+            **slope.record()
+        )
     )
     if not slope.usable:
-        what = "is negative" if slope.high < 0 else "cannot be told from 0"
+        found = "is negative" if slope.high < 0 else "cannot be told from 0"
         return (
-            f"No margin is shown: the slope of margins on scores {what} (measured on {measured}, "
+            f"No margin is shown: the slope of margins on scores {found} (measured on {measured}, "
             "and is extrapolated to single rows)."
         )
     return (
@@ -189,14 +187,19 @@ def default_format() -> str:
     return "table" if sys.stdout.isatty() else "plain"
 
 
-def show(explained: dict, form: str, width: int | None = None) -> None:
-    """Prints an explained query. form: one of FORMATS. width: of the terminal (its own)."""
+def terminal_width() -> int:
+    """Characters in a line of the terminal."""
+    return shutil.get_terminal_size().columns
+
+
+def show(explained: dict, form: str) -> None:
+    """Prints an explained query. form: one of FORMATS."""
     if form == "json":
         print(json.dumps(explained))
     elif form == "plain":
         print("\n".join(plain_lines(explained)))
     else:
-        print("\n".join(table_lines(explained, width or shutil.get_terminal_size().columns)))
+        print("\n".join(table_lines(explained, terminal_width())))
 
 
 def heading(explained: dict) -> str:
@@ -223,7 +226,7 @@ def joined(texts: list[str]) -> str:
 
 
 def side_titles(explained: dict) -> dict[str, str]:
-    """Titles of the two sides: rows help or harm; of a regression's output they raise or lower it."""
+    """Titles of the two sides: rows help or harm, or raise or lower a regression's output."""
     if explained["target"] == "output":
         return {"helpful": "raise the output most", "harmful": "lower the output most"}
     return {"helpful": "most helpful", "harmful": "most harmful"}
@@ -235,7 +238,7 @@ def label_of(row: dict) -> str:
 
 
 def file_place(row: dict) -> str:
-    """` (row 42 of the file)`, if the file numbers its rows otherwise."""
+    """` (row 42 of the file)`, if the file numbers its rows in another way."""
     return "" if row["file_row"] is None else f" (row {row['file_row']} of the file)"
 
 
@@ -258,7 +261,7 @@ def plain_lines(explained: dict) -> list[str]:
 
 
 def table_lines(explained: dict, width: int) -> list[str]:
-    """The listing in columns, texts wrapped; on a narrow terminal the less important columns go."""
+    """The listing in columns, texts wrapped; a narrow terminal gets fewer columns."""
     lines = ["", *textwrap.wrap(heading(explained), max(width, 40))]
     titles = side_titles(explained)
     cells = {side: [cells_of(row, explained) for row in explained[side]] for side in titles}
@@ -296,7 +299,7 @@ def cells_of(row: dict, explained: dict) -> dict[str, str]:
 
 
 def table_row(cells: list[str], widths: list[int], text: str, width: int) -> list[str]:
-    """Lines of one row: cells to the right, the label to the left, the text wrapped behind them."""
+    """Lines of one row: right-aligned cells, the label left-aligned, then the wrapped text."""
     padded = [cell.rjust(size) for cell, size in zip(cells[:-1], widths[:-1], strict=True)]
     start = "    " + "  ".join([*padded, cells[-1].ljust(widths[-1])]) + "  "
     left = width - len(start)
@@ -307,11 +310,6 @@ def table_row(cells: list[str], widths: list[int], text: str, width: int) -> lis
     return [(start + first).rstrip(), *(" " * len(start) + line for line in rest)]
 
 
-def wrapped(sentence: str, width: int | None = None) -> str:
-    """A sentence cut to the width of the terminal."""
-    return "\n".join(textwrap.wrap(sentence, max(width or shutil.get_terminal_size().columns, 40)))
-
-
 # --- listings of rows --------------------------------------------------------------------------------
 
 
@@ -320,7 +318,7 @@ def show_self_influence(
 ) -> None:
     """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds.
 
-    losses: of the rows (N,), the ranking that is compared with it.
+    scores: self-influence (N,). losses: of the rows (N,), the ranking that is compared with it.
     """
     order = torch.argsort(scores, descending=True, stable=True)
     print("\nhighest self-influence:")

@@ -31,23 +31,18 @@ STYLE = {
 def save(figure, path: Path) -> None:
     """Writes the figure as PNG, complete or absent, without the date and version of its making."""
     content = io.BytesIO()
-    figure.savefig(
-        content, format="png", metadata={"Software": None}, bbox_inches="tight"
-    )  # a legend may be wider
+    # Tight, because a legend may be wider than the figure.
+    figure.savefig(content, format="png", metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)
     write_bytes(Path(path), content.getvalue())
 
 
 def draw_lds(result: dict, path: Path) -> None:
-    """Bars of LDS with 95 % intervals, the class-balance control beside them; LDS against the
-    number of masks.
-    """
+    """Bars of LDS with 95 % intervals, those of the class-balance control, and growth with masks."""
     names = sorted(result["scores"], key=lambda name: result["scores"][name]["plain"]["lds"])
     with plt.rc_context(STYLE):
-        width, height = (
-            9 + 0.085 * max(map(len, names)),
-            1.2 + 0.34 * max(8, len(names)),
-        )  # names stand beside bars
+        width = 9 + 0.085 * max(map(len, names))  # names are at the left of the bars
+        height = 1.2 + 0.34 * max(8, len(names))
         figure, (bars, lines) = plt.subplots(1, 2, figsize=(width, height), width_ratios=(1.25, 1))
         _draw_bars(bars, result, names)
         _draw_growth(lines, result, names)
@@ -55,19 +50,17 @@ def draw_lds(result: dict, path: Path) -> None:
 
 
 def _draw_bars(axes, result: dict, names: list[str]) -> None:
-    regression = "output" in result["ceiling"]
+    """Bars of LDS, one a score and kind, with noise ceilings as dashed lines."""
     labels = {"plain": "as usual", "balanced": "class balance controlled"}
-    if regression:
+    if "output" in result["ceiling"]:
         labels = {
             "plain": "of the margin",
             "balanced": "label sum controlled",
             "output": "of the output",
         }
     kinds = [kind for kind in labels if kind in result["ceiling"]]  # JSON sorts its keys
-    known = result.get(
-        "ceiling_known", {kind: result["ceiling"][kind] is not None for kind in kinds}
-    )
-    known = [kind for kind in kinds if known[kind]]
+    known = result.get("ceiling_known", {})
+    known = [kind for kind in kinds if known.get(kind, result["ceiling"][kind] is not None)]
     thick = 0.76 / max(len(kinds), 1.1)
     for i, kind in enumerate(kinds):
         places = np.arange(len(names)) + thick * ((len(kinds) - 1) / 2 - i)
@@ -89,16 +82,14 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
 
 
 def _draw_growth(axes, result: dict, names: list[str]) -> None:
-    """LDS of ekfac, the two best other scores and the two best baselines against the number of
-    masks.
-    """
+    """LDS against the number of masks: ekfac, the two best other scores, the two best baselines."""
     reference = [name for name in names if name == "ekfac"]
     cheap = [name for name in names[::-1] if name in baselines.NAMES]
     others = [name for name in names[::-1] if name not in (*cheap, *reference)]
     counts = np.array(result["growth"]["masks"])
     for i, name in enumerate(reference + others[:2] + cheap[:2]):
         mean, low, high = np.array(result["growth"]["lines"][name]).T
-        places = counts + (i - 2) * counts.max() * 0.012  # intervals stand beside each other
+        places = counts + (i - 2) * counts.max() * 0.012  # intervals side by side
         axes.plot(places, mean, color=COLOURS[i], marker=MARKERS[i], label=name)
         axes.vlines(places, low, high, color=COLOURS[i], linewidth=1.2, alpha=0.7)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -110,34 +101,32 @@ def _draw_growth(axes, result: dict, names: list[str]) -> None:
 
 def _legend_below(axes, size: int = 9) -> None:
     """A legend under the axes, one name a line, in letters of this size: names may be long."""
-    below = (
-        -0.05 * plt.rcParams["font.size"] / axes.figure.get_figheight()
-    )  # the axis and its label, in inches
+    # Below the axis and its label, whose size is in inches.
+    below = -0.05 * plt.rcParams["font.size"] / axes.figure.get_figheight()
     axes.legend(frameon=False, fontsize=size, loc="upper left", bbox_to_anchor=(0, below))
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:
-    """Share of flipped (or mended) targets against removed rows, one line an arm; to be read at 380
-    pixels.
+    """Share of flipped (or mended) targets against removed rows, one line an arm.
+
+    To be read at 380 pixels.
     """
     with plt.rc_context(STYLE | {"font.size": 15}):
         figure, axes = plt.subplots(figsize=(6.4, 6))
         turned = TURNED[result.get("direction", "helpful")]
-        arms, removals = result["strategies"], np.array(result["removals"], dtype=float)
-        width = removals.max() * 0.012  # intervals of several arms stand beside each other
+        arms = result["strategies"]
+        removals = np.array(result["removals"], dtype=float)
+        width = removals.max() * 0.012  # intervals of several arms are side by side
         for i, name in enumerate(arms):
             curve = result["curves"][name]
             places = removals + (i - (len(arms) - 1) / 2) * width
-            share, (low, high) = np.array(curve[turned]), np.array(curve[f"{turned}_interval"]).T
-            colour, marker = COLOURS[i % 8], MARKERS[i % 8]
-            axes.plot(
-                places, share, color=colour, marker=marker, markersize=8, linewidth=2.5, label=name
-            )
+            low, high = np.array(curve[f"{turned}_interval"]).T
+            colour = COLOURS[i % 8]
+            style = {"color": colour, "marker": MARKERS[i % 8], "markersize": 8, "linewidth": 2.5}
+            axes.plot(places, curve[turned], label=name, **style)
             axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
-        axes.set_ylim(
-            -0.02,
-            1.0 if max(max(curve[turned]) for curve in result["curves"].values()) > 0.5 else None,
-        )
+        highest = max(max(curve[turned]) for curve in result["curves"].values())
+        axes.set_ylim(-0.02, 1.0 if highest > 0.5 else None)
         axes.set_xticks(removals)
         axes.set_xlabel("training rows removed")
         axes.set_ylabel(f"share of targets {turned}")

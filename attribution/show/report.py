@@ -1,15 +1,14 @@
-"""One self-contained page about a run: queries, their rows, what retraining said, and rows to look
-at first.
+"""The report: one self-contained page about a run, with queries, their rows, results of retraining,
+and rows to look at first.
 
-Everything is read from what is stored; nothing is scored or retrained here. The page needs no
-network and runs no script; texts are data, escaped by Jinja2 and by `printable`.
+Only stored results are read; nothing is scored or retrained here. The page needs no network and
+runs no script. Texts are data, escaped by Jinja2 and by `printable`.
 
 Symbols: Q queries, N training rows.
 """
 
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -44,11 +43,11 @@ from attribution.training.queries import ask, predict_run
 from pipeline import compute_correct, compute_margin
 
 TEMPLATES = Path(__file__).parent / "templates"
-WRONG, RIGHT, SUSPECTS = 5, 5, 12  # queries of each kind, and rows to look at first
-SAMPLE, COMMON = (
-    20_000,
-    0.2,
-)  # training rows that are looked at for words that stand everywhere, and their share
+WRONG = 5  # queries that the model gets wrong
+RIGHT = 5  # queries that it gets right
+SUSPECTS = 12  # rows to look at first
+SAMPLE = 20_000  # training rows in which common words are counted
+COMMON = 0.2  # share of these rows from which a word is common
 DRAWS = 300  # bootstrap draws behind an interval
 LONGEST = 1500  # characters of a text that are shown
 BASELINE = "tfidf2"  # the strongest score that sees no model, on the data where it was measured
@@ -64,11 +63,9 @@ def write_report(
     """
     scores = influence.scores.load("pairwise")
     if scores is None:
-        run = influence.run
-        command = analyze_command(influence.settings, run.dataset_name, run.folder.parent)
         raise Refused(
             f"{influence.name} has not been scored yet, so there is nothing to report; run first: "
-            f"{command}"
+            f"{analyze_command(influence.run, influence.settings)}"
         )
     path = path or influence.scores.path / "report.html"
     write_bytes(path, render(build(influence, scores.numpy(), indices, top_k)).encode())
@@ -94,15 +91,13 @@ def render(page: dict) -> str:
 
 
 def build(influence: Influence, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
-    """Everything that the page says, as plain values."""
+    """Everything that the page shows, as plain values. scores: (Q, N)."""
+    run = influence.run
     context = context_of(influence, scores, rich=True)
-    checked = stored_verdicts(influence.run)
-    common = common_words(influence.train.texts()[:SAMPLE])
-    known = measured(influence, scores)
-    if indices is not None:
-        chosen = {"The queries that were asked for": indices}
+    if indices is None:
+        chosen = choose(influence, predict_run(run, influence.queries).numpy())
     else:
-        chosen = choose(influence, predict_run(influence.run, influence.queries).numpy())
+        chosen = {"The queries that were asked for": indices}
     queries = {
         title: validation_queries(influence, rows, scores, rich=True)
         for title, rows in chosen.items()
@@ -110,26 +105,26 @@ def build(influence: Influence, scores: np.ndarray, indices: list[int] | None, t
     }
     if indices is None and (custom := stored_custom_queries(influence)):
         queries["Queries of your own"] = custom
+    stored = stored_verdicts(run)
+    common = common_words(influence.train.texts()[:SAMPLE])
     groups = [
-        (title, [card(context, query, top_k, checked, common) for query in found])
+        (title, [card(context, query, top_k, stored, common) for query in found])
         for title, found in queries.items()
     ]
     for number, one in enumerate((one for _, cards in groups for one in cards), 1):
         one["anchor"] = f"q{number}"
+    known = measured(influence, scores)
+    command = calibration_command(influence, bare=True)
     return {
-        "name": influence.run.dataset_name,
+        "name": run.dataset_name,
         "groups": groups,
         "run": about(influence),
         "context": context,
-        "words": [
-            *lds_words(influence, known),
-            meaning_of_scores(context, calibration_command(influence, bare=True)),
-        ],
+        "words": [lds_words(known, command), meaning_of_scores(context, command)],
         "lds": lds_table(known),
         "flips": counterfactual_table(influence),
         **suspects(influence, context),
         "mark": MARK,
-        "calibrated": context.slope is not None and context.slope.usable,
     }
 
 
@@ -137,26 +132,25 @@ def build(influence: Influence, scores: np.ndarray, indices: list[int] | None, t
 
 
 def choose(influence: Influence, logits: np.ndarray) -> dict[str, list[int]]:
-    """Title -> validation rows: the most confidently wrong ones, and right ones drawn by the seed
-    of the settings.
+    """Title -> validation rows: the most confidently wrong ones, and right ones drawn by the seed.
 
-    Of a regression those with the largest errors, and others drawn.
+    Of a regression those with the largest errors, and others drawn. logits: (Q, C).
     """
-    labels, outputs = torch.from_numpy(influence.queries.labels), torch.from_numpy(logits)
+    labels = torch.from_numpy(influence.queries.labels)
+    outputs = torch.from_numpy(logits)
     order = np.argsort(compute_margin(outputs, labels).numpy(), kind="stable")
-    draw = np.random.default_rng(influence.settings.seed)
     if influence.queries.task.regression:
+        titles = ("The largest errors", "Others, drawn at random")
+        wrong = order[:WRONG]
         others = order[WRONG:]
-        picked = sorted(draw.choice(others, min(RIGHT, len(others)), replace=False).tolist())
-        return {"The largest errors": order[:WRONG].tolist(), "Others, drawn at random": picked}
-    right = compute_correct(outputs, labels).numpy()
-    picked = sorted(
-        draw.choice(np.flatnonzero(right), min(RIGHT, int(right.sum())), replace=False).tolist()
-    )
-    return {
-        "Most confidently wrong": order[~right[order]][:WRONG].tolist(),
-        "Right, drawn at random": picked,
-    }
+    else:
+        titles = ("Most confidently wrong", "Right, drawn at random")
+        right = compute_correct(outputs, labels).numpy()
+        wrong = order[~right[order]][:WRONG]
+        others = np.flatnonzero(right)
+    draw = np.random.default_rng(influence.settings.seed)
+    drawn = draw.choice(others, min(RIGHT, len(others)), replace=False)
+    return {titles[0]: wrong.tolist(), titles[1]: sorted(drawn.tolist())}
 
 
 def stored_custom_queries(influence: Influence) -> list[Query]:
@@ -173,18 +167,17 @@ def stored_custom_queries(influence: Influence) -> list[Query]:
 
 
 def common_words(texts: list[str]) -> set[str]:
-    """Words in more than the share COMMON of the texts, in lower case: to share them says little."""
+    """Words in more than the share COMMON of the texts, in lower case: sharing one means little."""
     counts = Counter(
         word for text in texts for word in {word.casefold() for word in WORD.findall(text)}
     )
     return {word for word, count in counts.items() if count > COMMON * len(texts)}
 
 
-def card(context: Context, query: Query, top_k: int, found: list[dict], common: set[str]) -> dict:
-    """One query as the page shows it: `explain`, with lengths of bars, words in common and
-    verdicts.
+def card(context: Context, query: Query, top_k: int, stored: list[dict], common: set[str]) -> dict:
+    """One query on the page: `explain`, with lengths of bars, words in common and verdicts.
 
-    common: words that are not marked.
+    stored: all verdicts. common: words that are not marked.
     """
     made = explain(context, query, top_k)
     rows = [*made["helpful"], *made["harmful"]]
@@ -193,25 +186,20 @@ def card(context: Context, query: Query, top_k: int, found: list[dict], common: 
     for row in rows:
         row["bar"] = round(100 * abs(row["score"]) / longest, 1)
         row["parts"] = marked(" | ".join(row["texts"]), words)
-    same = [one for one in found if one["texts"] == query.texts and one["label"] == query.label]
-    tables = [
-        {"rows": verdicts.lines_of(one), "sentence": verdicts.sentence(one), **one} for one in same
+    shown = [
+        {"rows": verdicts.lines_of(one), "sentence": verdicts.sentence(one), **one}
+        for one in stored
+        if (one["texts"], one["label"]) == (query.texts, query.label)
     ]
-    return made | {"verdicts": tables, "wrong": query.number is not None and mistaken(query)}
-
-
-def mistaken(query: Query) -> bool:
-    """Whether the model predicts another class than the label; of a regression, nothing is simply
-    wrong.
-    """
-    if query.logits is None or query.label_number is None or len(query.logits) == 1:
-        return False
-    return int(query.logits.argmax()) != int(query.label_number)
+    wrong = query.number is not None and made["prediction"] != made["label"]
+    return made | {"verdicts": shown, "wrong": wrong and made["probability"] is not None}
 
 
 def marked(text: str, words: set[str]) -> list[tuple[str, bool]]:
-    """The text cut into (piece, whether it is a word that the query has too)."""
-    text, pieces, end = clipped(text), [], 0
+    """The text cut into (piece, whether it is one of these words of the query)."""
+    text = clipped(text)
+    pieces = []
+    end = 0
     for match in WORD.finditer(text):
         if match.group().casefold() in words:
             pieces += [(text[end : match.start()], False), (match.group(), True)]
@@ -225,9 +213,7 @@ def clipped(text: str) -> str:
 
 
 def shown(texts: list[str] | str) -> str:
-    """Texts as one line without anything that steers how it is shown; Jinja2 escapes markup
-    afterwards.
-    """
+    """Texts as one line that steers no terminal or browser; Jinja2 escapes markup afterwards."""
     return printable(clipped(texts if isinstance(texts, str) else " | ".join(texts)))
 
 
@@ -240,28 +226,36 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def suspects(influence: Influence, context: Context) -> dict:
-    """Rows to look at first: the highest self-influence, and rows that rank high whatever is asked."""
+    """Rows to look at first: the highest self-influence, and rows that rank high for many queries."""
     scores = None
     try:
         scores = influence.scores.load("self")
     except Refused as refusal:
         print(f"self-influence is left out: {refusal}")
-    top: list[dict] = []
-    bare = replace(context, slope=None)
+    top = []
     if scores is not None:
         order = torch.argsort(scores, descending=True, stable=True)[:SUSPECTS].tolist()
-        top = [describe_row(bare, row, float(scores[row])) for row in order]
+        top = [describe_row(context, row, float(scores[row])) for row in order]
     high = []
     if (shares := context.everywhere) is not None:
         order = np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
-        high = [describe_row(bare, row) for row in order if shares[row] >= MARK]
-    flags = f"--dataset_name {influence.run.dataset_name} {influence.settings.flags}"
-    command = f"python analyze.py {flags} --self_influence"
-    return {"self_rows": top, "high_rows": high, "self_command": command}
+        high = [describe_row(context, row) for row in order if shares[row] >= MARK]
+    return {
+        "self_rows": top,
+        "high_rows": high,
+        "self_command": f"{command_of(influence)} --self_influence",
+    }
+
+
+def command_of(influence: Influence) -> str:
+    """Command that stores these scores; no absolute path."""
+    return (
+        f"python analyze.py --dataset_name {influence.run.dataset_name} {influence.settings.flags}"
+    )
 
 
 def about(influence: Influence) -> list[tuple[str, str]]:
-    """Facts about the run: name and value; no absolute path."""
+    """Facts about the run, (name, value); no absolute path."""
     run = influence.run
     task = run.task
     settings = influence.settings
@@ -275,7 +269,6 @@ def about(influence: Influence) -> list[tuple[str, str]]:
     origin = "adopted" if run.adopted else f"fine-tuned from {start}"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     took = record["seconds"].get("all")
-    command = f"python analyze.py --dataset_name {run.dataset_name} {settings.flags} --report"
     return [
         ("Data", f"{run.dataset_name} ({'regression' if task.regression else classes})"),
         ("Rows", f"{len(influence.train):,} for training, {len(influence.queries):,} queries"),
@@ -285,7 +278,7 @@ def about(influence: Influence) -> list[tuple[str, str]]:
         ("Members", str(len(influence.analyses))),
         ("Time", "not recorded" if took is None else f"{took:.0f} s for factors and scores"),
         ("Made with", f"{versions}; {record['device']}"),
-        ("Command", command),
+        ("Command", f"{command_of(influence)} --report"),
     ]
 
 
@@ -293,8 +286,9 @@ def about(influence: Influence) -> list[tuple[str, str]]:
 
 
 def measured(influence: Influence, scores: np.ndarray) -> dict | None:
-    """LDS of the scores and of a baseline, with intervals, and the noise ceiling, from stored
-    retrains; else None.
+    """LDS of the scores (Q, N) and of a baseline, with intervals, and the noise ceiling.
+
+    None without stored retrains on random subsets.
     """
     truth = random_subsets(influence.run, influence.queries.fingerprint())
     if truth is None:
@@ -319,33 +313,33 @@ def measured(influence: Influence, scores: np.ndarray) -> dict | None:
     }
 
 
-def lds_words(influence: Influence, found: dict | None) -> list[str]:
-    """One sentence on how far the scores may be trusted here, or how to find out. found: what
-    `measured` says.
+def lds_words(found: dict | None, command: str) -> str:
+    """Sentences on how far the scores may be trusted here.
+
+    found: of `measured`. command: the one that measures.
     """
     if found is None:
-        command = calibration_command(influence, bare=True)
-        return [
+        return (
             "Nobody has retrained yet, so nobody knows how true these scores are here; find out "
             f"with: {command}"
-        ]
+        )
     low, high = found["difference"]
-    beside = "is more than" if low > 0 else "is less than" if high < 0 else "cannot be told from"
+    compared = "is more than" if low > 0 else "is less than" if high < 0 else "cannot be told from"
     most = "what a perfect score could reach is not known well enough"
     if "share" in found:
         most = (
             f"{tables.share_of(found)} of what a perfect score could reach ({found['ceiling']:.2f})"
         )
-    return [
+    return (
         f"On {found['masks']} random subsets these scores predict retrained margins with a rank "
         f"correlation (LDS) of {tables.two_digits(found['scores'], found['interval'])}, 95 % "
-        f"interval; {most}. That {beside} the {found['baseline']:.2f} of word overlap, which sees "
-        "no model."
-    ]
+        f"interval; {most}. That {compared} the {found['baseline']:.2f} of word overlap, which "
+        "sees no model."
+    )
 
 
 def lds_table(found: dict | None) -> list[tuple[str, str]]:
-    """Name -> LDS as shown; empty without retrains. found: what `measured` says."""
+    """(name, LDS as shown); empty without retrains. found: of `measured`."""
     if found is None:
         return []
     ceiling = found["ceiling"]
@@ -358,7 +352,7 @@ def lds_table(found: dict | None) -> list[tuple[str, str]]:
 
 
 def counterfactual_table(influence: Influence, results: Path = Path("results")) -> dict | None:
-    """Study of removals of this run's recipe and rows as header and rows; None if there is none."""
+    """Study of removals of this run's recipe and rows: header and rows; None if there is none."""
     path = results / f"counterfactual_{influence.run.dataset_name}.json"
     found = read_json(path)
     if found is None or found.get("rows") != len(influence.train):

@@ -37,7 +37,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def with_interval(value: float | None, interval: list[float] | None, sign: bool = False) -> str:
-    """`0.32 [0.30, 0.35]`, with a plus sign where a difference is shown; `-` where there is none."""
+    """`0.32 [0.30, 0.35]`, with the sign of a difference; `-` for a missing or undefined value."""
     if value is None or interval is None or value != value:
         return "-"
     style = "+.3f" if sign else ".3f"
@@ -50,7 +50,7 @@ def two_digits(value: float, interval: list[float]) -> str:
 
 
 def share_of(part: dict) -> str:
-    """`58 % [52, 63]`, what a score reaches of the noise ceiling; `-` where that is not known."""
+    """`58 % [52, 63]`, the share of the noise ceiling that a score reaches; `-` if unknown."""
     if "share" not in part or part["share"] != part["share"]:
         return "-"
     low, high = part["share_interval"]
@@ -61,69 +61,64 @@ def share_of(part: dict) -> str:
 
 
 def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of an LDS result, best first. What an older result does not hold has no
-    column.
-    """
+    """(header, rows) of an LDS result, best first. Values that no score has get no column."""
     kinds = [kind for kind in KINDS if kind in result["ceiling"]]  # JSON sorts its keys
     titles = KINDS | ({"balanced": "label sum controlled"} if "output" in kinds else {})
     entries = result["scores"]
     shares = any("share" in entry["plain"] for entry in entries.values())
+    asides = [key for key in ASIDES if any(entry.get(key) for entry in entries.values())]
     header = ["score"]
+    ceiling = ["noise ceiling"]
     for kind in kinds:
         header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
-    asides = {
-        key: title
-        for key, title in ASIDES.items()
-        if any(entry.get(key) for entry in entries.values())
-    }
+        value = result["ceiling"][kind]
+        interval = result.get("ceiling_interval", {}).get(kind)
+        shown = "needs repeats" if value is None else f"{value:.3f}"
+        ceiling += [with_interval(value, interval) if interval else shown, "-"] + ["-"] * shares
     rows = []
     for name, entry in sorted(entries.items(), key=lambda item: -item[1]["plain"]["lds"]):
         row = [name]
         for kind in kinds:
             part = entry[kind]
-            row.append(with_interval(part["lds"], part["interval"]))
-            row.append(
-                with_interval(part.get("difference"), part.get("difference_interval"), sign=True)
+            difference = with_interval(
+                part.get("difference"), part.get("difference_interval"), sign=True
             )
+            row += [with_interval(part["lds"], part["interval"]), difference]
             row += [share_of(part)] * shares
-        facts = [entry.get(key) for key in asides]
-        rows.append([*row, *("-" if fact is None else shown_number(fact) for fact in facts)])
-    ceiling = ["noise ceiling"]
-    for kind in kinds:
-        value, interval = result["ceiling"][kind], result.get("ceiling_interval", {}).get(kind)
-        shown = "needs repeats" if value is None else f"{value:.3f}"
-        ceiling += [with_interval(value, interval) if interval else shown, "-"] + ["-"] * shares
-    return [*header, *asides.values()], [*rows, [*ceiling, *["-"] * len(asides)]]
+        rows.append([*row, *(shown_number(entry.get(key)) for key in asides)])
+    rows.append([*ceiling, *["-"] * len(asides)])
+    return [*header, *(ASIDES[key] for key in asides)], rows
 
 
-def shown_number(value: float | int) -> str:
-    """A count as it is, a correlation with three digits."""
+def shown_number(value: float | int | None) -> str:
+    """A count as it is, a correlation with three digits, "-" for None."""
+    if value is None:
+        return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def lds_notes(result: dict) -> str:
-    """What the reader must know beside the table."""
+    """Notes to the table of an LDS result: its size, its chance level, and its weaknesses."""
     drawn = "with the same share of every class" if result["stratified"] else "drawn at random"
     notes = [
-        f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats, "
-        f"{result['rows']:,} rows of which {result['alpha']:.0%} are kept, {drawn}; "
-        f"{result['queries']} queries."
+        "{dataset}: {masks} masks x {repeats} repeats, {rows:,} rows of which {alpha:.0%} are "
+        "kept, {drawn}; {queries} queries.".format(drawn=drawn, **result)
     ]
     metrics: dict = next(iter(result["evaluation"].values()), {})
     if "accuracy" in metrics and result["retrained_accuracy"] is not None:
-        retrained = f"of retrains, on these queries, {result['retrained_accuracy']:.3f}"
-        notes.append(f"Validation accuracy {metrics['accuracy']:.3f}; {retrained}.")
-    if "pearson" in metrics and result.get("retrained_pearson") is not None:
-        both = f"Validation Pearson {metrics['pearson']:.3f}, Spearman {metrics['spearmanr']:.3f}"
         notes.append(
-            f"{both}; Pearson of retrains, on these queries, {result['retrained_pearson']:.3f}."
+            "Validation accuracy {accuracy:.3f}; of retrains, on these queries, "
+            "{retrained_accuracy:.3f}.".format(**result | metrics)
         )
-    output = (
-        f", of the output within +-{chance:.3f}"
-        if (chance := result["chance"].get("output"))
-        else ""
-    )
-    notes.append(f"Chance (masks permuted) stays within +-{result['chance']['plain']:.3f}{output}.")
+    if "pearson" in metrics and result.get("retrained_pearson") is not None:
+        notes.append(
+            "Validation Pearson {pearson:.3f}, Spearman {spearmanr:.3f}; Pearson of retrains, on "
+            "these queries, {retrained_pearson:.3f}.".format(**result | metrics)
+        )
+    chance = "Chance (masks permuted) stays within +-{plain:.3f}"
+    if result["chance"].get("output"):
+        chance += ", of the output within +-{output:.3f}"
+    notes.append(chance.format(**result["chance"]) + ".")
     notes += agreement_notes(result)
     if result["foreign"]:
         notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
@@ -138,33 +133,33 @@ def lds_notes(result: dict) -> str:
             "No noise ceiling: it needs two repeats of at least three masks, and margins that vary."
         )
     if result["incomplete_masks"] or result["missing_repeats"]:
-        left_out = f"{result['incomplete_masks']} masks are left out for it"
-        notes.append(f"{result['missing_repeats']} repeats have no finite margin; {left_out}.")
-    if result["constant_queries"]["plain"]:
         notes.append(
-            f"{result['constant_queries']['plain']} queries whose margin never changes are left "
-            "out."
+            "{missing_repeats} repeats have no finite margin; {incomplete_masks} masks are left "
+            "out for it.".format(**result)
         )
-    constant = {name: entry["plain"]["constant"] for name, entry in result["scores"].items()}
-    if any(constant.values()):
-        counts = ", ".join(f"{name} ({count} queries)" for name, count in constant.items() if count)
-        notes.append(f"The same prediction for every mask, counted as 0: {counts}.")
+    if constant := result["constant_queries"]["plain"]:
+        notes.append(f"{constant} queries whose margin never changes are left out.")
+    constant = [
+        f"{name} ({count} queries)"
+        for name, entry in result["scores"].items()
+        if (count := entry["plain"]["constant"])
+    ]
+    if constant:
+        notes.append(f"The same prediction for every mask, counted as 0: {', '.join(constant)}.")
     return " ".join([*notes, *member_notes(result)])
 
 
 def agreement_notes(result: dict) -> list[str]:
-    """How far two retrains on the same rows agree, and what is to be thought of a ceiling where
-    they do not.
-    """
+    """Agreement of two retrains on the same rows, and whether noise alone may give the ceiling."""
     notes = []
-    for kind, found in result.get("agreement", {}).items():  # older results do not say it
+    for kind, found in result.get("agreement", {}).items():  # not in every committed result
         if found is None or kind == "balanced":
             continue
-        what = "Outputs" if kind == "output" else "Margins"
+        measured = "Outputs" if kind == "output" else "Margins"
         value, *interval = found
         notes.append(
-            f"{what} of two retrains on the same rows agree by {with_interval(value, interval)} "
-            "(Spearman)."
+            f"{measured} of two retrains on the same rows agree by "
+            f"{with_interval(value, interval)} (Spearman)."
         )
         if not result.get("ceiling_known", {}).get(kind, True):
             notes[-1] += " Noise alone may give such a ceiling, so no share of it is given."
@@ -172,7 +167,7 @@ def agreement_notes(result: dict) -> list[str]:
 
 
 def member_notes(result: dict) -> list[str]:
-    """What single members reach, and where those of a regression disagree."""
+    """LDS of single members, and disagreement among those of a regression."""
     notes = [
         f"Single members of {name}: {np.mean(each):.3f}, {min(each):.3f} to {max(each):.3f}."
         for name, entry in result["scores"].items()
@@ -200,8 +195,9 @@ def lds_markdown(result: dict) -> str:
 
 
 def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, header, rows) of the tables of a counterfactual result. Before the first removal,
-    arms do not differ.
+    """(title, header, rows) of the tables of a counterfactual result.
+
+    Differences begin after the first removal: before it, arms do not differ.
     """
     arms = {name: result["curves"][name] for name in result["strategies"]}
     pairs = {
@@ -226,9 +222,10 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
 
 
 def counterfactual_notes(result: dict) -> str:
-    """What the reader must know beside the tables."""
+    """Notes to the tables of a counterfactual result: its targets and its retrains."""
     direction = result.get("direction", "helpful")
-    turned, right = TURNED[direction], {"helpful": "correctly", "harmful": "wrongly"}[direction]
+    turned = TURNED[direction]
+    right = "correctly" if direction == "helpful" else "wrongly"
     carried = "every target is retrained at every removal"
     if result["carry_forward"]:
         carried = f"a {turned} target stays {turned} and keeps its last margin"
@@ -243,7 +240,7 @@ def counterfactual_notes(result: dict) -> str:
 
 
 def counterfactual_text(result: dict) -> str:
-    """The tables of a counterfactual result with aligned columns, and their note."""
+    """The tables of a counterfactual result with aligned columns, and their notes."""
     parts = [
         f"{title}\n{aligned(header, rows)}" for title, header, rows in counterfactual_parts(result)
     ]

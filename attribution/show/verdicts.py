@@ -6,6 +6,9 @@ from attribution.files import printable
 from attribution.show.listing import heading
 from attribution.show.tables import aligned
 
+# The arm, rows removed, change of the margin as predicted and as measured, share of right retrains.
+HEADER = ["removed by", "rows", "predicted [95 %]", "measured [95 %]", "right", "the prediction"]
+
 
 def number(value: float | None, interval=None) -> str:
     """`-1.20 [-2.00, -0.40]`; "-" where there is none."""
@@ -15,60 +18,53 @@ def number(value: float | None, interval=None) -> str:
 
 
 def lines_of(verdict: dict) -> list[list[str]]:
-    """Rows of a table: arm, rows removed, predicted change of the margin, measured change, right,
-    what became of it.
-    """
+    """Rows of a table with the columns of HEADER."""
     rows = []
     for name, levels in verdict["arms"].items():
         for level in levels:
             predicted = level["predicted"]
+            outcome = level["outcome"]
+            right = level["right"]
             rows.append(
                 [
                     printable(name),
                     str(level["removed"]),
                     "-" if predicted is None else number(predicted[0], predicted[1:]),
                     number(level["change"], level["interval"]),
-                    "-"
-                    if level["outcome"] is None or level["right"] is None
-                    else f"{level['right']:.0%}",
-                    level["outcome"] or "-",
+                    "-" if outcome is None or right is None else f"{right:.0%}",
+                    outcome or "-",
                 ]
             )
     return rows
 
 
-HEADER = ["removed by", "rows", "predicted [95 %]", "measured [95 %]", "right", "the prediction"]
-
-
 def sentence(verdict: dict) -> str:
-    """What the verdict says, in a sentence."""
-    own = verdict["arms"][verdict["score"]]
-    ((name, control),) = [item for item in verdict["arms"].items() if item[0] != verdict["score"]]
-    turned = [level for level in own if level["outcome"] in ("flipped", "mended")]
-    last = turned[0] if turned else own[-1]
+    """The verdict in one sentence: changes without the score's rows and without random rows."""
+    arms = dict(verdict["arms"])
+    levels = arms.pop(verdict["score"])
+    ((name, control),) = arms.items()
+    turned = [level for level in levels if level["outcome"] in ("flipped", "mended")]
+    last = turned[0] if turned else levels[-1]
     became = f"the prediction {'is ' + last['outcome'] if turned else 'stays as it is'}, and "
-    became = "" if verdict["regression"] else became
-    what, groups = (
-        "output" if verdict["target"] == "output" else "margin",
-        name.removeprefix("random, same "),
-    )
     (random,) = [level for level in control if level["removed"] == last["removed"]]
     return (
-        f"Without its {last['removed']} most {verdict['direction']} rows {became}the {what} "
+        f"Without its {last['removed']} most {verdict['direction']} rows "
+        f"{'' if verdict['regression'] else became}the "
+        f"{'output' if verdict['target'] == 'output' else 'margin'} "
         f"changes by {number(last['change'], last['interval'])}; without as many random rows of "
-        f"the same {groups} by {number(random['change'], random['interval'])} "
-        f"({len(verdict['seeds'])} seeds)."
+        f"the same {name.removeprefix('random, same ')} by "
+        f"{number(random['change'], random['interval'])} ({len(verdict['seeds'])} seeds)."
     )
 
 
 def text(verdict: dict) -> str:
     """A verdict for the screen."""
     shown = {"probability": None, "prediction": None} | verdict
-    right, asked = verdict["base_right"]
     lines = [heading(shown)]
     if not verdict["regression"]:
+        right, total = verdict["base_right"]
         lines.append(
-            f"  with nothing removed {right} of {asked} base seeds and "
+            f"  with nothing removed {right} of {total} base seeds and "
             f"{sum(filter(None, verdict['right']))} of {len(verdict['seeds'])} retrains get it "
             "right"
         )

@@ -2,6 +2,7 @@
 not known.
 """
 
+import copy
 import re
 import shutil
 from dataclasses import replace
@@ -15,18 +16,18 @@ import analyze
 import run_counterfactual
 import train
 from attribution.cli import run_script
-from attribution.show.listing import Query
+from attribution.show.listing import Context, Query
 from attribution.show.report import (
+    card,
     clipped,
     common_words,
     lds_table,
     lds_words,
     marked,
-    mistaken,
     shown,
     signed,
 )
-from pipeline import DEMO_MODEL
+from pipeline import DEMO_MODEL, get_glue_dataset
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "30", "--factor_strategy", "identity"]
 EVIL = [
@@ -187,10 +188,20 @@ def test_a_report_without_scores_names_the_command(run_copy, capsys):
 
 
 def test_wrong_is_another_class_than_the_labels_and_nothing_of_a_regression():
-    query = Query(["a"], "1", np.zeros(3), 0, logits=np.array([0.1, 0.9]), label_number=1.0)
-    assert not mistaken(query) and mistaken(replace(query, label_number=0.0))
-    assert not mistaken(replace(query, logits=np.array([3.2]), label_number=3.21))
-    assert not mistaken(replace(query, logits=None))
+    train = get_glue_dataset("demo", "train", max_samples=30)
+    regression = copy.copy(train)
+    regression.task = replace(train.task, num_labels=1, class_names=())
+
+    def wrong(query: Query, train=train) -> bool:
+        return card(Context(train), query, 1, [], set())["wrong"]
+
+    query = Query(["a"], "positive", np.zeros(30), 0, logits=np.array([0.1, 0.9]), label_number=1.0)
+    assert not wrong(query)
+    assert wrong(replace(query, label="negative", label_number=0.0))
+    assert not wrong(replace(query, label="negative", label_number=0.0, number=None))
+    assert not wrong(replace(query, logits=None))
+    output = replace(query, logits=np.array([3.2]), label="3.21", label_number=3.21)
+    assert not wrong(output, regression)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +217,8 @@ def test_what_retraining_says_of_the_scores_is_claimed_as_far_as_intervals_go(di
         "scores": 0.4,
         "interval": [0.3, 0.5],
     }
-    (words,) = lds_words(
-        None, found | {"difference": difference, "share": 0.8, "share_interval": [0.6, 1.0]}
+    words = lds_words(
+        found | {"difference": difference, "share": 0.8, "share_interval": [0.6, 1.0]}, "command"
     )
     assert (
         says in words
@@ -215,5 +226,6 @@ def test_what_retraining_says_of_the_scores_is_claimed_as_far_as_intervals_go(di
         and "80 % [60, 100] of what a perfect score could" in words
     )
     unknown = found | {"difference": difference}
-    assert "not known well enough" in lds_words(None, unknown)[0]
+    assert "not known well enough" in lds_words(unknown, "command")
+    assert lds_words(None, "python command").endswith("find out with: python command")
     assert lds_table(unknown)[-1] == ("noise ceiling", "not known well enough")
