@@ -15,6 +15,7 @@ from running import COUNTERFACTUAL, LDS, SMALL, analyze_quickly, close, scores_o
 import train
 from attribution.engine import factors, memory, scoring, trackers
 from attribution.engine.analyzer import EigenAnalyzer
+from attribution.engine.memory import Plan
 from attribution.processes import Processes, choose_device
 from pipeline import InfluenceTask
 
@@ -23,8 +24,8 @@ FLAGS = (
     [],
     ["--use_half_precision"],
     ["--query_gradient_rank", "4"],
-    ["--rotate", "rows"],
-    ["--rotate", "queries"],
+    ["rotate rows"],
+    ["rotate queries"],
 )
 VERSION = tuple(int(number) for number in torch.__version__.split(".")[:2])
 pytestmark = pytest.mark.skipif(
@@ -39,17 +40,28 @@ def test_a_run_is_trained_on_it_and_says_so(trained, tmp_path):
     assert (tmp_path / "demo/run.json").read_text().count("a pretended GPU") == 1
 
 
+def rotate(monkeypatch, rows: bool) -> None:
+    """Makes every plan rotate training rows, or else query gradients."""
+    monkeypatch.setattr(memory, "cheapest_side", lambda *sizes: (1, rows))
+
+
 @pytest.mark.parametrize(
     "strategy", ["identity", "diagonal", "kfac", "ekfac"] if FULL else ["ekfac"]
 )
 @pytest.mark.parametrize("flags", FLAGS if FULL else FLAGS[:1])
-def test_scores_are_the_cpus_whatever_the_strategy_and_the_flags(run_copy, strategy, flags):
-    asked = ["--factor_strategy", strategy, *flags, "--self_influence", "--train_batch_size", "16"]
-    analyze_quickly(run_copy, *asked)
+def test_scores_are_the_cpus_whatever_the_strategy_and_the_flags(
+    run_copy, monkeypatch, strategy, flags
+):
+    if flags and flags[0].startswith("rotate"):
+        rotate(monkeypatch, flags[0] == "rotate rows")
+        flags = []
+    flags = ["--factor_strategy", strategy, *flags]
+    flags += ["--self_influence", "--train_batch_size", "16"]
+    analyze_quickly(run_copy, *flags)
     name = next((run_copy / "demo/influence/scores").iterdir()).name
     expected = scores_of(run_copy, name)
     with pretend() as gpu:
-        analyze_quickly(run_copy, *asked, "--overwrite")
+        analyze_quickly(run_copy, *flags, "--overwrite")
     tolerance = 1e-2 if "--use_half_precision" in flags else 1e-3
     assert gpu.peak > 0 and close(scores_of(run_copy, name), expected, tolerance)
 
@@ -61,11 +73,12 @@ def test_products_of_rotated_rows_have_a_width_that_a_gpu_multiplies_fast(run_co
         widths.update(a.shape[-1] for _, a in pieces)
         return real(queries, pieces, elements)
 
-    analyze_quickly(run_copy, "--rotate", "rows")
+    rotate(monkeypatch, rows=True)
+    analyze_quickly(run_copy)
     expected = scores_of(run_copy)
     monkeypatch.setattr(trackers, "inner_products", watched)
     with pretend():
-        analyze_quickly(run_copy, "--rotate", "rows", "--overwrite")
+        analyze_quickly(run_copy, "--overwrite")
     assert widths and not any(width % 16 for width in widths)
     assert close(scores_of(run_copy), expected)
 
@@ -78,34 +91,31 @@ def test_the_studies_run(run_copy, tmp_path):
 
 @contextlib.contextmanager
 def peaks(monkeypatch, gpu, found: dict):
-    """phase -> (bytes that it took at most, bytes that were planned for what does not depend on the
-    queries held).
-    """
+    """phase -> (its most bytes, bytes planned without those of queries, bytes that it left)."""
 
-    def watched(name: str, kind: str, real):
-        def call(*args):
-            analyzer = args[0].analyzer if name == "scores" else args[0]
+    def watched(kind: str, real):
+        def call(self, *args):
+            analyzer = self.analyzer
             gpu.peak = before = gpu.now
-            result = real(*args)
-            device, model = analyzer.state.device, analyzer.model
-            queries = args[0].count if name == "scores" else 0
-            anyway = memory.held_anyway(model, kind, queries, device)
-            planned = anyway + analyzer.token_budget * memory.held_a_token(model, device)
-            if name == "scores":  # what waits beyond a batch's tokens
-                more = args[0].plan["parts"]["group"] - analyzer.token_budget
-                planned += more * 4 * memory.features_of(model)
-            found[analyzer.task.phase if name != "scores" else name] = (
-                gpu.peak - before,
-                planned,
-                gpu.now - before,
-            )
+            result = real(self, *args)
+            device = analyzer.state.device
+            shapes = memory.shapes_of(analyzer.model)
+            features = memory.features_of(shapes)
+            plan = Plan(**self.work.plan)
+            queries = self.count if kind == "pairwise" else 0
+            planned = memory.fixed_bytes(shapes, kind, queries, device)
+            planned += plan.budget * memory.bytes_a_token(features, device)
+            if kind == "pairwise":  # tokens that wait beyond those of a batch
+                planned += (plan.group - plan.budget) * 4 * features
+            phase = "scores" if kind == "pairwise" else analyzer.task.phase
+            found[phase] = (gpu.peak - before, planned, gpu.now - before)
             return result
 
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(factors, "run_parts", watched("sums", "factors", factors.run_parts))
-        patch.setattr(scoring.Scorer, "run", watched("scores", "pairwise", scoring.Scorer.run))
+        patch.setattr(factors.Phase, "_run_parts", watched("factors", factors.Phase._run_parts))
+        patch.setattr(scoring.Scorer, "run", watched("pairwise", scoring.Scorer.run))
         yield
 
 
@@ -115,7 +125,8 @@ def test_the_plan_of_memory_covers_what_a_phase_takes_and_little_stays(
 ):
     found: dict = {}
     with pretend() as gpu, peaks(monkeypatch, gpu, found):
-        analyze_quickly(run_copy, "--train_batch_size", batch, "--rotate", "rows")
+        rotate(monkeypatch, rows=True)
+        analyze_quickly(run_copy, "--train_batch_size", batch)
     assert set(found) == {"covariance", "lambda", "scores"}
     for phase, (taken, planned, left) in found.items():
         assert taken <= planned <= 6 * taken, (phase, taken, planned)

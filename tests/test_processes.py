@@ -15,8 +15,8 @@ from running import QUICK, launched, scores_of
 
 import analyze
 from attribution import processes
-from attribution.engine import parts
-from attribution.engine.parts import Kept
+from attribution.engine import resume
+from attribution.engine.resume import PartialResults
 from attribution.evidence.stats import mean_spearman
 from attribution.files import Refused
 from attribution.processes import Processes, here
@@ -66,16 +66,16 @@ def test_a_process_without_parts_takes_part(run_copy, expected, monkeypatch):
 def test_a_process_that_dies_ends_the_launch_and_another_number_goes_on(
     run_copy, expected, monkeypatch, phase
 ):
-    real = Kept.save
+    real = PartialResults.save
 
-    def save_and_die(self, tensors, held):
-        real(self, tensors, held)
+    def save_and_die(self, tensors, parts):
+        real(self, tensors, parts)
         if self.phase == phase and self.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "PATIENCE", 0.0)
-        patch.setattr(Kept, "save", save_and_die)
+        patch.setattr(resume, "PATIENCE", 0.0)
+        patch.setattr(PartialResults, "save", save_and_die)
         assert -signal.SIGKILL in together(2, score(run_copy))
     progress = list((run_copy / "demo/influence").rglob(f"progress/{phase}/*.safetensors"))
     assert progress and not (run_copy / "demo/influence/scores").exists()
@@ -88,17 +88,18 @@ def test_a_process_that_dies_ends_the_launch_and_another_number_goes_on(
 def test_killed_at_ten_moments_with_changing_numbers_of_processes_the_scores_are_those_of_one(
     run_copy, expected, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(parts, "PATIENCE", 0.0)
-    real, left = Kept.save, tmp_path / "left"
+    monkeypatch.setattr(resume, "PATIENCE", 0.0)
+    real = PartialResults.save
+    left = tmp_path / "left"
 
-    def save_and_die(self, tensors, held):
-        real(self, tensors, held)
+    def save_and_die(self, tensors, parts):
+        real(self, tensors, parts)
         number = int(left.read_text())
         if number == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         left.write_text(str(number - 1))
 
-    monkeypatch.setattr(Kept, "save", save_and_die)
+    monkeypatch.setattr(PartialResults, "save", save_and_die)
     for kill in range(10):
         left.write_text(str(kill % 4))
         if together(1 + kill % 3, score(run_copy)) == [0] * (1 + kill % 3):

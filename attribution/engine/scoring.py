@@ -178,6 +178,16 @@ class Scorer:
             "disable_tqdm": True,
         }
 
+    def fresh_factors(self) -> dict:
+        """The factors, with copies of float64 lambda matrices: kronfluence inverts those in place."""
+        fresh = dict(self.factors)
+        if (lambdas := fresh.get(names.LAMBDA_MATRIX_NAME)) is not None:
+            fresh[names.LAMBDA_MATRIX_NAME] = {
+                module: matrix.clone() if matrix.dtype == torch.float64 else matrix
+                for module, matrix in lambdas.items()
+            }
+        return fresh
+
     def precondition(self, chosen: slice) -> list[tuple]:
         """(module, its preconditioned queries) of these queries, as positions in their order."""
         model = self.analyzer.model
@@ -194,7 +204,7 @@ class Scorer:
             tracked_module_names=every,
             release_memory=True,
         )
-        for name, factors in self.factors.items():
+        for name, factors in self.fresh_factors().items():
             set_factors(model=model, factor_name=name, factors=factors)
         prepare_modules(model=model, tracked_module_names=every, device=device)
         for module in tracked(model):
@@ -213,7 +223,7 @@ class Scorer:
         """Self-influence of the missing parts: each row against itself, (1, n) a part."""
         for i in [i for i in sorted(self.blocks) if not self.done[i].all()]:
             scores = compute_self_scores_with_loaders(
-                loaded_factors=self.factors,
+                loaded_factors=self.fresh_factors(),
                 train_loader=self.loader(self.parts[i]),
                 tracked_module_names=None,
                 **self.shared(),

@@ -1,34 +1,35 @@
-"""Batches keep their budget and the order of rows comes back; the bar's steps are the work of the
+"""Batches, groups and parts keep their budget and lose no row; the bar's steps are the work of the
 batches.
 """
 
 import numpy as np
-import torch
+import pytest
 
 from attribution.engine import batching
 from attribution.engine.batching import (
     WeighedLoader,
     batches_within,
+    divide,
     group_ends,
     order_by_length,
-    restore_order,
+    runs_within,
 )
 
+LENGTHS = np.random.default_rng(0).integers(3, 30, 200)
 
-def test_batches_hold_their_budget_longest_first_and_the_order_is_restored():
+
+def test_batches_hold_their_budget_longest_first():
     lengths = np.array([3, 9, 1, 9, 4, 2, 20])
     batches = batches_within(lengths, 18)
     assert sorted(sum(batches, [])) == list(range(7)) and batches[0] == [6]
     assert all(len(batch) * lengths[batch].max() <= 18 or len(batch) == 1 for batch in batches)
-    values = torch.arange(7.0)[torch.from_numpy(order_by_length(lengths))]
-    assert restore_order(values, lengths, 0).tolist() == list(range(7))
+    assert order_by_length(lengths).tolist() == [6, 1, 3, 4, 0, 5, 2]
 
 
 def test_a_batch_ends_where_padding_would_be_more_than_a_tenth_or_worth_a_batch():
     lengths = np.array([100] * 3 + [90] * 40 + [10] * 200)
     batches = batches_within(lengths, 10_000)
     assert [len(batch) for batch in batches] == [43, 200]
-    assert [len(batch) for batch in batches_within(lengths, 10_000, max_rows=100)] == [100, 100, 43]
 
 
 def test_groups_of_batches_are_of_like_size_and_hold_their_budget():
@@ -41,8 +42,36 @@ def test_groups_of_batches_are_of_like_size_and_hold_their_budget():
     assert group_ends(batches, lengths, 100) == [True] * 4
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_parts_are_whole_groups_of_the_same_batches_whatever_their_number(count):
+    batches = batches_within(LENGTHS, 100)
+    ends = group_ends(batches, LENGTHS, 100)
+    found = divide(LENGTHS, 100, count)
+    assert [batch for part in found for batch in part.batches] == batches
+    assert [end for part in found for end in part.ends] == ends
+    assert all(part.ends[-1] for part in found)
+    assert len(found) == min(count, sum(ends))
+    tokens = [LENGTHS[part.rows].sum() for part in found]
+    assert max(tokens) <= sum(tokens) / len(found) + 2 * 100
+
+
+def test_smaller_batches_of_a_part_keep_its_rows_and_their_order():
+    for part in divide(LENGTHS, 300, 3):
+        smaller = part.within(LENGTHS, 40)
+        assert smaller.rows == part.rows and smaller.ends[-1]
+        assert len(smaller.batches) > len(part.batches)
+        assert all(len(batch) * LENGTHS[batch].max() <= 40 for batch in smaller.batches)
+
+
+def test_query_batches_are_bounded_by_rows_and_by_tokens():
+    lengths = np.array([30, 20, 10, 10, 10, 5])
+    assert runs_within(lengths, 40, 2) == [[0], [1, 2], [3, 4], [5]]
+    assert runs_within(lengths, 4, 9) == [[i] for i in range(6)]
+
+
 def test_the_bar_moves_by_the_work_of_each_batch_once_it_is_done(monkeypatch):
-    steps, batches = [], [[0], [1, 2]]
+    steps: list = []
+    batches = [[0], [1, 2]]
 
     class Bar:
         def __init__(self, total, **_):
@@ -59,7 +88,14 @@ def test_the_bar_moves_by_the_work_of_each_batch_once_it_is_done(monkeypatch):
 
     monkeypatch.setattr(batching, "tqdm", Bar)
     loader = WeighedLoader(
-        [10, 11, 12], batches, list, "rows", [5.0, 1.0], lambda i: steps.append(("next", i))
+        [10, 11, 12],
+        batches,
+        list,
+        "rows",
+        [5.0, 1.0],
+        before=lambda i: steps.append(("next", i)),
+        after=lambda: steps.append(("end",)),
     )
     assert list(loader) == [[10], [11, 12]]
-    assert steps == [("total", 6.0), ("next", 0), ("done", 5.0), ("next", 1), ("done", 1.0)]
+    done = [("next", 0), ("done", 5.0), ("next", 1), ("done", 1.0)]
+    assert steps == [("total", 6.0), *done, ("end",)]

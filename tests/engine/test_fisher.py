@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-from influence.test_eigenbasis import N, Rows, arguments, make_analyzer, tiny_bert
-from running import analyze_quickly, influence_of, refusal, scores_of
+from engine.test_modules import N, Rows, arguments, make_analyzer, tiny_bert, work_of
+from running import DEMO, analyze_quickly, influence_of, refusal, scores_of
 from safetensors.torch import load_file
 from torch import nn
 
 import analyze
 from attribution.draws import fisher_column, fisher_columns
-from attribution.engine import factors
-from attribution.engine.phases import Phases
-from attribution.influence.names import flags_of
-from attribution.processes import ALONE
+from attribution.engine.factors import fit_factors
+from attribution.engine.memory import Plan
 from pipeline import InfluenceTask, compute_loss
 
 
@@ -82,18 +80,16 @@ def test_factors_are_the_mean_over_all_labels(num_labels, tmp_path, monkeypatch)
     against autograd.
     """
     monkeypatch.setattr(
-        "influence.test_eigenbasis.tiny_bert", lambda dtype, _: tiny_bert(dtype, num_labels)
+        "engine.test_modules.tiny_bert", lambda dtype, _: tiny_bert(dtype, num_labels)
     )
     monkeypatch.setattr(
-        "influence.test_eigenbasis.InfluenceTask", lambda seed: InfluenceTask(seed, num_labels)
+        "engine.test_modules.InfluenceTask", lambda seed: InfluenceTask(seed, num_labels)
     )
     train = Rows(N, 1, regression=num_labels == 1)
     train.labels = train.labels.clamp(max=max(num_labels - 1, 1))
-    analyzer = make_analyzer(True, tmp_path, torch.float64, num_labels == 1, False, 40)
-    monkeypatch.setattr(train, "first", lambda count: train, raising=False)
-    plan = lambda: {"parts": {"budget": 40, "count": 3}}  # noqa: E731
-    work = Phases(tmp_path / "kronfluence/factors_f", {}, "unfinished factors", plan, False, ALONE)
-    factors.fit_in_parts(analyzer, work, "f", train, arguments("ekfac", torch.float64)[0])
+    analyzer = make_analyzer(True, tmp_path, torch.float64, num_labels == 1, False)
+    work = work_of(analyzer, "factors_f", Plan(budget=40, count=3))
+    fit_factors(analyzer, work, "f", train, arguments("ekfac", torch.float64)[0])
     stored = {path.stem: load_file(path) for path in (tmp_path / "factors/f").glob("*.safetensors")}
 
     inputs, outputs, corrected = {}, {}, {}
@@ -140,24 +136,18 @@ def test_exact_factors_have_no_chance_in_them_and_names_of_their_own(run_copy):
 
 
 def test_a_name_gives_its_flags_and_identity_has_no_fisher_matrix(run_copy, capsys):
-    influence = influence_of(
+    (analysis,) = influence_of(
         run_copy, "--fisher", "exact", "--use_half_precision", "--query_gradient_rank", "8"
-    )
-    assert influence.settings.factors == "ekfac_exact_half"
-    assert influence.factor_parts["fisher"] == "exact" and influence.factor_parts["seed"] is None
-    assert flags_of(influence.result.name) == (
+    ).analyses
+    assert analysis.settings.factors_name == "ekfac_exact_half"
+    assert analysis.factor_parts["fisher"] == "exact" and "seed" not in analysis.factor_parts
+    assert analysis.settings.flags == (
         "--factor_strategy ekfac --fisher exact --use_half_precision --query_gradient_rank 8 "
         "--damping_factor 0.0001"
     )
-    identity = influence_of(run_copy, "--fisher", "exact", "--factor_strategy", "identity")
-    assert identity.result.name == "identity" and "fisher" not in identity.factor_parts
-    asked = [
-        "--dataset_name",
-        "demo",
-        "--checkpoint_dir",
-        str(run_copy),
-        "--stock",
-        "--fisher",
-        "exact",
-    ]
-    assert "leave out one of --stock and --fisher" in refusal(capsys, analyze.main, asked)
+    (identity,) = influence_of(
+        run_copy, "--fisher", "exact", "--factor_strategy", "identity"
+    ).analyses
+    assert identity.settings.name == "identity" and "fisher" not in identity.factor_parts
+    refused = [*DEMO, "--checkpoint_dir", str(run_copy), "--stock", "--fisher", "exact"]
+    assert "leave out one of --stock and --fisher" in refusal(capsys, analyze.main, refused)

@@ -10,10 +10,10 @@ from running import QUICK, close, scores_of, tamper
 from safetensors.torch import load_file, save_file
 
 import analyze
-from attribution.engine import parts
+from attribution.engine import resume
 from attribution.engine.contractions import randomized_factors
 from attribution.evidence.stats import mean_spearman
-from attribution.files import Refused, read_json, sha256_of
+from attribution.files import read_json, sha256_of
 
 NAME = "ekfac_rank4_damping0.0001"
 
@@ -32,16 +32,16 @@ def test_partitions_interruptions_and_batches_do_not_change_low_rank_scores(run_
         assert mean_spearman(first.numpy(), again.numpy()) > 0.999999, count
     assert not torch.equal(first, run(run_copy, "--overwrite", "--seed", "1"))
     shutil.rmtree(run_copy / "demo/influence")
-    monkeypatch.setattr(parts, "PATIENCE", 0.0)
-    whole = parts.Kept.save
+    monkeypatch.setattr(resume, "PATIENCE", 0.0)
+    whole = resume.PartialResults.save
 
-    def die(self, tensors, held):
-        whole(self, tensors, held)
+    def die(self, tensors, parts):
+        whole(self, tensors, parts)
         if self.phase == "pairwise":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(parts.Kept, "save", die)
+        patch.setattr(resume.PartialResults, "save", die)
         run(run_copy, "--data_partitions", "3", "--train_batch_size", "2")
     again = run(run_copy, "--data_partitions", "3", "--train_batch_size", "2")
     assert mean_spearman(first.numpy(), again.numpy()) > 0.999999
@@ -67,10 +67,8 @@ def test_the_factors_are_close_to_the_best_of_their_rank_and_repeat(shape):
 def test_signs_of_eigenvectors_do_not_change_low_rank_scores(run_copy):
     """A GPU finds others than a CPU: with draws in the eigenbasis its scores were 2 % apart."""
     first = run(run_copy)
-    folder, record = (
-        run_copy / "demo/influence/factors/ekfac",
-        run_copy / "demo/influence/factors/ekfac/factors.json",
-    )
+    folder = run_copy / "demo/influence/factors/ekfac"
+    record = folder / "factors.json"
     files = read_json(record)["files"]
     for name in ("activation_eigenvectors.safetensors", "gradient_eigenvectors.safetensors"):
         vectors = load_file(folder / name)
@@ -83,22 +81,3 @@ def test_signs_of_eigenvectors_do_not_change_low_rank_scores(run_copy):
     shutil.rmtree(run_copy / "demo/influence/scores")
     again = run(run_copy)
     assert close(again, first, 1e-5)
-
-
-def test_low_rank_scores_of_an_earlier_version_are_named_and_kept(run_copy):
-    run(run_copy)
-    path = run_copy / "demo/influence/scores" / NAME / "pairwise_scores.json"
-    drop = lambda part: {name: value for name, value in part.items() if name != "rank draws"}  # noqa: E731
-    for earlier in (drop, lambda part: part | {"rank draws": "by seed and module"}):
-        tamper(
-            path,
-            lambda record, earlier=earlier: (
-                record | {"fingerprint": earlier(record["fingerprint"])}
-            ),
-        )
-        before = path.read_bytes()
-        with pytest.raises(
-            Refused, match="low-rank scores in .* are of an earlier version.*--overwrite"
-        ):
-            run(run_copy)
-        assert path.read_bytes() == before

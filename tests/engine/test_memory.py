@@ -1,98 +1,179 @@
 """What fits into memory decides batches and passes; what costs less decides which side is rotated."""
 
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 import torch
-from running import analyze_quickly, close, influence_of, scores_of
+from kronfluence.arguments import ScoreArguments
+from running import analyze_quickly, close, scores_of
 
 from attribution.engine import memory, modules, trackers
-from attribution.engine.modules import tracked
-from attribution.influence.analysis import make_score_arguments
-from attribution.processes import Processes
-from pipeline import InfluenceTask, construct_bert
+from attribution.engine.memory import Plan
+from attribution.processes import ALONE, Processes
+from pipeline import InfluenceTask
+
+CPU = torch.device("cpu")
+# (D_out, D_in) of the modules of one layer of an encoder, and of a head without bias.
+SHAPES = [*[(64, 65)] * 4, (256, 65), (64, 257), (2, 64)]
+FEATURES = 4 * 129 + 321 + 321 + 66
+PARAMETERS = 4 * 64 * 65 + 256 * 65 + 64 * 257 + 2 * 64
+TRAIN = np.random.default_rng(0).integers(3, 30, 120)
+QUERIES = np.random.default_rng(1).integers(3, 30, 9)
+BUDGET = 512
+
+
+@pytest.fixture
+def free(monkeypatch) -> Callable[[float], None]:
+    """free(left): as much free memory as leaves so many bytes to queries and waiting groups."""
+
+    def free(left: float, budget: int = BUDGET) -> None:
+        taken = memory.fixed_bytes(SHAPES, "pairwise", len(QUERIES), CPU)
+        taken += budget * memory.bytes_a_token(FEATURES, CPU)
+        size = (left + taken) / memory.SAFETY + 1
+        monkeypatch.setattr(memory, "free_memory", lambda device: size)
+
+    return free
+
+
+def test_sizes_are_those_of_the_tracked_modules():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2, False)
+    )
+    wrapped = modules.prepare_model(model, InfluenceTask())
+    assert memory.shapes_of(wrapped) == [(4, 4), (2, 4)]
+    assert memory.features_of(SHAPES) == FEATURES
+    assert memory.parameters_of(SHAPES) == PARAMETERS
 
 
 def test_short_memory_lowers_the_token_budget(monkeypatch):
-    model = modules.prepare_model(construct_bert("demo", None, seed=0), InfluenceTask())
-    features = sum(sum(module.weight.shape) for module in tracked(model))
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 32 * features * 1000)
-    cpu = torch.device("cpu")
-    assert (
-        memory.affordable_tokens(model, cpu, 500) == 500
-        and memory.affordable_tokens(model, cpu, 8192) == 1000
-    )
-    assert memory.affordable_tokens(model, torch.device("cuda"), 8192) == 8192
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 32 * FEATURES * 1000)
+    assert memory.affordable_tokens(FEATURES, CPU, 500) == 500
+    assert memory.affordable_tokens(FEATURES, CPU, 8192) == 1000
+    assert memory.affordable_tokens(FEATURES, torch.device("cuda"), 8192) == 8192
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    assert memory.affordable_tokens(FEATURES, CPU, 8192) == memory.SMALLEST_BUDGET
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**50)
+    assert memory.affordable_tokens(FEATURES, CPU, 8192) == memory.CPU_TOKENS
 
 
-def test_short_memory_takes_more_passes_and_the_cheaper_side_is_rotated(run_copy, monkeypatch):
-    influence = influence_of(run_copy)
-    analyzer, score_args = influence.analyzer, make_score_arguments(influence.settings)
-    sizes = [(m.weight.shape[0], m.weight.shape[1] + 1) for m in tracked(analyzer.model)]
+def test_batches_and_groups_take_half_of_what_nothing_else_holds(monkeypatch):
+    def budget(times: float) -> int:
+        """Budget where free memory, without what a phase holds anyway, is `times` that of 1,024."""
+        room = times * 1024 * memory.bytes_a_token(FEATURES, CPU)
+        size = (room + memory.fixed_bytes(SHAPES, "factors", 0, CPU)) / memory.SAFETY + 1
+        monkeypatch.setattr(memory, "free_memory", lambda device: size)
+        return memory.plan_parts(SHAPES, CPU, ALONE, "factors", 1024, TRAIN, 0).budget
 
-    def plan(free: int, force: str = "auto", rank: int | None = None) -> tuple[int, bool]:
-        device = analyzer.state.device
-        taken = memory.held_anyway(analyzer.model, "pairwise", len(influence.queries), device)
-        taken += analyzer.token_budget * memory.held_a_token(analyzer.model, device)
-        monkeypatch.setattr(
-            memory, "free_memory", lambda device: (free + taken) / memory.SAFETY + 1
+    assert [budget(times) for times in (2, 1, 0.5, 0.01)] == [1024, 512, 256, 128]
+
+
+def test_parts_are_a_function_of_the_work_and_processes_get_four_groups_each(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**40)
+    tokens = int(TRAIN.sum())
+    madds = PARAMETERS * (6 * tokens + len(TRAIN) * 9)
+
+    def plan(processes: Processes = ALONE, count: int | None = None) -> Plan:
+        return memory.plan_parts(SHAPES, CPU, processes, "pairwise", 1024, TRAIN, 9, count)
+
+    assert plan() == Plan(1024, 1) and plan(count=5) == Plan(1024, 5)
+    monkeypatch.setitem(memory.PART_MADDS, "cpu", madds / 6.5)
+    assert plan() == Plan(1024, 7)
+    monkeypatch.setattr(Processes, "all_of", lambda self, value: [value] * self.count)
+    assert plan(Processes(0, 3, 0, 3)) == Plan(tokens // 12, 12)
+
+
+def test_short_memory_takes_more_passes_and_the_cheaper_side_is_rotated(free):
+    gradient = 4 * PARAMETERS
+    query = 4 * FEATURES * int(QUERIES.max())
+
+    def plan(left: float, rows: int, rank: int | None = None) -> tuple[int, bool]:
+        free(left)
+        score_args = ScoreArguments(query_gradient_low_rank=rank)
+        plan = Plan(BUDGET, 1)
+        sizes = TRAIN[:rows], QUERIES, 32, score_args
+        plan = memory.plan_pairwise(plan, SHAPES, CPU, ALONE, *sizes)
+        return -(-len(QUERIES) // plan.pass_queries), plan.rotate_rows
+
+    assert plan(2**40, 120) == (1, False)  # rows have more tokens than queries have directions
+    assert plan(2**40, 8) == (1, True)
+    assert plan(2**40, 8, rank=2) == (1, False)  # low rank is rotated back
+    assert plan(3 * gradient, 120) == (3, False) and plan(3 * query, 8) == (3, True)
+    # Gradients would need two passes.
+    assert plan(query * 9, 120) == (1, True) and query < gradient
+
+
+def test_passes_are_of_the_queries_that_memory_holds_and_a_pass_more_costs_the_model_again():
+    size = PARAMETERS
+    rotations = sum(d_out**2 + d_in**2 for d_out, d_in in SHAPES)
+    back = sum(d_out * d_in * (d_out + d_in) for d_out, d_in in SHAPES)
+    tokens = 2000
+    groups = 2
+
+    def side(fitting: dict[bool, int], rank: int | None = None) -> tuple[int, bool]:
+        return memory.cheapest_side(SHAPES, fitting, tokens, QUERIES, groups, rank)
+
+    def costs(passes: dict[bool, int]) -> dict[bool, int]:
+        asked = int(QUERIES.sum()) * size
+        return {
+            True: passes[True] * tokens * (3 * size + rotations) + groups * asked,
+            False: passes[False] * tokens * 3 * size + asked + len(QUERIES) * back,
+        }
+
+    for fitting in ({True: 9, False: 9}, {True: 3, False: 9}, {True: 9, False: 2}):
+        passes = {rows: -(-9 // held) for rows, held in fitting.items()}
+        cost = costs(passes)
+        rows = cost[True] < cost[False]
+        assert side(fitting) == (passes[rows], rows)
+        assert side(fitting, rank=2) == (passes[False], False)
+    assert side({True: 9, False: 2})[1] and not side({True: 3, False: 9})[1]
+    assert side({True: 0, False: 0})[0] == 9
+
+
+def test_held_of_queries_are_their_padded_tokens_their_gradients_or_two_factors():
+    lengths = np.array([10, 8, 8, 2])
+    score_args = ScoreArguments()
+    tokens = memory.query_bytes(SHAPES, lengths, 2, score_args, True)
+    assert tokens.tolist() == [4 * FEATURES * n for n in (10, 20, 28, 36)]
+    gradients = memory.query_bytes(SHAPES, lengths, 2, score_args, False)
+    assert gradients.tolist() == [4 * PARAMETERS * n for n in (1, 2, 3, 4)]
+    score_args = ScoreArguments(query_gradient_low_rank=2, score_dtype=torch.bfloat16)
+    factors = memory.query_bytes(SHAPES, lengths, 2, score_args, False)
+    assert factors[0] == 2 * (2 * (FEATURES - 66) + 2 * 64)  # rank 2 is full for two outputs
+
+
+def test_a_group_has_the_wanted_rows_as_far_as_half_of_what_is_left_holds_them(free, monkeypatch):
+    score_args = ScoreArguments()
+    token = 4 * FEATURES
+    held = 9 * int(QUERIES.max()) * token
+    # Rows are rotated, and tokens of all queries are held.
+    monkeypatch.setattr(memory, "cheapest_side", lambda *sizes: (1, True))
+
+    def group(tokens_left: float, processes: Processes = ALONE) -> int:
+        free(held + tokens_left * token, budget=128)
+        plan = memory.plan_pairwise(
+            Plan(128, 1), SHAPES, CPU, processes, TRAIN, QUERIES, 9, score_args
         )
-        score_args.query_gradient_low_rank = rank
-        passes = memory.plan_queries(
-            analyzer, influence.train, influence.queries, 32, score_args, force
-        )
-        return passes, tracked(analyzer.model)[0].rotate_rows
-
-    one_gradient = 4 * sum(d_out * d_in for d_out, d_in in sizes)
-    one_query = 4 * sum(map(sum, sizes)) * int(influence.queries.lengths.max())
-    assert plan(2**40) == (1, False)  # 120 rows have more tokens than 9 queries have directions
-    everything, influence.train.lengths = influence.train.lengths, influence.train.lengths[:8]
-    assert plan(2**40) == (1, True)
-    assert plan(3 * one_gradient, "queries") == (3, False) and plan(3 * one_query, "rows") == (
-        3,
-        True,
-    )
-    assert plan(2**40, rank=2) == (1, False)
-    influence.train.lengths = everything
-    assert (
-        plan(one_query * 9) == (1, True) and one_query < one_gradient
-    )  # gradients would need two passes
-
-
-def test_a_group_has_the_rows_that_are_wanted_as_far_as_half_of_what_is_left_holds_them(
-    run_copy, monkeypatch
-):
-    influence = influence_of(run_copy)
-    analyzer, train, queries = influence.analyzer, influence.train, influence.queries
-    score_args, device = make_score_arguments(influence.settings), analyzer.state.device
-    analyzer.token_budget = 128
-    plan = {"query_batch": 9, "pass_queries": 9, "rotate_rows": True}
-    token = 4 * memory.features_of(analyzer.model)
-    taken = memory.held_anyway(analyzer.model, "pairwise", 9, device)
-    taken += 128 * memory.held_a_token(analyzer.model, device)
-    taken += 9 * int(queries.lengths.max()) * token
-
-    def group(tokens_left: float) -> int:
-        free = (taken + tokens_left * token) / memory.SAFETY + 1
-        monkeypatch.setattr(memory, "free_memory", lambda device: free)
-        return memory.plan_group(analyzer, train, queries, score_args, plan)
+        assert (plan.budget, plan.pass_queries, plan.query_batch) == (128, 9, 9)
+        return plan.group
 
     assert group(2**30) == 128  # on a CPU a group is a batch
     monkeypatch.setitem(memory.GROUP_ROWS, "cpu", 60)
-    assert group(2**30) == round(60 * train.lengths.mean()) > 128
+    assert group(2**30) == round(60 * TRAIN.mean()) > 128
     assert group(200) == 228 and group(0) == group(-50) == 128
     monkeypatch.setitem(memory.GROUP_ROWS, "cpu", 10**6)
-    assert group(2**30) == round(
-        len(train) * train.lengths.mean()
-    )  # more rows than there are wait for nothing
-    monkeypatch.setattr(analyzer, "processes", Processes(0, 3, 0, 3))
-    monkeypatch.setattr(Processes, "all_of", lambda self, value: [value] * 3)
-    assert group(2**30) == max(128, int(train.lengths.sum()) // 12)  # each process gets four
+    # More rows than there are wait for nothing.
+    assert group(2**30) == round(len(TRAIN) * TRAIN.mean())
+    monkeypatch.setattr(Processes, "all_of", lambda self, value: [value] * self.count)
+    # Each process gets four.
+    assert group(2**30, Processes(0, 3, 0, 3)) == max(128, int(TRAIN.sum()) // 12)
 
 
 def test_scores_do_not_depend_on_the_rows_that_meet_the_queries_together(run_copy, monkeypatch):
-    flags, products, real = (
-        ["--rotate", "rows", "--train_batch_size", "2", "--overwrite"],
-        [],
-        trackers.inner_products,
-    )
+    monkeypatch.setattr(memory, "cheapest_side", lambda *sizes: (1, True))
+    flags = ["--train_batch_size", "2", "--overwrite"]
+    products: list[int] = []
+    real = trackers.inner_products
 
     def watched(queries, pieces, elements):
         products.append(sum(len(g) for g, _ in pieces))
@@ -100,13 +181,11 @@ def test_scores_do_not_depend_on_the_rows_that_meet_the_queries_together(run_cop
 
     monkeypatch.setattr(trackers, "inner_products", watched)
     analyze_quickly(run_copy, *flags)
-    expected, small = scores_of(run_copy), products[:]
+    expected = scores_of(run_copy)
+    small = products[:]
     products.clear()
     monkeypatch.setitem(memory.GROUP_ROWS, "cpu", 4800)
     analyze_quickly(run_copy, *flags)
-    assert (
-        max(products) > 2 * max(small)
-        and len(products) < len(small) / 2
-        and sum(products) == sum(small)
-    )
+    assert max(products) > 2 * max(small)
+    assert len(products) < len(small) / 2 and sum(products) == sum(small)
     assert close(scores_of(run_copy), expected, 1e-5)

@@ -2,7 +2,9 @@
 
 import logging
 import shutil
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +18,21 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from attribution.data.dataset import collate
-from attribution.engine import modules
+from attribution.engine import modules, scoring
 from attribution.engine.analyzer import EigenAnalyzer
-from attribution.engine.batching import restore_order
-from attribution.engine.memory import plan_queries
+from attribution.engine.factors import fit_factors
+from attribution.engine.memory import Plan, plan_pairwise, plan_parts, shapes_of
+from attribution.engine.resume import Work
+from attribution.engine.scoring import Scorer
+from attribution.files import checksums
+from attribution.processes import ALONE
 from pipeline import InfluenceTask
 
 N, Q = 23, 7  # an uneven last batch for every batch size used here
 
 
 class Rows(torch.utils.data.Dataset):
-    """Random token rows of uneven length; what GlueDataset offers, without text."""
+    """Random token rows of uneven length, with the methods of GlueDataset that need no text."""
 
     def __init__(self, count: int, seed: int, regression: bool = False) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -41,6 +47,11 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int):
         return self, int(index)
+
+    def first(self, count: int) -> "Rows":
+        """The data set itself: tests fit factors on all of its rows."""
+        assert count >= len(self)
+        return self
 
     def batch(self, rows, width=None):
         rows = torch.as_tensor(rows)
@@ -79,101 +90,142 @@ def arguments(strategy: str, dtype, rank=None, damping=1e-3):
     return factor, score
 
 
-def make_analyzer(fast: bool, folder, dtype, regression: bool, convolution: bool, budget: int):
-    """kronfluence's Analyzer of the tiny BERT, or ours."""
-    task, model = InfluenceTask(seed=3), tiny_bert(dtype, 1 if regression else 3)
+def make_analyzer(fast: bool, folder: Path, dtype, regression: bool, convolution: bool):
+    """kronfluence's Analyzer of the tiny BERT, or the EigenAnalyzer."""
+    task = InfluenceTask(seed=3)
+    model = tiny_bert(dtype, 1 if regression else 3)
     if convolution:
         layers = nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(5, 3)
         model.classifier = nn.Sequential(*layers).to(dtype)
     model = (modules.prepare_model if fast else prepare_stock)(model, task)
-    kwargs = {"model": model, "task": task, "log_level": logging.ERROR}
     if fast:
-        return EigenAnalyzer(folder, token_budget=budget, **kwargs)
-    return Analyzer("kronfluence", output_dir=str(folder), disable_tqdm=True, **kwargs)
+        return EigenAnalyzer(folder, model, task, log_level=logging.ERROR)
+    kwargs = {"output_dir": str(folder), "disable_tqdm": True, "log_level": logging.ERROR}
+    return Analyzer("kronfluence", model, task, **kwargs)
 
 
-def fit_factors(analyzer, strategy: str, **kwargs) -> None:
-    """Fits what the strategy needs, under the name f, phase by phase."""
-    analyzer.task.phase = "covariance"
-    if strategy in ("kfac", "ekfac"):
-        analyzer.fit_covariance_matrices("f", **kwargs)
-        analyzer.perform_eigendecomposition("f", factor_args=kwargs["factor_args"])
-    analyzer.task.phase = "lambda"
-    if strategy in (
-        "diagonal",
-        "ekfac",
-        "identity",
-    ):  # for identity it fits nothing, but leaves its arguments
-        analyzer.fit_lambda_matrices("f", **kwargs)
+def work_of(analyzer: EigenAnalyzer, name: str, plan: Plan) -> Work:
+    """New work in the analyzer's folder, see `EigenAnalyzer.factors_output_dir`."""
+    folder = analyzer.influence / "kronfluence" / name
+    return Work(folder, {}, name, lambda: asdict(plan), False)
 
 
-def run(
-    fast: bool,
-    folder,
-    strategy: str,
-    dtype=torch.float64,
-    rank=None,
-    rotate="auto",
-    batch=5,
-    budget=40,
-    regression=False,
-    from_factors=None,
-    queries_batch=3,
-    convolution=False,
-):
-    """Returns (factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the
-    two paths.
-    """
-    train, queries = Rows(N, 1, regression), Rows(Q, 2, regression)
-    analyzer = make_analyzer(fast, folder, dtype, regression, convolution, budget)
-    factor_args, score_args = arguments(strategy, dtype, rank)
-    if fast:
-        analyzer.queries = queries
-        score_args.query_gradient_accumulation_steps = 2
-        plan_queries(analyzer, train, queries, queries_batch, score_args, rotate)
-    loading = {
-        "dataloader_kwargs": DataLoaderKwargs(
-            collate_fn=partial(collate, pad_to=None if fast else 12)
-        )
-    }
-    if from_factors is None:
-        fit_factors(
-            analyzer,
-            strategy,
-            dataset=train,
-            per_device_batch_size=batch,
-            factor_args=factor_args,
-            **loading,
-        )
-    else:
-        analyzer.factors_output_dir = lambda factors_name: from_factors
-    analyzer.task.phase = "lambda"
-    loading["per_device_train_batch_size"] = batch
-    analyzer.compute_pairwise_scores(
-        "s",
-        "f",
-        query_dataset=queries,
-        train_dataset=train,
-        per_device_query_batch_size=queries_batch,
-        score_args=score_args,
-        **loading,
-    )
-    analyzer.compute_self_scores(
-        "o", "f", train_dataset=train, score_args=arguments(strategy, dtype)[1], **loading
-    )
-    pairwise = analyzer.load_pairwise_scores("s")["all_modules"]
-    own = analyzer.load_self_scores("o")["all_modules"]
-    if fast:
-        pairwise = restore_order(restore_order(pairwise, train.lengths, 1), queries.lengths, 0)
-        own = restore_order(own, train.lengths, 0)
-    factors = {}
+def stored_factors(analyzer) -> dict:
+    """Covariances, eigenvectors, eigenvalues, lambda matrices and counts under the name f."""
+    factors: dict = {}
     for load in (
         analyzer.load_covariance_matrices,
         analyzer.load_eigendecomposition,
         analyzer.load_lambda_matrices,
     ):
         factors |= load("f") or {}
-    return factors, pairwise, own
+    return factors
+
+
+def run_stock(folder: Path, strategy: str, dtype, rank, regression: bool, convolution: bool):
+    """Factors and scores by kronfluence's own calls, phase by phase."""
+    train = Rows(N, 1, regression)
+    queries = Rows(Q, 2, regression)
+    analyzer = make_analyzer(False, folder, dtype, regression, convolution)
+    factor_args, score_args = arguments(strategy, dtype, rank)
+    loading = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=partial(collate, pad_to=12))}
+    fitting = {"dataset": train, "per_device_batch_size": 5, "factor_args": factor_args} | loading
+    analyzer.task.phase = "covariance"
+    if strategy in ("kfac", "ekfac"):
+        analyzer.fit_covariance_matrices("f", **fitting)
+        analyzer.perform_eigendecomposition("f", factor_args=factor_args)
+    analyzer.task.phase = "lambda"
+    if strategy != "kfac":  # for identity it fits nothing, but leaves its arguments
+        analyzer.fit_lambda_matrices("f", **fitting)
+    loading |= {"train_dataset": train, "per_device_train_batch_size": 5}
+    analyzer.compute_pairwise_scores(
+        "s",
+        "f",
+        query_dataset=queries,
+        per_device_query_batch_size=3,
+        score_args=score_args,
+        **loading,
+    )
+    analyzer.compute_self_scores("o", "f", score_args=arguments(strategy, dtype)[1], **loading)
+    pairwise = analyzer.load_pairwise_scores("s")["all_modules"]
+    own = analyzer.load_self_scores("o")["all_modules"]
+    return stored_factors(analyzer), pairwise, own
+
+
+def run_ours(
+    folder: Path,
+    strategy: str,
+    dtype,
+    rank,
+    regression: bool,
+    convolution: bool,
+    rotate: str,
+    budget: int,
+    from_factors: Path | None,
+    queries_batch: int,
+):
+    """Factors and scores of the fast path; queries in passes of two batches."""
+    train = Rows(N, 1, regression)
+    queries = Rows(Q, 2, regression)
+    analyzer = make_analyzer(True, folder, dtype, regression, convolution)
+    factor_args, score_args = arguments(strategy, dtype, rank)
+    where = shapes_of(analyzer.model), torch.device("cpu"), ALONE
+    if from_factors is None:
+        plan = plan_parts(*where, "factors", budget, train.lengths, 0)
+        fit_factors(analyzer, work_of(analyzer, "factors_f", plan), "f", train, factor_args)
+    else:
+        analyzer.factors_output_dir = lambda factors_name: from_factors
+    analyzer.task.phase = "lambda"
+    factors = analyzer.load_all_factors("f")
+    plan = plan_parts(*where, "pairwise", budget, train.lengths, Q)
+    plan = plan_pairwise(
+        plan,
+        *where,
+        train.lengths,
+        queries.lengths,
+        queries_batch,
+        score_args,
+        groups=analyzer.shared is not None,
+    )
+    if rotate != "auto":
+        plan = replace(plan, rotate_rows=rotate == "rows")
+    plan = replace(plan, query_batch=queries_batch, pass_queries=min(Q, 2 * queries_batch))
+    work = work_of(analyzer, "scores_s", plan)
+    pairwise = Scorer(analyzer, factors, factor_args, score_args, train, queries, work).compute()
+    plan = plan_parts(*where, "self", budget, train.lengths, 0)
+    work = work_of(analyzer, "scores_o", plan)
+    score_args = arguments(strategy, dtype)[1]
+    own = Scorer(analyzer, factors, factor_args, score_args, train, None, work).compute()
+    return stored_factors(analyzer), pairwise, own
+
+
+def run(
+    fast: bool,
+    folder: Path,
+    strategy: str,
+    dtype=torch.float64,
+    rank=None,
+    rotate="auto",
+    budget=40,
+    regression=False,
+    from_factors=None,
+    queries_batch=3,
+    convolution=False,
+):
+    """(factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the two paths.
+
+    rotate: "rows", "queries", or the cheaper one. from_factors: folder of factors to score with.
+    """
+    common = (folder, strategy, dtype, rank, regression, convolution)
+    if not fast:
+        return run_stock(*common)
+    return run_ours(*common, rotate, budget, from_factors, queries_batch)
+
+
+@pytest.fixture(autouse=True)
+def scores_in_float64(monkeypatch):
+    """Scores are stored in float32, which would hide differences."""
+    monkeypatch.setattr(scoring, "STORED", torch.float64)
 
 
 def distance(ours: torch.Tensor, reference: torch.Tensor) -> float:
@@ -228,38 +280,31 @@ def test_factors_equal_stock_in_float64(stock, tmp_path):
 
 def test_low_rank_scores_equal_stock_with_full_svd(stock, tmp_path):
     folder, (_, pairwise, _) = stock("ekfac", rank=2)
-    for rotate in ("rows", "queries"):
-        _, ours, _ = run(
-            True, tmp_path / rotate, "ekfac", rank=2, rotate=rotate, from_factors=folder
-        )
-        assert distance(ours, pairwise) < 1e-9
+    _, ours, _ = run(True, tmp_path, "ekfac", rank=2, from_factors=folder)
+    assert distance(ours, pairwise) < 1e-9
 
 
 def test_lambda_equals_stock_from_the_same_eigenvectors(stock, tmp_path):
     """From the same stored eigenvectors: single entries of degenerate eigenspaces mean nothing."""
     folder, (reference, _, _) = stock("ekfac")
+    train = Rows(N, 1)
     for name, threshold in (("tokens", 1e9), ("gradients", -1)):
-        shutil.copytree(folder, tmp_path / name / "kronfluence" / "factors_f")
-        task, train = InfluenceTask(seed=3), Rows(N, 1)
-        model = modules.prepare_model(tiny_bert(), task)
-        analyzer = EigenAnalyzer(
-            tmp_path / name, model, task, token_budget=40, log_level=logging.ERROR
-        )
-        task.phase = "lambda"
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # force both sides of the choice of what is rotated
+        analyzer = make_analyzer(True, tmp_path / name, torch.float64, False, False)
+        work = work_of(analyzer, "factors_f", Plan(40, 1))
+        shutil.copytree(folder, work.folder, dirs_exist_ok=True)
+        work.record["parts"] = {
+            "covariance": checksums(work.folder.glob("*covariance*.safetensors")),
+            "eigendecomposition": checksums(work.folder.glob("*_eigen*.safetensors")),
+        }
+        # Both sides of the choice of what is rotated.
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 modules, "rotation_pays", lambda tokens, d_in, d_out, t=threshold: tokens < t
             )
-            analyzer.fit_lambda_matrices(
-                "f",
-                dataset=train,
-                per_device_batch_size=5,
-                factor_args=arguments("ekfac", torch.float64)[0],
-                dataloader_kwargs=DataLoaderKwargs(collate_fn=collate),
-                overwrite_output_dir=True,
-            )
+            fit_factors(analyzer, work, "f", train, arguments("ekfac", torch.float64)[0])
+        vectors = analyzer.load_eigendecomposition("f")["activation_eigenvectors"]
+        for module, basis in reference["activation_eigenvectors"].items():
+            assert torch.equal(vectors[module], basis)
         ours = analyzer.load_lambda_matrices("f")["lambda_matrix"]
         for module, matrix in reference["lambda_matrix"].items():
             assert distance(ours[module], matrix) < 1e-9, (name, module)
@@ -278,7 +323,7 @@ def test_float32_is_within_the_noise_of_stock(stock, tmp_path):
     assert distance(ours, exact) < 3 * distance(theirs, exact) + 1e-6
 
 
-def test_a_module_of_another_kind_takes_the_stock_path_beside_ours(tmp_path):
+def test_a_module_of_another_kind_takes_the_stock_path(tmp_path):
     """kronfluence also tracks convolutions, which the rotation-first path does not know."""
     stock_factors, pairwise, own = run(False, tmp_path / "stock", "ekfac", convolution=True)
     assert "classifier.1" in stock_factors["lambda_matrix"]

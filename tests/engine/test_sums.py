@@ -1,10 +1,10 @@
-"""Sums over the data set lose no digits, whatever their products are computed in; what was stored
-still counts.
+"""Sums over the data set lose no digits, whatever dtype their products have; fingerprints of factors
+and scores.
 """
 
 import pytest
 import torch
-from running import analyze_quickly, close, influence_of, refusal, scores_of
+from running import DEMO, analyze_quickly, close, influence_of, refusal, scores_of
 from safetensors.torch import load_file
 
 import analyze
@@ -12,40 +12,51 @@ from attribution.engine import trackers
 from attribution.engine.contractions import add_squares
 from attribution.files import Refused
 
-# Parts of the fingerprints of factors and full-rank scores since the first version with float64
-# covariances.
+# Parts of the fingerprints of factors, self-influence and pairwise scores: named after settings.
 FACTOR_PARTS = {
     "weights",
     "training rows",
-    "strategy",
-    "precision",
-    "covariance type",
-    "path",
+    "factor strategy",
+    "fisher",
+    "use half precision",
+    "stock",
     "seed",
+    "covariance dtype",
+    "tf32",
+    "max factor rows",
 }
-SCORE_PARTS = FACTOR_PARTS | {"damping", "query rows", "rank", "rank seed"}
+SELF_PARTS = FACTOR_PARTS | {"damping factor"}
+PAIRWISE_PARTS = SELF_PARTS | {"query gradient rank", "query rows", "margin"}
 
 
-def test_fingerprints_of_factors_and_full_rank_scores_have_the_parts_that_they_had(run_copy):
-    influence = influence_of(run_copy)
-    assert set(influence.factor_parts) == FACTOR_PARTS and set(influence.score_parts) == SCORE_PARTS
+def test_fingerprints_are_of_weights_rows_and_the_settings_that_matter(run_copy):
+    (analysis,) = influence_of(run_copy).analyses
+    assert set(analysis.factor_parts) == FACTOR_PARTS
+    assert set(analysis.scores.parts["self"]) == SELF_PARTS
+    assert set(analysis.scores.parts["pairwise"]) == PAIRWISE_PARTS
+    (low_rank,) = influence_of(run_copy, "--query_gradient_rank", "4").analyses
+    assert set(low_rank.scores.parts["self"]) == SELF_PARTS
+    assert set(low_rank.scores.parts["pairwise"]) == PAIRWISE_PARTS | {"seed of low rank"}
 
 
-def test_products_in_float32_are_another_fingerprint_where_sums_are_in_float64(run_copy):
-    asked = ["--covariance_products", "float32"]
-    assert influence_of(run_copy, *asked).factor_parts["covariance products"] == "float32"
-    for other in (["--covariance_dtype", "float32"], ["--factor_strategy", "diagonal"]):
-        assert "covariance products" not in influence_of(run_copy, *asked, *other).factor_parts
+def test_products_in_float32_are_another_fingerprint_where_there_are_covariances(run_copy):
+    def part(*arguments: str):
+        return influence_of(run_copy, *arguments).analyses[0].factor_parts["covariance dtype"]
+
+    mixed = ["--covariance_dtype", "mixed"]
+    assert part() == "float64" and part(*mixed) == "mixed"
+    assert part("--covariance_dtype", "float32") == "float32"
+    assert part(*mixed, "--factor_strategy", "diagonal") is None
     analyze_quickly(run_copy)
-    with pytest.raises(Refused, match="other covariance products"):
-        analyze_quickly(run_copy, *asked)
+    with pytest.raises(Refused, match="covariance dtype"):
+        analyze_quickly(run_copy, *mixed)
 
 
 def test_products_in_float32_are_summed_in_float64_and_the_scores_stay(run_copy):
     analyze_quickly(run_copy, "--train_batch_size", "2")
     expected = scores_of(run_copy)
     analyze_quickly(
-        run_copy, "--train_batch_size", "2", "--covariance_products", "float32", "--overwrite"
+        run_copy, "--train_batch_size", "2", "--covariance_dtype", "mixed", "--overwrite"
     )
     folder = run_copy / "demo/influence/factors/ekfac"
     for name in ("activation_covariance", "gradient_covariance"):
@@ -57,17 +68,9 @@ def test_products_in_float32_are_summed_in_float64_and_the_scores_stay(run_copy)
     assert not torch.equal(found, expected) and close(found, expected, 1e-3)
 
 
-def test_stock_kronfluence_has_no_products_of_its_own(run_copy, capsys):
-    asked = [
-        "--dataset_name",
-        "demo",
-        "--checkpoint_dir",
-        str(run_copy),
-        "--stock",
-        "--covariance_products",
-        "float32",
-    ]
-    assert "--covariance_products is ours" in refusal(capsys, analyze.main, asked)
+def test_stock_kronfluence_has_no_mixed_covariances(run_copy, capsys):
+    flags = ["--checkpoint_dir", str(run_copy), "--stock", "--covariance_dtype", "mixed"]
+    assert "--covariance_dtype mixed is ours" in refusal(capsys, analyze.main, [*DEMO, *flags])
 
 
 def test_covariances_are_never_multiplied_in_tf32(run_copy, monkeypatch):
@@ -77,7 +80,7 @@ def test_covariances_are_never_multiplied_in_tf32(run_copy, monkeypatch):
         trackers, "gram", lambda x: seen.add(torch.get_float32_matmul_precision()) or real(x)
     )
     try:
-        analyze_quickly(run_copy, "--tf32", "--covariance_products", "float32")
+        analyze_quickly(run_copy, "--tf32", "--covariance_dtype", "mixed")
         assert seen == {"highest"} and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

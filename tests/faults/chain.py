@@ -24,7 +24,7 @@ import evaluate_lds
 import run_counterfactual
 import train
 from attribution.cli import run_script
-from attribution.engine import parts
+from attribution.engine import resume
 from attribution.files import CHECKSUM
 
 SMALL = ["--max_train_samples", "60", "--num_train_epochs", "2"]
@@ -100,9 +100,7 @@ def work(script: str, argv: list[str], output: int, prepare) -> None:
     """
     os.setsid()
     torch.set_num_threads(1)
-    parts.PATIENCE = (
-        0.0  # what is done is saved after every part, so that there is something to go on from
-    )
+    resume.PATIENCE = 0.0  # a snapshot after every part, so that there is one to continue from
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = (

@@ -1,17 +1,20 @@
 """On a convex model the scores follow exact leave-one-out retraining."""
 
 import logging
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
-from kronfluence.utils.dataset import DataLoaderKwargs
 from scipy.stats import spearmanr
 from torch import nn
 
 from attribution.engine import modules
 from attribution.engine.analyzer import EigenAnalyzer
-from attribution.engine.batching import restore_order
+from attribution.engine.factors import fit_factors
+from attribution.engine.memory import Plan
+from attribution.engine.resume import Work
+from attribution.engine.scoring import Scorer
 from pipeline import InfluenceTask, compute_loss, compute_margin
 
 N, Q, RIDGE = 200, 6, 0.05
@@ -35,7 +38,12 @@ class Points(torch.utils.data.Dataset):
     def __getitem__(self, index: int):
         return self, int(index)
 
-    def batch(self, rows):
+    def first(self, count: int) -> "Points":
+        """The data set itself: factors are fitted on all of its rows."""
+        assert count >= len(self)
+        return self
+
+    def batch(self, rows, pad_to=None):
         rows = torch.as_tensor(rows)
         mask = torch.ones(len(rows), 1, dtype=torch.long)
         return {"x": self.x[rows], "attention_mask": mask, "labels": self.labels[rows], "row": rows}
@@ -85,31 +93,15 @@ def test_scores_follow_exact_leave_one_out_on_a_convex_model(tmp_path):
 
     task = InfluenceTask()
     wrapped = modules.prepare_model(model, task)
-    analyzer = EigenAnalyzer(tmp_path, wrapped, task, token_budget=16, log_level=logging.ERROR)
-    analyzer.queries = queries
-    kwargs = {
-        "dataloader_kwargs": DataLoaderKwargs(
-            collate_fn=lambda items: items[0][0].batch([i for _, i in items])
-        )
-    }
-    analyzer.fit_all_factors(
-        "f", train, per_device_batch_size=8, factor_args=FactorArguments("ekfac"), **kwargs
-    )
-    analyzer.compute_pairwise_scores(
-        "s",
-        "f",
-        query_dataset=queries,
-        train_dataset=train,
-        per_device_query_batch_size=6,
-        per_device_train_batch_size=8,
-        score_args=ScoreArguments(damping_factor=RIDGE),
-        **kwargs,
-    )
-    scores = restore_order(
-        restore_order(analyzer.load_pairwise_scores("s")["all_modules"], train.lengths, 1),
-        queries.lengths,
-        0,
-    )
+    analyzer = EigenAnalyzer(tmp_path, wrapped, task, log_level=logging.ERROR)
+    plan = asdict(Plan(budget=16, count=1, pass_queries=Q, query_batch=Q))
+    factor_args = FactorArguments("ekfac")
+    work = Work(tmp_path / "kronfluence/factors_f", {}, "factors", lambda: plan, False)
+    fit_factors(analyzer, work, "f", train, factor_args)
+    factors = analyzer.load_all_factors("f")
+    work = Work(tmp_path / "kronfluence/scores", {}, "scores", lambda: plan, False)
+    score_args = ScoreArguments(damping_factor=RIDGE)
+    scores = Scorer(analyzer, factors, factor_args, score_args, train, queries, work).compute()
     agreement = [spearmanr(scores[q], drop[q]).statistic for q in range(Q)]
     assert min(agreement) > 0.9, agreement
     sure = drop.abs() > 0.2 * drop.abs().max()

@@ -2,7 +2,6 @@
 interrupted.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,56 +9,17 @@ import numpy as np
 import pytest
 import torch
 from running import analyze_quickly, close, influence_of, scores_of
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from attribution.engine import memory, parts
+from attribution.engine import memory, resume
 from attribution.engine.analyzer import is_out_of_memory
-from attribution.engine.batching import batches_within, group_ends, runs_within
-from attribution.engine.parts import Kept, accept, divide
-from attribution.files import Refused, read_json
+from attribution.engine.resume import PartialResults, accept
+from attribution.files import read_json, write_json, write_snapshot
 from attribution.processes import ALONE, share_out
 from pipeline import InfluenceTask
 
-CUT = (
-    "--train_batch_size",
-    "2",
-    "--data_partitions",
-    "6",
-    "--query_batch_size",
-    "4",
-)  # several groups, several parts
-LENGTHS = np.random.default_rng(0).integers(3, 30, 200)
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 1000])
-def test_parts_are_whole_groups_of_the_same_batches_whatever_their_number(count):
-    batches = batches_within(LENGTHS, 100)
-    ends = group_ends(batches, LENGTHS, 100)
-    found = divide(LENGTHS, 100, count)
-    assert [batch for part in found for batch in part.batches] == batches
-    assert [end for part in found for end in part.ends] == ends and all(
-        part.ends[-1] for part in found
-    )
-    assert len(found) == min(count, sum(ends))
-    tokens = [LENGTHS[part.rows].sum() for part in found]
-    assert max(tokens) <= sum(tokens) / len(found) + 2 * 100
-
-
-def test_smaller_batches_of_a_part_keep_its_rows_and_their_order():
-    for part in divide(LENGTHS, 300, 3):
-        smaller = part.within(LENGTHS, 40)
-        assert (
-            smaller.rows == part.rows
-            and smaller.ends[-1]
-            and len(smaller.batches) > len(part.batches)
-        )
-        assert all(len(batch) * LENGTHS[batch].max() <= 40 for batch in smaller.batches)
-
-
-def test_query_batches_are_bounded_by_rows_and_by_tokens():
-    lengths = np.array([30, 20, 10, 10, 10, 5])
-    assert runs_within(lengths, 40, 2) == [[0], [1, 2], [3, 4], [5]]
-    assert runs_within(lengths, 4, 9) == [[i] for i in range(6)]
+# Several groups, several parts.
+CUT = ("--train_batch_size", "2", "--data_partitions", "6", "--query_batch_size", "4")
 
 
 def test_parts_are_shared_out_evenly_and_each_to_one_process():
@@ -73,24 +33,20 @@ def test_parts_are_shared_out_evenly_and_each_to_one_process():
         assert max(loads) - min(loads) <= max(weights)
 
 
-def test_of_two_files_that_hold_the_same_part_the_fuller_one_counts(tmp_path):
-    for name, held in (("a", [1, 2]), ("b", [0, 1, 2, 3]), ("c", [4])):
-        seconds = torch.tensor([2.0])
-        tensors = {parts.PARTS: torch.tensor(held), parts.SECONDS: seconds}
-        save_file(
-            tensors | {parts.CONTENT: parts.digest(tensors)}, tmp_path / f"{name}.safetensors"
-        )
-    (tmp_path / "d.safetensors").write_bytes(b"half")
-    save_file(tensors | {parts.CONTENT: parts.digest({})}, tmp_path / "e.safetensors")
-    assert accept(tmp_path) == [("b.safetensors", [0, 1, 2, 3]), ("c.safetensors", [4])]
-    kept = Kept(tmp_path.parent, tmp_path.name, ALONE)
-    assert (
-        kept.parts == [0, 1, 2, 3, 4]
-        and kept.earlier() == 4
-        and kept.remaining([1.0] * 7) == [5, 6]
-    )
-    kept.save({}, [*kept.parts, 5])
-    assert len(accept(tmp_path)) == 1  # what was taken over is gone
+def test_of_two_snapshots_with_the_same_part_the_fuller_one_counts(tmp_path):
+    for name, parts in (("a", [1, 2]), ("b", [0, 1, 2, 3]), ("c", [4]), ("d", [6]), ("e", [7])):
+        record = {"parts": parts, "seconds": 2.0}
+        write_snapshot(tmp_path / f"{name}.json", record, {"sum": torch.ones(3)})
+    next(tmp_path.glob("d-*.safetensors")).write_bytes(b"half")
+    next(tmp_path.glob("e-*.safetensors")).unlink()
+    write_json(tmp_path / "f.json", {"parts": [8], "seconds": 2.0})  # names no tensors
+    assert accept(tmp_path) == [("b.json", [0, 1, 2, 3]), ("c.json", [4])]
+    partial = PartialResults(tmp_path.parent, tmp_path.name, ALONE)
+    assert partial.parts == [0, 1, 2, 3, 4] and partial.earlier() == 4
+    assert partial.remaining([1.0] * 7) == [5, 6]
+    assert [list(tensors) for tensors in partial.taken] == [["sum"], ["sum"]]
+    partial.save({}, [*partial.parts, 5])
+    assert len(accept(tmp_path)) == 1  # the snapshots that it continued are gone
 
 
 def factors_of(checkpoints: Path) -> dict:
@@ -112,7 +68,7 @@ def test_an_analysis_that_dies_at_every_save_ends_with_the_bits_of_one_that_does
     run_copy, monkeypatch
 ):
     """And does nothing twice: together they go through as many batches."""
-    losses, saves, real = [], [], Kept.save
+    losses, saves, real = [], [], PartialResults.save
     loss = InfluenceTask.compute_train_loss
     monkeypatch.setattr(
         InfluenceTask, "compute_train_loss", lambda *a, **k: losses.append(1) or loss(*a, **k)
@@ -121,14 +77,14 @@ def test_an_analysis_that_dies_at_every_save_ends_with_the_bits_of_one_that_does
     reference, once = scores_of(run_copy), len(losses)
     shutil.rmtree(run_copy / "demo/influence")
     losses.clear()
-    monkeypatch.setattr(parts, "PATIENCE", 0.0)
+    monkeypatch.setattr(resume, "PATIENCE", 0.0)
 
-    def save_and_die(self, tensors, held):
-        real(self, tensors, held)
+    def save_and_die(self, tensors, parts):
+        real(self, tensors, parts)
         saves.append(self.phase)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Kept, "save", save_and_die)
+    monkeypatch.setattr(PartialResults, "save", save_and_die)
     for _ in range(60):
         try:
             analyze_quickly(run_copy, *CUT, "--self_influence")
@@ -157,33 +113,15 @@ def test_queries_are_gone_through_once_however_many_parts(run_copy, monkeypatch)
 
 
 def test_the_plan_is_kept_when_memory_changes(run_copy, monkeypatch):
-    influence = influence_of(run_copy)
-    make = influence.phases(
-        "factors", "ekfac", influence.factor_parts, lambda: influence.plan("factors")
-    )
+    def work():
+        (analysis,) = influence_of(run_copy).analyses
+        return analysis, analysis.work("factors", "ekfac", analysis.factor_parts, "factors")
+
+    _, first = work()
     monkeypatch.setattr(memory, "free_memory", lambda device: 1)
-    again = influence_of(run_copy)
-    assert again.analyzer.token_budget == 128
-    assert (
-        again.phases("factors", "ekfac", again.factor_parts, lambda: again.plan("factors")).plan
-        == make.plan
-    )
-    assert again.analyzer.token_budget == make.plan["parts"]["budget"] == 4096
-
-
-def test_unfinished_work_of_an_earlier_version_is_named(run_copy):
-    influence = influence_of(run_copy)
-    folder = run_copy / "demo/influence/kronfluence/factors_ekfac"
-    folder.mkdir(parents=True)
-    record = {
-        "fingerprint": influence.factor_parts,
-        "plan": {"factors": 3},
-        "parts": {},
-        "seconds": {},
-    }
-    (folder / "finished.json").write_text(json.dumps(record))
-    with pytest.raises(Refused, match="earlier version"):
-        analyze_quickly(run_copy)
+    analysis, again = work()
+    assert analysis.plan("factors")["budget"] == 128
+    assert again.plan == first.plan and again.plan["budget"] == 4096
 
 
 @pytest.mark.parametrize("when", ["covariance", "lambda", "pairwise", "queries"])
