@@ -115,11 +115,13 @@ class EigenAnalyzer(FolderAnalyzer):
         for matrix_name, count_name, *targets in EIGEN_PAIRS:
             for module, matrix in covariances[matrix_name].items():
                 count = covariances[count_name][module].item()
-                job = next(
-                    (i for i, known in enumerate(jobs) if is_same(known, matrix, count)), None
+                same = (
+                    i
+                    for i, (known, known_count) in enumerate(jobs)
+                    if known_count == count and torch.equal(known, matrix)
                 )
-                if job is None:
-                    job = len(jobs)
+                job = next(same, len(jobs))
+                if job == len(jobs):
                     jobs.append((matrix, count))
                 users.append((job, module, targets))
         with self.profiler.profile("Perform Eigendecomposition"):
@@ -137,9 +139,7 @@ class EigenAnalyzer(FolderAnalyzer):
             write_tensors(self.factors_output_dir(factors_name) / f"{name}.safetensors", tensors)
 
     def _decompose(self, jobs, dtype, kept) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(eigenvalues, eigenvectors) of matrix / count for every job, computed in dtype, kept in
-        another.
-        """
+        """(eigenvalues, eigenvectors) of matrix / count for every job, computed in dtype."""
         shares = share_out([float(len(matrix)) ** 3 for matrix, _ in jobs], self.processes.count)
         results = []
         bar = tqdm(jobs, desc="eigendecomposition", leave=False, disable=not self.processes.main)
@@ -171,12 +171,6 @@ class EigenAnalyzer(FolderAnalyzer):
         gc.collect()
         if self.state.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def is_same(known: tuple[torch.Tensor, int], matrix: torch.Tensor, count: int) -> bool:
-    """Whether two covariances and their counts are equal."""
-    same_size = known[0].shape == matrix.shape and known[1] == count
-    return same_size and torch.equal(known[0], matrix)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

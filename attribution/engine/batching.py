@@ -25,8 +25,8 @@ def order_by_length(lengths: np.ndarray) -> np.ndarray:
 def batches_within(lengths: np.ndarray, budget: int) -> list[list[int]]:
     """Positions cut into batches, longest rows first.
 
-    A batch has at most `budget` tokens with padding, but at least one row; it ends where more than a
-    tenth of it, and more than PADDING tokens, would be padding.
+    A batch has at most `budget` tokens with padding, but at least one row; it ends where more than
+    a tenth of it, and more than PADDING tokens, would be padding.
     """
     batches: list[list[int]] = [[]]
     real = 0
@@ -49,7 +49,8 @@ def runs_within(lengths: np.ndarray, budget: int, max_rows: int) -> list[list[in
     batches: list[list[int]] = [[]]
     longest = 0
     for i, length in enumerate(lengths):
-        batch, longest = batches[-1], max(longest, int(length))
+        batch = batches[-1]
+        longest = max(longest, int(length))
         if batch and (len(batch) == max_rows or (len(batch) + 1) * longest > budget):
             batches.append([])
             longest = int(length)
@@ -64,7 +65,8 @@ def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> li
     """
     sizes = np.array([len(batch) * int(lengths[batch].max()) for batch in batches])
     most = sizes.sum() / -(-sizes.sum() // budget)  # were batches divisible
-    ends, tokens = [], 0
+    ends: list[bool] = []
+    tokens = 0
     for size, following in zip(sizes, [*sizes[1:], budget], strict=True):
         tokens += size
         ends.append(bool(tokens + following / 2 > most or tokens + following > budget))
@@ -85,9 +87,7 @@ class Part:
         return [row for batch in self.batches for row in batch]
 
     def passes(self, columns: int) -> Iterator[tuple[int, list[int], bool]]:
-        """Yields (column, batch, whether it ends its group), group by group, each group once for
-        every column.
-        """
+        """Yields (column, batch, whether it ends its group): every group once for each column."""
         start = 0
         for i in (i for i, end in enumerate(self.ends) if end):
             for column in range(columns):
@@ -116,7 +116,9 @@ def divide(lengths: np.ndarray, budget: int, count: int, group: int | None = Non
     batches = batches_within(lengths, budget)
     ends = group_ends(batches, lengths, group or budget)
     tokens = [int(lengths[batch].sum()) for batch in batches]
-    total, done, start = sum(tokens), 0, 0
+    total = sum(tokens)
+    done = 0
+    start = 0
     parts: list[Part] = []
     for i, end in enumerate(ends):
         done += tokens[i]

@@ -3,9 +3,10 @@
 The gradient of one example of a linear layer is `G = sum_t g_t a_t^T`, with a (T, D_in) the inputs
 of its T tokens (a one appended for the bias) and g (T, D_out) the gradients of their outputs.
 Examples come in pieces (g (B, T, D_out), a (B, T, D_in)), each padded to a T of its own. Nothing
-here knows kronfluence or a module. Symbols: B examples, Q queries, R low rank.
+here depends on kronfluence or on a module. Symbols: B examples, Q queries, R low rank.
 """
 
+import copy
 import functools
 import hashlib
 import math
@@ -20,7 +21,7 @@ MAX_WORKERS = 8  # threads that form blocks at a time; more would wait for Pytho
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:
-    """x^T x (D, D) of x (n, D); of wide ones only the blocks on and above the diagonal are
+    """x^T x (D, D) of x (n, D); if it is wide, only blocks on and above the diagonal are
     multiplied.
     """
     width = x.shape[1]
@@ -61,7 +62,7 @@ def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
     return tokens * (d_in**2 + d_out**2) < d_in * d_out * (d_in + d_out)
 
 
-# --- what the queries of a pairwise score are -----------------------------------------------------
+# --- query gradients of a pass --------------------------------------------------------------------
 
 
 class Gradients:
@@ -73,10 +74,6 @@ class Gradients:
     def __len__(self) -> int:
         return len(self.values)
 
-    def share(self, outputs: slice) -> "Gradients":
-        """The part that belongs to these outputs."""
-        return Gradients(self.values[:, outputs])
-
     def block(self, outputs: slice) -> torch.Tensor:
         """(Q, outputs, D_in)."""
         return self.values[:, outputs]
@@ -86,14 +83,11 @@ class LowRank:
     """Query gradients as left (Q, D_out, R) times right (Q, R, D_in)."""
 
     def __init__(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        self.left, self.right = left, right
+        self.left = left
+        self.right = right
 
     def __len__(self) -> int:
         return len(self.left)
-
-    def share(self, outputs: slice) -> "LowRank":
-        """The part that belongs to these outputs."""
-        return LowRank(self.left[:, outputs], self.right)
 
     def block(self, outputs: slice) -> torch.Tensor:
         """(Q, outputs, D_in)."""
@@ -101,43 +95,39 @@ class LowRank:
 
 
 class Tokens:
-    """Query gradients as pieces (g, a), multiplied by weight (1 or none, D_out, D_in) when a block
-    is asked for.
+    """Query gradients as pieces (g, a); blocks are multiplied by weight (1 or none, D_out, D_in).
 
     Far smaller than the gradients, as long as a query has fewer tokens than a layer has inputs or
-    outputs. What a has beyond D_in columns are zeros.
+    outputs. Columns of a beyond D_in are zeros. dtype: of a block.
     """
 
     def __init__(self, pieces: list, weight: torch.Tensor | None, dtype: torch.dtype) -> None:
-        self.pieces, self.dtype = pieces, dtype  # dtype: of a block
+        self.pieces = pieces
+        self.dtype = dtype
         self.weight = None if weight is None else weight.view(weight.shape[-2:])
         self.buffer = torch.empty(0)  # memory of the last block
 
     def __len__(self) -> int:
         return sum(len(g) for g, _ in self.pieces)
 
-    def share(self, outputs: slice) -> "Tokens":
-        """The part that belongs to these outputs."""
-        weight = None if self.weight is None else self.weight[outputs]
-        return Tokens([(g[:, :, outputs], a) for g, a in self.pieces], weight, self.dtype)
-
     def block(self, outputs: slice) -> torch.Tensor:
-        """(Q, outputs, D_in); it is overwritten when the next one is asked for."""
-        first = self.pieces[0][0][:, :, outputs]
-        shape = len(self), first.shape[-1], self.pieces[0][1].shape[-1]
-        if self.buffer.numel() < math.prod(shape):
-            self.buffer = torch.empty(math.prod(shape), dtype=first.dtype, device=first.device)
-        block = self.buffer[: math.prod(shape)].view(shape)
-        outer_products([(g[:, :, outputs], a) for g, a in self.pieces], block)
+        """(Q, outputs, D_in); the next block overwrites it."""
+        pieces = [(g[:, :, outputs], a) for g, a in self.pieces]
+        g, a = pieces[0]
+        shape = len(self), g.shape[-1], a.shape[-1]
+        size = math.prod(shape)
+        if self.buffer.numel() < size:
+            self.buffer = torch.empty(size, dtype=g.dtype, device=g.device)
+        block = self.buffer[:size].view(shape)
+        outer_products(pieces, block)
         if self.weight is not None:
+            weight = self.weight[outputs]
             if block.device.type == "cpu":
-                block = block.to(
-                    self.weight.dtype
-                )  # a CPU multiplies two types slowly; the product is the same
-            missing, weight = shape[-1] - self.weight.shape[-1], self.weight[outputs]
-            block.mul_(
-                torch.nn.functional.pad(weight, (0, missing)) if missing else weight
-            )  # whole blocks: faster
+                # A CPU multiplies two dtypes slowly; the product is the same.
+                block = block.to(weight.dtype)
+            # Products of whole blocks are faster than of their first columns.
+            missing = shape[-1] - weight.shape[-1]
+            block.mul_(torch.nn.functional.pad(weight, (0, missing)) if missing else weight)
         return block.to(self.dtype)
 
 
@@ -160,17 +150,16 @@ def over_outputs(work, g: torch.Tensor) -> list:
     one it would fetch half of each block from another core's cache, which takes up to twice the
     time of the products.
     """
-    threads, d_out = torch.get_num_threads(), g.shape[-1]
+    threads = torch.get_num_threads()
+    d_out = g.shape[-1]
     count = min(threads, MAX_WORKERS, d_out)
     if g.device.type != "cpu" or count == 1:
         return [work(slice(0, d_out))]
-    bounds = [d_out * i // count for i in range(count + 1)]
+    shares = [slice(d_out * i // count, d_out * (i + 1) // count) for i in range(count)]
     try:
         pool = workers(count, threads // count)
         torch.set_num_threads(threads // count)
-        return list(
-            pool.map(work, [slice(*pair) for pair in zip(bounds[:-1], bounds[1:], strict=True)])
-        )
+        return list(pool.map(work, shares))
     finally:
         torch.set_num_threads(threads)
 
@@ -191,33 +180,35 @@ def cut(pieces: list, start: int, end: int) -> list:
     for g, a in pieces:
         if start < len(g) and end > 0:
             parts.append((g[max(start, 0) : end], a[max(start, 0) : end]))
-        start, end = start - len(g), end - len(g)
+        start -= len(g)
+        end -= len(g)
     return parts
 
 
-def gradient_blocks(pieces: list, elements: int, queries: int = 1):
+def gradient_blocks(pieces: list, elements: int, queries: int = 1, share: slice = slice(None)):
     """Yields (rows, outputs, G) with G (rows, outputs, D_in) a block of sum_t g_t a_t^T.
 
-    A block of `elements` numbers has up to sixteen times as many rows as outputs, because few rows
-    make thin products with the queries, whose block is no larger; rows are shared out evenly.
-    Outputs change slowest, so that what belongs to an output is read once. The memory of G is
-    reused: use it before the next block is asked for.
+    share: the outputs of all blocks. A block of `elements` numbers has up to sixteen times as many
+    rows as outputs, because few rows make thin products with the queries, whose block is no larger;
+    rows are divided evenly. Outputs change slowest, so that the memory of an output is read once.
+    The memory of G is reused: use it before the next block.
     """
     count = sum(len(g) for g, _ in pieces)
-    (first, a), *_ = pieces
-    d_out, d_in = first.shape[-1], a.shape[-1]
+    g, a = pieces[0]
+    first, end, _ = share.indices(g.shape[-1])
+    d_in = a.shape[-1]
     rows = -(-count // -(-count // max(1, 4 * math.isqrt(elements // d_in))))
-    outputs = min(d_out, max(1, elements // (max(rows, queries) * d_in)))
-    if first.device.type != "cpu" and outputs > ALIGNED:
+    outputs = min(end - first, max(1, elements // (max(rows, queries) * d_in)))
+    if g.device.type != "cpu" and outputs > ALIGNED:
         outputs -= outputs % ALIGNED
-    buffer = torch.empty(rows * outputs * d_in, dtype=first.dtype, device=first.device)
+    buffer = torch.empty(rows * outputs * d_in, dtype=g.dtype, device=g.device)
     groups = [
         (slice(b, min(b + rows, count)), cut(pieces, b, b + rows)) for b in range(0, count, rows)
     ]
-    for o in range(0, d_out, outputs):
-        chosen = slice(o, min(o + outputs, d_out))
+    for o in range(first, end, outputs):
+        chosen = slice(o, min(o + outputs, end))
         for place, parts in groups:
-            shape = place.stop - place.start, chosen.stop - chosen.start, d_in
+            shape = place.stop - place.start, chosen.stop - o, d_in
             block = buffer[: math.prod(shape)].view(shape)
             outer_products([(g[:, :, chosen], a) for g, a in parts], block)
             yield place, chosen, block
@@ -233,12 +224,11 @@ def add_squares(total: torch.Tensor, g: torch.Tensor, a: torch.Tensor, elements:
     dtype = accumulator(g.dtype)
 
     def work(share: slice) -> None:
-        part = total[share]
-        for _, outputs, block in gradient_blocks([(g[:, :, share], a)], elements):
+        for _, outputs, block in gradient_blocks([(g, a)], elements, share=share):
             if block.device.type == "cpu":
-                part[outputs] += block.square_().sum(0, dtype=dtype)
+                total[outputs] += block.square_().sum(0, dtype=dtype)
             else:  # a GPU reads the block once and writes nothing back
-                part[outputs] += torch.linalg.vector_norm(block, dim=0, dtype=dtype).square_()
+                total[outputs] += torch.linalg.vector_norm(block, dim=0, dtype=dtype).square_()
 
     over_outputs(work, g)
 
@@ -250,10 +240,10 @@ def weighted_squares(
 
     def work(share: slice) -> torch.Tensor:
         total = torch.zeros(len(g), dtype=accumulator(g.dtype), device=g.device)
-        for rows, outputs, block in gradient_blocks([(g[:, :, share], a)], elements):
+        for rows, outputs, block in gradient_blocks([(g, a)], elements, share=share):
             block.square_()
             if weight is not None:
-                block.mul_(weight[share][outputs])
+                block.mul_(weight[outputs])
             total[rows] += block.sum((1, 2), dtype=total.dtype)
         return total
 
@@ -266,25 +256,26 @@ def inner_products(
     """(Q, B): inner products of query gradients with sum_t g_t a_t^T of every example of the
     pieces.
     """
+    first, a = pieces[0]
     if isinstance(queries, LowRank):
-        (g, a), *_ = pieces
-        width, d_in, d_out = queries.left.shape[-1], a.shape[-1], g.shape[-1]
-        if g.shape[1] * width * (d_in + d_out) < d_in * d_out * (1 + width / len(g)):
+        rank = queries.left.shape[-1]
+        d_in = a.shape[-1]
+        d_out = first.shape[-1]
+        if first.shape[1] * rank * (d_in + d_out) < d_in * d_out * (1 + rank / len(first)):
             return torch.cat([token_products(queries, g, a, elements) for g, a in pieces], dim=1)
-    count, first = sum(len(g) for g, _ in pieces), pieces[0][0]
+    size = len(queries), sum(len(g) for g, _ in pieces)
+    dtype = accumulator(first.dtype)
 
     def work(share: slice) -> torch.Tensor:
-        total = torch.zeros(
-            len(queries), count, dtype=accumulator(first.dtype), device=first.device
-        )
-        asked, flat, current = queries.share(share), None, None
-        for rows, outputs, block in gradient_blocks(
-            [(g[:, :, share], a) for g, a in pieces], elements, len(queries)
-        ):
+        total = torch.zeros(size, dtype=dtype, device=first.device)
+        own = copy.copy(queries)  # with the memory of this thread's block
+        current = None
+        for rows, outputs, block in gradient_blocks(pieces, elements, len(queries), share):
             if outputs != current:
-                current, flat = outputs, asked.block(outputs).reshape(len(queries), -1)
+                current = outputs
+                flat = own.block(outputs).reshape(len(queries), -1)
             block = block.view(len(block), -1)
-            if total.dtype == block.dtype:
+            if dtype == block.dtype:
                 total[:, rows].addmm_(flat, block.t())
             else:
                 total[:, rows] += flat @ block.t()
@@ -320,22 +311,19 @@ def randomized_factors(
     wide = matrices.shape[1] < matrices.shape[2]
     tall = matrices.mT if wide else matrices
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little") >> 1
-    test = torch.randn(tall.shape[2], rank, generator=torch.Generator().manual_seed(number)).to(
-        tall
-    )
+    draws = torch.Generator().manual_seed(number)
+    test = torch.randn(tall.shape[2], rank, generator=draws).to(tall)
     if (given := bases[wide]) is not None:
         test = given.to(tall).t() @ test
     basis = torch.linalg.qr(tall @ test).Q
     for _ in range(2):  # as torch.svd_lowrank does
         basis = torch.linalg.qr(tall.mT @ basis).Q
         basis = torch.linalg.qr(tall @ basis).Q
-    left, right = (
-        basis,
-        basis.mT @ tall,
-    )  # of no more columns than the rank: a decomposition would cut nothing off
-    return (right.mT, left.mT) if wide else (left, right)
+    # No more columns than the rank, so that a decomposition would cut nothing off.
+    rest = basis.mT @ tall
+    return (rest.mT, basis.mT) if wide else (basis, rest)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type of a running sum: never below float32 (a bfloat16 sum stalls after 256 equal terms)."""
+    """Dtype of a running sum: never below float32 (a bfloat16 sum stalls after 256 equal terms)."""
     return torch.promote_types(dtype, torch.float32)

@@ -6,8 +6,10 @@ sums stay in the modules; a snapshot is a flat dictionary whose keys name a fact
 that share it, `factor|module|module`.
 """
 
+import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from kronfluence.arguments import FactorArguments
@@ -18,7 +20,7 @@ from kronfluence.utils import constants as names
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine.analyzer import EigenAnalyzer, is_out_of_memory
-from attribution.engine.batching import Part, divide
+from attribution.engine.batching import Part
 from attribution.engine.contractions import accumulator
 from attribution.engine.memory import SMALLEST_BUDGET, Plan
 from attribution.engine.modules import tracked
@@ -54,12 +56,8 @@ def fit_factors(
         content = json.dumps(factor_args.to_dict())
         write_bytes(work.folder / "factor_arguments.json", content.encode())
     if config.requires_covariance_matrices:
-
-        def covariance(loader) -> None:
-            with analyzer.profiler.profile("Fit Covariance"):
-                fit_covariance_matrices_with_loader(loader=loader, **shared)
-
-        Phase(analyzer, work, "covariance", rows, names.COVARIANCE_FACTOR_NAMES, covariance).run()
+        fit = functools.partial(fit_covariance_matrices_with_loader, **shared)
+        Phase(analyzer, work, "covariance", rows, names.COVARIANCE_FACTOR_NAMES, fit).run()
     if config.requires_eigendecomposition:
         work.run(
             "eigendecomposition",
@@ -70,42 +68,29 @@ def fit_factors(
         eigen = None
         if config.requires_eigendecomposition_for_lambda:
             eigen = analyzer.load_eigendecomposition(name)
-
-        def lambdas(loader) -> None:
-            with analyzer.profiler.profile("Fit Lambda"):
-                fit_lambda_matrices_with_loader(loader=loader, eigen_factors=eigen, **shared)
-
-        kept = accumulator(factor_args.lambda_dtype)
-        Phase(analyzer, work, "lambda", rows, names.LAMBDA_FACTOR_NAMES, lambdas, kept).run()
+        fit = functools.partial(fit_lambda_matrices_with_loader, eigen_factors=eigen, **shared)
+        stored = accumulator(factor_args.lambda_dtype)
+        Phase(analyzer, work, "lambda", rows, names.LAMBDA_FACTOR_NAMES, fit, stored).run()
     if processes.main:
         work.keep_factors(analyzer.influence / "factors" / name, len(rows))
     processes.meet()
 
 
+@dataclass
 class Phase:
     """Sums of some factors over all rows, stored as kronfluence stores them.
 
-    fit(loader): kronfluence's function, which runs the model over a loader. lambda_dtype: of the
-    stored lambda matrix, which is summed in float64.
+    fit(loader=...): kronfluence's function, which runs the model over a loader. lambda_dtype: of
+    the stored lambda matrix, which is summed in float64.
     """
 
-    def __init__(
-        self,
-        analyzer: EigenAnalyzer,
-        work: Work,
-        name: str,
-        dataset: GlueDataset,
-        factors: list[str],
-        fit: Callable,
-        lambda_dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.analyzer = analyzer
-        self.work = work
-        self.name = name
-        self.dataset = dataset
-        self.factors = factors
-        self.fit = fit
-        self.lambda_dtype = lambda_dtype
+    analyzer: EigenAnalyzer
+    work: Work
+    name: str
+    dataset: GlueDataset
+    factors: list[str]
+    fit: Callable
+    lambda_dtype: torch.dtype = torch.float32
 
     def run(self) -> None:
         """Fits and stores what is not stored."""
@@ -134,7 +119,7 @@ class Phase:
         """
         lengths = self.dataset.lengths
         budget = plan.budget
-        parts = divide(lengths, budget, plan.count, plan.group)
+        parts = plan.parts(lengths)
         mine = partial.remaining([float(lengths[part.rows].sum()) for part in parts])
         while True:
             try:
@@ -187,7 +172,8 @@ class Phase:
         ends = [end for *_, end in batches]
         weights = [float(self.dataset.lengths[batch].sum()) for batch in chosen]
         loader = analyzer.loader(self.dataset, chosen, ends, weights, self.name, before, after)
-        self.fit(loader)
+        with analyzer.profiler.profile(f"Fit {self.name.title()}"):
+            self.fit(loader=loader)
         return sums
 
     def _flat(self) -> Sums:
@@ -218,9 +204,9 @@ class Phase:
     def _sum_over_processes(self, sums: Sums) -> Sums:
         """Sums over all processes; a process without parts takes part with zeros."""
         processes = self.analyzer.processes
-        own = {key: (tuple(value.shape), value.dtype) for key, value in sums.items()}
+        own = {key: (value.shape, value.dtype) for key, value in sums.items()}
         layouts = processes.all_of(own)
-        layout = next(layout for layout in layouts if layout)
+        layout = next(filter(None, layouts))
         if any(other not in ({}, layout) for other in layouts):
             raise RuntimeError(
                 "modules share an input in one process and not in another; use stock kronfluence "

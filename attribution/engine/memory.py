@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from kronfluence.arguments import ScoreArguments
 
-from attribution.engine.batching import batches_within, group_ends
+from attribution.engine.batching import Part, batches_within, divide, group_ends
 from attribution.engine.modules import CACHE_ELEMENTS, tracked
 from attribution.processes import Processes, free_host_memory, here
 
@@ -24,8 +24,8 @@ SAFETY = 0.9  # planned share of the free memory; allocators round and scatter t
 # kept by autograd, gradients, temporaries; on a GPU as measured (tests/test_pretended_gpu.py).
 PASS_BYTES = {"cpu": 32, "cuda": 4}
 GROUPS_A_PROCESS = 4  # at least, so that processes get about the same
-# Rows that meet the queries together, if memory allows: a GPU multiplies many rows up to three times
-# as fast as few.
+# Rows that meet the queries together, if memory allows: a GPU multiplies many rows up to three
+# times as fast as few.
 GROUP_ROWS = {"cpu": 0, "cuda": 4800}
 CPU_TOKENS = 4096  # of a batch, at most: more need more memory on a CPU and no less time
 
@@ -41,8 +41,12 @@ class Plan:
     query_batch: int = 1  # rows of a batch of queries
     rotate_rows: bool = True  # pairwise scores rotate training tokens, else query gradients back
 
+    def parts(self, lengths: np.ndarray) -> list[Part]:
+        """Parts of the rows with these lengths (N,)."""
+        return divide(lengths, self.budget, self.count, self.group)
 
-# --- sizes -------------------------------------------------------------------------------------------
+
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 def shapes_of(model) -> list[tuple[int, int]]:
@@ -88,7 +92,7 @@ def affordable_tokens(features: int, device: torch.device, wanted: int) -> int:
 
 
 def fixed_bytes(shapes: list, kind: str, queries: int, device: torch.device) -> int:
-    """Bytes that a phase of this kind ("factors", "pairwise", "self") holds for any size of batches.
+    """Bytes of a phase of this kind ("factors", "pairwise", "self") that batches do not change.
 
     Covariance sums in float64, or lambda's with bases in float32; for scores bases, the inverse
     curvature, and blocks of gradients of queries and rows, one of each a thread.
@@ -111,9 +115,9 @@ def bytes_a_token(features: int, device: torch.device, itemsize: int = 4) -> int
 def query_bytes(
     shapes: list, lengths: np.ndarray, batch: int, score_args: ScoreArguments, rotate_rows: bool
 ) -> np.ndarray:
-    """(Q,): bytes held of the first 1, 2, ... queries with these lengths (Q,), longest first.
+    """(Q,): bytes of the first 1, 2, ... queries of a pass with these lengths (Q,), longest first.
 
-    Held are their tokens, or their gradients if rows are not rotated. batch: rows of a batch of
+    Tokens are kept, or gradients if rows are not rotated. batch: rows of a batch of
     queries, which are padded to its longest.
     """
     rank = score_args.query_gradient_low_rank
@@ -127,7 +131,7 @@ def query_bytes(
     return np.cumsum(numbers) * score_args.score_dtype.itemsize
 
 
-# --- plans -------------------------------------------------------------------------------------------
+# --- plans ----------------------------------------------------------------------------------------
 
 
 def plan_parts(
@@ -143,7 +147,8 @@ def plan_parts(
     """Plan of "factors" or "self" scores of rows with these lengths (N,): budget and parts.
 
     A function of rows, queries, processes and the smallest budget that a process can afford, never
-    of a timing. budget: tokens of a batch at most. count: number of parts, None for as the work needs.
+    of a timing. budget: tokens of a batch at most. count: number of parts, by default as the work
+    needs.
     """
     room = SAFETY * free_memory(device) - fixed_bytes(shapes, kind, queries, device)
     token = bytes_a_token(features_of(shapes), device)
@@ -184,7 +189,8 @@ def plan_pairwise(
     room = max(0.0, room)
     rows = min(GROUP_ROWS[device.type], len(lengths))
     wanted = max(plan.budget, round(rows * float(lengths.mean())))
-    number_of_groups = len(batches := batches_within(lengths, plan.budget))
+    batches = batches_within(lengths, plan.budget)
+    number_of_groups = len(batches)
     if groups:
         number_of_groups = sum(group_ends(batches, lengths, wanted))
     held = {

@@ -15,7 +15,6 @@ file formats are kept. Formulas: EKFAC, George et al. 2018 (arXiv:1806.03884), e
 influence functions with it, Grosse et al. 2023 (arXiv:2308.03296), equation 17.
 """
 
-import contextlib
 import importlib.metadata
 
 import kronfluence.analyzer
@@ -42,20 +41,17 @@ CACHE_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # size of a block of per-example
 
 
 class EigenLinear(TrackedLinear):
-    """kronfluence's linear module with the trackers of `trackers.py`. Made only inside
-    `registered`.
-    """
+    """kronfluence's linear module with the trackers of `trackers.py`; see `prepare_model`."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.shared = Shared()
         self.bases: tuple = (None, None)  # (input basis, output basis), or (None, None)
         self.projection_seed = 0  # of the draws behind low-rank query gradients
-        self.covariance_products: torch.dtype | None = (
-            None  # None: the type of the sums; else these are in float64
-        )
+        # Dtype of covariance products, with sums in float64; None: the dtype of the sums.
+        self.covariance_products: torch.dtype | None = None
         self.pass_queries = 0  # queries of a pass; 0: as many as kronfluence's arguments say
-        # pairwise scores: training tokens are rotated, or else query gradients rotated back
+        # Pairwise scores: training tokens are rotated, or else query gradients rotated back.
         self.rotate_rows = True
         self._trackers |= {
             ModuleMode.COVARIANCE: EigenCovarianceTracker(self),
@@ -66,9 +62,7 @@ class EigenLinear(TrackedLinear):
         }
 
     def prepare_storage(self, device: torch.device) -> None:
-        """Inverts the damped eigenvalues as kronfluence does, then keeps them and the bases on the
-        device.
-        """
+        """Inverts the damped eigenvalues as kronfluence does, and puts all on the device."""
         super().prepare_storage(device=device)
         inverse = self.storage[names.LAMBDA_MATRIX_NAME]
         if inverse is not None:
@@ -77,13 +71,11 @@ class EigenLinear(TrackedLinear):
             self.drop_bases()
         else:
             self.set_bases(self.score_args.precondition_dtype, device)
-            self.storage[names.ACTIVATION_EIGENVECTORS_NAME] = self.storage[
-                names.GRADIENT_EIGENVECTORS_NAME
-            ] = None
+            self.storage[names.ACTIVATION_EIGENVECTORS_NAME] = None
+            self.storage[names.GRADIENT_EIGENVECTORS_NAME] = None
 
     def set_bases(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Takes the eigenvectors of input and output covariance, `widened`, shared with modules
-        that have the same.
+        """Sets the bases to the eigenvectors, `widened`, one tensor for modules with equal ones.
 
         In float32 or above: see `tokens`.
         """
@@ -95,13 +87,11 @@ class EigenLinear(TrackedLinear):
         )
 
     def drop_bases(self) -> None:
-        """Gradients are not rotated: identity and diagonal have no basis."""
+        """Removes the bases: with identity and diagonal, gradients are not rotated."""
         self.bases = (None, None)
 
     def square_bases(self) -> tuple:
-        """The bases without the zeros that widen them: (D_in, D_in) and (D_out, D_out), or (None,
-        None).
-        """
+        """Bases without the zeros that widen them: (D_in, D_in) and (D_out, D_out), or Nones."""
         return tuple(None if basis is None else basis[:, : len(basis)] for basis in self.bases)
 
     def block_elements(self, tensor: torch.Tensor) -> int:
@@ -117,61 +107,49 @@ class EigenLinear(TrackedLinear):
         cheapest: bool = False,
         wide: bool = False,
     ):
-        """(g (B, T, D_out), a (B, T, D_in), whether rotated) of this batch, with a column of ones
-        for a bias.
+        """(g (B, T, D_out), a (B, T, D_in), whether rotated) of this batch; a has ones for a bias.
 
-        cheapest: rotate only where that costs less than rotating the gradient that they form. wide:
-        on a GPU, a keeps the zeros of its basis (see `widened`), because products of that width are
+        cheapest: rotate only if that costs less than rotating the gradient that they form. wide: on
+        a GPU, a keeps the zeros of its basis (see `widened`), because products of that width are
         far faster in bfloat16. Positions after the last one with a gradient are left out: in BERT's
         last layer only [CLS] has one.
 
-        Rounded to dtype after the rotation, never before: rounding noise of a token is spread over
-        all directions, and would drown those of small eigenvalue, which count as much as the
-        others.
+        Tokens are rounded to dtype after the rotation, never before: rounding noise of a token is
+        spread over all directions, and would drown those of small eigenvalue, which count as much.
         """
-        inputs, bias = entry.tensor.detach(), self.bias is not None
+        inputs = entry.tensor.detach()
+        bias = self.bias is not None
         if gradient.dim() == 2:
-            gradient, inputs = gradient[:, None], inputs[:, None]
-        alive = self._alive(gradient)
+            gradient = gradient[:, None]
+            inputs = inputs[:, None]
+        used = (gradient != 0).any(2).any(0).nonzero()
+        alive = int(used[-1]) + 1 if len(used) else 1
+        d_in = inputs.shape[-1] + bias
+        d_out = gradient.shape[-1]
         a_basis, g_basis = self.bases
         if cheapest:
-            rotated = rotation_pays(alive, inputs.shape[-1] + bias, gradient.shape[-1])
+            rotated = rotation_pays(alive, d_in, d_out)
         if not rotated:
             if cheapest and a_basis is not None:
                 dtype = a_basis.dtype  # the gradient that they form is rotated
             a_basis = g_basis = None
-        g = self._rounded(gradient[:, :alive], g_basis, False, dtype)
+
+        def rounded(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Tensor:
+            x = x.to(dtype if basis is None else basis.dtype)
+            return rotate(x, basis, bias).to(dtype)
+
+        g = rounded(gradient[:, :alive], g_basis, False)
         key = (id(a_basis), bias, dtype)
         if key not in entry.rotated:
             inputs = inputs if entry.users > 1 else inputs[:, :alive]
-            entry.rotated[key] = self._rounded(inputs, a_basis, bias, dtype)
+            entry.rotated[key] = rounded(inputs, a_basis, bias)
         a = entry.rotated[key][:, :alive]
-        d_in = inputs.shape[-1] + bias
-        return (
-            g[..., : gradient.shape[-1]],
-            a if wide and a.device.type == "cuda" else a[..., :d_in],
-            rotated,
-        )
-
-    @staticmethod
-    def _rounded(
-        x: torch.Tensor, basis: torch.Tensor | None, bias: bool, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """[x, 1] in the basis, computed in the basis's precision, then of this dtype."""
-        x = x.to(dtype if basis is None else basis.dtype)
-        return rotate(x, basis, bias).to(dtype)
-
-    def _alive(self, gradient: torch.Tensor) -> int:
-        """Number of leading positions outside of which the gradient (B, T, D_out) is zero; at least
-        1.
-        """
-        used = (gradient != 0).any(2).any(0).nonzero()
-        return int(used[-1]) + 1 if len(used) else 1
+        if not wide or a.device.type != "cuda":
+            a = a[..., :d_in]
+        return g[..., :d_out], a, rotated
 
     def full_gradients(self, g: torch.Tensor, a: torch.Tensor):
-        """Yields blocks (rows, D_out, D_in) of the gradients of unrotated tokens, rotated where
-        there is a basis.
-        """
+        """Yields blocks (rows, D_out, D_in) of gradients of unrotated tokens, in the bases."""
         a_basis, g_basis = self.square_bases()
         rows = max(1, 4 * self.block_elements(g) // (g.shape[-1] * a.shape[-1]))
         for b in range(0, len(g), rows):
@@ -184,19 +162,8 @@ class EigenLinear(TrackedLinear):
 # --- entry ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def registered():
-    """Inside, kronfluence wraps `nn.Linear` in EigenLinear; afterwards as it did before."""
-    before = TrackedModule.SUPPORTED_MODULES[nn.Linear]
-    TrackedModule.SUPPORTED_MODULES[nn.Linear] = EigenLinear
-    try:
-        yield
-    finally:
-        TrackedModule.SUPPORTED_MODULES[nn.Linear] = before
-
-
 def check_version() -> None:
-    """Raises Refused where kronfluence is not a version whose inner classes this file knows."""
+    """Raises Refused for a kronfluence whose inner classes this file may not fit."""
     version = importlib.metadata.version("kronfluence")
     if version not in KNOWN_VERSIONS:
         raise Refused(
@@ -206,19 +173,21 @@ def check_version() -> None:
 
 
 def prepare_model(model: nn.Module, task) -> nn.Module:
-    """kronfluence's prepare_model with EigenLinear for every linear module; others stay
-    kronfluence's.
-    """
+    """kronfluence's prepare_model with EigenLinear for linear modules; others stay as they are."""
     check_version()
-    with registered():
+    linear = TrackedModule.SUPPORTED_MODULES[nn.Linear]
+    TrackedModule.SUPPORTED_MODULES[nn.Linear] = EigenLinear
+    try:
         model = kronfluence.analyzer.prepare_model(model=model, task=task)
+    finally:
+        TrackedModule.SUPPORTED_MODULES[nn.Linear] = linear
     shared = Shared()
-    for module in model.modules():
+    for module in tracked(model):
         if isinstance(module, EigenLinear):
             module.shared = shared
     return model
 
 
 def tracked(model) -> list[TrackedModule]:
-    """The modules that kronfluence sees."""
+    """Modules of the model that kronfluence tracks."""
     return [module for module in model.modules() if isinstance(module, TrackedModule)]

@@ -1,4 +1,4 @@
-"""Resuming of an analysis: the finished phases of a piece of work, and the finished parts of a phase.
+"""Resuming of an analysis: finished phases of a piece of work, and finished parts of a phase.
 
 A piece of work (factors, or scores of one kind) has a folder of its own with finished.json: the
 fingerprint, the plan, and the files of every finished phase with their checksums. A phase goes

@@ -1,12 +1,13 @@
-"""Scores in parts: a block of queries is preconditioned once a pass, then this process's parts of the
-training rows stream past it.
+"""Scores in parts: in every pass some queries are preconditioned, and meet this process's parts of
+the training rows.
 
 Around kronfluence's inner functions (`compute_dot_products_with_loader`,
 `compute_self_scores_with_loaders`), one call a part. Queries are in the order of `order_by_length`;
-a pass has as many of them as fit into memory. Symbols: Q queries, N training rows, n rows of a part.
+a pass has as many as fit into memory. Symbols: Q queries, N training rows, n rows of a part.
 """
 
 import time
+from dataclasses import dataclass, replace
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -27,50 +28,42 @@ from torch.amp import GradScaler
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine.analyzer import EigenAnalyzer, is_out_of_memory
-from attribution.engine.batching import Part, divide, order_by_length, runs_within
+from attribution.engine.batching import Part, order_by_length, runs_within
 from attribution.engine.memory import SMALLEST_BUDGET, Plan
 from attribution.engine.modules import tracked
 from attribution.engine.resume import PartialResults, Work
 
 DONE = "done"  # key of a snapshot: (parts, Q) queries that a part has met
 STORED = torch.float32  # dtype of stored scores
+# Fields of the plan that a process makes smaller when memory runs out.
+SHRINKING = ("budget", "pass_queries", "query_batch")
 
 
 class QueryPassFull(Exception):
     """Lack of memory while the queries of a pass were preconditioned."""
 
 
+@dataclass
 class Scorer:
     """Scores of one kind for all training rows.
 
-    queries: the data set of queries (Q), or None for self-influence. factors: of `load_all_factors`,
-    on the CPU. The plan is that of `work`; a process that runs out of memory changes its own.
+    factors: of `load_all_factors`, on the CPU. queries: the data set of queries (Q), or None for
+    self-influence. The plan is that of `work`; a process that runs out of memory changes its own.
     """
 
-    def __init__(
-        self,
-        analyzer: EigenAnalyzer,
-        factors: dict,
-        factor_args: FactorArguments,
-        score_args: ScoreArguments,
-        train: GlueDataset,
-        queries: GlueDataset | None,
-        work: Work,
-    ) -> None:
-        self.analyzer = analyzer
-        self.factors = factors
-        self.factor_args = factor_args
-        self.score_args = score_args
-        self.train = train
-        self.queries = queries
-        self.work = work
-        self.kind = "self" if queries is None else "pairwise"
-        self.count = 1 if queries is None else len(queries)
-        self.plan = plan = Plan(**work.plan)
-        self.budget = plan.budget
-        self.pass_queries = plan.pass_queries
-        self.query_batch = plan.query_batch
-        self.parts = divide(train.lengths, plan.budget, plan.count, plan.group)
+    analyzer: EigenAnalyzer
+    factors: dict
+    factor_args: FactorArguments
+    score_args: ScoreArguments
+    train: GlueDataset
+    queries: GlueDataset | None
+    work: Work
+
+    def __post_init__(self) -> None:
+        self.kind = "self" if self.queries is None else "pairwise"
+        self.count = 1 if self.queries is None else len(self.queries)
+        self.plan = Plan(**self.work.plan)
+        self.parts = self.plan.parts(self.train.lengths)
         self.blocks: dict[int, torch.Tensor] = {}  # part -> scores (Q, n)
         self.done: dict[int, torch.Tensor] = {}  # part -> (Q,) bool
 
@@ -83,9 +76,9 @@ class Scorer:
         self.run(partial)
         earlier = partial.earlier()
         scores = self.gathered()
-        sizes = {name: getattr(self, name) for name in ("budget", "pass_queries", "query_batch")}
-        changed = any(getattr(self.plan, name) != size for name, size in sizes.items())
-        self.work.record_replanned(self.kind, sizes if changed else {})
+        changed = {name: getattr(self.plan, name) for name in SHRINKING}
+        planned = {name: self.work.plan[name] for name in SHRINKING}
+        self.work.record_replanned(self.kind, changed if changed != planned else {})
         self.work.record["seconds"][self.kind] = earlier + time.perf_counter() - start
         return scores
 
@@ -105,11 +98,9 @@ class Scorer:
         while True:
             try:
                 with self.analyzer.profiler.profile(f"Compute {what} Score"):
-                    return (
-                        self.run_self(partial)
-                        if self.queries is None
-                        else self.run_pairwise(partial)
-                    )
+                    if self.queries is None:
+                        return self.run_self(partial)
+                    return self.run_pairwise(partial)
             except Exception as error:
                 in_query_pass = isinstance(error, QueryPassFull)
                 if not in_query_pass and not is_out_of_memory(error):
@@ -117,7 +108,8 @@ class Scorer:
                 if not self.shrink(in_query_pass):
                     raise
             self.analyzer.release()
-            self.parts = [part.within(self.train.lengths, self.budget) for part in self.parts]
+            lengths = self.train.lengths
+            self.parts = [part.within(lengths, self.plan.budget) for part in self.parts]
 
     def madds(self, rows: list[int]) -> float:
         """Multiply-adds over P of some rows: 6 a token for the model, gradient and rotations, one a
@@ -127,24 +119,27 @@ class Scorer:
 
     def shrink(self, in_query_pass: bool) -> bool:
         """Makes batches and passes smaller; False if they cannot be."""
-        if in_query_pass and self.query_batch > 1:
-            self.query_batch //= 2
-            print(f"out of memory; going on with query batches of {self.query_batch:,}")
+        plan = self.plan
+        if in_query_pass and plan.query_batch > 1:
+            self.plan = replace(plan, query_batch=plan.query_batch // 2)
+            print(f"out of memory; going on with query batches of {self.plan.query_batch:,}")
             return True
-        if self.budget <= SMALLEST_BUDGET and self.pass_queries == 1:
+        if plan.budget <= SMALLEST_BUDGET and plan.pass_queries == 1:
             return False
-        self.pass_queries = max(1, self.pass_queries // 2)
-        self.budget = max(SMALLEST_BUDGET, self.budget // 2)
+        budget = max(SMALLEST_BUDGET, plan.budget // 2)
+        pass_queries = max(1, plan.pass_queries // 2)
+        self.plan = replace(plan, budget=budget, pass_queries=pass_queries)
         print(
-            f"out of memory; going on with batches of {self.budget:,} tokens and "
-            f"{self.pass_queries:,} queries a pass"
+            f"out of memory; going on with batches of {budget:,} tokens and {pass_queries:,} "
+            "queries a pass"
         )
         return True
 
     def run_pairwise(self, partial: PartialResults) -> None:
         """All passes over the queries; a pass skips the parts that have met its queries."""
-        for start in range(0, self.count, self.pass_queries):
-            chosen = slice(start, min(start + self.pass_queries, self.count))
+        step = self.plan.pass_queries
+        for start in range(0, self.count, step):
+            chosen = slice(start, min(start + step, self.count))
             todo = [i for i in sorted(self.blocks) if not self.done[i][chosen].all()]
             if not todo:
                 continue
@@ -179,17 +174,14 @@ class Scorer:
         }
 
     def fresh_factors(self) -> dict:
-        """The factors, with copies of float64 lambda matrices: kronfluence inverts those in place."""
-        fresh = dict(self.factors)
-        if (lambdas := fresh.get(names.LAMBDA_MATRIX_NAME)) is not None:
-            fresh[names.LAMBDA_MATRIX_NAME] = {
-                module: matrix.clone() if matrix.dtype == torch.float64 else matrix
-                for module, matrix in lambdas.items()
-            }
-        return fresh
+        """The factors, with copies of float64 lambda matrices, which are inverted in place."""
+        lambdas = self.factors.get(names.LAMBDA_MATRIX_NAME) or {}
+        copies = {name: x.clone() for name, x in lambdas.items() if x.dtype == torch.float64}
+        return self.factors | ({names.LAMBDA_MATRIX_NAME: copies} if copies else {})
 
     def precondition(self, chosen: slice) -> list[tuple]:
         """(module, its preconditioned queries) of these queries, as positions in their order."""
+        plan = self.plan
         model = self.analyzer.model
         device = self.analyzer.state.device
         queries = self.queries
@@ -209,8 +201,8 @@ class Scorer:
         prepare_modules(model=model, tracked_module_names=every, device=device)
         for module in tracked(model):
             module.pass_queries = len(order)
-            module.rotate_rows = self.plan.rotate_rows
-        for batch in runs_within(queries.lengths[order], self.budget, self.query_batch):
+            module.rotate_rows = plan.rotate_rows
+        for batch in runs_within(queries.lengths[order], plan.budget, plan.query_batch):
             values = {name: x.to(device) for name, x in queries.batch(order[batch]).items()}
             model.zero_grad(set_to_none=True)
             self.analyzer.task.compute_measurement(batch=values, model=model).backward()
@@ -221,7 +213,7 @@ class Scorer:
 
     def run_self(self, partial: PartialResults) -> None:
         """Self-influence of the missing parts: each row against itself, (1, n) a part."""
-        for i in [i for i in sorted(self.blocks) if not self.done[i].all()]:
+        for i in sorted(i for i, done in self.done.items() if not done.all()):
             scores = compute_self_scores_with_loaders(
                 loaded_factors=self.fresh_factors(),
                 train_loader=self.loader(self.parts[i]),
@@ -265,5 +257,5 @@ class Scorer:
         if self.queries is None:
             return full[0]
         scores = torch.empty_like(full)
-        scores[torch.from_numpy(order_by_length(self.queries.lengths).copy())] = full
+        scores[torch.from_numpy(order_by_length(self.queries.lengths))] = full
         return scores

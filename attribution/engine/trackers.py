@@ -1,10 +1,9 @@
-"""kronfluence's trackers, rewritten to stay in the eigenbasis: what happens in a module's backward
-pass.
+"""Trackers: a module's share in covariances, lambda matrices and scores, from its backward pass.
 
-kronfluence calls a tracker's methods by name: `register_hooks` when a phase begins,
-`accumulate_iterations` after a batch, `release_memory` at the end. Each tracker here says in
-`update` what to do with a module's input and the gradient of its output. Symbols as in
-`eigenbasis.py`.
+They replace kronfluence's and stay in the eigenbasis. kronfluence calls a tracker's methods by
+name: `register_hooks` when a phase begins, `accumulate_iterations` after a batch, `release_memory`
+at the end. Each tracker here takes a module's input and the gradient of its output in `update`.
+Symbols: B examples of a batch, T tokens, D_in and D_out features of a module, Q queries, R rank.
 """
 
 import contextlib
@@ -33,28 +32,28 @@ from attribution.engine.contractions import (
 
 
 class SharedInput:
-    """One input tensor of the current pass, and what was computed from it for the modules that read
-    it.
-    """
+    """An input tensor of the current pass, for the modules that read it, with its rotations."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor, self.users = tensor, 0  # users: modules that read it and are not done
-        self.rotated: dict = {}  # (basis, bias, type) -> tokens in that basis
+        self.tensor = tensor
+        self.users = 0  # modules that read it and are not done
+        self.rotated: dict = {}  # (basis, bias, dtype) -> tokens in that basis
         self.leaders: dict = {}  # whether without bias -> the module that keeps the covariance
 
 
 class Shared:
-    """Per model: the inputs of the current pass (query, key and value read the same one) and equal
-    bases.
+    """Inputs of the current pass and equal bases, shared by the modules of a model.
+
+    Query, key and value of an attention layer read the same input.
     """
 
     def __init__(self) -> None:
         self.inputs: dict[int, SharedInput] = {}
         self.bases: list[torch.Tensor] = []
-        self.complete = (
-            True  # whether the current batch ends a group of batches; see EigenPairwiseTracker
-        )
-        self.first = True  # whether the batch passes for the first time; see `draws.fisher_column`
+        # Whether the current batch ends a group of batches; see EigenPairwiseTracker.
+        self.complete = True
+        # Whether the batch passes for the first time; see `draws.fisher_column`.
+        self.first = True
 
     def enter(self, tensor: torch.Tensor) -> SharedInput:
         """The entry of this input tensor; one more module will use it."""
@@ -63,7 +62,7 @@ class Shared:
         return entry
 
     def leave(self, entry: SharedInput) -> None:
-        """A module is done with the entry; after the last one it goes."""
+        """A module is done with the entry; after the last module it is removed."""
         entry.users -= 1
         if entry.users == 0:
             self.inputs.pop(id(entry.tensor), None)
@@ -71,25 +70,21 @@ class Shared:
     def intern(self, basis: torch.Tensor) -> torch.Tensor:
         """The first basis with these values, so that equal bases are one object."""
         for known in self.bases:
-            if (
-                known.shape == basis.shape
-                and known.dtype == basis.dtype
-                and torch.equal(known, basis)
-            ):
+            if known.dtype == basis.dtype and torch.equal(known, basis):
                 return known
         self.bases.append(basis)
         return basis
 
     def clear(self) -> None:
-        """Forgets everything, before another phase."""
+        """Removes all inputs and bases, before the next phase."""
         self.inputs.clear()
         self.bases.clear()
 
 
 @contextlib.contextmanager
 def full_precision():
-    """Inside, products of float32 are not in TF32, whatever --tf32 says: what a covariance loses in
-    its small eigenvalues, its inverse blows up.
+    """Context without TF32, whatever --tf32 says: the inverse of a covariance blows up the error of
+    its small eigenvalues.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -100,14 +95,12 @@ def full_precision():
 
 
 class HookTracker(BaseTracker):
-    """Calls update(input, g) in the backward pass, with the module's input and its output's
-    gradient.
-    """
+    """Tracker whose `update` is called in the backward pass, with input and output gradient."""
 
     started = False
 
     def register_hooks(self) -> None:
-        """Watches the module from here on; forgets what an earlier phase left."""
+        """Hooks into the module, without anything of an earlier phase."""
 
         @torch.no_grad()
         def forward_hook(
@@ -133,12 +126,12 @@ class HookTracker(BaseTracker):
         self.registered_hooks.append(self.module.register_forward_hook(forward_hook))
 
     def release_memory(self) -> None:
-        """kronfluence asks for it after a phase."""
+        """Frees the memory of a phase; kronfluence calls it at the end."""
         super().release_memory()
         self.forget()
 
     def forget(self) -> None:
-        """Lets go of what waits for more batches."""
+        """Frees batches that wait for their group to be complete."""
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         """Takes a batch in its backward pass, into `module.storage`.
@@ -162,7 +155,7 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
     leader: nn.Module  # whose input covariance this module takes
 
     def forget(self) -> None:
-        """Lets go of the inputs and gradients of a group that was not finished."""
+        """Frees inputs and gradients of an incomplete group."""
         self.inputs: list[torch.Tensor] = []
         self.gradients: list[torch.Tensor] = []
 
@@ -170,15 +163,15 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         """Adds a group's products of inputs and of gradients to the two covariances, and counts
         tokens.
         """
-        module, args = self.module, self.module.factor_args
-        leader = entry.leaders.setdefault(
-            module.bias is None, module
-        )  # the first to come: the last in the model
+        module = self.module
+        # The first module to come is the last one in the model.
+        leader = entry.leaders.setdefault(module.bias is None, module)
         first = module.shared.first
         if leader is module and first:
             self._add_inputs(entry.tensor.detach())
         if not self.started:
-            self.started, self.leader = True, leader
+            self.started = True
+            self.leader = leader
         if self.leader is not leader:
             raise RuntimeError(
                 f"the input of {module.name} is shared in some batches only; pass --stock"
@@ -193,15 +186,16 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
             self._add(names.NUM_GRADIENT_COVARIANCE_PROCESSED, torch.as_tensor([int(count)]))
         self.gradients.append(flat[(flat != 0).any(1)])
         if module.shared.complete:
-            flat, self.gradients = torch.cat(self.gradients), []
-            dtype = module.covariance_products or args.gradient_covariance_dtype
+            flat = torch.cat(self.gradients)
+            self.gradients = []
+            dtype = module.factor_args.gradient_covariance_dtype
             with full_precision():
-                self._add(
-                    names.GRADIENT_COVARIANCE_MATRIX_NAME, self._summand(gram(flat.to(dtype)))
-                )
+                matrix = gram(flat.to(module.covariance_products or dtype))
+            self._add(names.GRADIENT_COVARIANCE_MATRIX_NAME, matrix)
 
     def _add_inputs(self, inputs: torch.Tensor) -> None:
-        module, flat = self.module, inputs.reshape(-1, inputs.shape[-1])
+        module = self.module
+        flat = inputs.reshape(-1, inputs.shape[-1])
         mask = module.attention_mask
         if mask is not None and mask.numel() == len(flat):
             flat = flat[mask.flatten() != 0]
@@ -210,30 +204,28 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         if not module.shared.complete:
             return
         dtype = module.covariance_products or module.factor_args.activation_covariance_dtype
-        flat, self.inputs = torch.cat(self.inputs).to(dtype), []
+        flat = torch.cat(self.inputs).to(dtype)
+        self.inputs = []
         with full_precision():
             matrix = gram(flat)
         if module.bias is not None:
             sums = flat.sum(0, dtype=accumulator(flat.dtype))
             bordered = sums.new_empty(len(sums) + 1, len(sums) + 1)
-            bordered[:-1, :-1], bordered[:-1, -1], bordered[-1, :-1], bordered[-1, -1] = (
-                matrix,
-                sums,
-                sums,
-                len(flat),
-            )
+            bordered[:-1, :-1] = matrix
+            bordered[:-1, -1] = sums
+            bordered[-1, :-1] = sums
+            bordered[-1, -1] = len(flat)
             matrix = bordered
-        self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, self._summand(matrix))
-
-    def _summand(self, product: torch.Tensor) -> torch.Tensor:
-        """The product of a group in the type of the sum: float64 where only products are in
-        float32.
-        """
-        return product.double() if self.module.covariance_products else product
+        self._add(names.ACTIVATION_COVARIANCE_MATRIX_NAME, matrix)
 
     def _add(self, name: str, term: torch.Tensor) -> None:
-        """Adds the term to a running sum in float32 or above; the first term of a phase starts it."""
-        term = term if term.dtype == torch.int64 else term.to(accumulator(term.dtype))
+        """Adds the term to a running sum, which its first term in a phase starts.
+
+        Sums are in float32 or above, and in float64 if products are in a dtype of their own.
+        """
+        if term.is_floating_point():
+            mixed = self.module.covariance_products
+            term = term.to(torch.float64 if mixed else accumulator(term.dtype))
         total = self.module.storage[name]
         self.module.storage[name] = term if total is None else total.add_(term)
 
@@ -247,16 +239,16 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         """Adds the squares of the batch's gradients in the eigenbasis, and counts rows."""
-        module, args = self.module, self.module.factor_args
+        module = self.module
+        args = module.factor_args
         if not self.started:
             self.started = True
             if FactorConfig.CONFIGS[args.strategy].requires_eigendecomposition_for_lambda:
                 module.set_bases(args.lambda_dtype, gradient.device)
             else:
                 module.drop_bases()
-            if (
-                module.storage[names.LAMBDA_MATRIX_NAME] is None
-            ):  # else it is what an earlier process had summed
+            # Else it is the sum of an earlier process.
+            if module.storage[names.LAMBDA_MATRIX_NAME] is None:
                 size = module.weight.shape[0], module.weight.shape[1] + (module.bias is not None)
                 zeros = torch.zeros(size, dtype=torch.float64, device=gradient.device)
                 module.storage[names.LAMBDA_MATRIX_NAME] = zeros
@@ -274,47 +266,47 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
 
 
 class EigenPreconditionTracker(HookTracker, PreconditionTracker):
-    """What is held of the queries of a pass: `Tokens` in the eigenbasis, or gradients outside of
-    it.
+    """Query gradients of a pass: `Tokens` in the eigenbasis, or preconditioned gradients.
 
-    Gradients are multiplied by the inverse of the damped curvature and rotated back, then held in
-    full (written where they stay, into one tensor for all queries of a pass) or as two factors of
-    low rank.
+    Gradients are multiplied by the inverse of the damped curvature and rotated back, then kept in
+    full (in one tensor for all queries of a pass) or as two factors of low rank.
     """
 
     held: torch.Tensor | None = None  # gradients: (queries of a pass, D_out, D_in)
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
-        """Appends the batch's queries to what is held of the pass."""
-        module, args = self.module, self.module.score_args
-        name, inverse = (
-            names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME,
-            module.storage[names.LAMBDA_MATRIX_NAME],
-        )
+        """Appends the batch's queries to those of the pass."""
+        module = self.module
+        args = module.score_args
+        name = names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME
+        inverse = module.storage[names.LAMBDA_MATRIX_NAME]
         if module.rotate_rows:
             piece = module.tokens(entry, gradient, args.per_sample_gradient_dtype, wide=True)[:2]
-            kept = module.storage[name] or Tokens([], inverse, args.score_dtype)
-            module.storage[name] = Tokens([*kept.pieces, piece], inverse, args.score_dtype)
+            if module.storage[name] is None:
+                module.storage[name] = Tokens([], inverse, args.score_dtype)
+            module.storage[name].pieces.append(piece)
             return
         g, a, rotated = module.tokens(
             entry, gradient, args.per_sample_gradient_dtype, cheapest=True
         )
-        gradients = (
-            torch.bmm(g.transpose(1, 2), a)
-            if rotated
-            else torch.cat(list(module.full_gradients(g, a)))
-        )
+        if rotated:
+            gradients = torch.bmm(g.transpose(1, 2), a)
+        else:
+            gradients = torch.cat(list(module.full_gradients(g, a)))
         gradients = gradients.to(args.precondition_dtype)
         if inverse is not None:
             gradients.mul_(inverse)
-        rank, (a_basis, g_basis) = args.query_gradient_low_rank, module.square_bases()
+        rank = args.query_gradient_low_rank
+        a_basis, g_basis = module.square_bases()
         if rank is not None and rank < min(gradients.shape[1:]):
             left, right = self._low_rank(gradients, rank)
             if a_basis is not None:  # the two factors are rotated back, not the gradient
-                left, right = g_basis.to(left.dtype) @ left, right @ a_basis.t().to(right.dtype)
-            kept = module.storage[name]
-            parts = [(left, right)] if kept is None else [(kept.left, kept.right), (left, right)]
-            module.storage[name] = LowRank(*(torch.cat(part) for part in zip(*parts, strict=True)))
+                left = g_basis.to(left.dtype) @ left
+                right = right @ a_basis.t().to(right.dtype)
+            if (kept := module.storage[name]) is not None:
+                left = torch.cat([kept.left, left])
+                right = torch.cat([kept.right, right])
+            module.storage[name] = LowRank(left, right)
             return
         if a_basis is not None:
             gradients = g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())
@@ -333,7 +325,8 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
         whose draws depend on the seed and the module only, so that the same queries give the same
         factors in every pass and on every device.
         """
-        module, args = self.module, self.module.score_args
+        module = self.module
+        args = module.score_args
         gradients = gradients.to(args.query_gradient_svd_dtype).contiguous()
         if args.use_full_svd:
             return self._compute_low_rank_preconditioned_gradient(gradients, args.score_dtype)
@@ -342,31 +335,29 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
         return [left.to(args.score_dtype), right.to(args.score_dtype)]
 
     def accumulate_iterations(self) -> None:
-        """Nothing is left to do: update() put what is held where it stays."""
+        """Clears kronfluence's gradients of the batch: `update` has stored the queries."""
         self.module.storage[names.PRECONDITIONED_GRADIENT_NAME] = None
 
     def release_memory(self) -> None:
-        """Lets go of the queries too."""
+        """Frees the queries too."""
         super().release_memory()
         self.held = None
 
 
 class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
-    """Inner products of all held query gradients with each training gradient.
+    """Inner products of all query gradients of a pass with each training gradient.
 
-    Small batches wait until a group of them is there, which ends with a batch that
-    `shared.complete` announces: a product with more rows is faster, and blocks of query gradients
-    are formed once for the group. Until then the scores of a batch have no columns.
+    Batches wait until their group is complete, see `Shared.complete`: a product with more rows is
+    faster, and blocks of query gradients are formed once for the group. The scores of a waiting
+    batch have no columns.
     """
 
     def forget(self) -> None:
-        """Lets go of the batches of a group that was not finished."""
+        """Frees the batches of an incomplete group."""
         self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
-        """Puts the group's scores (queries, rows) where kronfluence collects them, once it is
-        complete.
-        """
+        """Stores scores (queries, rows) of a complete group for kronfluence to collect."""
         module = self.module
         dtype = module.score_args.score_dtype
         self.waiting.append(
@@ -381,7 +372,7 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
         module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = scores
 
     def accumulate_iterations(self) -> None:
-        """Lets go of a batch's scores; what waits for the group goes on waiting."""
+        """Clears the scores of a batch; waiting batches stay."""
         self.module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = None
 
 
@@ -389,7 +380,7 @@ class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):
     """Each training gradient's inner product with itself, preconditioned."""
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
-        """Puts the batch's self-influence (rows,) where kronfluence collects it."""
+        """Stores the batch's self-influence (rows,) for kronfluence to collect."""
         module = self.module
         g, a, _ = module.tokens(entry, gradient, module.score_args.per_sample_gradient_dtype)
         weight = module.storage[names.LAMBDA_MATRIX_NAME]

@@ -126,7 +126,8 @@ def test_ten_thousand_bfloat16_terms_lose_nothing():
     assert inner_products(Gradients(ones[:1]), [(ones[:1], ones[:1])], 8).dtype == torch.float32
     assert weighted_squares(ones[:2], ones[:2], None, 8).dtype == torch.float32
     tracker = object.__new__(EigenCovarianceTracker)
-    tracker.module = type("Module", (), {"storage": {"sum": None}})()
+    module = {"storage": {"sum": None}, "covariance_products": None}
+    tracker.module = type("Module", (), module)()
     for term in ones[:, 0].split(1):
         tracker._add("sum", term)
     assert tracker.module.storage["sum"].item() == 10_000
