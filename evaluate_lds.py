@@ -85,8 +85,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     counts = ("max_queries", "num_repeats", "num_bootstrap", "jobs_per_device", "retrain_queries")
     check_numbers(vars(args), *counts)
     check_recipe(vars(args))
-    if args.first_query < 0:
-        raise Refused(f"--first_query must be a validation row from 0 up, not {args.first_query}")
     if args.num_masks < stats.MIN_MASKS:
         raise Refused(f"--num_masks must be at least {stats.MIN_MASKS}, not {args.num_masks}")
     if not 0 < args.alpha < 1:

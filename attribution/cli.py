@@ -154,6 +154,8 @@ def check_numbers(values: dict, *positive: str) -> None:
     for name, value in values.items():
         if name.endswith("seed") and value is not None and not 0 <= value < 2**62:
             raise Refused(f"--{name} must be from 0 up and below 2**62, not {value}")
+        if name == "first_query" and value < 0:
+            raise Refused(f"--{name} must be a validation row from 0 up, not {value}")
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused(f"--{name} must be a finite number, not {value}")
         if name in positive and value is not None and value <= 0:

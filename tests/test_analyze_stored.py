@@ -10,11 +10,11 @@ import time
 
 import pytest
 import torch
+from attribution.engine.phases import Phases
 from running import QUICK, ROOT, SMALL, analyze_quickly, close, influence_of, refusal, scores_of
 
 import analyze
 import train
-from attribution.engine.phases import Phases
 from attribution.files import Refused
 from pipeline import get_glue_dataset
 

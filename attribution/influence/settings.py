@@ -16,7 +16,7 @@ from kronfluence.arguments import FactorArguments, ScoreArguments
 from attribution.cli import check_numbers, flags_of, option, shown_value
 from attribution.files import Refused
 from attribution.training.members import Members
-from attribution.training.recipe import check_window, queries_flag
+from attribution.training.recipe import queries_flag
 from attribution.training.run import Run
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
@@ -215,7 +215,6 @@ class Settings(ScoreSpec):
         super().check()
         positive = ("query_batch_size", "train_batch_size", "data_partitions", "max_factor_rows")
         check_numbers(vars(self), *positive, "query_gradient_rank")
-        check_window(vars(self))
         if self.stock and self.covariance_dtype == "mixed":
             raise Refused("--covariance_dtype mixed is ours; with --stock it is float32 or float64")
         if self.stock and self.fisher != "sampled":
