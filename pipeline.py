@@ -109,12 +109,7 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
         rows = demo.make_rows()
         tables = {split: datasets.Dataset.from_dict(columns) for split, columns in rows.items()}
         return datasets.DatasetDict(tables).cast_column("label", label)
-    path = dataset_path or DEFAULT_DATASET
-    if not Path(path).is_dir() and path.count("/") != 1:
-        raise Refused(
-            f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name"
-        )
-    tables = open_tables(path, data_name)
+    tables = open_tables(dataset_path or DEFAULT_DATASET, data_name)
     check_splits(tables, task, data_name)
     return tables
 
@@ -186,7 +181,7 @@ def get_dataloader(
     indices: list[int] | None = None,
     **dataset_arguments,
 ) -> DataLoader:
-    """Batches of one split in the order of its rows, each padded to its own longest row."""
+    """Batches of one split in the order of its rows, each padded to its longest row."""
     dataset = get_glue_dataset(data_name, split, indices, **dataset_arguments)
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
 
@@ -297,7 +292,7 @@ class InfluenceTask(Task):
 
     @torch.no_grad()
     def sample_labels(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Labels (B,) drawn from the model's own distribution: a function of seed, phase and row
+        """Labels (B,) drawn from the model's distribution: a function of seed, phase and row
         (see `draws`).
         """
         return sample_labels(uniform_hash(self.seed, self.phase, rows.cpu().numpy()), logits)

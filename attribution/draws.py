@@ -27,7 +27,7 @@ def uniform_hash(seed: int, stream: str, rows: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def sample_labels(uniform: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
-    """Labels (B,) drawn from the model's own distribution, by inverting its distribution function
+    """Labels (B,) drawn from the model's distribution, by inverting its distribution function
     at `uniform` (B,).
 
     logits: (B, C). For regression (C = 1) a Gaussian around the output with variance 1/2: the

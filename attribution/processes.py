@@ -25,7 +25,7 @@ import torch.distributed as dist
 from attribution.files import Refused
 
 TIMEOUT = datetime.timedelta(hours=2)  # for the slowest process; a dead one is noticed at once
-# The same where each process trains checkpoints of its own, of which one may have one more.
+# The same if each process trains other checkpoints, one of them perhaps one more than the rest.
 TRAINING_TIMEOUT = datetime.timedelta(days=7)
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # memory limits of containers and cluster jobs, on Linux
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")

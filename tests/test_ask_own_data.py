@@ -1,4 +1,4 @@
-"""Rows of one's own become a task that run.json holds, and a model from elsewhere becomes a run."""
+"""Custom rows become a task that run.json holds, and a model from elsewhere becomes a run."""
 
 import json
 
@@ -42,11 +42,13 @@ def reviews(count: int = 60) -> Dataset:
     )
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder", "disk"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "folder", "disk", "disk, one table"])
 def test_a_file_or_folder_of_any_kind_gives_the_same_rows(tmp_path, kind):
     table, path = reviews(20), tmp_path / f"reviews.{kind}"
     if kind == "disk":
         DatasetDict({"train": table}).save_to_disk(path)
+    elif kind == "disk, one table":
+        table.save_to_disk(path)
     elif kind == "folder":
         table.to_parquet(path / "train.parquet")
     else:

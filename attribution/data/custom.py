@@ -92,17 +92,8 @@ def open_custom(
 
 def open_splits(path: str, name: str) -> dict[str, datasets.Dataset]:
     """Split name -> table of a file, a folder or a hub id; a single file has one split."""
-    place = Path(path)
-    if place.is_file():
-        return {"train": open_file(place)}
-    if not place.is_dir() and path.count("/") != 1:
-        raise Refused(
-            f"--dataset_path {path!r} is neither a file, a folder nor a hub id of the form "
-            "owner/name"
-        )
-    if (place / "state.json").is_file():
-        load = lambda: datasets.load_from_disk(path)  # noqa: E731
-        return {"train": open_asset(path, "--dataset_path", "data set", load)}
+    if Path(path).is_file():
+        return {"train": open_file(Path(path))}
     return dict(open_tables(path, name))
 
 

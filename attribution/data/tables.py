@@ -76,6 +76,11 @@ def open_tables(path: str, name: str) -> datasets.DatasetDict:
     `name`/train*.parquet and the like, or of `save_to_disk`. Raises Refused if it cannot be
     opened, or if a file holds other records than were read.
     """
+    if not Path(path).is_dir() and path.count("/") != 1:
+        raise Refused(
+            f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name, nor "
+            "a file of custom rows"
+        )
     if Path(path).is_dir() and any(c in path for c in "*?[]"):
         raise Refused(
             f"the path {path!r} holds *, ?, [ or ], which the datasets library takes for a pattern"
@@ -104,6 +109,8 @@ def load_files(path: str, name: str) -> tuple[datasets.DatasetDict, dict]:
     for place in (Path(path) / name, Path(path)):
         if (place / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(place)), {}
+    if (Path(path) / "state.json").is_file():  # a table without splits
+        return datasets.DatasetDict({"train": datasets.load_from_disk(path)}), {}
     builder = find_builder(path, name)
     options = text_options(builder.config)
     given = builder.config.data_files or {}

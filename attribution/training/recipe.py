@@ -20,6 +20,17 @@ RECIPE = {
     "freeze_embeddings": False,
     "use_half_precision": False,
 }
+RECIPE_HELP = {
+    "learning_rate": "AdamW step size",
+    "weight_decay": "AdamW decay of all parameters",
+    "num_train_epochs": "passes over the data",
+    "train_batch_size": "rows a step",
+    "lr_schedule": "constant is the published recipe; linear falls to 0",
+    "max_grad_norm": "clip the gradient's norm to this; 0: off, as published",
+    "freeze_embeddings": "leave the embeddings as they were; influence scores see linear layers "
+    "only",
+    "use_half_precision": "bfloat16 autocast",
+}
 SCHEDULES = ("constant", "linear")
 MAX_QUERIES = 2000
 
@@ -93,32 +104,13 @@ def add_recipe_arguments(parser: Parser, default: str = "") -> None:
         return default or f"{RECIPE[name]}" + (f"; demo {demo[name]}" if name in demo else "")
 
     add = parser.group("recipe").add_argument
-    switch = argparse.BooleanOptionalAction
-    add("--learning_rate", type=float, help=f"AdamW step size ({of('learning_rate')})")
-    add("--weight_decay", type=float, help=f"AdamW decay of all parameters ({of('weight_decay')})")
-    add("--num_train_epochs", type=int, help=f"passes over the data ({of('num_train_epochs')})")
-    add("--train_batch_size", type=int, help=f"rows a step ({of('train_batch_size')})")
-    add(
-        "--lr_schedule",
-        choices=SCHEDULES,
-        help=f"constant is the published recipe; linear falls to 0 ({of('lr_schedule')})",
-    )
-    add(
-        "--max_grad_norm",
-        type=float,
-        help=f"clip the gradient's norm to this; 0: off, as published ({of('max_grad_norm')})",
-    )
-    add(
-        "--freeze_embeddings",
-        action=switch,
-        help="leave the embeddings as they were; influence scores see linear layers only "
-        f"({of('freeze_embeddings')})",
-    )
-    add(
-        "--use_half_precision",
-        action=switch,
-        help=f"bfloat16 autocast ({of('use_half_precision')})",
-    )
+    for name, text in RECIPE_HELP.items():
+        kind: dict = {"type": type(RECIPE[name])}
+        if name == "lr_schedule":
+            kind = {"choices": SCHEDULES}
+        elif isinstance(RECIPE[name], bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        add(f"--{name}", help=f"{text} ({of(name)})", **kind)
 
 
 def check_recipe(given: dict) -> None:

@@ -59,7 +59,7 @@ class Run:
     inputs: list[str]
     files: dict[str, str]
     num_labels: int
-    seed: int | None = None  # None: an adopted model's that nobody stated
+    seed: int | None = None  # None: unknown, of an adopted model
     recipe: dict | None = None  # keyword arguments of `fit`; None: not known
     start: str | None = None
     model_name_or_path: str | None = None
