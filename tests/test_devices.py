@@ -1,4 +1,4 @@
-"""A process takes its own GPU, says what it runs on, and refuses what a launcher cannot do for it."""
+"""A process takes its GPU, names its device, and refuses launchers that torch cannot follow."""
 
 import contextlib
 

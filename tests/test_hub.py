@@ -28,7 +28,10 @@ TRAIN_RTE = (
     "train.py --dataset_name rte --train_batch_size 32 --eval_batch_size 32 --learning_rate 2e-05 "
     "--weight_decay 0.01 --num_train_epochs 3 --seed 0"
 )
-SST2 = "analyze.py --dataset_name sst2 --query_batch_size 175 --train_batch_size 128 --factor_strategy ekfac"
+SST2 = (
+    "analyze.py --dataset_name sst2 --query_batch_size 175 --train_batch_size 128 "
+    "--factor_strategy ekfac"
+)
 RTE = "analyze.py --dataset_name rte --query_batch_size 70 --train_batch_size 128 --factor_strategy"
 
 

@@ -1,7 +1,7 @@
 """Members: checkpoints whose scores are averaged, each a run in a folder below that of the run.
 
 They differ in the seed, in the step of one training, or in the rows that they were trained on; the
-three combine. The training with seed s is the run itself (seed of the run) or in
+three combine. With the seed of the run a training is the run itself; with seed s it is in
 <run>/members/seed<s>; one on a random share A of the rows in <run>/members/share<A>_seed<s>; a
 training's checkpoint after step t in <training>/steps/<t>.
 """

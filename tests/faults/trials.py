@@ -24,7 +24,7 @@ class Reference:
     seconds: list[float]  # of each step
 
     def state(self, number: int) -> Path:
-        """What lay there before the step of this number; of the number after the last: at the end."""
+        """Folder as it was before the step of this number; after the last step for the next number."""
         return self.folder / f"state{number}"
 
 
@@ -76,7 +76,7 @@ class Trial:
         return self.compare(number + 1, what)
 
     def compare(self, number: int, what: str, but: tuple[str, ...] = ()) -> Outcome:
-        """Whether everything that counts lies there as in the reference. but: files that need not."""
+        """Whether the folder equals the reference. but: files that may differ."""
         expected, found = contents(self.reference.state(number)), contents(self.folder)
         names = [name for name in expected.keys() | found.keys() if name not in but]
         if different := sorted(name for name in names if expected.get(name) != found.get(name)):
