@@ -24,7 +24,7 @@ class Reference:
     seconds: list[float]  # of each step
 
     def state(self, number: int) -> Path:
-        """Folder as it was before the step of this number; after the last step for the next number."""
+        """Folder as it was before the step of this number, or, for the next number, at the end."""
         return self.folder / f"state{number}"
 
 
