@@ -38,7 +38,7 @@ from attribution.show.asking import (
     show_scores,
     show_validation_rows,
 )
-from attribution.show.listing import FORMAT, default_format
+from attribution.show.listing import FORMAT, check_index, default_format
 from attribution.show.report import write_report
 from attribution.training.recipe import MAX_QUERIES, add_data_arguments, add_query_arguments
 from attribution.training.run import Run
@@ -101,6 +101,8 @@ def tune_torch(tf32: bool) -> None:
 def answer(influence: Influence, args: argparse.Namespace) -> None:
     """Prints the answer to the question of the command line, or scores all validation rows."""
     view = View(args.format or default_format(), args.top_k)
+    for index in args.query_index or []:
+        check_index(influence.queries, index)
     questions = read_questions(influence.run, vars(args))
     if questions is not None:
         show_questions(influence, questions, view)

@@ -1,4 +1,4 @@
-"""Analyses of a run: fingerprints, stored scores, and the way from a model to its scores.
+"""Analyses of a run, from its model to factors, scores and their fingerprints.
 
     influence = Influence(run, train, queries, Settings(factor_strategy="ekfac"))
     scores = influence.compute("pairwise")          # (Q, N), stored ones or new ones
@@ -303,7 +303,7 @@ class Influence:
         first = self.analyses[0]
         self.about = first.about
         self.scores = first.scores
-        if len(self.analyses) > 1 or not settings.single:
+        if not settings.single:
             members = fingerprint_of_members(settings, run)
             made = {"weights": run.weights, "training rows": run.train_rows} | members
             self.scores = ScoreFolder(
@@ -320,13 +320,15 @@ class Influence:
             self.settings, overwrite=False
         )  # factors and other scores stay
         processes = ALONE if alone else self.processes
-        custom = (questions.data, settings, self.arguments, questions.suffix, processes)
-        return Influence(self.run, self.train, *custom)
-
-    @property
-    def max_queries(self) -> int | None:
-        """The --max_queries of the command line."""
-        return self.arguments.get("max_queries")
+        return Influence(
+            self.run,
+            self.train,
+            questions.data,
+            settings,
+            self.arguments,
+            questions.suffix,
+            processes,
+        )
 
     @property
     def name(self) -> str:
@@ -353,7 +355,7 @@ class Influence:
         return scores
 
     def _of_each(self, kind: str) -> Iterator[np.ndarray]:
-        """Scores of one checkpoint after the other; nothing on processes other than the main one."""
+        """Scores of one checkpoint after the other; nothing on processes but the main one."""
         for i, analysis in enumerate(self.analyses):
             print(f"member {i + 1} of {len(self.analyses)}: {analysis.run.folder}")
             scores = analysis.compute(kind)
@@ -363,15 +365,14 @@ class Influence:
                 yield scores.numpy()
 
     def of_members(self) -> list[np.ndarray] | None:
-        """Stored pairwise scores (Q, N) of each checkpoint; None for a single one, or if one lacks."""
-        if self.settings.single:
-            return None
-        found = [analysis.scores.load("pairwise") for analysis in self.analyses]
-        return (
-            [scores.numpy() for scores in found if scores is not None]
-            if all(scores is not None for scores in found)
-            else None
-        )
+        """Stored pairwise scores (Q, N) of each member; None without members, or if one lacks."""
+        found: list[np.ndarray] = []
+        for analysis in self.analyses:
+            scores = None if self.settings.single else analysis.scores.load("pairwise")
+            if scores is None:
+                return None
+            found.append(scores.numpy())
+        return found
 
     def profile(self) -> str:
         """Tables of actions and their seconds; empty if nothing was computed."""
@@ -379,7 +380,7 @@ class Influence:
 
 
 def stored_unless_overwritten(scored: Analysis | Influence, kind: str) -> torch.Tensor | None:
-    """Stored scores on the main process; None on others, if there are none, or to overwrite them."""
+    """Stored scores on the main process; None on other processes, without any, or to overwrite."""
     if scored.settings.overwrite or not scored.processes.main:
         return None
     return scored.scores.load(kind)

@@ -51,7 +51,7 @@ def parse_damping(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class ScoreSpec(Members):
-    """Settings that name stored scores: strategy, precision, rank, damping, members, first query."""
+    """Settings in the name of scores: strategy, precision, rank, damping, members, first query."""
 
     factor_strategy: str = option(
         "ekfac",
@@ -62,8 +62,8 @@ class ScoreSpec(Members):
     )
     fisher: str = option(
         "sampled",
-        "labels behind the factors: sampled from the model with --seed, as kronfluence does, or "
-        "exact, the mean over all labels, which involves no chance (sampled)",
+        "labels behind the factors: sampled from the model with --seed, as in kronfluence, or "
+        "exact: the mean over all labels, without chance (sampled)",
         group=SCORES,
         choices=("sampled", "exact"),
         name="{}",
@@ -71,8 +71,8 @@ class ScoreSpec(Members):
     )
     use_half_precision: bool = option(
         False,
-        "compute per-example gradients and products in bfloat16; the model, rotations and sums "
-        "stay in float32 or above",
+        "gradients of rows and their products in bfloat16; the model, rotations and sums stay in "
+        "float32 or above",
         group=SCORES,
         name="half",
         fingerprint="factors",
@@ -117,7 +117,7 @@ class ScoreSpec(Members):
         return {"fisher", "damping_factor"} if self.factor_strategy == "identity" else set()
 
     def name_of(self, *fields: str) -> str:
-        """Name made of the strategy and of the values of these fields that are not their defaults."""
+        """Name made of the strategy and of those of these fields that are not at their default."""
         parts = [self.factor_strategy]
         for field in fields:
             value = getattr(self, field)
@@ -160,7 +160,7 @@ class Settings(ScoreSpec):
     )
     covariance_dtype: str | None = option(
         None,
-        "dtype in which covariances are accumulated (default: float64; float32 with --stock); "
+        "dtype in which covariances are accumulated (float64; with --stock float32); "
         "mixed: float32 products accumulated in float64, faster on consumer GPUs",
         group=SCORES,
         rare=True,
@@ -188,8 +188,8 @@ class Settings(ScoreSpec):
     )
     train_batch_size: int = option(
         64,
-        "training rows of maximum length a batch: shorter rows make larger batches of as many "
-        "tokens; on a CPU at most 4,096 tokens (64)",
+        "training rows a batch, if of maximum length; shorter rows make batches of as many "
+        "tokens, on a CPU at most 4,096 (64)",
         group=RUNNING,
     )
     data_partitions: int | None = option(
@@ -237,7 +237,7 @@ class Settings(ScoreSpec):
 
     @property
     def covariances(self) -> str | None:
-        """Covariance dtype in use; None for kronfluence's, and for strategies without covariances."""
+        """Covariance dtype; None for kronfluence's own and for strategies without covariances."""
         if self.factor_strategy not in ("kfac", "ekfac"):
             return None
         return self.covariance_dtype or (None if self.stock else "float64")
@@ -280,11 +280,11 @@ def analyze_command(
     return f"python analyze.py {where}{queries_flag(max_queries)} {spec.flags} {more}".rstrip()
 
 
-# --- kronfluence's arguments --------------------------------------------------------------------------
+# --- kronfluence's arguments --------------------------------------------------------------------
 
 
 def make_factor_arguments(settings: Settings) -> FactorArguments:
-    """kronfluence's arguments. Half precision: per-example gradients and their products in bfloat16.
+    """kronfluence's arguments. Half precision: gradients of rows and their products in bfloat16.
 
     Model, covariances and rotations are in bfloat16 with stock kronfluence only. They cost little,
     and rounding before a rotation spreads noise over directions of small eigenvalue, which the

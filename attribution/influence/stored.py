@@ -1,4 +1,4 @@
-"""Stored scores: how they are written and read, and which of them belong to a run.
+"""Stored scores: their files, and the rules by which they count for a run.
 
 A folder `influence/scores/NAME/` has pairwise_scores.safetensors (Q, N) or self_scores.safetensors
 (N,), and beside each a JSON with the fingerprint, the ScoreSpec and a checksum of every row.
@@ -103,7 +103,7 @@ def row_checksums(scores: torch.Tensor) -> list[str]:
     return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in scores]
 
 
-# --- scores of a run ---------------------------------------------------------------------------------
+# --- scores of a run ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def find_scores(run: Run, query_rows: str, first_query: int = 0) -> dict[str, St
     custom queries, and of validation rows from another one than first_query on, are not among them.
     """
     found = {}
-    for path in sorted((run.folder / "influence" / "scores").glob("*/pairwise_scores.json")):
+    for path in sorted(run.folder.glob("influence/scores/*/pairwise_scores.json")):
         record = read_json(path) or {}
         if "spec" not in record or record.get("custom_queries"):
             continue
@@ -166,20 +166,20 @@ def remedy(
 
 def scores_named(run: Run, name: str, query_rows: str) -> np.ndarray | None:
     """Stored scores (Q, N) in the folder of this name; None if missing, stale or damaged."""
-    path = run.folder / "influence" / "scores" / name / "pairwise_scores.json"
+    path = run.folder / f"influence/scores/{name}/pairwise_scores.json"
     return None if why_stale(path, run, query_rows) else read_scores(path)
 
 
 def recorded_queries(run: Run, name: str) -> int | None:
     """The --max_queries of the stored scores of this name; None if unknown."""
-    path = run.folder / "influence" / "scores" / name / "pairwise_scores.json"
-    asked = str((read_json(path) or {}).get("arguments", {}).get("max_queries"))
-    return int(asked) if asked.isdigit() else None
+    path = run.folder / f"influence/scores/{name}/pairwise_scores.json"
+    given = (read_json(path) or {}).get("arguments", {}).get("max_queries", "")
+    return int(given) if given.isdigit() else None
 
 
 def stored_self_influence(run: Run) -> dict[str, np.ndarray]:
     """Stored self-influence (N,) of this run's weights and rows, by name."""
-    paths = sorted((run.folder / "influence" / "scores").glob("*/self_scores.json"))
+    paths = sorted(run.folder.glob("influence/scores/*/self_scores.json"))
     return {path.parent.name: read_scores(path) for path in paths if not why_stale(path, run)}
 
 

@@ -1,5 +1,5 @@
-"""Whether influence scores of a model can be right: a trial pass of two rows, before anything long
-is begun.
+"""Check whether influence scores of a model can be right: a trial pass of two rows, made before
+long work begins.
 
 kronfluence attributes to a row what a module read at the row's place in the batch, once a pass. A
 weight that is used twice (ALBERT's layers, DeBERTa's shared keys), or an input that has no rows
@@ -20,8 +20,7 @@ ROWS = 2
 
 @torch.no_grad()
 def check_attribution(model: nn.Module, dataset: GlueDataset) -> None:
-    """Raises Refused where a module that kronfluence would track runs twice or reads something
-    other than rows.
+    """Raises Refused if a module that kronfluence would track runs twice, or reads no rows.
 
     dataset: rows for the trial; its longest and its shortest are taken. The model's state is left
     as it was.
@@ -35,11 +34,9 @@ def check_attribution(model: nn.Module, dataset: GlueDataset) -> None:
         )
         for name, module in modules.items()
     ]
-    rows, training = (
-        [int(np.argmax(dataset.lengths)), int(np.argmin(dataset.lengths))],
-        model.training,
-    )
+    training = model.training
     try:
+        rows = [int(np.argmax(dataset.lengths)), int(np.argmin(dataset.lengths))]
         batch = model_inputs(dataset.batch(rows))
         model.eval()(**{name: value.to(model.device) for name, value in batch.items()})
     finally:

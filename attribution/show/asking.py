@@ -22,14 +22,14 @@ from attribution.influence.analysis import Influence
 from attribution.models import open_trained
 from attribution.processes import choose_device
 from attribution.show import listing
-from attribution.show.listing import Context, Query, check_index
+from attribution.show.listing import Context, Query
 from attribution.training.queries import Questions, ask, predict_run, read_queries
 from attribution.training.recipe import queries_flag
 from attribution.training.run import Run
 
 
 def add_asking_arguments(parser: Parser) -> None:
-    """Adds the group of arguments that choose queries and the form of the answers."""
+    """Adds the group of arguments about questions and the form of their answers."""
     add = parser.group("queries and answers").add_argument
     add(
         "--query_index",
@@ -38,13 +38,13 @@ def add_asking_arguments(parser: Parser) -> None:
         help="show the most influential rows of these validation rows, from stored scores",
     )
     add("--query_text", nargs="+", metavar="TEXT", help="a custom query: one text a text column")
-    add("--query_label", help="its class, by name or number (the class that the model predicts)")
+    add("--query_label", help="its class, by name or number (the predicted class)")
     add("--query_path", help="custom queries in a CSV, JSONL or Parquet file; - is standard input")
     add(
         "--query_target",
         choices=("label", "predicted"),
         default="label",
-        help="target of --query_index: the label, or the class that the model predicts (label)",
+        help="target of --query_index: the label or the predicted class (label)",
     )
     add(
         "--report",
@@ -62,7 +62,7 @@ def add_asking_arguments(parser: Parser) -> None:
     add(
         "--format",
         choices=listing.FORMATS,
-        help="form of the answer (table on a terminal, plain where piped)",
+        help="form of the answer (table on a terminal, else plain)",
     )
     add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
     add(
@@ -129,13 +129,13 @@ class View:
         return self.form != "plain"
 
     def progress(self):
-        """Context in which progress is printed to standard error, if JSON goes to standard output."""
+        """Context that prints progress to standard error where JSON goes to standard output."""
         if self.form == "json":
             return contextlib.redirect_stdout(sys.stderr)
         return contextlib.nullcontext()
 
 
-# --- queries with their scores -----------------------------------------------------------------------
+# --- queries with their scores ------------------------------------------------------------------
 
 
 def validation_queries(
@@ -149,8 +149,6 @@ def validation_queries(
     scores: (Q, N), or row number -> (N,). rich: with the model's predictions.
     """
     queries = influence.queries
-    for index in indices:
-        check_index(queries, index)
     members = influence.of_members()
     logits = predict_run(influence.run, queries.subset(indices)).numpy() if rich else None
     return [
@@ -187,7 +185,7 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
             scores=scores[i].numpy(),
             target=target,
             logits=questions.logits[i],
-            label_number=None if target == "output" else float(data.labels[i]),
+            label_number=float(data.labels[i]),
             members=members and [one[i] for one in members],
         )
         for i, target in enumerate(questions.targets)
@@ -195,59 +193,62 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
 
 
 def predicted_queries(influence: Influence, indices: list[int], scores: np.ndarray) -> list[Query]:
-    """Validation rows with the model's prediction as the target.
+    """Validation rows with the model's prediction as the target. scores: (Q, N).
 
     With two classes the scores of a wrong prediction are minus the stored ones. With more, and for
     a regression's output, the row is scored as a custom query.
     """
     queries = validation_queries(influence, indices, scores, rich=True)
-    if influence.train.task.num_labels == 2:
-        return [of_predicted_class(query, influence.train.task.class_names) for query in queries]
-    questions = ask(influence.run, [query.texts for query in queries], [None] * len(queries))
-    found = custom_queries(influence, questions, alone=True)
-    return [replace(query, number=index) for query, index in zip(found, indices, strict=True)]
+    task = influence.train.task
+    if task.num_labels != 2:
+        questions = ask(influence.run, [query.texts for query in queries], [None] * len(queries))
+        found = custom_queries(influence, questions, alone=True)
+        return [replace(query, number=index) for query, index in zip(found, indices, strict=True)]
+    targeted = []
+    for query in queries:
+        assert query.logits is not None
+        place = int(query.logits.argmax())
+        sign = 1 if place == query.label_number else -1
+        targeted.append(
+            replace(
+                query,
+                target="predicted",
+                label=task.class_names[place],
+                label_number=float(place),
+                scores=sign * query.scores,
+                members=query.members and [sign * scores for scores in query.members],
+            )
+        )
+    return targeted
 
 
-def of_predicted_class(query: Query, class_names: tuple[str, ...]) -> Query:
-    """The same row of a task of two classes with the predicted class as the target."""
-    assert query.logits is not None and query.label_number is not None  # rows of a task of classes
-    place = int(query.logits.argmax())
-    if place == int(query.label_number):
-        return replace(query, target="predicted")
-    return replace(
-        query,
-        target="predicted",
-        label=class_names[place],
-        label_number=float(place),
-        scores=-query.scores,
-        members=query.members and [-scores for scores in query.members],
-    )
-
-
-# --- answers -----------------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------
 
 
 def calibration_command(influence: Influence, bare: bool = False) -> str:
     """Command whose retrains calibrate the scores. bare: without an absolute path."""
     place = influence.run.folder.parent
     where = shlex.quote(place.name if bare and place.is_absolute() else str(place))
-    limit = queries_flag(influence.max_queries, influence.settings.first_query)
+    limit = queries_flag(influence.arguments.get("max_queries"), influence.settings.first_query)
     name = influence.run.dataset_name
     return f"python evaluate_lds.py --dataset_name {name} --checkpoint_dir {where}{limit}"
 
 
 def context_of(influence: Influence, scores: np.ndarray | None, rich: bool) -> Context:
-    """Facts that all queries share. scores: of the validation rows (Q, N), if there are any."""
+    """Facts that all queries share. scores: of the validation rows (Q, N), if stored."""
     context = Context(influence.train, influence.name, len(influence.analyses))
     if not rich or scores is None:
         return context
     truth = random_subsets(influence.run, influence.queries.fingerprint())
-    known = None if truth is None else slope(scores, *truth)
-    return replace(context, slope=known, everywhere=listing.rank_high_everywhere(scores))
+    return replace(
+        context,
+        slope=truth and slope(scores, *truth),
+        everywhere=listing.rank_high_everywhere(scores),
+    )
 
 
 def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, view: View) -> None:
-    """Prints queries, and the meaning of their scores. scores: of the validation rows, if any."""
+    """Prints queries and the meaning of their scores. scores: of the validation rows (Q, N)."""
     context = context_of(influence, scores, view.rich)
     for query in queries:
         listing.show(listing.explain(context, query, view.top_k), view.form)
@@ -269,7 +270,6 @@ def show_validation_rows(influence: Influence, indices: list[int], target: str, 
         if not view.rich and target == "label" and influence.settings.single:
             rows = {}
             for index in indices:  # read one by one, without the rest of a large file
-                check_index(influence.queries, index)
                 row = influence.scores.load_row(index)
                 if row is None:
                     raise unscored
@@ -299,9 +299,7 @@ def show_questions(influence: Influence, questions: Questions, view: View) -> No
 
 
 def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
-    """Computes what is not stored; prints the first query, or the rows with the highest
-    self-influence.
-    """
+    """Computes scores that are not stored; prints the first query, or the top self-influence."""
     with view.progress():
         scores = influence.compute("pairwise")
         self_scores = influence.compute("self") if self_influence else None

@@ -28,13 +28,13 @@ FORMATS = ("plain", "table", "json")
 COLUMNS = ("score", "share", "margin [95 %]", "members", "row", "label")
 NARROWEST = 20  # characters of a column of text
 MIN_QUERIES = 20  # from which it can be judged that a row ranks high for every query
-MARK = 0.1  # share of the queries from which a row is marked as one that ranks high for every query
+MARK = 0.1  # share of the queries from which a row is marked as high for every query
 
 FORMAT = """--format json prints one object a query:
   query (number or null), texts, label, target (label, predicted or output), prediction,
   probability, margin, scores (their name), members (number), calibration (null, or value, low,
-  high, masks, repeats, kept), helpful and harmful: lists of row, file_row (null, or its number, from
-  0 on, in a file from which validation rows were drawn), rank (1 is the largest absolute score),
+  high, masks, repeats, kept), helpful and harmful: lists of row, file_row (null, or its number,
+  from 0 on, in a file from which validation rows were drawn), rank (1: largest absolute score),
   score, share (of the summed absolute scores), texts, label, flipped (demo only), margin (null, or
   [value, low, high] that the row adds), agreement (null, or members that have it among their top),
   everywhere (null, or share of queries that have it among their ten)."""
@@ -61,11 +61,11 @@ class Query:
     number: int | None = None  # of a validation row
     target: str = "label"
     logits: np.ndarray | None = None  # (C,) of the run's model
-    label_number: float | None = None  # the class, or a regression's label
+    label_number: float = np.nan  # class or value; NaN: a regression's output
     members: list[np.ndarray] | None = None  # (N,) of each member
 
 
-# --- values ------------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------
 
 
 def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:
@@ -132,22 +132,22 @@ def prediction_of(context: Context, query: Query) -> dict:
     if query.logits is None:
         return {"prediction": None, "probability": None, "margin": None}
     logits = torch.from_numpy(np.asarray(query.logits, np.float32))[None]
+    label = torch.tensor([query.label_number])
     task = context.train.task
-    label = query.label_number
     if task.regression:
-        target = torch.tensor([np.nan if label is None else label])
-        prediction, probability = f"{float(logits[0, 0]):.2f}", None
+        prediction = f"{float(logits[0, 0]):.2f}"
+        probability = None
     else:
-        target = None if label is None else torch.tensor([int(label)])
+        label = label.long()
         place = int(logits[0].argmax())
         prediction = task.class_names[place] if task.class_names else str(place)
         probability = float(logits.softmax(-1)[0, place])
-    margin = None if target is None else float(compute_margin(logits, target)[0])
+    margin = float(compute_margin(logits, label)[0])
     return {"prediction": prediction, "probability": probability, "margin": margin}
 
 
 def meaning_of_scores(context: Context, command: str) -> str:
-    """Sentence about the meaning of scores in this listing. command: the one that calibrates them."""
+    """Sentence about the meaning of scores. command: the one that calibrates them."""
     slope = context.slope
     if slope is None:
         return (
@@ -173,13 +173,13 @@ def meaning_of_scores(context: Context, command: str) -> str:
     )
 
 
-# --- lines -------------------------------------------------------------------------------------------
+# --- lines --------------------------------------------------------------------------------------
 
 
-def check_index(queries, index: int, flag: str = "--query_index") -> None:
-    """Raises Refused for a number of no query. flag: the argument that named it."""
+def check_index(queries: GlueDataset, index: int) -> None:
+    """Raises Refused if --query_index is the number of no query."""
     if not 0 <= index < len(queries):
-        raise Refused(f"{flag} must be from 0 to {len(queries) - 1}, not {index}")
+        raise Refused(f"--query_index must be from 0 to {len(queries) - 1}, not {index}")
 
 
 def default_format() -> str:
@@ -264,31 +264,31 @@ def table_lines(explained: dict, width: int) -> list[str]:
     """The listing in columns, texts wrapped; a narrow terminal gets fewer columns."""
     lines = ["", *textwrap.wrap(heading(explained), max(width, 40))]
     titles = side_titles(explained)
-    cells = {side: [cells_of(row, explained) for row in explained[side]] for side in titles}
-    every = [line for side in cells.values() for line in side]
-    columns = [name for name in COLUMNS if any(line[name] != "-" for line in every)]
+    rows = [cells_of(row, explained) for side in titles for row in explained[side]]
+    columns = [name for name in COLUMNS if any(row[name] != "-" for row in rows)]
     for dropped in ("share", "members", "margin [95 %]", ""):
-        widths = [max(len(line[name]) for line in [{name: name}, *every]) for name in columns]
+        widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
         if width - sum(widths) - 2 * len(widths) - 4 >= NARROWEST:
             break
         columns = [name for name in columns if name != dropped]
     for side, title in titles.items():
         lines.append(f"  {title}:")
         lines += table_row(columns, widths, "text", width)
-        for line, row in zip(cells[side], explained[side], strict=True):
-            share = row["everywhere"]
-            marked = share is not None and share >= MARK
-            mark = f"(in the top ten of {share:.0%} of all queries) " if marked else ""
-            shown = [line[name] for name in columns]
-            lines += table_row(shown, widths, mark + joined(row["texts"]), width)
+        for row in explained[side]:
+            cells = cells_of(row, explained)
+            text = cells["mark"] + joined(row["texts"])
+            lines += table_row([cells[name] for name in columns], widths, text, width)
     return lines
 
 
 def cells_of(row: dict, explained: dict) -> dict[str, str]:
-    """Columns of one row without its text; "-" for an unknown value."""
+    """Columns of one row without its text; "-" for an unknown value. "mark" precedes the text."""
     margin = row["margin"]
     agreed = row["agreement"]
+    everywhere = row["everywhere"] or 0.0
+    mark = f"(in the top ten of {everywhere:.0%} of all queries) " if everywhere >= MARK else ""
     return {
+        "mark": mark,
         "score": f"{row['score']:+.3g}",
         "share": f"{row['share']:.1%}",
         "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
@@ -310,7 +310,7 @@ def table_row(cells: list[str], widths: list[int], text: str, width: int) -> lis
     return [(start + first).rstrip(), *(" " * len(start) + line for line in rest)]
 
 
-# --- listings of rows --------------------------------------------------------------------------------
+# --- listings of rows ---------------------------------------------------------------------------
 
 
 def show_self_influence(

@@ -38,7 +38,7 @@ def save(figure, path: Path) -> None:
 
 
 def draw_lds(result: dict, path: Path) -> None:
-    """Bars of LDS with 95 % intervals, those of the class-balance control, and growth with masks."""
+    """Bars of LDS with 95 % intervals, and LDS against the number of masks."""
     names = sorted(result["scores"], key=lambda name: result["scores"][name]["plain"]["lds"])
     with plt.rc_context(STYLE):
         width = 9 + 0.085 * max(map(len, names))  # names are at the left of the bars

@@ -226,7 +226,7 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def suspects(influence: Influence, context: Context) -> dict:
-    """Rows to look at first: the highest self-influence, and rows that rank high for many queries."""
+    """Rows to look at first: the highest self-influence, and those high for many queries."""
     scores = None
     try:
         scores = influence.scores.load("self")
