@@ -1,5 +1,5 @@
-"""kronfluence's Analyzer, with factors that count only once they are complete, batches of like
-length, and one eigendecomposition for equal covariances.
+"""kronfluence's Analyzer: factors count only once they are complete, batches have rows of like
+length, and equal covariances are decomposed once.
 """
 
 import gc
@@ -69,7 +69,7 @@ def stand_alone(device: torch.device) -> None:
 
 
 class EigenAnalyzer(FolderAnalyzer):
-    """Analyzer of our fast path. processes: of this launch; each runs an analyzer of its own."""
+    """Analyzer of the fast path. processes: of this launch; each has an analyzer."""
 
     def __init__(self, folder: Path, model, task, processes: Processes = ALONE, **kwargs) -> None:
         super().__init__(folder, model, task, disable_tqdm=True, **kwargs)
@@ -78,6 +78,15 @@ class EigenAnalyzer(FolderAnalyzer):
         # Modules of other kinds than linear cannot wait for a group of batches.
         linear = all(isinstance(module, EigenLinear) for module in modules)
         self.shared = modules[0].shared if linear else None
+
+    def arguments(self) -> dict:
+        """Arguments that kronfluence's inner functions have in common."""
+        return {
+            "model": self.model,
+            "state": self.state,
+            "task": self.task,
+            "disable_tqdm": True,
+        }
 
     def loader(
         self,
@@ -174,9 +183,7 @@ class EigenAnalyzer(FolderAnalyzer):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that a GPU's memory is full; cuBLAS and cuSOLVER have errors of their
-    own for that.
-    """
+    """Whether the error is a lack of GPU memory; cuBLAS and cuSOLVER have their own errors."""
     signs = ("STATUS_ALLOC_FAILED", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

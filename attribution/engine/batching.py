@@ -1,4 +1,4 @@
-"""Batches of rows of like length, groups of batches, and a bar that knows how much is left.
+"""Batches of rows of like length, groups of batches, parts, and a progress bar with true times.
 
 Symbols: T tokens of a row. Lengths are an array with T of every row of the data set, or of a part
 of it.
@@ -15,7 +15,7 @@ PADDING = 256  # tokens of padding that are worth a batch less
 
 
 def order_by_length(lengths: np.ndarray) -> np.ndarray:
-    """Positions from the longest to the shortest row, ties in their own order.
+    """Positions from the longest to the shortest row, ties in the order of rows.
 
     The longest come first, so that memory runs out at once where it does.
     """

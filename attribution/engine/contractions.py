@@ -12,6 +12,7 @@ import hashlib
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
@@ -65,11 +66,11 @@ def rotation_pays(tokens: int, d_in: int, d_out: int) -> bool:
 # --- query gradients of a pass --------------------------------------------------------------------
 
 
+@dataclass
 class Gradients:
     """Query gradients (Q, D_out, D_in)."""
 
-    def __init__(self, values: torch.Tensor) -> None:
-        self.values = values
+    values: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.values)
@@ -79,12 +80,12 @@ class Gradients:
         return self.values[:, outputs]
 
 
+@dataclass
 class LowRank:
     """Query gradients as left (Q, D_out, R) times right (Q, R, D_in)."""
 
-    def __init__(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        self.left = left
-        self.right = right
+    left: torch.Tensor
+    right: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.left)
@@ -94,18 +95,18 @@ class LowRank:
         return self.left[:, outputs] @ self.right
 
 
+@dataclass
 class Tokens:
-    """Query gradients as pieces (g, a); blocks are multiplied by weight (1 or none, D_out, D_in).
+    """Query gradients as pieces (g, a); blocks are multiplied by weight (D_out, D_in).
 
     Far smaller than the gradients, as long as a query has fewer tokens than a layer has inputs or
-    outputs. Columns of a beyond D_in are zeros. dtype: of a block.
+    outputs. Columns of a beyond D_in are zeros.
     """
 
-    def __init__(self, pieces: list, weight: torch.Tensor | None, dtype: torch.dtype) -> None:
-        self.pieces = pieces
-        self.dtype = dtype
-        self.weight = None if weight is None else weight.view(weight.shape[-2:])
-        self.buffer = torch.empty(0)  # memory of the last block
+    pieces: list[tuple[torch.Tensor, torch.Tensor]]
+    weight: torch.Tensor | None
+    dtype: torch.dtype  # of a block
+    buffer: torch.Tensor = torch.empty(0)  # memory of the last block
 
     def __len__(self) -> int:
         return sum(len(g) for g, _ in self.pieces)
@@ -146,9 +147,9 @@ def workers(count: int, threads: int) -> ThreadPoolExecutor:
 def over_outputs(work, g: torch.Tensor) -> list:
     """[work(outputs)] for shares of the outputs of g (B, T, D_out): on a CPU one share a core.
 
-    A core then multiplies what it has itself just written. In products that are shared out one by
-    one it would fetch half of each block from another core's cache, which takes up to twice the
-    time of the products.
+    A core then multiplies blocks that it has just written. If cores shared every single product, a
+    core would fetch half of each block from another core's cache, which takes up to twice the time
+    of the products.
     """
     threads = torch.get_num_threads()
     d_out = g.shape[-1]

@@ -45,13 +45,7 @@ def fit_factors(
     config = FactorConfig.CONFIGS[factor_args.strategy]
     processes = analyzer.processes
     rows = dataset.first(factor_args.covariance_max_examples or len(dataset))
-    shared = {
-        "model": analyzer.model,
-        "state": analyzer.state,
-        "task": analyzer.task,
-        "factor_args": factor_args,
-        "disable_tqdm": True,
-    }
+    shared = analyzer.arguments() | {"factor_args": factor_args}
     if processes.main:  # in kronfluence's format, which knows no checksum
         content = json.dumps(factor_args.to_dict())
         write_bytes(work.folder / "factor_arguments.json", content.encode())
@@ -178,17 +172,14 @@ class Phase:
 
     def _flat(self) -> Sums:
         """The sums in the modules, each once: its key names the modules that share it."""
-        owners: dict[tuple[str, int], list[str]] = {}
-        tensors = {}
+        owners: dict[tuple[str, int], list] = {}
         for module in tracked(self.analyzer.model):
             for factor in self.factors:
-                tensor = module.storage[factor]
-                place = factor, tensor.data_ptr()
-                owners.setdefault(place, []).append(module.name)
-                tensors[place] = tensor
+                place = factor, module.storage[factor].data_ptr()
+                owners.setdefault(place, []).append(module)
         return {
-            "|".join([factor, *owners[factor, address]]): tensor
-            for (factor, address), tensor in tensors.items()
+            "|".join([factor, *(module.name for module in modules)]): modules[0].storage[factor]
+            for (factor, _), modules in owners.items()
         }
 
     def _put(self, sums: Sums) -> None:

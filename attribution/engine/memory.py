@@ -117,8 +117,8 @@ def query_bytes(
 ) -> np.ndarray:
     """(Q,): bytes of the first 1, 2, ... queries of a pass with these lengths (Q,), longest first.
 
-    Tokens are kept, or gradients if rows are not rotated. batch: rows of a batch of
-    queries, which are padded to its longest.
+    Tokens are kept, or gradients if rows are not rotated. batch: queries of a batch, which are
+    padded to its longest.
     """
     rank = score_args.query_gradient_low_rank
     padded = np.repeat(lengths[::batch], batch)[: len(lengths)].astype(np.int64)

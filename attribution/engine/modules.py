@@ -6,8 +6,8 @@
 kronfluence forms the gradient `G` (D_out x D_in) of every example and module, writes it to memory,
 and rotates it. Here the tokens are rotated first (`G = sum_t delta_t a_t^T`, so Q_out^T G Q_in
 needs only the rotated delta and a), gradients are formed in blocks that stay in cache, and queries
-may stay rotated, because inner products do not change under rotation: then their tokens are held,
-not their gradients.
+may stay rotated, because inner products do not change under rotation: then a pass keeps their
+tokens, not their gradients.
 
 Symbols: B examples of a batch, T tokens, D_in and D_out features of a linear layer (D_in counts the
 bias), Q queries, N training rows, R low rank. All results equal kronfluence's up to rounding; its
@@ -66,7 +66,8 @@ class EigenLinear(TrackedLinear):
         super().prepare_storage(device=device)
         inverse = self.storage[names.LAMBDA_MATRIX_NAME]
         if inverse is not None:
-            self.storage[names.LAMBDA_MATRIX_NAME] = inverse.to(device)
+            # (D_out, D_in), without the leading dimension that kfac's has
+            self.storage[names.LAMBDA_MATRIX_NAME] = inverse.to(device).view(inverse.shape[-2:])
         if self.storage[names.ACTIVATION_EIGENVECTORS_NAME] is None:
             self.drop_bases()
         else:

@@ -1,9 +1,9 @@
 """Resuming of an analysis: finished phases of a piece of work, and finished parts of a phase.
 
-A piece of work (factors, or scores of one kind) has a folder of its own with finished.json: the
-fingerprint, the plan, and the files of every finished phase with their checksums. A phase goes
-through the data set in parts; each process saves what its parts gave every PATIENCE seconds as a
-snapshot, so a killed process loses at most the work since then.
+A piece of work (factors, or scores of one kind) has a folder with finished.json: the fingerprint,
+the plan, and the files of every finished phase with their checksums. A phase goes through the data
+set in parts; each process saves the results of its parts every PATIENCE seconds as a snapshot, so a
+killed process loses at most the work since then.
 """
 
 import os

@@ -39,10 +39,6 @@ STORED = torch.float32  # dtype of stored scores
 SHRINKING = ("budget", "pass_queries", "query_batch")
 
 
-class QueryPassFull(Exception):
-    """Lack of memory while the queries of a pass were preconditioned."""
-
-
 @dataclass
 class Scorer:
     """Scores of one kind for all training rows.
@@ -66,6 +62,7 @@ class Scorer:
         self.parts = self.plan.parts(self.train.lengths)
         self.blocks: dict[int, torch.Tensor] = {}  # part -> scores (Q, n)
         self.done: dict[int, torch.Tensor] = {}  # part -> (Q,) bool
+        self.preconditioning = False  # whether queries are preconditioned at the moment
 
     def compute(self) -> torch.Tensor | None:
         """All scores on the main process, float32, in the order of the data sets: (Q, N) or (N,);
@@ -96,16 +93,14 @@ class Scorer:
             self.done[i] = torch.zeros(self.count, dtype=torch.bool)
         what = "Self-Influence" if self.queries is None else "Pairwise"
         while True:
+            self.preconditioning = False
             try:
                 with self.analyzer.profiler.profile(f"Compute {what} Score"):
                     if self.queries is None:
                         return self.run_self(partial)
                     return self.run_pairwise(partial)
             except Exception as error:
-                in_query_pass = isinstance(error, QueryPassFull)
-                if not in_query_pass and not is_out_of_memory(error):
-                    raise
-                if not self.shrink(in_query_pass):
+                if not is_out_of_memory(error) or not self.shrink():
                     raise
             self.analyzer.release()
             lengths = self.train.lengths
@@ -117,10 +112,10 @@ class Scorer:
         """
         return 6.0 * float(self.train.lengths[rows].sum()) + self.count * len(rows)
 
-    def shrink(self, in_query_pass: bool) -> bool:
+    def shrink(self) -> bool:
         """Makes batches and passes smaller; False if they cannot be."""
         plan = self.plan
-        if in_query_pass and plan.query_batch > 1:
+        if self.preconditioning and plan.query_batch > 1:
             self.plan = replace(plan, query_batch=plan.query_batch // 2)
             print(f"out of memory; going on with query batches of {self.plan.query_batch:,}")
             return True
@@ -143,12 +138,9 @@ class Scorer:
             todo = [i for i in sorted(self.blocks) if not self.done[i][chosen].all()]
             if not todo:
                 continue
-            try:
-                preconditioned = self.precondition(chosen)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise QueryPassFull from None
-                raise
+            self.preconditioning = True
+            preconditioned = self.precondition(chosen)
+            self.preconditioning = False
             for i in todo:
                 for module, value in preconditioned:
                     module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = value
@@ -156,22 +148,13 @@ class Scorer:
                     train_loader=self.loader(self.parts[i]),
                     scaler=GradScaler(enabled=False),
                     tracked_module_names=get_tracked_module_names(self.analyzer.model),
-                    **self.shared(),
+                    factor_args=self.factor_args,
+                    score_args=self.score_args,
+                    **self.analyzer.arguments(),
                 )
                 self.finish(i, chosen, scores[names.ALL_MODULE_NAME], partial)
             del preconditioned
         self.analyzer.release()
-
-    def shared(self) -> dict:
-        """Arguments that kronfluence's inner functions have in common."""
-        return {
-            "model": self.analyzer.model,
-            "state": self.analyzer.state,
-            "task": self.analyzer.task,
-            "factor_args": self.factor_args,
-            "score_args": self.score_args,
-            "disable_tqdm": True,
-        }
 
     def fresh_factors(self) -> dict:
         """The factors, with copies of float64 lambda matrices, which are inverted in place."""
@@ -218,7 +201,9 @@ class Scorer:
                 loaded_factors=self.fresh_factors(),
                 train_loader=self.loader(self.parts[i]),
                 tracked_module_names=None,
-                **self.shared(),
+                factor_args=self.factor_args,
+                score_args=self.score_args,
+                **self.analyzer.arguments(),
             )
             self.finish(i, slice(0, 1), scores[names.ALL_MODULE_NAME][None], partial)
         self.analyzer.release()
@@ -236,9 +221,9 @@ class Scorer:
         self.blocks[part][chosen] = scores.to(STORED)
         self.done[part][chosen] = True
         if partial.due:
-            held = [i for i in sorted(self.blocks) if self.done[i].any()]
-            tensors = {str(i): self.blocks[i] for i in held}
-            partial.save(tensors | {DONE: torch.stack([self.done[i] for i in held])}, held)
+            parts = sorted(i for i, done in self.done.items() if done.any())
+            tensors = {str(i): self.blocks[i] for i in parts}
+            partial.save(tensors | {DONE: torch.stack([self.done[i] for i in parts])}, parts)
 
     def gathered(self) -> torch.Tensor | None:
         """Scores of all processes in the order of the data sets, on the main process."""

@@ -1,7 +1,8 @@
-"""Stock kronfluence (`--stock`): factors and scores by its own calls, padded to the maximum length.
+"""Stock kronfluence (`--stock`): factors and scores by its public calls.
 
-It writes in place and takes existence for completeness, so it works in a folder of its own; long
-phases are cut into its data partitions, each recorded once it is finished.
+Rows are padded to the maximum length. kronfluence writes in place and takes existence for
+completeness, so it works in a separate folder; long phases are divided into its data partitions,
+each recorded once it is finished.
 """
 
 import functools

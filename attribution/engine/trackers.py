@@ -103,9 +103,7 @@ class HookTracker(BaseTracker):
         """Hooks into the module, without anything of an earlier phase."""
 
         @torch.no_grad()
-        def forward_hook(
-            module: nn.Module, inputs: tuple[torch.Tensor], outputs: torch.Tensor
-        ) -> None:
+        def forward_hook(module, inputs, outputs) -> None:
             if self.cached_hooks:
                 raise RuntimeError(
                     f"the module {self.module.name} runs twice in one pass; pass --stock"
@@ -147,9 +145,9 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
     """Input and output-gradient covariances; modules that read one tensor share one input
     covariance.
 
-    Positions of padding, and others whose gradient is zero, are left out of the products, and small
-    batches wait for each other as in `EigenPairwiseTracker`. A batch that passes several times is
-    counted, and its inputs are added, the first time.
+    Padding and positions whose gradient is zero are left out of the products, and batches wait for
+    their group as in `EigenPairwiseTracker`. If a batch passes several times, it is counted, and
+    its inputs are added, the first time.
     """
 
     leader: nn.Module  # whose input covariance this module takes
@@ -272,7 +270,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
     full (in one tensor for all queries of a pass) or as two factors of low rank.
     """
 
-    held: torch.Tensor | None = None  # gradients: (queries of a pass, D_out, D_in)
+    gradients: torch.Tensor | None  # (queries of a pass, D_out, D_in)
 
     def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
         """Appends the batch's queries to those of the pass."""
@@ -303,20 +301,20 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
             if a_basis is not None:  # the two factors are rotated back, not the gradient
                 left = g_basis.to(left.dtype) @ left
                 right = right @ a_basis.t().to(right.dtype)
-            if (kept := module.storage[name]) is not None:
-                left = torch.cat([kept.left, left])
-                right = torch.cat([kept.right, right])
+            if (earlier := module.storage[name]) is not None:
+                left = torch.cat([earlier.left, left])
+                right = torch.cat([earlier.right, right])
             module.storage[name] = LowRank(left, right)
             return
         if a_basis is not None:
             gradients = g_basis @ (gradients.to(g_basis.dtype) @ a_basis.t())
         start = len(module.storage[name] or ())
-        if self.held is None:
+        if self.gradients is None:
             count = module.pass_queries or len(gradients) * args.query_gradient_accumulation_steps
             size = count, *gradients.shape[1:]
-            self.held = torch.empty(size, dtype=args.score_dtype, device=gradients.device)
-        self.held[start : start + len(gradients)] = gradients
-        module.storage[name] = Gradients(self.held[: start + len(gradients)])
+            self.gradients = torch.empty(size, dtype=args.score_dtype, device=gradients.device)
+        self.gradients[start : start + len(gradients)] = gradients
+        module.storage[name] = Gradients(self.gradients[: start + len(gradients)])
 
     def _low_rank(self, gradients: torch.Tensor, rank: int) -> list[torch.Tensor]:
         """[left (Q, D_out, R), right (Q, R, D_in)] of the gradients (Q, D_out, D_in).
@@ -335,13 +333,11 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
         return [left.to(args.score_dtype), right.to(args.score_dtype)]
 
     def accumulate_iterations(self) -> None:
-        """Clears kronfluence's gradients of the batch: `update` has stored the queries."""
-        self.module.storage[names.PRECONDITIONED_GRADIENT_NAME] = None
+        """Nothing to do: `update` has stored the queries."""
 
-    def release_memory(self) -> None:
-        """Frees the queries too."""
-        super().release_memory()
-        self.held = None
+    def forget(self) -> None:
+        """Frees the gradients."""
+        self.gradients = None
 
 
 class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
@@ -384,6 +380,5 @@ class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):
         module = self.module
         g, a, _ = module.tokens(entry, gradient, module.score_args.per_sample_gradient_dtype)
         weight = module.storage[names.LAMBDA_MATRIX_NAME]
-        weight = None if weight is None else weight.view(weight.shape[-2:])
         scores = weighted_squares(g, a, weight, module.block_elements(g))
         module.storage[names.SELF_SCORE_VECTOR_NAME] = scores

@@ -68,10 +68,8 @@ def test_inner_products_equal_the_plain_formula_whatever_is_held_of_the_queries(
         (torch.randn(2, 4, 7, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64)),
     )
     held = [tuple(torch.randn(3, t, d, dtype=torch.float64) for d in (7, 6)) for t in (2, 5)]
-    dense, weight = (
-        torch.cat([gradients(*piece) for piece in held]),
-        torch.rand(1, 7, 6, dtype=torch.float64),
-    )
+    dense = torch.cat([gradients(*piece) for piece in held])
+    weight = torch.rand(7, 6, dtype=torch.float64)
     queries = Gradients(dense)
     if "tokens" in kind:
         queries = Tokens(held, weight if "weighted" in kind else None, torch.float64)

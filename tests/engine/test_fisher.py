@@ -1,4 +1,4 @@
-"""--fisher exact: the mean over all labels in place of sampled ones, in one pass for two classes."""
+"""--fisher exact: the mean over all labels instead of sampled ones, in one pass for two classes."""
 
 import pytest
 import torch

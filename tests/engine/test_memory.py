@@ -1,4 +1,4 @@
-"""What fits into memory decides batches and passes; what costs less decides which side is rotated."""
+"""Plans: batches and passes fit into memory, and the cheaper side is rotated."""
 
 from collections.abc import Callable
 

@@ -212,7 +212,7 @@ def run(
     queries_batch=3,
     convolution=False,
 ):
-    """(factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of the two paths.
+    """(factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of two paths.
 
     rotate: "rows", "queries", or the cheaper one. from_factors: folder of factors to score with.
     """

@@ -1,6 +1,4 @@
-"""Sums over the data set lose no digits, whatever dtype their products have; fingerprints of factors
-and scores.
-"""
+"""Sums over the data set lose no digits, whatever dtype products have; fingerprints of results."""
 
 import pytest
 import torch
