@@ -33,14 +33,14 @@ from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets
 from attribution.evidence.retraining import run_jobs
 from attribution.evidence.store import Job
-from attribution.evidence.study import add_start_argument, open_study
+from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
 from attribution.files import Refused
-from attribution.influence.stored import open_scores_of
+from attribution.influence.stored import scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, share_of, with_interval
 from attribution.training.recipe import add_data_arguments, add_query_arguments
-from attribution.training.run import fingerprints_of, open_data, open_run
-from lab.common import add_tuning_arguments
+from attribution.training.run import Run
+from lab.common import add_tuning_arguments, from_query
 from pipeline import quiet_libraries
 
 
@@ -159,26 +159,27 @@ def main(argv=None) -> None:
         raise Refused("noise is known from repeats: --num_repeats must be at least 2")
     stem = args.results_dir / f"additive_{args.dataset_name}"
     results.check_places(stem)
-    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    rows = open_data(
-        folder,
-        run,
-        args.dataset_path,
-        max(args.first_query + args.max_queries, args.retrain_queries),
-    )
+    run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
+    check_recipe_known(run)
+    rows = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
     queries = rows[1].window(args.first_query, args.max_queries)
-    stored = {name: open_scores_of(folder, name, queries, args.first_query) for name in args.scores}
+    stored = {
+        name: scores_named(run, from_query(name, args.first_query), queries.fingerprint())
+        for name in args.scores
+    }
     if lost := [name for name, scores in stored.items() if scores is None]:
         raise Refused(
-            f"{folder} has no scores {', '.join(lost)} of these queries; run analyze.py for them"
+            f"{run.folder} has no scores {', '.join(lost)} of these queries; run analyze.py for "
+            "them"
         )
-    asked = {
-        "first_query": args.first_query,
-        "max_queries": args.max_queries,
-        "jobs_per_device": args.jobs_per_device,
-    }
     study = open_study(
-        folder, run, rows, run["recipe"], model_name_or_path=args.model_name_or_path, **asked
+        run,
+        rows,
+        run.recipe,
+        first_query=args.first_query,
+        max_queries=args.max_queries,
+        model_name_or_path=args.model_name_or_path,
+        jobs_per_device=args.jobs_per_device,
     )
     subsets = Subsets(
         args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed
@@ -194,7 +195,7 @@ def main(argv=None) -> None:
     origin = {
         "arguments": vars(args),
         "device": study.retrain.device,
-        "fingerprints": fingerprints_of(run, queries),
+        "fingerprints": run.fingerprints(queries),
     }
     results.save(result, stem, markdown=additive_markdown(result), **origin)
 

@@ -16,6 +16,11 @@ def read_result(results: Path, name: str) -> dict:
     return json.loads((results / f"{name}.json").read_text())
 
 
+def from_query(name: str, first_query: int) -> str:
+    """Folder name of the scores of this name whose queries begin at first_query."""
+    return f"{name}_from{first_query}" if first_query else name
+
+
 def write_tables(folder: Path, task: str, splits: dict[str, datasets.Dataset]) -> None:
     """Writes a data folder that `datasets.load_dataset(folder, task)` opens, as nyu-mll/glue is.
 

@@ -27,7 +27,7 @@ from attribution.evidence.stats import mean_spearman
 from attribution.files import Refused, read_json, write_json
 from attribution.provenance import origin
 from attribution.show.tables import markdown
-from attribution.training.run import open_data, open_run
+from attribution.training.run import Run
 from lab.common import ROOT
 from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table
 from lab.timings import gpu_measured, gpu_table
@@ -129,8 +129,8 @@ def measure_one(work: Path, name: str, common: list[str]) -> None:
 
 def work_of(args: argparse.Namespace) -> Work:
     """Rows, queries and tokens of what was measured, and the memory of this card."""
-    folder, run = open_run(args.work_dir.resolve() / f"{args.rows}_rows", "sst2")
-    train, queries = open_data(folder, run, args.dataset_path, 2000)
+    folder = args.work_dir.resolve() / f"{args.rows}_rows"
+    train, queries = Run.open(folder, "sst2", args.dataset_path).rows(2000)
     means = [
         float(lengths.mean())
         for lengths in (train.lengths, train.lengths.astype(float) ** 2, queries.lengths)

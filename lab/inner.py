@@ -23,7 +23,7 @@ from attribution.files import write_json
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.training.fit import fit
-from attribution.training.run import open_data, open_run
+from attribution.training.run import Run
 from pipeline import construct_bert, quiet_libraries
 
 PRODUCTS = {
@@ -99,8 +99,8 @@ def open_influence(args, folder: str) -> Influence:
     for path in source.iterdir():
         if path.is_file():
             (target / path.name).symlink_to(path.resolve())
-    place, run = open_run(Path(folder), args.dataset_name)
-    return Influence(place, run, *open_data(place, run, None, args.max_queries), Settings())
+    run = Run.open(Path(folder), args.dataset_name)
+    return Influence(run, *run.rows(args.max_queries), Settings())
 
 
 def measure_products(args) -> dict:
@@ -108,8 +108,9 @@ def measure_products(args) -> dict:
     other alone.
     """
     with tempfile.TemporaryDirectory() as folder:
-        influence, threads = open_influence(args, folder), torch.get_num_threads()
-        influence.fit_factors()
+        influence = open_influence(args, folder)
+        threads = torch.get_num_threads()
+        influence.analyses[0].fit_factors()
         torch.set_num_threads(1)  # other threads are not seen by the log
         with ProductLog() as log:
             influence.compute("pairwise")
@@ -140,9 +141,10 @@ def measure_profile(args) -> dict:
 
 def measure_training(args) -> dict:
     """Rows a second of the second epoch."""
-    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    dataset, _ = open_data(folder, run, None, 1)
-    model = construct_bert(args.dataset_name, str(folder), seed=0)
+    run = Run.open(args.checkpoint_dir, args.dataset_name)
+    assert run.recipe is not None
+    dataset, _ = run.rows(1)
+    model = construct_bert(args.dataset_name, str(run.folder), seed=0)
     seconds = []
     fit(
         model,
@@ -151,7 +153,7 @@ def measure_training(args) -> dict:
         seed=0,
         pad_to=args.pad_to or None,
         on_epoch=lambda epoch, loss, took: seconds.append(took),
-        **run["recipe"] | {"num_train_epochs": 2},
+        **run.recipe | {"num_train_epochs": 2},
     )
     return {"rows_per_second": len(dataset) / seconds[-1]}
 

@@ -16,52 +16,61 @@ with the same members under the first score. Writes RESULTS_DIR/members_DATASET_
 
 import argparse
 import functools
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from attribution.influence.names import flags_of
 
-from attribution.cli import Parser, run_script
+from attribution.cli import Parser, flags_of, run_script
 from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets, own_truth
-from attribution.evidence.study import add_start_argument, open_study
-from attribution.files import Refused, read_json
-from attribution.influence.stored import open_scores_of
+from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
+from attribution.files import Refused
+from attribution.influence.settings import STRATEGIES, ScoreSpec
+from attribution.influence.stored import scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, with_interval
 from attribution.training.members import Members
 from attribution.training.recipe import add_data_arguments, add_query_arguments
-from attribution.training.run import fingerprints_of, open_data, open_run
-from lab.common import add_tuning_arguments
+from attribution.training.run import Run
+from lab.common import add_tuning_arguments, from_query
 from pipeline import quiet_libraries
 
 SHARE = 0.5  # as retrains
 SETS = {  # checkpoints -> members
-    1: {"the run": Members(), "a half": Members(share=SHARE)},
+    1: {"the run": Members(), "a half": Members(member_share=SHARE)},
     2: {
         "seeds": Members(2),
         "steps": Members(1, 2),
-        "halves": Members(2, share=SHARE),
+        "halves": Members(2, member_share=SHARE),
         "a half's steps": Members(1, 2, SHARE),
     },
     4: {
         "seeds": Members(4),
         "steps": Members(1, 4),
-        "halves": Members(4, share=SHARE),
+        "halves": Members(4, member_share=SHARE),
         "2 seeds x 2 steps": Members(2, 2),
         "2 halves x 2 steps": Members(2, 2, SHARE),
     },
     8: {
         "seeds": Members(8),
         "steps": Members(1, 8),
-        "halves": Members(8, share=SHARE),
+        "halves": Members(8, member_share=SHARE),
         "2 seeds x 4 steps": Members(2, 4),
         "4 seeds x 2 steps": Members(4, 2),
         "2 halves x 4 steps": Members(2, 4, SHARE),
         "4 halves x 2 steps": Members(4, 2, SHARE),
     },
+}
+# Scores that --plan knows, by name; those of identity are at the defaults, which come last.
+SPECS = {
+    spec.name: spec
+    for damping, fisher, strategy in itertools.product(
+        (None, 1e-2, 1e-3, 1e-4, 1e-5, 1e-8), ("exact", "sampled"), STRATEGIES
+    )
+    for spec in [ScoreSpec(factor_strategy=strategy, fisher=fisher, damping_factor=damping)]
 }
 MEANS = ("scaled", "plain", "by learning rate")
 
@@ -96,20 +105,25 @@ def every_set() -> list[tuple[int, str, Members]]:
     ]
 
 
+def score_flags(name: str) -> str:
+    """Arguments of analyze.py for scores of this name. Raises Refused for a name not in SPECS."""
+    if name not in SPECS:
+        raise Refused(f"--plan knows no scores {name}; it knows {', '.join(SPECS)}")
+    return SPECS[name].flags
+
+
 def plan(args) -> str:
     """The commands; arguments of the run's training are left to whoever starts them."""
     where = f"--dataset_name {args.dataset_name} --checkpoint_dir {args.checkpoint_dir}"
     window = f"--first_query {args.first_query} --max_queries {args.max_queries}"
     lines = [
-        f"python train.py {where} {members.flags} ..."
+        f"python train.py {where} {flags_of(members)} ..."
         for _, _, members in every_set()
         if not members.single
     ]
-    lines += [
-        " ".join(f"python analyze.py {where} {window} {flags_of(score)} {members.flags}".split())
-        for score in args.scores
-        for _, _, members in every_set()
-    ]
+    for score in args.scores:
+        command = f"python analyze.py {where} {window} {score_flags(score)}"
+        lines += [f"{command} {flags_of(members)}".rstrip() for _, _, members in every_set()]
     truth = f"--num_masks {args.num_masks} --num_repeats {args.num_repeats}"
     seeds = f"--mask_seed {args.mask_seed} --retrain_seed {args.retrain_seed}"
     output = args.checkpoint_dir / "lds"  # not where results are: only the retrains are needed
@@ -122,11 +136,11 @@ def plan(args) -> str:
     )
 
 
-def rate_before(run: dict, recipe: dict, every: int) -> float:
+def rate_before(run: Run, schedule: str, every: int) -> float:
     """Mean learning rate, as a share of the first, of the `every` steps before this checkpoint."""
-    last, total = run.get("step", run["steps"]), run["steps"]
+    last = run.steps if run.step is None else run.step
     steps = np.arange(max(0, last - every), last)
-    return float((1 - steps / total).mean()) if recipe["lr_schedule"] == "linear" else 1.0
+    return float((1 - steps / run.steps).mean()) if schedule == "linear" else 1.0
 
 
 def weights_of(name: str, scores: list[np.ndarray], rates: list[float]) -> list[float]:
@@ -147,7 +161,7 @@ class Scored:
     rates: list[float]  # learning rate of the steps before each
 
 
-def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
+def open_sets(args, run: Run, queries) -> list[Scored]:
     """The complete sets of every score, the run alone under the first score in front; each
     checkpoint is read once.
 
@@ -155,40 +169,43 @@ def open_sets(args, folder: Path, run: dict, queries) -> list[Scored]:
     """
 
     @functools.cache
-    def opened(score: str, place: Path) -> tuple[np.ndarray, dict] | None:
-        found, record = (
-            open_scores_of(place, score, queries, args.first_query),
-            read_json(place / "run.json"),
-        )
-        return None if found is None or record is None else (found, record)
+    def opened(score: str, place: Path) -> tuple[np.ndarray, Run] | None:
+        member = Run.read(place)
+        if member is None:
+            return None
+        found = scores_named(member, from_query(score, args.first_query), queries.fingerprint())
+        return None if found is None else (found, member)
+
+    assert run.recipe is not None
+    schedule = run.recipe["lr_schedule"]
 
     sets: list[Scored] = []
     for score in args.scores:
         lacking = []
         for count, label, members in every_set():
-            found = [opened(score, place) for place in members.places(folder, run)]
+            found = [opened(score, place) for place in members.places(run)]
             if each := [one for one in found if one is not None and None not in found]:
                 rates = [
-                    rate_before(record, run["recipe"], record["steps"] // members.steps)
-                    for _, record in each
+                    rate_before(member, schedule, member.steps // members.member_steps)
+                    for _, member in each
                 ]
                 sets.append(Scored(score, count, label, [scores for scores, _ in each], rates))
             elif not sets:
                 raise Refused(
-                    f"{folder} has no scores {score} of these queries; --plan prints what makes "
-                    "them"
+                    f"{run.folder} has no scores {score} of these queries; --plan prints the "
+                    "commands that make them"
                 )
             else:
                 lacking.append(f"{label} ({count})")
         if lacking:
             print(
-                f"{score}: not all are scored of {', '.join(lacking)}; --plan prints what makes "
-                "them"
+                f"{score}: not all are scored of {', '.join(lacking)}; --plan prints the "
+                "commands that make them"
             )
     return sets
 
 
-def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
+def compare(args, run: Run, train, queries, truth) -> dict:
     """LDS of every set and mean, paired with one checkpoint, the run; and each member's standard
     deviation.
     """
@@ -201,13 +218,12 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
     draws = stats.draw(len(truth.masks), truth.margins.shape[2])
     means = stats.mean_margins(truth.margins)
     rows: list[dict] = []
-    sets = open_sets(args, folder, run, queries)
+    sets = open_sets(args, run, queries)
     for kind, columns in (("plain", None), ("balanced", controls)):
         ranks = stats.make_truth(means, columns)
-        alone, alike = (
-            None,
-            {},
-        )  # LDS and draws: of the run alone, and of each set under the first score
+        # LDS and draws of the run alone, and of each set under the first score.
+        alone = None
+        first_score: dict[tuple, tuple] = {}
         for one in sets:
             singles = [stats.agreement(scores, truth.masks, ranks).mean for scores in one.each]
             for name in MEANS if one.count > 1 else MEANS[:1]:
@@ -219,9 +235,9 @@ def compare(args, folder: Path, run: dict, train, queries, truth) -> dict:
                 paired: dict = {}
                 which = (one.count, one.label, name)
                 if one.score == args.scores[0]:
-                    alike[which] = agreed.mean, sample
-                elif which in alike:  # else the first score lacks a checkpoint of this set
-                    of_first, draws_of_first = alike[which]
+                    first_score[which] = agreed.mean, sample
+                elif which in first_score:  # else the first score lacks a checkpoint of this set
+                    of_first, draws_of_first = first_score[which]
                     paired["against_first"] = agreed.mean - of_first
                     paired["against_first_interval"] = stats.interval(sample - draws_of_first)
                 rows.append(
@@ -321,21 +337,21 @@ def main(argv=None) -> None:
         return
     stem = args.results_dir / f"members_{args.dataset_name}"
     results.check_places(stem)
-    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    train, queries = rows = open_data(
-        folder, run, args.dataset_path, args.max_queries, args.first_query
-    )
+    run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
+    check_recipe_known(run)
+    rows = run.rows(args.max_queries, args.first_query)
+    train, queries = rows
     where = {
         "model_name_or_path": args.model_name_or_path,
         "jobs_per_device": 1,
         "max_queries": args.max_queries,
     }
-    study = open_study(folder, run, rows, run["recipe"], retrains=False, **where)
+    study = open_study(run, rows, run.recipe, retrains=False, **where)
     subsets = Subsets(
         args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed
     )
     truth = own_truth(study, subsets, wait=False, dry_run=False)
-    result = compare(args, folder, run, train, queries, truth) | {
+    result = compare(args, run, train, queries, truth) | {
         "scores": args.scores,
         "dataset": args.dataset_name,
     }
@@ -343,7 +359,7 @@ def main(argv=None) -> None:
     origin = {
         "arguments": vars(args),
         "device": study.retrain.device,
-        "fingerprints": fingerprints_of(run, queries),
+        "fingerprints": run.fingerprints(queries),
     }
     results.save(result, stem, markdown=members_markdown(result), **origin)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from attribution.cli import run_script
 from attribution.files import write_bytes, write_json
 from attribution.provenance import origin
-from attribution.show import lds_tables, tables
+from attribution.show import tables
 from lab import timings
 from lab.additive import additive_markdown
 from lab.common import RESULTS, ROOT, read_result
@@ -247,9 +247,9 @@ TABLES: dict[str, Table] = {
     "lds_short": lds_short,
     "flips_short": flips_short,
     "speed_short": speed_short,
-    "lds_demo": of_result("lds_demo", lds_tables.lds_markdown),
-    "lds_sst2": of_result("lds_sst2", lds_tables.lds_markdown),
-    "lds_stsb": of_result("lds_stsb", lds_tables.lds_markdown),
+    "lds_demo": of_result("lds_demo", tables.lds_markdown),
+    "lds_sst2": of_result("lds_sst2", tables.lds_markdown),
+    "lds_stsb": of_result("lds_stsb", tables.lds_markdown),
     "members_demo": of_result("members_demo", members_markdown),
     "members_sst2": of_result("members_sst2", members_markdown),
     "additive_demo": of_result("additive_demo", additive_markdown),

@@ -30,7 +30,7 @@ from attribution.evidence import wrong_labels
 from attribution.evidence.baselines import represent
 from attribution.evidence.retraining import RETRAIN_SEED, run_jobs
 from attribution.evidence.store import Job
-from attribution.evidence.study import add_start_argument, open_study
+from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
 from attribution.files import Refused
 from attribution.influence.stored import stored_self_influence
 from attribution.models import open_trained
@@ -39,9 +39,9 @@ from attribution.show import results
 from attribution.show.tables import markdown, wrong_label_rows, wrong_labels_text
 from attribution.training.members import Members, open_members
 from attribution.training.recipe import add_data_arguments
-from attribution.training.run import fingerprints_of, open_data, open_run
+from attribution.training.run import Run
 from lab.common import write_tables
-from pipeline import get_task, load_tables, quiet_libraries
+from pipeline import TASKS, load_tables, quiet_libraries
 
 FOLDS = 5
 FOLD_SEED = 0
@@ -107,7 +107,8 @@ def write(args) -> None:
     """Writes the data folder of `--write`: training rows with wrong labels, other splits as they
     are.
     """
-    task, splits = get_task(args.dataset_name), load_tables(args.dataset_name, args.dataset_path)
+    splits = load_tables(args.dataset_name, args.dataset_path)
+    task = TASKS[args.dataset_name]
     count = min(len(splits["train"]), args.max_train_samples or len(splits["train"]))
     rows = draw(count, args.share, args.seed)
     train = corrupt(splits["train"].select(range(count)), task, rows, args.seed)
@@ -116,30 +117,30 @@ def write(args) -> None:
     print(f"wrote {args.write}: {len(rows):,} of {count:,} training labels are made wrong")
 
 
-def unseen_losses(args, folder: Path, run: dict, train) -> np.ndarray:
+def unseen_losses(args, run: Run, train) -> np.ndarray:
     """(N,): the loss of each row under a model that was trained without its fold."""
     where = {"model_name_or_path": args.model_name_or_path, "jobs_per_device": args.jobs_per_device}
-    study = open_study(folder, run, (train, train), run["recipe"], max_queries=len(train), **where)
+    study = open_study(run, (train, train), run.recipe, max_queries=len(train), **where)
     folds = np.random.default_rng(FOLD_SEED).permutation(len(train)) % FOLDS
     jobs = [Job.of(np.flatnonzero(folds != fold), RETRAIN_SEED + fold) for fold in range(FOLDS)]
     results = run_jobs(study.store, jobs, study.retrain, study.workers, "folds")
     return wrong_labels.loss_of_margin(results.margins[folds, np.arange(len(train))])
 
 
-def rankings(args, folder: Path, run: dict, train) -> dict[str, np.ndarray]:
+def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
     """Name -> ranking (N,), suspicious rows high."""
-    members = open_members(folder, run, Members(args.num_members)).checkpoints
-    losses = [wrong_labels.row_losses(open_trained(place), train) for place, _ in members]
-    stored = stored_self_influence(folder, run)
+    members = open_members(run, Members(args.num_members))
+    losses = [wrong_labels.row_losses(open_trained(member.folder), train) for member in members]
+    stored = stored_self_influence(run)
     found = {f"self-influence, {name}": values for name, values in stored.items()} | {
         "loss, one model": losses[0]
     }
     if len(losses) > 1:
         found[f"loss, mean of {len(losses)} models"] = np.mean(losses, axis=0)
     found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(
-        args, folder, run, train
+        args, run, train
     )
-    (features,) = represent(open_trained(folder), train)
+    (features,) = represent(open_trained(run.folder), train)
     found["disagreement of the nearest rows"] = wrong_labels.neighbour_disagreement(
         features, train.labels
     )
@@ -168,28 +169,29 @@ def main(argv=None) -> None:
         return
     stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
     results.check_places(stem)
-    folder, run = open_run(args.checkpoint_dir, args.dataset_name)
-    train, _ = open_data(folder, run, args.dataset_path, 1)
+    run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
+    check_recipe_known(run)
+    train, _ = run.rows(1)
     if (wrong := wrong_labels.truth_of(train)) is None:
         raise Refused(
-            f"nobody knows which labels of {folder} are wrong; train it on rows of --write"
+            f"nobody knows which labels of {run.folder} are wrong; train it on rows of --write"
         )
     found = {
         name: wrong_labels.found(values, wrong)
-        for name, values in rankings(args, folder, run, train).items()
+        for name, values in rankings(args, run, train).items()
     }
     result = {
         "dataset": args.dataset_name,
         "rows": len(train),
         "wrong": int(wrong.sum()),
         "rankings": found,
-        "metrics": next(iter(run["evaluation"].values())),
+        "metrics": next(iter(run.evaluation.values())),
     }
     print(wrong_labels_text(found))
     origin = {
         "arguments": vars(args),
         "device": choose_device(),
-        "fingerprints": fingerprints_of(run, train),
+        "fingerprints": run.fingerprints(train),
     }
     results.save(result, stem, markdown=wrong_labels_markdown(result), **origin)
 

@@ -1,4 +1,4 @@
-"""How tests run the scripts: in process, on the embedded data, with arguments that make them quick."""
+"""Scripts as tests run them: in process, on the embedded data, with quick arguments."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def analyze_quickly(checkpoints: Path, *extra: str) -> None:
 
 
 def influence_of(checkpoints: Path, *extra: str) -> Influence:
-    """The Influence of analyze.py with the quick arguments and these, before it computes anything."""
+    """Influence of analyze.py with the quick arguments and these, before it computes anything."""
     args = analyze.parse_args([*QUICK, "--checkpoint_dir", str(checkpoints), *extra])
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     train, queries = run.rows(args.max_queries, args.first_query)
@@ -77,7 +77,7 @@ def refusal(capsys, main: Callable, argv: list[str]) -> str:
 
 
 def save_tables(folder: Path, tables: dict[str, dict[str, datasets.Dataset]]) -> None:
-    """Writes task -> split -> table as a folder that `datasets.load_dataset(folder, task)` opens."""
+    """Writes task -> split -> table as a folder that `load_dataset(folder, task)` opens."""
     config = ""
     for task, splits in tables.items():
         (folder / task).mkdir(parents=True)

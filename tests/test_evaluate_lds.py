@@ -17,10 +17,8 @@ import train
 from attribution.evidence import baselines
 from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.files import read_json
-from attribution.influence.stored import stored_scores
-from attribution.show.verdicts import known_slope
 from attribution.training.queries import predict_run
-from attribution.training.run import open_data, open_run
+from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
 
@@ -73,7 +71,7 @@ def test_the_score_is_the_correlation_of_summed_scores_with_retrained_margins(co
     assert result["scores"]["ekfac"]["plain"]["lds"] == pytest.approx(np.mean(each), abs=1e-6)
 
 
-def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked(
+def test_external_ground_truth_gives_the_same_numbers_and_prints_what_was_checked(
     copied, tmp_path, capsys
 ):
     own = LDS.run(copied, tmp_path)
@@ -81,14 +79,14 @@ def test_ground_truth_of_others_gives_the_same_numbers_and_says_what_was_checked
         torch.save(truth["masks"].astype(np.int8), tmp_path / "masks.pt")
         np.save(tmp_path / "margins.npy", truth["margins"].mean(1))
         np.save(tmp_path / "short.npy", truth["margins"][:, :, :5])
-    foreign = ["--masks_path", str(tmp_path / "masks.pt"), "--margins_path"]
-    result = LDS.run(copied, tmp_path, *foreign, str(tmp_path / "margins.npy"))
+    external = ["--masks_path", str(tmp_path / "masks.pt"), "--margins_path"]
+    result = LDS.run(copied, tmp_path, *external, str(tmp_path / "margins.npy"))
     shown = result["scores"]["ekfac"]["plain"]
     assert shown.items() <= own["scores"]["ekfac"]["plain"].items() and "share" not in shown
     assert result["ceiling"]["plain"] is None and own["ceiling"]["plain"] is not None
     assert "carries no fingerprint" in capsys.readouterr().out
     assert "scores of 12" in LDS.refused(
-        capsys, copied, tmp_path, *foreign, str(tmp_path / "short.npy")
+        capsys, copied, tmp_path, *external, str(tmp_path / "short.npy")
     )
 
 
@@ -139,16 +137,18 @@ def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_b
     )
     with np.load(both) as truth:
         masks, outputs = truth["masks"], truth["outputs"].mean(1)
-    said = []
-    folder, run = open_run(tmp_path / "checkpoints", "rows")
-    queries = open_data(folder, run, None, 4)[1]
-    for place in (folder, folder / "members/seed1"):
-        residuals = queries.labels - predict_run(place, queries).squeeze(-1).numpy()
+    divided = []
+    run = Run.open(tmp_path / "checkpoints", "rows")
+    queries = run.rows(4)[1]
+    for place in (run.folder, run.folder / "members/seed1"):
+        member = Run.read(place)
+        assert member is not None
+        residuals = queries.labels - predict_run(member, queries).squeeze(-1).numpy()
         scores = load_file(place / "influence/scores/identity/pairwise_scores.safetensors")[
             "all_modules"
         ]
-        said.append(scores / residuals[:, None])
-    mean = sum(one / one.std() for one in said)
+        divided.append(scores / residuals[:, None])
+    mean = sum(one / one.std() for one in divided)
     each = [spearmanr(masks @ mean[q], outputs[:, q]).statistic for q in range(4)]
     assert own["scores"]["identity_members2"]["output"]["lds"] == pytest.approx(
         np.mean(each), abs=1e-6
@@ -193,7 +193,6 @@ def test_bad_arguments_are_refused_in_one_sentence(copied, tmp_path, capsys):
         ["--num_repeats", "0"],
     ):
         LDS.refused(capsys, copied, tmp_path, *bad)
-    assert "no score 'kfac'" in LDS.refused(capsys, copied, tmp_path, "--combine", "ekfac", "kfac")
     assert "retrains are missing" in LDS.refused(
         capsys, copied, tmp_path, "--query_index", "1", "--num_masks", "5"
     )
@@ -213,35 +212,21 @@ def test_scores_of_another_checkpoint_are_left_out_and_that_is_said(copied, tmp_
 def test_what_the_table_will_lack_is_said_before_anything_is_retrained(copied, capsys):
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(copied)]
     evaluate_lds.main([*where, "--max_queries", "5", "--dry_run"])
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert (
         "identity: will be left out, its scores were made from other query rows (of --max_queries "
-        "12)" in said
+        "12)" in errors
     )
     assert (
-        f"make some with: python analyze.py {' '.join(where)} --max_queries 5 --overwrite" in said
+        f"make some with: python analyze.py {' '.join(where)} --max_queries 5 --overwrite" in errors
     )
     evaluate_lds.main([*where, "--max_queries", "12", "--dry_run"])
-    assert "left out" not in (said := capsys.readouterr().err) and "no stored scores" not in said
+    errors = capsys.readouterr().err
+    assert "left out" not in errors and "no stored scores" not in errors
     evaluate_lds.main([*where, "--first_query", "3", "--max_queries", "5", "--dry_run"])
     assert (
         f"python analyze.py {' '.join(where)} --first_query 3 --max_queries 5\n"
         in capsys.readouterr().err
-    )
-
-
-def test_a_combination_and_an_ensemble_are_rows_of_the_table(copied, tmp_path, capsys):
-    other = tmp_path / "other"
-    train.main([*SMALL, "--checkpoint_dir", str(other), "--seed", "7"])
-    both = ["--combine", "ekfac", "tfidf2", "--ensemble", str(other)]
-    assert "share no stored score" in LDS.refused(capsys, copied, tmp_path, *both)
-    analyze.main([*QUERIES, "--checkpoint_dir", str(other)])
-    result = LDS.run(copied, tmp_path, *both)
-    assert {"ekfac + tfidf2", "ekfac, 2 seeds"} <= set(result["scores"])
-    assert result["scores"]["ekfac, 2 seeds"]["spearman_with_ekfac"] < 0.999
-    assert "same weights" in LDS.refused(capsys, copied, tmp_path, "--ensemble", str(copied))
-    assert "same weights" in LDS.refused(
-        capsys, copied, tmp_path, "--ensemble", str(other), str(other)
     )
 
 
@@ -251,7 +236,7 @@ def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tm
     train.main([*SMALL, "--checkpoint_dir", str(other), "--seed", str(RETRAIN_SEED + 1)])
     analyze.main([*QUERIES, "--checkpoint_dir", str(other)])
     assert "share seeds" not in capsys.readouterr().out
-    assert LDS.run(copied, tmp_path, "--ensemble", str(other))["shared_seeds"] == [RETRAIN_SEED + 1]
+    assert LDS.run(other, tmp_path)["shared_seeds"] == [RETRAIN_SEED + 1]
     assert f"share seeds ({RETRAIN_SEED + 1})" in capsys.readouterr().out
 
 
@@ -279,60 +264,3 @@ def test_the_figure_is_drawn_again_from_the_json_without_its_checkpoint(copied, 
     assert (tmp_path / "figure/lds.png").read_bytes() == first
     shutil.rmtree(tmp_path / "results")
     assert "run without --plot_only" in LDS.refused(capsys, copied, tmp_path, "--plot_only")
-
-
-def test_scores_are_corrected_by_the_retrains_and_stored_but_not_evaluated_by_them(
-    copied, tmp_path, capsys
-):
-    generator = np.random.default_rng(0)
-    np.save(tmp_path / "masks.npy", generator.random((60, 120)) < 0.5)
-    np.save(tmp_path / "margins.npy", generator.standard_normal((60, 2, 12)))
-    truth = [
-        "--masks_path",
-        str(tmp_path / "masks.npy"),
-        "--margins_path",
-        str(tmp_path / "margins.npy"),
-    ]
-    result = LDS.run(copied, tmp_path, *truth, "--correct", "ekfac")
-    assert set(result["corrected"]) == {"ekfac"} and set(result["corrected"]["ekfac"]) == {
-        "plain",
-        "balanced",
-    }
-    out = capsys.readouterr().out
-    assert (
-        "without the score" in out
-        and "LDS on held-out masks" in (tmp_path / "results/lds_demo.md").read_text()
-    )
-    folder, run = open_run(copied, "demo")
-    queries = open_data(folder, run, None, 12)[1]
-    stored, stale = stored_scores(folder, run, queries.fingerprint())
-    assert stored["ekfac_corrected"].shape == (12, 120) and not stale
-    assert known_slope(folder, run, "ekfac_corrected", queries) is None
-    again = LDS.run(copied, tmp_path, *truth)
-    assert (
-        set(again["scores"]) == {"ekfac", "identity", *baselines.NAMES} and "corrected" not in again
-    )
-
-
-def test_a_correction_that_cannot_be_is_refused_before_anything_is_retrained(
-    copied, tmp_path, capsys
-):
-    stored = retrains(copied)
-    enough = ["--num_masks", "50"]
-    said = LDS.refused(capsys, copied, tmp_path, *enough, "--correct", "ekfak")
-    assert "no stored score 'ekfak' fits (did you mean 'ekfac'?)" in said
-    assert "no stored score 'tfidf' fits" in LDS.refused(
-        capsys, copied, tmp_path, *enough, "--correct", "tfidf"
-    )
-    assert "needs 50, not 4" in LDS.refused(capsys, copied, tmp_path, "--correct", "ekfac")
-    with np.load(next((copied / "demo/retraining").glob("*/lds_*.npz"))) as truth:
-        for name in ("masks", "margins"):
-            np.save(tmp_path / f"{name}.npy", np.repeat(truth[name], 20, axis=0))
-    same = [
-        "--masks_path",
-        str(tmp_path / "masks.npy"),
-        "--margins_path",
-        str(tmp_path / "margins.npy"),
-    ]
-    assert "needs 50, not 4" in LDS.refused(capsys, copied, tmp_path, *same, "--correct", "ekfac")
-    assert retrains(copied) == stored

@@ -79,11 +79,13 @@ def test_nothing_removed_is_a_point_of_the_curve_with_the_retrain_seeds(copied, 
 
 
 def test_bad_input_is_refused_in_one_sentence(copied, tmp_path, capsys):
-    error = COUNTERFACTUAL.refused(
-        capsys, copied, tmp_path, "--strategies", "kfac_half_damping0.01"
-    )
-    assert "analyze.py --dataset_name demo" in error
-    assert "--factor_strategy kfac --use_half_precision --damping_factor 0.01" in error
+    error = COUNTERFACTUAL.refused(capsys, copied, tmp_path, "--strategies", "kfac")
+    assert "cannot remove by kfac: there are no such scores; make them with: python" in error
+    assert "analyze.py --dataset_name demo" in error and error.endswith("--factor_strategy kfac")
+    unknown = "kfac_half_damping0.01"
+    error = COUNTERFACTUAL.refused(capsys, copied, tmp_path, "--strategies", unknown)
+    assert f"cannot remove by {unknown}: there are no such scores; stored are ekfac;" in error
+    assert "names begin with identity, diagonal, kfac, ekfac, see analyze.py" in error
     for bad in (
         ["--removals", "30", "10"],
         ["--removals", "0"],
@@ -108,9 +110,10 @@ def test_without_named_arms_one_that_nobody_scored_is_left_out_and_said_and_the_
         "1",
     ]
     run_counterfactual.main([*few, "--num_base_seeds", "1", "--num_retrain_seeds", "2"])
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert (
-        "identity is left out: there are no such scores; make them with: python analyze.py" in said
+        "identity is left out: there are no such scores; make them with: python analyze.py"
+        in errors
     )
     shutil.rmtree(copied / "demo/influence/scores")
     assert "cannot remove by ekfac: there are no such scores" in refusal(
@@ -145,6 +148,23 @@ def test_scores_of_another_checkpoint_are_refused_by_what_differs(copied, tmp_pa
     path = copied / "demo/influence/scores/ekfac/pairwise_scores.json"
     tamper(path, lambda record: record | {"fingerprint": record["fingerprint"] | {"weights": "0"}})
     assert "other weights" in COUNTERFACTUAL.refused(capsys, copied, tmp_path)
+
+
+def test_stale_scores_are_refused_with_the_command_that_makes_them_again(copied, tmp_path, capsys):
+    scores = copied / "demo/influence/scores"
+    shutil.copytree(scores / "ekfac", scores / "kfac_half_damping0.01")
+    changes = {"factor_strategy": "kfac", "use_half_precision": True, "damping_factor": 0.01}
+
+    def change(record: dict) -> dict:
+        stale = record["fingerprint"] | {"weights": "0"}
+        return record | {"fingerprint": stale, "spec": record["spec"] | changes}
+
+    tamper(scores / "kfac_half_damping0.01/pairwise_scores.json", change)
+    arms = ["--strategies", "kfac_half_damping0.01"]
+    error = COUNTERFACTUAL.refused(capsys, copied, tmp_path, *arms)
+    assert "its scores were made from other weights" in error
+    assert "analyze.py --dataset_name demo" in error and "--overwrite" in error
+    assert "--factor_strategy kfac --use_half_precision --damping_factor 0.01" in error
 
 
 def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(

@@ -14,7 +14,7 @@ import run_counterfactual
 import train
 from attribution.evidence.store import Job
 from attribution.training.fit import predict
-from attribution.training.run import open_data, open_run
+from attribution.training.run import Run
 from pipeline import compute_correct, compute_margin
 
 
@@ -70,10 +70,10 @@ def test_retrains_store_both_and_the_lds_table_says_the_accuracy(runs, tmp_path)
     assert np.array_equal(kept["masks"], truth["masks"]) and np.array_equal(
         kept["margins"], truth["margins"]
     )
-    foreign = [f"--{name}_path={tmp_path / 'lds_mnli.npz'}" for name in ("masks", "margins")]
-    evaluate_lds.main(arguments(runs, tmp_path / "foreign", *plan, *foreign))
+    external = [f"--{name}_path={tmp_path / 'lds_mnli.npz'}" for name in ("masks", "margins")]
+    evaluate_lds.main(arguments(runs, tmp_path / "external", *plan, *external))
     assert (
-        json.loads((tmp_path / "foreign/lds_mnli.json").read_text())["retrained_accuracy"] is None
+        json.loads((tmp_path / "external/lds_mnli.json").read_text())["retrained_accuracy"] is None
     )
 
 
@@ -92,15 +92,15 @@ def test_targets_and_flips_are_counted_by_correctness(runs, tmp_path, capsys):
     ]
     run_counterfactual.main(arguments(runs, tmp_path, *plan, "--num_retrain_seeds", "2"))
     result = json.loads((tmp_path / "counterfactual_mnli.json").read_text())
-    folder, run = open_run(runs, "mnli")
-    rows, queries = open_data(folder, run, None, 12)
+    run = Run.open(runs, "mnli")
+    _, queries = run.rows(12)
     correct = np.array(result["base_run_correct"], bool)
     assert (
         result["base_accuracy"] == correct.mean()
         and result["targets"] == np.flatnonzero(correct.all(0)).tolist()
     )
     logits = predict(
-        AutoModelForSequenceClassification.from_pretrained(folder), queries
+        AutoModelForSequenceClassification.from_pretrained(run.folder), queries
     )  # of seed 0, a base seed
     assert correct[0].tolist() == compute_correct(logits, torch.from_numpy(queries.labels)).tolist()
     for name, curve in result["curves"].items():

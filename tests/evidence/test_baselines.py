@@ -67,9 +67,10 @@ def models_that(trained=None, start=None) -> baselines.Models:
 def test_representations_are_compared_by_cosine_and_asked_for_only_when_needed(data):
     queries, train = data
     model = construct_bert("demo").eval()
-    one = lambda rows, i: (
-        model.base_model(**model_inputs(rows.batch([i]))).last_hidden_state[0].detach()
-    )  # noqa: E731
+
+    def one(rows, i):
+        return model.base_model(**model_inputs(rows.batch([i]))).last_hidden_state[0].detach()
+
     for name, models, read in (
         ("representation", models_that(trained=lambda: model), lambda hidden: hidden[0]),
         ("start", models_that(start=lambda: model), lambda hidden: hidden.mean(0)),

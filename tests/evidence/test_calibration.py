@@ -2,12 +2,15 @@
 margin.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from attribution.evidence.calibration import MIN_MASKS, Slope, random_subsets, slope
 from attribution.files import sha256_of, write_json, write_npz
-from attribution.training.run import start_of
+from attribution.training.run import Run
+from pipeline import MARGIN, TASKS
 
 M, N, Q, R = 40, 60, 25, 2
 
@@ -51,27 +54,40 @@ def test_scores_that_say_nothing_get_no_margin():
 
 
 def test_only_random_subsets_of_this_recipe_start_rows_and_queries_calibrate(tmp_path):
-    """Retrains that were made for a query lie in the same store, and are not read."""
+    """Retrains that were made for a query are in the same store, and are not read."""
     _, masks, margins = made(1.0)
-    run = {"recipe": {"learning_rate": 1.0}, "train_rows": "rows", "start": "weights"}
+    run = Run(
+        folder=tmp_path,
+        dataset_name="demo",
+        task=TASKS["demo"],
+        weights="trained",
+        train_rows="rows",
+        tokenizer="tokenizer",
+        max_length=8,
+        inputs=[],
+        files={},
+        num_labels=2,
+        recipe={"learning_rate": 1.0},
+        start="weights",
+    )
     place = tmp_path / "retraining/abc"
     write_npz(place / "lds_x.npz", masks=masks, margins=margins)
-    made_from = {"recipe": run["recipe"], "training rows": "rows", "query rows": "queries"}
-    made_from |= {"run's start": start_of(run)}
+    made_from = {"recipe": run.recipe, "training rows": "rows", "query rows": "queries"}
+    made_from |= {"run's start": run.start_parts(), "margin": MARGIN}
     arrays = {"arrays": sha256_of(place / "lds_x.npz")}
     for part in made_from:
         write_json(place / "lds_x.json", {"fingerprint": made_from | {part: "other"}} | arrays)
-        assert random_subsets(tmp_path, run, "queries") is None
+        assert random_subsets(run, "queries") is None
     write_json(
         place / "lds_x.json",
         {"fingerprint": made_from, "arrays": "of another study: killed between the two"},
     )
-    assert random_subsets(tmp_path, run, "queries") is None
+    assert random_subsets(run, "queries") is None
     write_json(place / "lds_x.json", {"fingerprint": made_from} | arrays)
     for change in ({"start": "other"}, {"num_hidden_layers": 1}, {"new_head": True}):
-        assert random_subsets(tmp_path, run | change, "queries") is None
+        assert random_subsets(replace(run, **change), "queries") is None
     write_npz(place / "ab/retrain_for_a_query.npz", masks=masks, margins=margins)
-    found = random_subsets(tmp_path, run, "queries")
+    found = random_subsets(run, "queries")
     assert (
         found is not None and np.array_equal(found[0], masks) and np.array_equal(found[1], margins)
     )
@@ -79,4 +95,4 @@ def test_only_random_subsets_of_this_recipe_start_rows_and_queries_calibrate(tmp
     write_json(
         place / "lds_x.json", {"fingerprint": made_from, "arrays": sha256_of(place / "lds_x.npz")}
     )
-    assert random_subsets(tmp_path, run, "queries") is None
+    assert random_subsets(run, "queries") is None

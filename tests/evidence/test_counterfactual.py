@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attribution.evidence import counterfactual, flips
+from attribution.evidence import counterfactual
 
 
 def test_ties_are_broken_by_row_number():
@@ -39,10 +39,10 @@ def test_a_flipped_target_is_carried_forward_and_not_retrained():
     for place in plan.jobs(1, True):
         plan.record(place, 1, np.array([1.0, 1.0]), np.array([True, True]))
     base = Orders.base, Orders.base > 0
-    flipped, change = flips.states(base, (plan.margins["a"], plan.correct["a"]))
+    flipped, change = counterfactual.states(base, (plan.margins["a"], plan.correct["a"]))
     assert flipped[:, 0].tolist() == [[False, True, True], [False, False, False]]
     assert change[0, 0].tolist() == [0.0, -3.0, -3.0] and change[1, 0, 2] == pytest.approx(-1.0)
-    assert flips.listed(plan.margins["a"])[0][0][1] == [None, None]
+    assert counterfactual.listed(plan.margins["a"])[0][0][1] == [None, None]
 
 
 @pytest.mark.parametrize("direction", ["helpful", "harmful"])
@@ -54,7 +54,7 @@ def test_a_retrain_that_diverged_says_nothing(direction):
     for place in plan.jobs(1, False):
         plan.record(place, 1, nan, np.array([False, False]))
     base = Orders.base, Orders.base > 0
-    flipped, change = flips.states(base, (plan.margins["a"], plan.correct["a"]), direction)
+    flipped, change = counterfactual.states(base, (plan.margins["a"], plan.correct["a"]), direction)
     mended = direction == "harmful"
     assert (flipped[:, 0, 1:] == mended).all(), (
         "the seed that is left decides, and all diverged changes nothing"
@@ -62,8 +62,8 @@ def test_a_retrain_that_diverged_says_nothing(direction):
     assert change[:, 0, 1].tolist() == [3.0, 4.0], "from the same seed with nothing removed"
     assert np.array_equal(change[:, 0, 2], change[:, 0, 1]) and plan.diverged == 6 + 12
     one = np.array([[np.nan, 2.0], [3.0, 1.0]])
-    change = flips.states(
-        (one, flips.converged(one, one > 0)), (plan.margins["a"], plan.correct["a"])
+    change = counterfactual.states(
+        (one, counterfactual.converged(one, one > 0)), (plan.margins["a"], plan.correct["a"])
     )[1]
     assert np.isfinite(change).all() and change[0, 0, 1] == 3.0
 

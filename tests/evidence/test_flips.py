@@ -5,21 +5,23 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from attribution.evidence import flips
+from attribution.evidence import counterfactual
 from attribution.evidence.stats import interval
 
 
 def test_half_of_the_retrains_correct_is_not_flipped():
     correct = np.array([[1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
-    assert flips.turned(correct, "helpful").tolist() == [False, True, False]
+    assert counterfactual.turned(correct, "helpful").tolist() == [False, True, False]
 
 
 def test_where_harmful_rows_go_a_target_is_mended_by_more_than_half_of_the_retrains():
     correct = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
-    assert flips.turned(correct, "harmful").tolist() == [True, False, False, False]
+    assert counterfactual.turned(correct, "harmful").tolist() == [True, False, False, False]
     base = np.array([[-1.0, -2.0]]), np.array([[0.0, 0.0]])
     arm = np.array([[[[1.0, 2.0], [np.nan, np.nan]]]])
-    mended, change = flips.states(base, (arm, np.where(np.isnan(arm), np.nan, arm > 0)), "harmful")
+    mended, change = counterfactual.states(
+        base, (arm, np.where(np.isnan(arm), np.nan, arm > 0)), "harmful"
+    )
     assert mended.tolist() == [[[False, True, True]]] and change.tolist() == [[[0.0, 3.0, 3.0]]]
 
 
@@ -38,11 +40,11 @@ def result() -> dict:
     margins["b"][0, 0, 1] = np.nan
     return {
         "strategies": ["b", "a", "random"],
-        "base_margins": flips.listed(base),
-        "base_correct": flips.listed(np.ones_like(base)),
-        "margins": {name: flips.listed(margins[name]) for name in sorted(margins)},
+        "base_margins": counterfactual.listed(base),
+        "base_correct": counterfactual.listed(np.ones_like(base)),
+        "margins": {name: counterfactual.listed(margins[name]) for name in sorted(margins)},
         "correct": {
-            name: flips.listed(flips.converged(margins[name], margins[name] > 0))
+            name: counterfactual.listed(counterfactual.converged(margins[name], margins[name] > 0))
             for name in sorted(margins)
         },
     }
@@ -57,7 +59,7 @@ def test_draws_of_an_arm_are_averaged_before_targets_are():
         "margins": {"a": arm},
         "correct": {"a": right},
     }
-    curve = flips.curves(result)["a"]
+    curve = counterfactual.curves(result)["a"]
     assert curve["flipped"] == [0, 0.5] and curve["margin_change"] == [
         0,
         np.mean([-2.5, -0.5, -3, -1]),
@@ -67,9 +69,9 @@ def test_draws_of_an_arm_are_averaged_before_targets_are():
 
 
 def test_every_arm_is_compared_with_every_arm_before_it_target_by_target(result):
-    found, values = flips.differences(result), flips.per_target(result)
+    found, values = counterfactual.differences(result), counterfactual.per_target(result)
     assert list(found) == [(name, before) for before, name in combinations(result["strategies"], 2)]
-    picks = np.random.default_rng(0).integers(9, size=(flips.NUM_BOOTSTRAP, 9))
+    picks = np.random.default_rng(0).integers(9, size=(counterfactual.NUM_BOOTSTRAP, 9))
     for (name, before), pair in found.items():
         for key in ("flipped", "margin_change"):
             for level in range(3):
@@ -83,5 +85,5 @@ def test_every_arm_is_compared_with_every_arm_before_it_target_by_target(result)
 
 
 def test_a_target_that_was_not_retrained_again_counts_with_its_last_change(result):
-    flipped, change = flips.per_target(result)["b"].values()
+    flipped, change = counterfactual.per_target(result)["b"].values()
     assert flipped[0].tolist() == [0, 1, 1] and change[0, 1] == change[0, 2] < 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attribution.evidence.lds import Beside, Evidence, evaluate
+from attribution.evidence.lds import Evidence, MemberScores, evaluate
 
 
 def test_diverged_retrains_are_left_out_and_that_is_said():
@@ -70,9 +70,9 @@ def test_of_a_regressions_members_the_output_is_what_they_say_of_it_each_by_its_
         masks, -np.square(outputs), masks.sum(1, keepdims=True), outputs, residuals=residuals[0]
     )
     alone = evaluate(named, evidence, 20)["scores"]["ekfac_members2"]["output"]
-    together = evaluate(named, evidence, 20, Beside(outputs={"ekfac_members2": scores}))["scores"][
-        "ekfac_members2"
-    ]
+    together = evaluate(named, evidence, 20, MemberScores(outputs={"ekfac_members2": scores}))[
+        "scores"
+    ]["ekfac_members2"]
     assert (
         together["output"]["lds"] > 0.999 > 0.7 > alone["lds"]
         and "single" not in together["output"]
@@ -89,7 +89,7 @@ def test_a_ceiling_is_known_where_repeats_agree_and_no_share_is_given_where_it_i
         assert ("share" in result["scores"]["ekfac"]["plain"]) == known
 
 
-def test_beside_a_score_stand_its_top_rows_its_start_and_its_members():
+def test_with_a_score_come_its_top_rows_and_its_members():
     scores, masks, margins = linear_study()
     everywhere = np.tile(np.arange(30.0), (5, 1))  # the same ten rows for every query
     named = {
@@ -97,12 +97,8 @@ def test_beside_a_score_stand_its_top_rows_its_start_and_its_members():
         "all": everywhere,
         "random": np.random.default_rng(2).standard_normal((5, 30)),
     }
-    beside = Beside({"ekfac": -scores}, {"ekfac": [scores, -scores]})
-    found = evaluate(named, Evidence(masks, margins), 20, beside)["scores"]
+    members = MemberScores({"ekfac": [scores, -scores]})
+    found = evaluate(named, Evidence(masks, margins), 20, members)["scores"]
     assert found["all"]["rows_at_top"] == 10 and 10 < found["ekfac"]["rows_at_top"] <= 30
-    assert (
-        found["ekfac"]["spearman_with_start"] == -1.0
-        and found["all"]["spearman_with_start"] is None
-    )
     each = found["ekfac"]["plain"]["single"]
     assert each[0] == found["ekfac"]["plain"]["lds"] and np.isclose(each[0], -each[1])

@@ -7,7 +7,7 @@ import transformers
 from attribution.evidence.retraining import behaviour, run_jobs
 from attribution.evidence.store import Job, Store
 from attribution.training.fit import fit, predict
-from attribution.training.run import open_run
+from attribution.training.run import Run
 from pipeline import compute_margin, construct_bert
 
 
@@ -23,8 +23,8 @@ def test_removing_nothing_is_plain_training_bit_for_bit_and_the_store_changes_no
     assert np.array_equal(retrain(rows, 3).margins, plain)
     assert not np.array_equal(retrain(rows, 4).margins, plain)
     assert not np.array_equal(retrain(rows[1:], 3).margins, plain)
-    saved, _ = open_run(trained, "demo")
-    model = type(model).from_pretrained(saved)  # of seed 0
+    run = Run.open(trained, "demo")
+    model = type(model).from_pretrained(run.folder)  # of seed 0
     of_run = compute_margin(
         predict(model, retrain.queries), torch.from_numpy(retrain.queries.labels)
     ).numpy()

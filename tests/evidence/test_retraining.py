@@ -1,4 +1,4 @@
-"""A job is done once, whatever is killed, damaged or started twice, and always with the same bits."""
+"""A job is done once, whatever is killed, damaged or started twice, always with the same bits."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ import pytest
 from tqdm import tqdm
 
 from attribution.evidence.retraining import announce, run_jobs
-from attribution.evidence.store import Job, Result, Store, earlier_retrains
+from attribution.evidence.store import Job, Result, Store
 
 FORK = multiprocessing.get_context("fork")  # children of a test start at once
 JOBS = [Job.of(np.arange(i, i + 5), seed) for i in range(6) for seed in range(4)]
@@ -185,7 +185,7 @@ def test_workers_end_with_the_process_that_started_them_even_if_it_is_killed(ret
     assert not alive and store.missing(jobs)
 
 
-# --- queries that come later, and files of before ---
+# --- queries that come later ---
 
 
 def test_more_queries_later_do_again_what_does_not_know_them_and_join_it(tmp_path, capsys):
@@ -222,14 +222,3 @@ def test_an_error_of_the_file_system_is_raised_and_deletes_nothing(tmp_path, mon
         patch.setattr("pathlib.Path.read_bytes", stale)
         store.load(JOBS[0])
     assert store.load(JOBS[0]) is not None
-
-
-def test_retrains_of_an_earlier_version_are_counted_and_kept(tmp_path):
-    now = {"recipe": "a", "training rows": "b", "results": "margins and correctness"}
-    old = Store(tmp_path, {"recipe": "a", "training rows": "b", "query rows": "c"}, QUERIES)
-    run_jobs(old, JOBS[:3], Fake(tmp_path / "log"))
-    assert (
-        earlier_retrains(tmp_path, now) == 3
-        and earlier_retrains(tmp_path, now | {"recipe": "b"}) == 0
-    )
-    assert len(list(tmp_path.glob("*/*/*.safetensors"))) == 3

@@ -1,4 +1,4 @@
-"""A verdict compares like with like: paired by seed, with as many random rows of the same classes."""
+"""A verdict is paired by seed, and its control removes as many random rows of the same classes."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from attribution.evidence.counterfactual import alike
+from attribution.evidence.counterfactual import same_groups
 from attribution.evidence.verdict import (
     CONTROL,
     Check,
@@ -35,10 +35,11 @@ def test_the_top_goes_and_random_rows_have_the_same_classes(direction):
     arms = removed_rows(data(LABELS), Target(3, scores, {}), check(direction))
     order = np.argsort(-scores if direction == "helpful" else scores)
     for level, count in enumerate((5, 12)):
-        (top,) = arms["ekfac"][level]
+        top = arms["ekfac", level, 0]
+        assert ("ekfac", level, 1) not in arms and (CONTROL[False], level, 2) not in arms
         assert top.tolist() == order[:count].tolist()
-        drawn = arms[CONTROL[False]][level]
-        assert len(drawn) == 2 and not np.array_equal(*drawn)
+        drawn = [arms[CONTROL[False], level, draw] for draw in range(2)]
+        assert not np.array_equal(*drawn)
         for rows in drawn:
             assert len(set(rows)) == count
             assert np.array_equal(
@@ -50,7 +51,7 @@ def test_of_a_regression_the_same_tenths_of_the_label_go():
     train = data(np.random.default_rng(1).normal(size=200), regression=True)
     groups, removed = groups_of(train), np.arange(17)
     assert np.bincount(groups).tolist() == [20] * 10
-    rows = np.sort(alike(groups, removed, 0, 1, 0))
+    rows = np.sort(same_groups(groups, removed, 0, 1, 0))
     assert np.array_equal(
         np.bincount(groups[rows], minlength=10), np.bincount(groups[removed], minlength=10)
     )

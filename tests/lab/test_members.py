@@ -3,6 +3,7 @@ makes the rest.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from lab import members
 
 
 def test_a_checkpoint_counts_as_much_as_the_learning_rate_of_the_steps_before_it():
-    linear, constant = {"lr_schedule": "linear"}, {"lr_schedule": "constant"}
-    run = {"steps": 8}
-    assert members.rate_before(run | {"step": 4}, linear, 4) == pytest.approx(
+    run = SimpleNamespace(steps=8, step=None)
+    middle = SimpleNamespace(steps=8, step=4)
+    assert members.rate_before(middle, "linear", 4) == pytest.approx(
         np.mean([1, 7 / 8, 6 / 8, 5 / 8])
     )
-    assert members.rate_before(run, linear, 4) == pytest.approx(np.mean([4, 3, 2, 1]) / 8)
-    assert members.rate_before(run, constant, 4) == 1.0
+    assert members.rate_before(run, "linear", 4) == pytest.approx(np.mean([4, 3, 2, 1]) / 8)
+    assert members.rate_before(run, "constant", 4) == 1.0
     scores = [np.array([[1.0, -1.0]]), np.array([[4.0, -4.0]])]
     assert members.weights_of("scaled", scores, [0.5, 0.1]) == [1.0, 0.25]
     assert members.weights_of("plain", scores, [0.5, 0.1]) == [1.0, 1.0]

@@ -10,10 +10,10 @@ from running import SMALL, analyze_quickly, refusal, save_tables, tamper
 import train
 from attribution.files import Refused
 from attribution.influence.stored import stored_self_influence
-from attribution.training.run import open_data, open_run
+from attribution.training.run import Run
 from lab import wrong_labels
 from lab.wrong_labels import corrupt, draw
-from pipeline import TASKS, get_task, load_tables
+from pipeline import TASKS, load_tables
 
 
 def table_of(columns: dict) -> datasets.Dataset:
@@ -48,7 +48,7 @@ def test_labels_of_every_sort_become_wrong_and_a_missing_one_is_refused():
 def test_a_row_that_is_flipped_twice_is_right():
     clean = load_tables("demo")["train"]
     flipped = np.flatnonzero(clean["flipped"])
-    table = corrupt(clean, get_task("demo"), [int(flipped[0]), 1], 0)
+    table = corrupt(clean, TASKS["demo"], [int(flipped[0]), 1], 0)
     assert not table["flipped"][int(flipped[0])] and table["flipped"][1] != clean["flipped"][1]
     assert sum(table["flipped"]) == len(flipped) + (-1 + (1 if not clean["flipped"][1] else -1))
 
@@ -68,7 +68,7 @@ def test_written_rows_are_a_data_set_whose_truth_every_script_sees(tmp_path, cap
     start = ["--dataset_path", str(tmp_path / "wrong"), "--model_name_or_path", "demo"]
     runs = ["--dataset_name", "sst2", "--checkpoint_dir", str(tmp_path)]
     train.main([*runs, *start, "--num_train_epochs", "1"])
-    rows, _ = open_data(*open_run(tmp_path, "sst2"), None, 1)
+    rows, _ = Run.open(tmp_path, "sst2").rows(1)
     assert np.flatnonzero(wrong_labels.wrong_labels.truth_of(rows)).tolist() == changed.tolist()
 
 
@@ -95,7 +95,7 @@ def test_the_study_ranks_every_way_and_refuses_a_run_without_truth(tmp_path, cap
     wrong_labels.main([*mine, "--results_dir", str(tmp_path)])
     assert len(list((tmp_path / "demo/retraining").rglob("*.safetensors"))) == stored == 5
     tamper(path, lambda run: run | {"weights": "other"})
-    assert "identity" not in stored_self_influence(path.parent, json.loads(path.read_text()))
+    assert "identity" not in stored_self_influence(Run.read(path.parent))
     assert (
         wrong_labels.wrong_labels.truth_of(
             type("Rows", (), {"table": type("T", (), {"column_names": []})})
