@@ -23,14 +23,7 @@ import numpy as np
 
 from attribution.cli import Parser, check_numbers, run_script
 from attribution.evidence import baselines, counterfactual, verdict
-from attribution.evidence.counterfactual import (
-    Arm,
-    Removals,
-    base_runs,
-    by_score,
-    run_study,
-    summarize,
-)
+from attribution.evidence.counterfactual import Arm, Removals, by_score, run_study
 from attribution.evidence.study import (
     add_retrain_seed,
     add_start_argument,
@@ -331,16 +324,14 @@ def main(argv=None) -> None:
     study = open_study_of(args, run, (train, valid))
     if not args.dry_run:
         results.check_places(stem, figure)
-    base = base_runs(study, plan)
-    outcome = run_study(study, plan, arms, base, args.dry_run)
-    if outcome is None or rank_and_size()[0] > 0:
+    result = run_study(study, plan, arms, args.dry_run)
+    if result is None or rank_and_size()[0] > 0:
         return
-    result = {
+    result |= {
         "dataset": args.dataset_name,
         "strategies": list(arms),
         "random_seed": args.random_seed,
         "recipe": study.retrain.recipe,
-        **summarize(study, plan, base, outcome),
     }
     print(tables.counterfactual_text(result))
     results.save(

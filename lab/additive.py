@@ -31,7 +31,6 @@ import numpy as np
 from attribution.cli import Parser, run_script
 from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets
-from attribution.evidence.retraining import run_jobs
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
 from attribution.files import Refused
@@ -187,7 +186,7 @@ def main(argv=None) -> None:
     masks = subsets.masks(study.train.labels, study.train.task.regression)
     both = np.concatenate([masks, 1 - masks])
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in both for seed in subsets.retrain_seeds]
-    margins = run_jobs(study.store, jobs, study.retrain, study.workers).margins.astype(np.float64)
+    margins = study.run_jobs(jobs).margins.astype(np.float64)
     margins = margins.reshape(2, len(masks), args.num_repeats, -1)
     result = compare(masks, margins[0], margins[1], stored)
     result |= {"dataset": args.dataset_name, "first_query": args.first_query}

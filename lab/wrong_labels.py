@@ -28,7 +28,7 @@ from attribution.data.tables import GlueTask, labels_of
 from attribution.draws import uniform_hash
 from attribution.evidence import wrong_labels
 from attribution.evidence.baselines import represent
-from attribution.evidence.retraining import RETRAIN_SEED, run_jobs
+from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
 from attribution.files import Refused
@@ -123,7 +123,7 @@ def unseen_losses(args, run: Run, train) -> np.ndarray:
     study = open_study(run, (train, train), run.recipe, max_queries=len(train), **where)
     folds = np.random.default_rng(FOLD_SEED).permutation(len(train)) % FOLDS
     jobs = [Job.of(np.flatnonzero(folds != fold), RETRAIN_SEED + fold) for fold in range(FOLDS)]
-    results = run_jobs(study.store, jobs, study.retrain, study.workers, "folds")
+    results = study.run_jobs(jobs, "folds")
     return wrong_labels.loss_of_margin(results.margins[folds, np.arange(len(train))])
 
 

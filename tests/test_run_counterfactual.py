@@ -12,6 +12,7 @@ import analyze
 import run_counterfactual
 import train
 from attribution.evidence.store import Results
+from attribution.evidence.study import Study
 from attribution.files import read_json
 from pipeline import DEMO_MODEL, get_glue_dataset
 
@@ -172,7 +173,7 @@ def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(
 ):
     margins = np.array([[1.0, -1.0, -1.0, -1.0], [-1.0, 1.0, -1.0, -1.0]])
     base = Results(margins, margins > 0, margins)
-    monkeypatch.setattr(run_counterfactual, "base_runs", lambda *_: base)
+    monkeypatch.setattr(Study, "run_jobs", lambda *_: base)
     assert "accuracy is 0.25" in COUNTERFACTUAL.refused(capsys, copied, tmp_path)
 
 

@@ -6,14 +6,13 @@ retrain diverged, which says nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from attribution.evidence.retraining import announce, run_jobs
 from attribution.evidence.stats import interval, wilson
-from attribution.evidence.store import Job, Results
+from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused
 from attribution.processes import rank_and_size
@@ -95,175 +94,104 @@ class Removals:
     max_targets: int | None = None  # the first so many of them; None: all
 
 
-@dataclass
-class Plan:
-    """Which subsets are to be retrained at each removal, and what comes in.
+def run_study(study: Study, removals: Removals, arms: dict[str, Arm], dry_run: bool) -> dict | None:
+    """Margins, correctness and removed rows of every target, with shares and intervals.
 
-    orders: arm -> for every target, for every draw, training rows in the order of their removal.
+    None after a dry run. Raises Refused if no query is classified correctly (harmful: wrongly) by
+    all base seeds, or if all retrains with nothing removed diverged.
     """
-
-    orders: dict[str, list[list[np.ndarray]]]
-    removals: list[int]
-    everything: np.ndarray
-    seeds: list[int]
-    direction: str = "helpful"
-    margins: dict[str, np.ndarray] = field(init=False)
-    correct: dict[str, np.ndarray] = field(init=False)
-    diverged: int = 0  # retrains
-
-    def __post_init__(self) -> None:
-        sizes = {name: (len(targets), len(targets[0])) for name, targets in self.orders.items()}
-        tail = len(self.removals), len(self.seeds)
-        self.margins = {name: np.full((*size, *tail), np.nan) for name, size in sizes.items()}
-        self.correct = {name: values.copy() for name, values in self.margins.items()}
-
-    def _places(self):
-        for name, targets in self.orders.items():
-            for t, draws in enumerate(targets):
-                for d in range(len(draws)):
-                    yield name, t, d
-
-    def _jobs(self, place: tuple, level: int) -> list[Job]:
-        name, t, d = place
-        kept = np.delete(self.everything, self.orders[name][t][d][: self.removals[level]])
-        return [Job.of(kept, seed) for seed in self.seeds]
-
-    def all_jobs(self) -> list[Job]:
-        """Every job that there may be, if no target flips before the last removal."""
-        levels = range(len(self.removals))
-        return [
-            job for place in self._places() for level in levels for job in self._jobs(place, level)
-        ]
-
-    def jobs(self, level: int, carry_forward: bool) -> dict[tuple, list[Job]]:
-        """(arm, target, draw) -> jobs, one a seed, of what is to be retrained at this removal."""
-        return {
-            place: self._jobs(place, level)
-            for place in self._places()
-            if not (carry_forward and self._turned_before(place, level))
-        }
-
-    def spared(self, level: int, carry_forward: bool) -> int:
-        """Retrains that this removal does not need."""
-        return (
-            carry_forward
-            * len(self.seeds)
-            * sum(self._turned_before(place, level) for place in self._places())
-        )
-
-    def _turned_before(self, place: tuple, level: int) -> bool:
-        name, t, d = place
-        return bool(turned(self.correct[name][t, d, :level], self.direction).any())
-
-    def record(self, place: tuple, level: int, margins: np.ndarray, correct: np.ndarray) -> None:
-        """Takes margins and correctness (R,) of a target at a removal."""
-        name, t, d = place
-        self.margins[name][t, d, level], self.correct[name][t, d, level] = (
-            margins,
-            converged(margins, correct),
-        )
-        self.diverged += int((~np.isfinite(margins)).sum())
-
-
-def base_runs(study: Study, removals: Removals) -> Results:
-    """What models trained on everything, one a base seed, say about the queries sought for targets."""
     everything = np.arange(len(study.train))
-    jobs = [Job.of(everything, seed) for seed in removals.base_seeds]
-    results = run_jobs(study.store, jobs, study.retrain, study.workers, "base runs")
-    return Results(*(values[:, : removals.num_targets] for values in vars(results).values()))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What retraining says about every target: `base` (S, R) with nothing removed, arms (S, D, L,
-    R).
-    """
-
-    targets: np.ndarray
-    base_margins: np.ndarray
-    base_correct: np.ndarray
-    plan: Plan
-
-
-def run_study(
-    study: Study, removals: Removals, arms: dict[str, Arm], base: Results, dry_run: bool
-) -> Outcome | None:
-    """Retrains what is missing; None after a dry run. base: as `base_runs` returns it.
-
-    Raises Refused where no query is classified correctly (harmful: wrongly) by all base seeds.
-    """
+    counts = removals.counts
+    seeds = list(removals.retrain_seeds)
+    bases = [Job.of(everything, seed) for seed in removals.base_seeds]
+    base = study.run_jobs(bases, "base runs")
+    base_margins = base.margins[:, : removals.num_targets]
+    base_correct = base.correct[:, : removals.num_targets]
     wanted = removals.direction == "helpful"
-    targets = np.flatnonzero((base.correct == wanted).all(0))[: removals.max_targets]
+    targets = np.flatnonzero((base_correct == wanted).all(0))[: removals.max_targets]
     if len(targets) == 0:
         raise Refused(
             f"no validation row is classified {'correctly' if wanted else 'wrongly'} by all "
-            f"{len(removals.base_seeds)} base seeds (their accuracy is {base.correct.mean():.2f})"
+            f"{len(bases)} base seeds (their accuracy is {base_correct.mean():.2f})"
         )
-    everything, seeds = np.arange(len(study.train)), list(removals.retrain_seeds)
-    orders = {name: [arm(int(q)) for q in targets] for name, arm in arms.items()}
-    plan = Plan(orders, removals.counts, everything, seeds, removals.direction)
-    jobs = [Job.of(everything, seed) for seed in seeds]
-    if not announce(study.store, jobs + plan.all_jobs(), study.retrain, study.workers, dry_run):
+    # For every target and draw, training rows in the order of their removal.
+    orders = {name: [arm(int(query)) for query in targets] for name, arm in arms.items()}
+    starts = {seed: Job.of(everything, seed) for seed in seeds}
+    jobs = {
+        (name, t, d, level, r): Job.of(np.delete(everything, order[:count]), seed)
+        for name, draws_of_targets in orders.items()
+        for t, draws in enumerate(draws_of_targets)
+        for d, order in enumerate(draws)
+        for level, count in enumerate(counts)
+        for r, seed in enumerate(seeds)
+    }
+    if not study.announce([*starts.values(), *jobs.values()], dry_run):
         return None
-    start = run_jobs(study.store, jobs, study.retrain, study.workers, "nothing removed")
-    before = start.margins[:, targets].T
-    if not np.isfinite(before).any(-1).all():
+    start = study.run_keyed(starts, "nothing removed")
+    before = np.stack([found[targets] for found in start.values()], axis=1)
+    if not np.isfinite(before[..., 0]).any(-1).all():
         raise Refused(
             "all retrains with nothing removed diverged, so nothing can be compared with them"
         )
-    for level in range(len(removals.counts)):
-        run_level(study, plan, level, targets, removals.carry_forward)
-    return Outcome(targets, before, converged(before, start.correct[:, targets].T), plan)
-
-
-def run_level(
-    study: Study, plan: Plan, level: int, targets: np.ndarray, carry_forward: bool
-) -> None:
-    """Retrains what one removal needs, and records it in the plan."""
-    wanted, count = plan.jobs(level, carry_forward), plan.removals[level]
-    if rank_and_size()[0] == 0:
-        spared = plan.spared(level, carry_forward)
-        print(
-            f"removing {count}: {len(wanted) * len(plan.seeds):,} retrains, {spared:,} spared by "
-            "carry-forward"
-        )
-    jobs = [job for place in wanted.values() for job in place]
-    results = run_jobs(study.store, jobs, study.retrain, study.workers, f"{count} removed")
-    shape = len(wanted), len(plan.seeds), len(study.queries)
-    margins, correct = results.margins.reshape(shape), results.correct.reshape(shape)
-    for i, place in enumerate(wanted):
-        target = targets[place[1]]
-        plan.record(place, level, margins[i, :, target], correct[i, :, target])
-
-
-def summarize(study: Study, removals: Removals, base: Results, outcome: Outcome) -> dict:
-    """Everything that is reported: every margin, whether it was right, every removed row, shares
-    and intervals.
-    """
-    most, plan = removals.counts[-1], outcome.plan
+    found = run_levels(study, removals, jobs, targets)
     result = {
-        "removals": [0, *removals.counts],
+        "removals": [0, *counts],
         "carry_forward": removals.carry_forward,
         "direction": removals.direction,
-        "targets": outcome.targets.tolist(),
-        "sought": min(removals.num_targets, len(study.queries)),
-        "base_accuracy": float(base.correct.mean()),
-        "base_run_margins": listed(base.margins),
-        "base_run_correct": base.correct.astype(int).tolist(),
-        "rows": len(study.train),
+        "targets": targets.tolist(),
+        "sought": base_margins.shape[1],
+        "base_accuracy": float(base_correct.mean()),
+        "base_run_margins": listed(base_margins),
+        "base_run_correct": base_correct.astype(int).tolist(),
+        "rows": len(everything),
         "base_seeds": list(removals.base_seeds),
-        "retrain_seeds": list(removals.retrain_seeds),
-        "base_margins": listed(outcome.base_margins),
-        "base_correct": listed(outcome.base_correct),
-        "diverged": plan.diverged,
-        "margins": {name: listed(values) for name, values in plan.margins.items()},
-        "correct": {name: listed(values) for name, values in plan.correct.items()},
+        "retrain_seeds": seeds,
+        "base_margins": listed(before[..., 0]),
+        "base_correct": listed(before[..., 1]),
+        "diverged": sum(not np.isfinite(margin) for margin, _ in found.values()),
+        "margins": {},
+        "correct": {},
         "removed": {
-            name: [[order[:most].tolist() for order in draws] for draws in rows]
-            for name, rows in plan.orders.items()
+            name: [[order[: counts[-1]].tolist() for order in draws] for draws in rows]
+            for name, rows in orders.items()
         },
     }
+    for name, rows in orders.items():
+        values = np.full((len(rows), len(rows[0]), len(counts), len(seeds), 2), np.nan)
+        for place in found:
+            if place[0] == name:
+                values[place[1:]] = found[place]
+        result["margins"][name] = listed(values[..., 0])
+        result["correct"][name] = listed(values[..., 1])
     return result | {"curves": curves(result)}
+
+
+def run_levels(
+    study: Study, removals: Removals, jobs: dict[tuple, Job], targets: np.ndarray
+) -> dict[tuple, np.ndarray]:
+    """Key of each job that was needed -> (margin, correctness) of its target.
+
+    jobs: (arm, target, draw, level, repeat) -> job. A target carried forward needs no more of them.
+    """
+    found: dict[tuple, np.ndarray] = {}
+    settled: set[tuple] = set()  # (arm, target, draw) that flipped and are carried forward
+    for level, count in enumerate(removals.counts):
+        of_level = {key: job for key, job in jobs.items() if key[3] == level}
+        needed = {key: job for key, job in of_level.items() if key[:3] not in settled}
+        if rank_and_size()[0] == 0:
+            print(
+                f"removing {count}: {len(needed):,} retrains, {len(of_level) - len(needed):,} "
+                "spared by carry-forward"
+            )
+        for key, values in study.run_keyed(needed, f"{count} removed").items():
+            found[key] = values[targets[key[1]]]
+        if removals.carry_forward:
+            repeats = range(len(removals.retrain_seeds))
+            for place in {key[:3] for key in needed}:
+                correct = np.array([found[*place, level, r][1] for r in repeats])
+                if flipped(correct, removals.direction):
+                    settled.add(place)
+    return found
 
 
 # --- results ------------------------------------------------------------------------------------
@@ -276,12 +204,7 @@ def listed(margins: np.ndarray) -> list:
     return values.tolist()
 
 
-def converged(margins: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Correctness as 1 or 0, NaN where the margin says that the retrain diverged."""
-    return np.where(np.isfinite(margins), correct, np.nan)
-
-
-def turned(correct: np.ndarray, direction: str) -> np.ndarray:
+def flipped(correct: np.ndarray, direction: str) -> np.ndarray:
     """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where
     there is none.
 
@@ -313,7 +236,7 @@ def states(
     margins, correct = (np.concatenate(pair, axis=2) for pair in zip(starts, arm, strict=True))
     differences = margins - margins[:, :, :1]
     there = np.isfinite(differences)
-    flips = turned(correct, direction)
+    flips = flipped(correct, direction)
     change = np.where(there, differences, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
     for level in range(1, flips.shape[2]):
         kept = ~there[:, :, level].any(-1)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attribution.evidence.retraining import announce, run_jobs
 from attribution.evidence.stats import MIN_MASKS
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
@@ -232,9 +231,9 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
         raise Refused(
             f"{len(missing)} retrains are missing; run the same command without --query_index"
         )
-    if not announce(store, jobs, study.retrain, study.workers, dry_run):
+    if not study.announce(jobs, dry_run):
         return None
-    results = run_jobs(store, jobs, study.retrain, study.workers)
+    results = study.run_jobs(jobs)
     if rank_and_size()[0] > 0:
         return None
     outputs = results.predictions.reshape(shape) if study.train.task.regression else None

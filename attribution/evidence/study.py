@@ -10,8 +10,15 @@ import torch
 from attribution.cli import Parser
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.baselines import Models
-from attribution.evidence.retraining import RETRAIN_SEED, Retrainer, default_workers, open_start
-from attribution.evidence.store import Store
+from attribution.evidence.retraining import (
+    RETRAIN_SEED,
+    Retrainer,
+    announce,
+    default_workers,
+    open_start,
+    run_jobs,
+)
+from attribution.evidence.store import Job, Results, Store
 from attribution.files import Refused, read_json, write_json
 from attribution.models import open_trained
 from attribution.processes import choose_device, name_of, rank_and_size
@@ -96,6 +103,25 @@ class Study:
         """Training rows."""
         return self.retrain.train
 
+    def announce(self, jobs: list[Job], dry_run: bool) -> bool:
+        """Whether to go on, after the number of jobs and their time are printed; see `announce`."""
+        return announce(self.store, jobs, self.retrain, self.workers, dry_run)
+
+    def run_jobs(self, jobs: list[Job], description: str = "retrains") -> Results:
+        """Results of the jobs, of which missing ones are retrained; see `run_jobs`."""
+        return run_jobs(self.store, jobs, self.retrain, self.workers, description)
+
+    def run_keyed(self, jobs: dict, description: str) -> dict:
+        """Key of each job -> (Q, 2): margin and correctness (1 or 0) of every query.
+
+        Both are NaN where training diverged.
+        """
+        results = self.run_jobs(list(jobs.values()), description)
+        there = np.isfinite(results.margins)
+        correct = np.where(there, results.correct, np.nan)
+        found = np.stack([results.margins.astype(np.float64), correct], axis=-1)
+        return dict(zip(jobs, found, strict=True))
+
 
 def open_study(
     run: Run,
@@ -146,7 +172,7 @@ def check_recipe_known(run: Run) -> None:
     """Raises Refused for an adopted run whose recipe was not stated."""
     if run.recipe is None:
         raise Refused(
-            "nobody said how the adopted model was trained, so nothing can be retrained; adopt it "
+            "the recipe of the adopted model is not known, so nothing can be retrained; adopt it "
             f"again with its start and recipe: python train.py --dataset_name {run.dataset_name} "
             "--adopt DIR --overwrite --model_name_or_path START --learning_rate ..."
         )
@@ -179,22 +205,18 @@ def compare_with_retrained(study: Study, seed: int) -> dict:
     """
     retrain = study.retrain
     queries = study.queries
+    regression = queries.task.regression
     rows = np.arange(len(study.train))
     model = fit(retrain.model(seed), study.train, rows, seed=seed, **retrain.recipe)
-    retrained = predict(model, queries).numpy()
-    adopted = predict_run(study.run, queries).numpy()
-    if queries.task.regression:
 
-        def agree(a, b) -> float:
-            return float(np.corrcoef(a, b)[0, 1])
+    def answers(logits: torch.Tensor) -> np.ndarray:
+        return (logits[:, 0] if regression else logits.argmax(-1)).numpy()
 
-        retrained, adopted = retrained[:, 0], adopted[:, 0]
-    else:
+    def agree(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.corrcoef(a, b)[0, 1] if regression else (a == b).mean())
 
-        def agree(a, b) -> float:
-            return float((a == b).mean())
-
-        retrained, adopted = retrained.argmax(-1), adopted.argmax(-1)
+    retrained = answers(predict(model, queries))
+    adopted = answers(predict_run(study.run, queries))
     return {
         "retrained": agree(retrained, queries.labels),
         "adopted": agree(adopted, queries.labels),

@@ -16,8 +16,7 @@ from scipy.stats import t as student
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.calibration import Slope, random_subsets, slope
-from attribution.evidence.counterfactual import TURNED, converged, listed, most_helpful, same_groups
-from attribution.evidence.retraining import announce, run_jobs
+from attribution.evidence.counterfactual import TURNED, listed, most_helpful, same_groups
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused, read_json, write_json
@@ -161,25 +160,16 @@ def run_check(
         for place, rows in arms.items()
         for seed in check.seeds
     }
-    every = [*starts.values(), *jobs.values()]
-    if not announce(study.store, every, study.retrain, study.workers, dry_run):
+    if not study.announce([*starts.values(), *jobs.values()], dry_run):
         return None
-    start = run_keyed(study, starts, "nothing removed")
-    retrains = run_keyed(study, jobs, "rows removed")
+    start = study.run_keyed(starts, "nothing removed")
+    retrains = study.run_keyed(jobs, "rows removed")
     verdicts = []
     for t, (target, arms) in enumerate(zip(targets, removed, strict=True)):
         before = {seed: found[target.place] for seed, found in start.items()}
         after = {key[1:]: found[target.place] for key, found in retrains.items() if key[0] == t}
         verdicts.append(judge(study, target, check, arms, before, after, slope))
     return verdicts
-
-
-def run_keyed(study: Study, jobs: dict, description: str) -> dict:
-    """Key of each job -> (Q, 2): margin and correctness of every query, NaN where training diverged."""
-    results = run_jobs(study.store, list(jobs.values()), study.retrain, study.workers, description)
-    correct = converged(results.margins, results.correct)
-    found = np.stack([results.margins.astype(np.float64), correct], axis=-1)
-    return dict(zip(jobs, found, strict=True))
 
 
 def judge(
