@@ -5,9 +5,9 @@ flip.
     python run_counterfactual.py --dataset_name rte --checkpoint_dir ./checkpoints \\
         --strategies ekfac diagonal random --num_targets 100 --removals 20 40 60 80 100 120 \\
         --num_base_seeds 5 --num_retrain_seeds 3
-    python run_counterfactual.py --dataset_name demo --targets 3 79 --removals 20 60     # two verdicts
-    python run_counterfactual.py --dataset_name demo --query_index 3 --show 20   # rows to be removed
-    accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte    # shares retrains
+    python run_counterfactual.py --dataset_name demo --targets 3 79 --removals 20 60  # verdicts
+    python run_counterfactual.py --dataset_name demo --query_index 3 --show 20  # rows to remove
+    accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte  # shares retrains
 
 The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed
 classifies correctly. A target counts as flipped when fewer than half of its retrains classify it
@@ -88,17 +88,20 @@ def parse_args(argv=None) -> argparse.Namespace:
         raise Refused("--targets and --query_text exclude each other; check one at a time")
     if args.query_label is not None and args.query_text is None:
         raise Refused("--query_label goes with --query_text")
-    args.single = args.targets is not None or args.query_text is not None
-    least = MIN_SEEDS if args.single else 1
-    if (args.num_retrain_seeds or least) < least:
+    args.num_retrain_seeds = args.num_retrain_seeds or (MIN_SEEDS if is_single(args) else 3)
+    if is_single(args) and args.num_retrain_seeds < MIN_SEEDS:
         raise Refused(
             f"a verdict takes at least {MIN_SEEDS} retrains a removal; raise --num_retrain_seeds"
         )
-    args.num_retrain_seeds = args.num_retrain_seeds or (MIN_SEEDS if args.single else 3)
     plan = removals_of(args)
     if {*plan.base_seeds} & {*plan.retrain_seeds}:
-        raise Refused("retrain seeds must be others than base seeds; change --retrain_seed")
+        raise Refused("retrain seeds and base seeds must differ; change --retrain_seed")
     return args
+
+
+def is_single(args: argparse.Namespace) -> bool:
+    """Whether single predictions are checked."""
+    return args.targets is not None or args.query_text is not None
 
 
 def add_removal_arguments(parser: Parser) -> None:
@@ -116,7 +119,8 @@ def add_removal_arguments(parser: Parser) -> None:
         "--num_targets",
         type=int,
         default=100,
-        help="number of validation rows, from the first on, that may be targets (100, as published)",
+        help="number of validation rows, from the first on, that may be targets (100, as "
+        "published)",
     )
     add("--max_targets", type=int, help="number of targets, the first that are found (all)")
     add(
@@ -202,7 +206,7 @@ def removals_of(args: argparse.Namespace) -> Removals:
 
 
 def make_arms(args, run: Run, train, queries, found: dict) -> dict[str, Arm]:
-    """Arms by name: functions of a query that return training rows in removal order, for every draw.
+    """Arms by name: functions of a query that return training rows in removal order, by draw.
 
     found: stored scores.
     """
@@ -311,9 +315,10 @@ def main(argv=None) -> None:
     specs = [found[name].spec for name in args.strategies if name in found]
     if shared := sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds}):
         raise Refused(
-            f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use again"
+            f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
+            "again"
         )
-    if args.single:
+    if is_single(args):
         check_predictions(args, run, train, valid)
         return
     check_sizes(args, train, queries)

@@ -39,7 +39,7 @@ from attribution.show import results
 from attribution.show.tables import markdown, share_of, with_interval
 from attribution.training.recipe import add_data_arguments, add_query_arguments
 from attribution.training.run import Run
-from lab.common import add_tuning_arguments, from_query
+from lab.common import add_tuning_arguments, from_query, noise_ceiling
 from pipeline import quiet_libraries
 
 
@@ -120,7 +120,7 @@ def compare(
         "ceiling": ceiling and ceiling.value,
         "additive": float(shares(margins, others, once)[0]),
         "interval": stats.interval(shares(margins, others, draws)),
-        "ceiling of margins": stats.noise_ceiling(np.concatenate([margins, others])),
+        "ceiling of margins": noise_ceiling(np.concatenate([margins, others])),
     }
 
 

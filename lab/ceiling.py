@@ -18,7 +18,7 @@ from attribution.cli import check_numbers, run_script
 from attribution.evidence import stats
 from attribution.files import write_json
 from attribution.provenance import origin
-from lab.common import RESULTS
+from lab.common import RESULTS, noise_ceiling
 
 QUERIES = {  # name -> reliability of one repeat, from the first query to the last
     "alike, reliable": (0.6, 0.6),
@@ -45,7 +45,7 @@ def simulate(
     reached = stats.make_truth(signal[:, 0])
     return (
         float((reached.ranks * truth.ranks).sum(0).mean()),
-        stats.noise_ceiling(margins),
+        noise_ceiling(margins),
         root_of_mean(margins),
     )
 

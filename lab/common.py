@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import datasets
+import numpy as np
 
+from attribution.evidence import stats
 from attribution.files import write_bytes
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project; every command starts there
@@ -14,6 +16,13 @@ RESULTS = ROOT / "results"
 def read_result(results: Path, name: str) -> dict:
     """The content of results/NAME.json. Raises FileNotFoundError where there is no such file."""
     return json.loads((results / f"{name}.json").read_text())
+
+
+def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> float | None:
+    """Noise ceiling of margins (M, R, Q), as `stats.ceiling_of` has it, without an interval."""
+    draws = stats.draw(len(margins), margins.shape[2], 1)
+    ceiling = stats.ceiling_of(margins, draws, controls)
+    return None if ceiling is None else ceiling.value
 
 
 def from_query(name: str, first_query: int) -> str:

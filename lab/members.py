@@ -35,7 +35,7 @@ from attribution.show.tables import markdown, with_interval
 from attribution.training.members import Members
 from attribution.training.recipe import add_data_arguments, add_query_arguments
 from attribution.training.run import Run
-from lab.common import add_tuning_arguments, from_query
+from lab.common import add_tuning_arguments, from_query, noise_ceiling
 from pipeline import quiet_libraries
 
 SHARE = 0.5  # as retrains
@@ -257,8 +257,8 @@ def compare(args, run: Run, train, queries, truth) -> dict:
                     }
                 )
     ceiling = {
-        "plain": stats.noise_ceiling(truth.margins),
-        "balanced": stats.noise_ceiling(truth.margins, controls),
+        "plain": noise_ceiling(truth.margins),
+        "balanced": noise_ceiling(truth.margins, controls),
     }
     sizes = {"masks": len(truth.masks), "repeats": truth.margins.shape[1], "queries": len(queries)}
     return {"rows": rows, "ceiling": ceiling, "first_query": args.first_query} | sizes

@@ -27,7 +27,7 @@ from attribution.cli import Parser, run_script
 from attribution.data.tables import GlueTask, labels_of
 from attribution.draws import uniform_hash
 from attribution.evidence import wrong_labels
-from attribution.evidence.baselines import represent
+from attribution.evidence.baselines import cosine, represent
 from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
@@ -44,6 +44,7 @@ from lab.common import write_tables
 from pipeline import TASKS, load_tables, quiet_libraries
 
 FOLDS = 5
+NEIGHBOURS = 10
 FOLD_SEED = 0
 TRUTH = "flipped"  # the column that says which labels are wrong
 
@@ -127,6 +128,25 @@ def unseen_losses(args, run: Run, train) -> np.ndarray:
     return wrong_labels.loss_of_margin(results.margins[folds, np.arange(len(train))])
 
 
+def rarity(labels: np.ndarray) -> np.ndarray:
+    """(N,): the share of the rows that have another label. It sees no text: wrong labels are common
+    in a rare class.
+    """
+    _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return 1 - counts[which] / len(labels)
+
+
+def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have
+    another label.
+    """
+    similar = cosine(features, features)
+    np.fill_diagonal(similar, -np.inf)
+    count = min(NEIGHBOURS, len(labels) - 1)
+    nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
+    return (labels[nearest] != labels[:, None]).mean(1)
+
+
 def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
     """Name -> ranking (N,), suspicious rows high."""
     members = open_members(run, Members(args.num_members))
@@ -141,10 +161,8 @@ def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
         args, run, train
     )
     (features,) = represent(open_trained(run.folder), train)
-    found["disagreement of the nearest rows"] = wrong_labels.neighbour_disagreement(
-        features, train.labels
-    )
-    found["rare label"] = wrong_labels.rarity(train.labels)
+    found["disagreement of the nearest rows"] = neighbour_disagreement(features, train.labels)
+    found["rare label"] = rarity(train.labels)
     return found
 
 

@@ -1,7 +1,7 @@
-"""Scores that need no factors: what a method must beat to be worth them.
+"""Baselines: scores that need no factors, which a method must beat to be worth its factors.
 
 Every function returns scores (Q queries, N training rows), float32. Similarities of texts or
-representations are signed: a similar row of the same class helps, one of another class harms. For
+representations are signed: a similar row of the same class helps, a similar one of another class harms. For
 regression the sign, and a weight, is (label of the row - mean label) x (label of the query - the
 model's output for it): a row above the mean pulls outputs up, which helps a query that the model
 puts too low.
@@ -19,21 +19,18 @@ from attribution.data.dataset import GlueDataset
 from attribution.training.fit import over_rows, predict
 
 NAMES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
-K1, B = (
-    1.2,
-    0.75,
-)  # of BM25: how fast a word's count saturates, and how much the length of a text counts
+# Of BM25: how fast a word's count saturates, and how much the length of a text counts.
+K1 = 1.2
+B = 0.75
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models that some baselines ask; each is opened only where it is needed."""
+    """Models behind some baselines; each is opened only if it is needed."""
 
     trained: Callable[[], torch.nn.Module]  # the run's, on its device
     start: Callable[[], torch.nn.Module]  # the model before fine-tuning
-    known: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # fingerprint of rows -> what `outputs` found
+    known: dict[str, np.ndarray] = field(default_factory=dict)  # fingerprint of rows -> `outputs`
 
     def outputs(self, queries: GlueDataset) -> np.ndarray:
         """(Q,): the trained model's outputs for a regression's rows; predicted once."""
@@ -43,17 +40,13 @@ class Models:
         return self.known[name]
 
 
-def agreement(query_labels: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
-    """+1 where a query (Q,) and a training row (N,) have the same class, -1 elsewhere."""
-    return np.where(query_labels[:, None] == train_labels[None, :], 1.0, -1.0).astype(np.float32)
-
-
 def signs(queries: GlueDataset, train: GlueDataset, models: Models | None) -> np.ndarray:
-    """(Q, N): label agreement, or the product of a regression (see above), for which the model's
-    outputs are needed.
+    """(Q, N): label agreement, +1 for the same class and -1 for another, or the product of a
+    regression (see above), for which the model's outputs are needed.
     """
     if not train.task.regression:
-        return agreement(queries.labels, train.labels)
+        same = queries.labels[:, None] == train.labels[None, :]
+        return np.where(same, 1.0, -1.0).astype(np.float32)
     assert models is not None
     return np.outer(
         queries.labels - models.outputs(queries), train.labels - train.labels.mean()
@@ -97,16 +90,17 @@ def bm25(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
     """
     if (vectorizer := words(CountVectorizer, train_texts)) is None:
         return np.zeros((len(query_texts), len(train_texts)), np.float32)
-    counts, asked = (
-        csr_matrix(vectorizer.transform(train_texts), dtype=np.float64),
-        vectorizer.transform(query_texts),
-    )
-    lengths, found = np.asarray(counts.sum(1)).ravel(), counts.getnnz(0)
+    counts = csr_matrix(vectorizer.transform(train_texts), dtype=np.float64)
+    wanted = vectorizer.transform(query_texts)
+    lengths = np.asarray(counts.sum(1)).ravel()
+    found = counts.getnnz(0)
     weights = np.log(1 + (counts.shape[0] - found + 0.5) / (found + 0.5))
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    room = K1 * (1 - B + B * lengths / lengths.mean())
-    counts.data = weights[counts.indices] * counts.data * (K1 + 1) / (counts.data + room[rows])
-    return (asked @ counts.T).toarray().astype(np.float32)
+    saturation = K1 * (1 - B + B * lengths / lengths.mean())
+    counts.data = (
+        weights[counts.indices] * counts.data * (K1 + 1) / (counts.data + saturation[rows])
+    )
+    return (wanted @ counts.T).toarray().astype(np.float32)
 
 
 # --- representations ------------------------------------------------------------------------------

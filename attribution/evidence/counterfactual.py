@@ -1,8 +1,8 @@
-"""Removal of the most helpful (or harmful) rows: which rows go, and what is retrained.
+"""Removal of the most helpful (or harmful) rows, retraining, and the predictions that flip.
 
 Symbols: S targets, D draws of an arm (1, except random), L removals, R retrain seeds. Margins and
 correctness (1 or 0) of an arm are (S, D, L, R), NaN where nothing was retrained, and where a
-retrain diverged, which says nothing.
+retrain diverged, which does not count.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,17 @@ from attribution.files import Refused
 from attribution.processes import rank_and_size
 
 NUM_BOOTSTRAP = 2000
-TURNED = {"helpful": "flipped", "harmful": "mended"}  # which rows go -> what becomes of a target
-Arm = Callable[
-    [int], list[np.ndarray]
-]  # a query's number -> for every draw, training rows in removal order
+TURNED = {"helpful": "flipped", "harmful": "mended"}  # rows that go -> fate of a target
+# A query's number -> for every draw, training rows in the order of their removal.
+Arm = Callable[[int], list[np.ndarray]]
 
 
 # --- arms -----------------------------------------------------------------------------------------
 
 
 def by_score(scores: np.ndarray, direction: str = "helpful") -> Arm:
-    """The arm that removes the rows with the highest of these scores (Q, N), or of harmful ones
-    with the lowest.
+    """The arm that removes the rows with the highest of these scores (Q, N), or, of harmful
+    rows, with the lowest.
     """
     return lambda query: [most_helpful(scores[query] if direction == "helpful" else -scores[query])]
 
@@ -45,8 +44,8 @@ def by_chance(train, queries, seed: int, draws: int) -> Arm:
 
 
 def by_classes(train, arm: Arm, seed: int, draws: int) -> Arm:
-    """The arm that removes random rows, at every removal as many of each class as the other arm
-    removes.
+    """The arm that removes random rows, at every removal as many of each class as the given
+    arm removes.
     """
     return lambda query: [
         same_groups(train.labels, arm(query)[0], seed, query, draw) for draw in range(draws)
@@ -81,17 +80,17 @@ def shuffled(rows: np.ndarray, seed: int, query: int, draw: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Removals:
-    """How many rows are removed from which targets, and with which seeds is retrained."""
+    """Numbers of removed rows, targets and seeds of the study."""
 
     counts: list[int]  # increasing
-    num_targets: int  # targets are sought among the first so many queries
-    # a target is a query that models of all these seeds classify correctly (harmful: wrongly)
+    num_targets: int  # queries, from the first on, among which targets are sought
+    # A target is a query that models of all these seeds classify correctly (harmful: wrongly).
     base_seeds: range
     retrain_seeds: range
-    # a flipped (mended) target counts as such at every larger removal and is not retrained
+    # A flipped (mended) target counts as such at every larger removal and is not retrained.
     carry_forward: bool
     direction: str = "helpful"
-    max_targets: int | None = None  # the first so many of them; None: all
+    max_targets: int | None = None  # the first of them; None: all
 
 
 def run_study(study: Study, removals: Removals, arms: dict[str, Arm], dry_run: bool) -> dict | None:
@@ -198,17 +197,16 @@ def run_levels(
 
 
 def listed(margins: np.ndarray) -> list:
-    """Nested lists with None where nothing was retrained, for JSON."""
+    """Nested lists for JSON, with None for missing and diverged retrains."""
     values = margins.astype(object)
     values[~np.isfinite(margins)] = None
     return values.tolist()
 
 
 def flipped(correct: np.ndarray, direction: str) -> np.ndarray:
-    """(..., R) -> (...,): fewer (harmful: more) than half of the retrains are right; False where
-    there is none.
+    """(..., R) -> (...,): whether fewer (harmful: more) than half of the retrains are right.
 
-    correct: 1 or 0; NaN does not count.
+    correct: 1 or 0; NaN does not count, and without a number nothing flips.
     """
     there = np.isfinite(correct)
     share = (correct > 0).sum(-1) / np.maximum(there.sum(-1), 1)
@@ -224,7 +222,7 @@ def states(
     front.
 
     base: margins and correctness (S, R) of the same seeds with nothing removed; arm: those of the
-    arm (S, D, L, R). A target that was carried forward stays turned and keeps its last change; one
+    arm (S, D, L, R). A target that was carried forward stays flipped and keeps its last change; one
     whose retrains all diverged stays as before. Changes are paired: means over seeds of the
     differences from base.
     """
@@ -265,10 +263,10 @@ def curves(result: dict) -> dict:
     """
     found = {}
     for name, values in per_target(result).items():
-        (what, flips), (_, change) = values.items()
+        (fate, flips), (_, change) = values.items()
         found[name] = {
-            what: flips.mean(0).tolist(),
-            f"{what}_interval": [wilson(share * len(flips), len(flips)) for share in flips.mean(0)],
+            fate: flips.mean(0).tolist(),
+            f"{fate}_interval": [wilson(share * len(flips), len(flips)) for share in flips.mean(0)],
             "margin_change": change.mean(0).tolist(),
             "margin_change_interval": _intervals(change),
         }
@@ -287,15 +285,13 @@ def differences(result: dict) -> dict[tuple[str, str], dict]:
         found[name, before] = {}
         for key in values[name]:
             apart = values[name][key] - values[before][key]
-            found[name, before] |= {
-                key: apart.mean(0).tolist(),
-                f"{key}_interval": _intervals(apart),
-            }
+            found[name, before][key] = apart.mean(0).tolist()
+            found[name, before][f"{key}_interval"] = _intervals(apart)
     return found
 
 
 def _floats(nested: list) -> np.ndarray:
-    """The opposite of `listed`."""
+    """Inverse of `listed`."""
     return np.array(nested, dtype=np.float64)
 
 

@@ -1,5 +1,5 @@
-"""Ground truth of the LDS: margins of models retrained on random subsets, our own or read from
-files of others.
+"""Ground truth of the LDS: margins of models retrained on random subsets, retrained here or read
+from external files.
 
 Symbols: M masks, N training rows, Q queries, R repeats. Masks (M, N) uint8, 1 = kept; margins (M,
 R, Q) float32.
@@ -64,7 +64,6 @@ def load_array(path: Path, key: str) -> np.ndarray:
 
     Nothing in the file is executed. Raises Refused for anything else.
     """
-    path = Path(path)
     if not path.is_file():
         raise Refused(f"there is no file {path}")
     try:
@@ -73,9 +72,7 @@ def load_array(path: Path, key: str) -> np.ndarray:
         else:
             value = np.load(path, allow_pickle=False)
             if isinstance(value, np.lib.npyio.NpzFile):
-                value = value[
-                    key if key in value.files or len(value.files) != 1 else value.files[0]
-                ]
+                value = value[value.files[0] if len(value.files) == 1 else key]
     except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(
@@ -99,9 +96,8 @@ def _load_pt(path: Path):
     with torch.serialization.safe_globals(allowed):
         value = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(value, torch.Tensor):
-        return (
-            value.float() if value.dtype == torch.bfloat16 else value
-        ).numpy()  # NumPy knows no bfloat16
+        # NumPy knows no bfloat16.
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return value
 
 
@@ -139,7 +135,7 @@ def check_margins(margins: np.ndarray, num_masks: int, num_queries: int) -> np.n
 
 @dataclass(frozen=True)
 class Subsets:
-    """Which random subsets are retrained on, and how often."""
+    """Random subsets that are retrained on, and the number of repeats."""
 
     num_masks: int
     num_repeats: int
@@ -176,7 +172,7 @@ class Subsets:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What retraining on M subsets says about Q queries, R times."""
+    """Margins, correctness and outputs of Q queries after retraining on M subsets, R times."""
 
     masks: np.ndarray  # (M, N) uint8, 1 = kept
     margins: np.ndarray  # (M, R, Q) float32
@@ -184,14 +180,8 @@ class GroundTruth:
     outputs: np.ndarray | None = None  # (M, R, Q) of a regression
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is known, by name."""
-        found = {
-            "masks": self.masks,
-            "margins": self.margins,
-            "correct": self.correct,
-            "outputs": self.outputs,
-        }
-        return {name: values for name, values in found.items() if values is not None}
+        """All arrays that are known, by name."""
+        return {name: values for name, values in vars(self).items() if values is not None}
 
     def accuracy(self, num_labels: int) -> float | None:
         """Share of correct predictions; None where margins of more than two classes do not tell,
@@ -211,11 +201,9 @@ class GroundTruth:
         centred = outputs - outputs.mean(2, keepdims=True)
         sizes = np.linalg.norm(centred, axis=2) * np.linalg.norm(labels - labels.mean())
         known = sizes > 0  # neither diverged nor constant
-        return (
-            float(((centred @ (labels - labels.mean()))[known] / sizes[known]).mean())
-            if known.any()
-            else None
-        )
+        if not known.any():
+            return None
+        return float(((centred @ (labels - labels.mean()))[known] / sizes[known]).mean())
 
 
 def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> GroundTruth | None:
@@ -226,8 +214,8 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
     """
     masks = subsets.masks(study.train.labels, study.train.task.regression)
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in masks for seed in subsets.retrain_seeds]
-    store, shape = study.store, (len(masks), subsets.num_repeats, len(study.queries))
-    if not wait and (missing := store.missing(jobs)):
+    shape = len(masks), subsets.num_repeats, len(study.queries)
+    if not wait and (missing := study.store.missing(jobs)):
         raise Refused(
             f"{len(missing)} retrains are missing; run the same command without --query_index"
         )
@@ -241,7 +229,7 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
         masks, results.margins.reshape(shape), results.correct.reshape(shape), outputs
     )
     fingerprint = truth_fingerprint(study)
-    path = store.folder / f"{subsets.name}_queries{fingerprint['query rows'][:8]}.npz"
+    path = study.store.folder / f"{subsets.name}_queries{fingerprint['query rows'][:8]}.npz"
     write_npz(path, **truth.arrays())
     write_json(path.with_suffix(".json"), {"fingerprint": fingerprint, "arrays": sha256_of(path)})
     return truth
@@ -256,7 +244,7 @@ def truth_fingerprint(study: Study) -> dict:
 
 
 def external_truth(masks_path: Path, margins_path: Path, study: Study) -> GroundTruth | None:
-    """The ground truth in files of others; None in all processes of a launcher but the first.
+    """Ground truth in external files; None in all processes of a launcher but the first.
 
     Raises Refused where they cannot belong to this run.
     """
@@ -271,7 +259,8 @@ def external_truth(masks_path: Path, margins_path: Path, study: Study) -> Ground
             raise Refused(f"{path} was made with {describe_parts(parts)} than this run")
     masks = check_masks(load_array(masks_path, "masks"), len(study.train))
     shape = len(masks), len(study.queries)
-    margins, outputs = check_margins(load_array(margins_path, "margins"), *shape), None
+    margins = check_margins(load_array(margins_path, "margins"), *shape)
+    outputs = None
     if study.train.task.regression and margins_path.suffix == ".npz":
         with np.load(margins_path, allow_pickle=False) as arrays:
             there = "outputs" in arrays.files

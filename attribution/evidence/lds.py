@@ -1,12 +1,11 @@
-"""The linear datamodeling score of many scores against one ground truth, with everything that
-stands beside it.
+"""The linear datamodeling score (LDS) of many scores against one ground truth.
 
 Symbols: M masks, N training rows, Q queries, R repeats, K columns that are controlled for.
 """
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,37 +20,35 @@ from attribution.training.queries import predict_run
 from attribution.training.recipe import queries_flag
 from attribution.training.run import Run
 
-REFERENCE = "ekfac"  # the score that others are compared with
+REFERENCE = "ekfac"  # the score with which each is compared
 TOP = 10  # rows of a query that count as its largest
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What retraining on M subsets said, and what scores are to be controlled for."""
+    """Results of retraining on M subsets, and controls of the correlation with them."""
 
     masks: np.ndarray  # (M, N), 1 = kept
     margins: np.ndarray  # (M, R, Q)
-    controls: np.ndarray | None = (
-        None  # (M, K): kept rows of each class, or the sum of their labels
-    )
+    controls: np.ndarray | None = None  # (M, K): kept rows of each class, or sums of their labels
     outputs: np.ndarray | None = None  # (M, R, Q), of a regression
-    residuals: np.ndarray | None = (
-        None  # (Q,): label minus output of the scored model, of a regression
-    )
+    residuals: np.ndarray | None = None  # (Q,): label minus output of a regression's scored model
 
     def of(self, chosen: np.ndarray) -> "Evidence":
-        """The same of some masks only."""
-        controls = None if self.controls is None else self.controls[chosen]
-        outputs = None if self.outputs is None else self.outputs[chosen]
-        return Evidence(self.masks[chosen], self.margins[chosen], controls, outputs, self.residuals)
+        """Evidence of the chosen masks (M,) only."""
+        by_mask = ("masks", "margins", "controls", "outputs")
+        there = {name: getattr(self, name) for name in by_mask}
+        return replace(
+            self, **{name: part[chosen] for name, part in there.items() if part is not None}
+        )
 
     def kinds(self) -> dict[str, tuple]:
-        """Kind -> (what retrains said (M, R, Q), controls, sign of each query's scores (Q,)).
+        """Kind -> (retrained values (M, R, Q), controls, sign of each query's scores (Q,)).
 
-        plain: margins; balanced: the same, controlled; output: a regression's own output. Its
-        gradient is the margin's divided by twice the residual, so that a score of the margin
-        predicts it up to the residual's sign. Members have residuals of their own; their mean for the output is
-        `MemberScores.outputs`.
+        plain: margins; balanced: margins, controlled; output: the output of a regression. Its
+        gradient is that of the margin divided by twice the residual, so that a score of the margin
+        predicts it up to the residual's sign. Members differ in residuals; their mean for the
+        output is `MemberScores.outputs`.
         """
         one = np.ones(self.margins.shape[2])
         found: dict[str, tuple] = {"plain": (self.margins, None, one)}
@@ -71,9 +68,7 @@ class MemberScores:
 
 
 def usable_masks(margins: np.ndarray) -> np.ndarray:
-    """(M,) bool: masks for which margins (M, R, Q) are complete. Raises Refused where they are too
-    few to correlate.
-    """
+    """(M,) bool: masks for which margins (M, R, Q) are complete. Raises Refused for too few."""
     complete = stats.complete_masks(margins)
     if complete.sum() < stats.MIN_MASKS:
         raise Refused(
@@ -89,7 +84,7 @@ def evaluate(
     num_bootstrap: int,
     members: MemberScores | None = None,
 ) -> dict:
-    """Everything that is reported, as plain numbers. scores: name -> (Q, N)."""
+    """Result of the study, as plain numbers. scores: name -> (Q, N)."""
     members = members or MemberScores()
     complete = usable_masks(evidence.margins)
     missing = int((~np.isfinite(evidence.margins)).any(2).sum())
@@ -106,12 +101,6 @@ def evaluate(
         "rows": masks.shape[1],
         "alpha": float(masks.mean()),
         "scores": {name: without_retrains(values, scores) for name, values in scores.items()},
-        "ceiling": {},
-        "ceiling_interval": {},
-        "agreement": {},
-        "ceiling_known": {},
-        "constant_queries": {},
-        "chance": {},
     }
     for kind, column in evidence.kinds().items():
         add_kind(result, kind, scores, masks, column, draws, members)
@@ -146,15 +135,16 @@ def add_kind(
     agreements = {name: stats.agreement(values, masks, truth) for name, values in signed.items()}
     samples = {name: stats.bootstrap(agreed, truth, draws) for name, agreed in agreements.items()}
     ceiling = stats.ceiling_of(margins, draws, controls)
-    result["ceiling"][kind] = ceiling and ceiling.value
-    result["ceiling_interval"][kind] = ceiling and stats.interval(ceiling.draws)
-    result["ceiling_known"][kind] = ceiling is not None and ceiling.known
-    result["agreement"][kind] = ceiling and [
-        ceiling.agreement,
-        *stats.interval(ceiling.agreements),
-    ]
-    result["constant_queries"][kind] = int((~truth.valid).sum())
-    result["chance"][kind] = max(stats.chance(agreed, truth) for agreed in agreements.values())
+    found = {
+        "ceiling": ceiling and ceiling.value,
+        "ceiling_interval": ceiling and stats.interval(ceiling.draws),
+        "ceiling_known": ceiling is not None and ceiling.known,
+        "agreement": ceiling and [ceiling.agreement, *stats.interval(ceiling.agreements)],
+        "constant_queries": int((~truth.valid).sum()),
+        "chance": max(stats.chance(agreed, truth) for agreed in agreements.values()),
+    }
+    for part, value in found.items():
+        result.setdefault(part, {})[kind] = value
     for name, agreed in agreements.items():
         entry = {
             "lds": agreed.mean,
@@ -173,30 +163,25 @@ def add_kind(
 
 def growth(scores: dict[str, np.ndarray], masks: np.ndarray, means: np.ndarray) -> dict:
     """LDS on the first masks only, with intervals: whether there are enough of them."""
-    counts = sorted(
-        {
-            max(stats.MIN_MASKS, round(len(masks) * share))
-            for share in (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0)
-        }
-    )
+    shares = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0)
+    counts = sorted({max(stats.MIN_MASKS, round(len(masks) * share)) for share in shares})
     lines: dict[str, list] = {name: [] for name in scores}
     for count in counts:
         truth = stats.make_truth(means[:count])
         draws = stats.draw(count, means.shape[1], 300)
         for name, values in scores.items():
             agreed = stats.agreement(values, masks[:count], truth)
-            lines[name].append(
-                [agreed.mean, *stats.interval(stats.bootstrap(agreed, truth, draws))]
-            )
+            ends = stats.interval(stats.bootstrap(agreed, truth, draws))
+            lines[name].append([agreed.mean, *ends])
     return {"masks": counts, "lines": lines}
 
 
-# --- everything that is evaluated --------------------------------------------------------------------
+# --- scores of a run ------------------------------------------------------------------------------
 
 
 def announce(run: Run, queries: GlueDataset, first_query: int, max_queries: int) -> None:
-    """Prints before the long work which stored scores will not be in the table, and how to make
-    some if none fit.
+    """Prints, before long work, the stored scores that will be left out, and how to make some if
+    none fit.
     """
     found = find_scores(run, queries.fingerprint(), first_query)
     for name, scores in found.items():
@@ -217,7 +202,7 @@ def announce(run: Run, queries: GlueDataset, first_query: int, max_queries: int)
 
 
 def fitting_scores(run: Run, queries: GlueDataset, first_query: int) -> dict[str, StoredScores]:
-    """Stored scores that fit this run and these queries; the others are left out, which is printed."""
+    """Stored scores that fit this run and these queries; prints those that are left out."""
     found = find_scores(run, queries.fingerprint(), first_query)
     for name, scores in found.items():
         if scores.stale:
@@ -264,14 +249,11 @@ def residuals_of(run: Run, queries: GlueDataset, stored: dict[str, StoredScores]
     """Residuals (Q,), label minus output, of every checkpoint behind stored scores, by its folder;
     empty for classes.
     """
-    if not queries.task.regression:
-        return {}
     places = {place for found in stored.values() for place in found.spec.places(run)}
-    checkpoints = [Run.read(place) for place in sorted(places)]
     return {
-        one.folder: queries.labels - predict_run(one, queries).squeeze(-1).numpy()
-        for one in checkpoints
-        if one is not None
+        place: queries.labels - predict_run(checkpoint, queries).squeeze(-1).numpy()
+        for place in sorted(places)
+        if queries.task.regression and (checkpoint := Run.read(place)) is not None
     }
 
 
@@ -310,8 +292,8 @@ def member_scores(
 
 
 def disagreeing_residuals(residuals: list[np.ndarray]) -> dict | None:
-    """Number of queries for whose residuals (Q,) checkpoints disagree about the sign; None for fewer
-    than two checkpoints.
+    """Number of queries for whose residuals (Q,) the signs differ between checkpoints; None for
+    fewer than two checkpoints.
     """
     if len(residuals) < 2:
         return None

@@ -273,11 +273,6 @@ def run_jobs(
             look()
             if left:  # others are at work on the rest; what they leave is done in the next round
                 time.sleep(POLL)
-    return collect(store, jobs)
-
-
-def collect(store: Store, jobs: list[Job]) -> Results:
-    """The stored results of the jobs, in their order. Raises OSError where one is not there."""
     shape = len(jobs), len(store.digests)
     results = Results(
         np.empty(shape, np.float32), np.empty(shape, bool), np.empty(shape, np.float32)
@@ -285,7 +280,9 @@ def collect(store: Store, jobs: list[Job]) -> Results:
     for i, job in enumerate(jobs):
         if (found := store.load(job)) is None:
             raise OSError(f"{store.path(job)} was there and is gone")
-        results.margins[i], results.correct[i], results.predictions[i] = found.columns()[1:]
+        results.margins[i] = found.margins
+        results.correct[i] = found.correct
+        results.predictions[i] = found.predictions
     return results
 
 

@@ -19,16 +19,12 @@ LEAST_CEILING = 0.2
 
 @dataclass(frozen=True)
 class Truth:
-    """Ground truth, ready to be correlated with: ranks of mean margins, and what they are
-    controlled for.
-    """
+    """Ground truth, ready to be correlated with: ranks of mean margins, and their controls."""
 
-    ranks: (
-        np.ndarray
-    )  # (M, Q), standardized ranks of mean margins; zero where a query's margins do not vary
-    basis: (
-        np.ndarray
-    )  # (M, K'), orthonormal columns that are regressed out of ranks; at least the constant
+    # (M, Q), standardized ranks of mean margins; zero for a query whose margins do not vary.
+    ranks: np.ndarray
+    # (M, K'), orthonormal columns that are regressed out of ranks; at least the constant.
+    basis: np.ndarray
     valid: np.ndarray  # (Q,), whether the query's margins vary (once controlled)
 
 
@@ -86,20 +82,18 @@ def _standardize(values: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one set of scores agrees with ground truth."""
+    """Agreement of one set of scores with ground truth."""
 
-    per_query: (
-        np.ndarray
-    )  # (Q,) correlation; 0 where the prediction is constant, NaN where the margins are
+    # (Q,) correlation; 0 if the prediction is constant, NaN if the margins are.
+    per_query: np.ndarray
     predicted: np.ndarray  # (M, Q) standardized ranks of the predictions
     constant: int  # queries whose prediction is the same for every mask
 
     @property
     def mean(self) -> float:
         """The LDS: the mean over queries, those without a defined correlation left out."""
-        return (
-            float(np.nanmean(self.per_query)) if np.isfinite(self.per_query).any() else float("nan")
-        )
+        known = np.isfinite(self.per_query).any()
+        return float(np.nanmean(self.per_query)) if known else float("nan")
 
 
 def agreement(scores: np.ndarray, masks: np.ndarray, truth: Truth) -> Agreement:
@@ -109,12 +103,7 @@ def agreement(scores: np.ndarray, masks: np.ndarray, truth: Truth) -> Agreement:
     # opinion.
     scale = np.abs(scores).sum(1, dtype=np.float64)
     grid = np.maximum(scale * 1e-12, np.finfo(np.float64).tiny)
-    return agreement_of(np.round(predictions / grid), truth)
-
-
-def agreement_of(predictions: np.ndarray, truth: Truth) -> Agreement:
-    """The same of predictions (M, Q) that are there."""
-    predicted, valid = _standardize(predictions, truth.basis)
+    predicted, valid = _standardize(np.round(predictions / grid), truth.basis)
     per_query = np.where(truth.valid, (predicted * truth.ranks).sum(0), np.nan)
     return Agreement(per_query, predicted, int((~valid).sum()))
 
@@ -132,14 +121,12 @@ def draw(num_masks: int, num_queries: int, count: int = 2000, seed: int = 0) -> 
     arXiv:0712.1111).
     """
     generator = np.random.default_rng(seed)
-    return Draws(
-        generator.multinomial(num_masks, np.full(num_masks, 1 / num_masks), count).astype(
-            np.float64
-        ),
-        generator.multinomial(num_queries, np.full(num_queries, 1 / num_queries), count).astype(
-            np.float64
-        ),
-    )
+
+    def weights(size: int) -> np.ndarray:
+        return generator.multinomial(size, np.full(size, 1 / size), count).astype(np.float64)
+
+    masks = weights(num_masks)
+    return Draws(masks, weights(num_queries))
 
 
 def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
@@ -160,12 +147,13 @@ def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
     """(B, Q): correlation of the columns of x with those of y (M, Q) in every draw of masks.
 
-    Of ranks, which stay those of all masks; means and norms are the draw's own. (Ranks of each
-    draw's own move the ends of the intervals in results/ by at most 0.006, and are ten times as
+    Of ranks, which stay those of all masks; means and norms are those of the draw. (Ranks within
+    each draw move the ends of the intervals in results/ by at most 0.006, and are ten times as
     slow.)
     """
     w = draws.masks / np.maximum(draws.masks.sum(1, keepdims=True), 1.0)
-    mean_x, mean_y = w @ x, w @ y
+    mean_x = w @ x
+    mean_y = w @ y
     covariance = w @ (x * y) - mean_x * mean_y
     variance = (w @ (x * x) - mean_x**2) * (w @ (y * y) - mean_y**2)
     return covariance / np.sqrt(np.maximum(variance, 1e-12 / len(x) ** 2))
@@ -193,27 +181,12 @@ def chance(result: Agreement, truth: Truth, count: int = 500, seed: int = 0) -> 
     return float(np.quantile(np.abs(means), 0.95))
 
 
-def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> float | None:
-    """The highest LDS that scores could reach against means of R repeats; None where there is only
-    one repeat.
-
-    The mean over queries of the square root of each query's reliability of the mean, R r / (1 + (R
-    - 1) r) (Spearman 1910, Brown 1910), with r the mean Spearman correlation, over pairs of
-    repeats, between the margins of two repeats; a negative r counts as 0. Its bias for few repeats:
-    lab/ceiling.py.
-    """
-    if (found := _repeats(margins, controls)) is None:
-        return None
-    ranks, valid, _ = found
-    return float(_reliability(_agreements(ranks)[:, valid], len(ranks)).mean())
-
-
 @dataclass(frozen=True)
 class Ceiling:
     """A noise ceiling, and how far two retrains on the same rows agree at all."""
 
-    value: float  # `noise_ceiling`
-    draws: np.ndarray  # (B,): the same in every draw
+    value: float
+    draws: np.ndarray  # (B,), the value in every draw
     agreement: float  # Spearman correlation over masks of two repeats: mean over pairs and queries
     agreements: np.ndarray  # (B,)
 
@@ -234,21 +207,31 @@ class Ceiling:
 def ceiling_of(
     margins: np.ndarray, draws: Draws, controls: np.ndarray | None = None
 ) -> Ceiling | None:
-    """The noise ceiling with its bootstrap; None where `noise_ceiling` is None."""
-    if (found := _repeats(margins, controls)) is None:
+    """Noise ceiling: the highest LDS that scores can reach against means of R repeats.
+
+    The mean over queries of the square root of each query's reliability of the mean, R r / (1 + (R
+    - 1) r) (Spearman 1910, Brown 1910), with r the mean Spearman correlation, over pairs of
+    repeats, between the margins of two repeats; a negative r counts as 0. Its bias for few repeats:
+    lab/ceiling.py. None for one repeat, too few masks, or margins that never vary.
+    """
+    repeats = margins.shape[1]
+    complete = np.isfinite(margins).all((1, 2))
+    if repeats < 2 or complete.sum() < MIN_MASKS:
         return None
-    ranks, valid, complete = found
-    drawn, weights = Draws(draws.masks[:, complete], draws.queries), draws.queries * valid
-    pairs = _agreements(ranks)[:, valid]
-    sampled = [
-        weighted_correlations(ranks[i], ranks[j], drawn)
-        for i in range(len(ranks))
-        for j in range(i)
-    ]
+    basis = _basis(int(complete.sum()), None if controls is None else controls[complete])
+    found = [_standardize(repeat, basis) for repeat in margins[complete].transpose(1, 0, 2)]
+    valid = np.all([varies for _, varies in found], axis=0)
+    if not valid.any():
+        return None
+    pairs = [(found[i][0], found[j][0]) for i in range(repeats) for j in range(i)]
+    agreements = np.stack([(a * b).sum(0) for a, b in pairs])[:, valid]
+    drawn = Draws(draws.masks[:, complete], draws.queries)
+    sampled = [weighted_correlations(a, b, drawn) for a, b in pairs]
+    weights = draws.queries * valid
     return Ceiling(
-        float(_reliability(pairs, len(ranks)).mean()),
-        _means(_reliability(sampled, len(ranks)), weights),
-        float(pairs.mean()),
+        float(_reliability(agreements, repeats).mean()),
+        _means(_reliability(sampled, repeats), weights),
+        float(agreements.mean()),
         _means(np.mean(sampled, axis=0), weights),
     )
 
@@ -267,32 +250,9 @@ def share_of_ceiling(lds: float, sample: np.ndarray, ceiling: Ceiling | None) ->
     }
 
 
-def _repeats(
-    margins: np.ndarray, controls: np.ndarray | None
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray] | None:
-    """(standardized ranks (M', Q) of each repeat, valid queries (Q,), whole masks (M,)) of margins
-    (M, R, Q).
-
-    A whole mask has all repeats. None where there is one repeat, where masks are too few, or where
-    no query's margins vary in every repeat.
-    """
-    complete = np.isfinite(margins).all((1, 2))
-    if margins.shape[1] < 2 or complete.sum() < MIN_MASKS:
-        return None
-    basis = _basis(int(complete.sum()), None if controls is None else controls[complete])
-    found = [_standardize(repeat, basis) for repeat in margins[complete].transpose(1, 0, 2)]
-    valid = np.all([there for _, there in found], axis=0)
-    return ([ranks for ranks, _ in found], valid, complete) if valid.any() else None
-
-
-def _agreements(ranks: list[np.ndarray]) -> np.ndarray:
-    """(pairs of repeats, Q): their correlations, from standardized ranks (M, Q) of each repeat."""
-    return np.stack([(ranks[i] * ranks[j]).sum(0) for i in range(len(ranks)) for j in range(i)])
-
-
 def _reliability(pairs, repeats: int) -> np.ndarray:
-    """Square root of the reliability of a mean of repeats, from the correlations of their pairs
-    (arrays alike).
+    """Square root of the reliability of a mean of repeats, from the correlations of their
+    pairs (arrays of one shape).
     """
     r = np.maximum(np.mean(pairs, axis=0), 0.0)
     return np.sqrt(repeats * r / (1 + (repeats - 1) * r))
@@ -304,21 +264,6 @@ def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
     """
     constant = np.ones((a.shape[1], 1)) / np.sqrt(a.shape[1])
     return float((_standardize(a.T, constant)[0] * _standardize(b.T, constant)[0]).sum(0).mean())
-
-
-def combine(parts: list[np.ndarray], how: str = "zscore") -> np.ndarray:
-    """Mean of scores (Q, N) after each row was made comparable: `zscore`, or `rank` (0 to 1)."""
-    if how not in ("zscore", "rank"):
-        raise ValueError(f"unknown way to combine: {how}")
-    total = np.zeros(parts[0].shape)
-    for part in parts:
-        part = np.asarray(part, dtype=np.float64)
-        if how == "rank":
-            total += rankdata(part, axis=1) / part.shape[1]
-        else:
-            spread = part.std(1, keepdims=True)
-            total += (part - part.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
-    return total / len(parts)
 
 
 def wilson(hits: float, count: int, level: float = 0.95) -> tuple[float, float]:

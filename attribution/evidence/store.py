@@ -73,25 +73,16 @@ class Result:
         return None if -1 in found else self.take(np.array(found, dtype=np.int64))
 
     def take(self, places: np.ndarray) -> "Result":
-        """The rows at these places."""
-        return Result(
-            self.digests[places],
-            self.margins[places],
-            self.correct[places],
-            self.predictions[places],
-        )
+        """Result of the rows at these places."""
+        return Result(*(values[places] for values in vars(self).values()))
 
     def joined(self, other: "Result") -> "Result":
         """These rows, and those of the other that are not among them."""
         known = {digest.tobytes() for digest in self.digests}
         places = [i for i, digest in enumerate(other.digests) if digest.tobytes() not in known]
         more = other.take(np.array(places, dtype=np.int64))
-        pairs = zip(self.columns(), more.columns(), strict=True)
+        pairs = zip(vars(self).values(), vars(more).values(), strict=True)
         return Result(*(np.concatenate(pair) for pair in pairs))
-
-    def columns(self) -> tuple[np.ndarray, ...]:
-        """All arrays, in the order of the fields."""
-        return self.digests, self.margins, self.correct, self.predictions
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Who finds wrong labels? Rankings of the training rows against a recorded truth.
+"""Wrong labels: rankings of the training rows against a record of which labels are wrong.
 
-Symbols: N training rows, C classes, D features.
+Symbols: N training rows.
 """
 
 import numpy as np
@@ -8,21 +8,19 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from attribution.data.dataset import GlueDataset
-from attribution.evidence.baselines import cosine
 from attribution.evidence.stats import interval
 from attribution.files import Refused
 from attribution.training.fit import predict
 from pipeline import compute_margin
 
 TRUTH = "flipped"  # column of the training table that records which labels are wrong
-TOP = (0.05, 0.1, 0.2)  # shares of the rows that somebody would look at
+TOP = (0.05, 0.1, 0.2)  # shares of the rows that are looked at
 MEASURES = ("auroc", *(f"recall at {share:.0%}" for share in TOP))
-NEIGHBOURS = 10
 NUM_BOOTSTRAP = 1000
 
 
 def truth_of(train: GlueDataset) -> np.ndarray | None:
-    """(N,) bool: which labels are wrong; None where nobody recorded it, or none or all are."""
+    """(N,) bool: which labels are wrong; None if that is not recorded, or none or all are."""
     if TRUTH not in train.table.column_names:
         return None
     wrong = np.array(train.table[TRUTH], dtype=bool)
@@ -32,8 +30,8 @@ def truth_of(train: GlueDataset) -> np.ndarray | None:
 def found(
     ranking: np.ndarray, wrong: np.ndarray, num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0
 ) -> dict:
-    """How well a ranking (N,), suspicious rows high, finds wrong labels (N,): AUROC and recall,
-    with 95 % intervals.
+    """AUROC and recall of a ranking (N,), suspicious rows high, for wrong labels (N,), with 95 %
+    intervals.
 
     AUROC: the chance that a wrong row ranks above a right one. Recall: the share of the wrong rows
     among the top shares of all rows. Intervals: bootstrap over rows. Raises Refused for a ranking
@@ -47,7 +45,8 @@ def found(
         recalls = (float(np.mean(top[rows][wrong[rows]])) for top in among)
         return [float(roc_auc_score(wrong[rows], ranking[rows])), *recalls]
 
-    generator, samples = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    samples = []
     for _ in range(num_bootstrap):
         rows = generator.integers(len(wrong), size=len(wrong))
         if 0 < wrong[rows].sum() < len(rows):
@@ -65,7 +64,8 @@ def within_top(ranking: np.ndarray, count: int) -> np.ndarray:
     random.
     """
     least = np.sort(ranking)[len(ranking) - count] if count else np.inf
-    above, tied = ranking > least, ranking == least
+    above = ranking > least
+    tied = ranking == least
     return above + tied * ((count - above.sum()) / max(tied.sum(), 1))
 
 
@@ -81,22 +81,3 @@ def row_losses(model: torch.nn.Module, train: GlueDataset) -> np.ndarray:
     return loss_of_margin(
         compute_margin(predict(model, train), torch.from_numpy(train.labels)).numpy()
     )
-
-
-def rarity(labels: np.ndarray) -> np.ndarray:
-    """(N,): the share of the rows that have another label. It sees no text: wrong labels are common
-    in a rare class.
-    """
-    _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return 1 - counts[which] / len(labels)
-
-
-def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have
-    another label.
-    """
-    similar = cosine(features, features)
-    np.fill_diagonal(similar, -np.inf)
-    count = min(NEIGHBOURS, len(labels) - 1)
-    nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
-    return (labels[nearest] != labels[:, None]).mean(1)

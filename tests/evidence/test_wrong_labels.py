@@ -40,20 +40,6 @@ def test_the_loss_of_a_margin_is_the_cross_entropy():
         )
 
 
-def test_a_row_among_rows_of_another_class_disagrees_with_its_neighbours():
-    features = np.concatenate([np.eye(2)[[0] * 20], np.eye(2)[[1] * 20]]) + 0.01
-    labels = np.repeat([0, 1], 20)
-    labels[3] = 1
-    found = wrong_labels.neighbour_disagreement(features, labels)
-    assert found.argmax() == 3 and found[3] == 1 and found[25] == 0
-
-
-def test_rows_of_the_rarer_class_come_first_by_rarity():
-    assert wrong_labels.rarity(np.array([1, 0, 1, 2, 1, 0])).tolist() == pytest.approx(
-        [1 / 2, 2 / 3, 1 / 2, 5 / 6, 1 / 2, 2 / 3]
-    )
-
-
 def test_ties_are_no_better_than_chance_whatever_the_order_of_the_file():
     first = np.arange(100) < 10
     found = wrong_labels.found(np.ones(100), first, 50)

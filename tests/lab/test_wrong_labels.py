@@ -104,3 +104,17 @@ def test_the_study_ranks_every_way_and_refuses_a_run_without_truth(tmp_path, cap
     )
     elsewhere = ["--dataset_name", "rte", *where, "--results_dir", str(tmp_path)]
     assert "is missing" in refusal(capsys, wrong_labels.main, elsewhere)
+
+
+def test_a_row_among_rows_of_another_class_disagrees_with_its_neighbours():
+    features = np.concatenate([np.eye(2)[[0] * 20], np.eye(2)[[1] * 20]]) + 0.01
+    labels = np.repeat([0, 1], 20)
+    labels[3] = 1
+    found = wrong_labels.neighbour_disagreement(features, labels)
+    assert found.argmax() == 3 and found[3] == 1 and found[25] == 0
+
+
+def test_rows_of_the_rarer_class_come_first_by_rarity():
+    assert wrong_labels.rarity(np.array([1, 0, 1, 2, 1, 0])).tolist() == pytest.approx(
+        [1 / 2, 2 / 3, 1 / 2, 5 / 6, 1 / 2, 2 / 3]
+    )
