@@ -10,17 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from attribution.files import (
-    describe_parts,
-    differing_parts,
-    intact,
-    read_json,
-    sha256_of,
-    write_json,
-    write_tensors,
-)
+from attribution.files import describe_parts, differing_parts, read_snapshot, write_snapshot
 from attribution.processes import ALONE, Processes
 
 SEEDS_APART = 1_000_003  # between the seeds of two processes' dropout masks
@@ -70,17 +61,18 @@ class Progress:
     """
 
     def __init__(self, folder: Path, fingerprint: dict, processes: Processes = ALONE) -> None:
-        self.folder = folder
+        self.path = folder / "progress.json"
         self.fingerprint = fingerprint
         self.processes = processes
         self.epochs: list[dict] = []
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule) -> int:
         """Restores the states after the last finished epoch; returns the number of these epochs."""
-        record = self.processes.from_main(self._usable)
-        if record is None:
+        if not self.processes.from_main(self._usable):
             return 0
-        tensors = load_file(self.folder / record["file"])
+        snapshot = read_snapshot(self.path)
+        assert snapshot is not None  # the main process has just read it
+        record, tensors = snapshot
         device = next(model.parameters()).device
         weights = {}
         state = optimizer.state_dict()
@@ -119,38 +111,28 @@ class Progress:
             tensors |= {f"optimizer.{number}.{part}": value for part, value in parts.items()}
         for rank, parts in enumerate(states):
             tensors |= {f"random.{rank}.{kind}": value for kind, value in parts.items()}
-        name = f"epoch{finished}.safetensors"
-        write_tensors(self.folder / name, {key: value.cpu() for key, value in tensors.items()})
         position = schedule.state_dict()
         del position["lr_lambdas"]
         record = {
             "fingerprint": self.fingerprint,
             "finished": finished,
-            "file": name,
             "schedule": position,
-            "files": {name: sha256_of(self.folder / name)},
             "epochs": self.epochs,
         }
-        write_json(self.folder / "progress.json", record)
-        for path in self.folder.glob("epoch*.safetensors"):
-            if path.name != name:
-                path.unlink()
+        write_snapshot(self.path, record, {key: value.cpu() for key, value in tensors.items()})
 
     def remove(self) -> None:
         """Removes the folder, once the run is stored."""
         if self.processes.main:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.path.parent, ignore_errors=True)
 
-    def _usable(self) -> dict | None:
-        """Record of this training's stored states; None if there are none. States of another
-        training, or damaged ones, are deleted.
-        """
-        record = read_json(self.folder / "progress.json")
-        if record is None:
-            return None
-        if parts := differing_parts(record["fingerprint"], self.fingerprint):
+    def _usable(self) -> bool:
+        """Whether there are intact states of this training; others are deleted."""
+        snapshot = read_snapshot(self.path)
+        parts = differing_parts(snapshot[0]["fingerprint"], self.fingerprint) if snapshot else []
+        if parts:
             print(f"the unfinished training had {describe_parts(parts)}; training starts anew")
-        elif intact(self.folder, record["files"]):
-            return record
-        shutil.rmtree(self.folder)
-        return None
+        elif snapshot:
+            return True
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        return False
