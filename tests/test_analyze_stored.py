@@ -10,11 +10,11 @@ import time
 
 import pytest
 import torch
-from attribution.engine.phases import Phases
 from running import QUICK, ROOT, SMALL, analyze_quickly, close, influence_of, refusal, scores_of
 
 import analyze
 import train
+from attribution.engine.resume import Work
 from attribution.files import Refused
 from pipeline import get_glue_dataset
 
@@ -27,8 +27,8 @@ def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(
     folder = run_copy / "demo/influence"
     factor = folder / "factors/ekfac/lambda_matrix.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr("attribution.engine.phases.fit_factors", None)
-        patch.setattr("attribution.engine.phases.compute_scores", None)
+        patch.setattr("attribution.engine.stock.fit_factors", None)
+        patch.setattr("attribution.engine.stock.compute_scores", None)
         analyze_quickly(run_copy)
     factor.write_bytes(factor.read_bytes()[:-10])
     (folder / "scores/ekfac_damping0.0001/pairwise_scores.safetensors").write_bytes(b"short")
@@ -39,13 +39,13 @@ def test_a_second_run_computes_nothing_and_a_damaged_file_is_made_again(
 
 def test_an_interrupted_stock_run_goes_on_after_its_last_finished_part(run_copy, monkeypatch):
     """kronfluence's own path, in its partitions; ours goes on within a phase, see
-    tests/influence/test_parts.py.
+    tests/engine/test_resume.py.
     """
     arguments, name = ("--data_partitions", "3", "--stock"), "ekfac_stock_damping0.0001"
     analyze_quickly(run_copy, *arguments)
     reference = scores_of(run_copy, name)
     shutil.rmtree(run_copy / "demo/influence")
-    done, real = [], Phases.run
+    done, real = [], Work.run
 
     def counted(self, part, patterns, call):
         real(self, part, patterns, lambda: (done.append(part), call()))
@@ -56,7 +56,7 @@ def test_an_interrupted_stock_run_goes_on_after_its_last_finished_part(run_copy,
         counted(self, part, patterns, call)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Phases, "run", die_after_five)
+        patch.setattr(Work, "run", die_after_five)
         with pytest.raises(KeyboardInterrupt):
             analyze_quickly(run_copy, *arguments)
     first = list(done)
@@ -66,7 +66,7 @@ def test_an_interrupted_stock_run_goes_on_after_its_last_finished_part(run_copy,
         b"half"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(Phases, "run", counted)
+        patch.setattr(Work, "run", counted)
         analyze_quickly(run_copy, *arguments)
     assert len(done) == len(set(done)) and first == done[:5]
     assert torch.equal(scores_of(run_copy, name), reference)

@@ -37,14 +37,14 @@ def test_two_dampings_at_once_fit_their_factors_once_and_say_what_they_wait_for(
     run_copy, monkeypatch, tmp_path
 ):
     """Each is a process of its own, not of one launch."""
-    fitted, real = tmp_path / "fitted", factors.fit_in_parts
+    fitted, real = tmp_path / "fitted", factors.fit_factors
 
     def counted(*args) -> None:
         with open(fitted, "a") as file:
             file.write("once ")
         real(*args)
 
-    monkeypatch.setattr(factors, "fit_in_parts", counted)
+    monkeypatch.setattr(factors, "fit_factors", counted)
     dampings, output = ["1e-4", "1e-2"], tmp_path / "output.txt"
 
     def start(damping: str) -> list:
