@@ -314,7 +314,7 @@ class Influence:
     def of_questions(self, questions: Questions, alone: bool = False) -> "Influence":
         """Influence of custom queries under the same settings.
 
-        alone: by this process, without the others of its launch.
+        alone: computed by this process only, not by all of its launch.
         """
         settings = dataclasses.replace(
             self.settings, overwrite=False

@@ -55,7 +55,7 @@ class ScoreFolder:
         return load_file(self.path / f"{kind}_scores.safetensors")[KEY]
 
     def load_row(self, query: int) -> torch.Tensor | None:
-        """One query's stored scores (N,), read without the others and checked by its checksum."""
+        """One query's stored scores (N,), read without the rest and checked by its checksum."""
         record = self.record("pairwise")
         if record is None:
             return None

@@ -1,7 +1,7 @@
 """Check whether influence scores of a model can be right: a trial pass of two rows, made before
 long work begins.
 
-kronfluence attributes to a row what a module read at the row's place in the batch, once a pass. A
+kronfluence attributes to a row the input of a module at the place of the row in the batch, once. A
 weight that is used twice (ALBERT's layers, DeBERTa's shared keys), or an input that has no rows
 (relative positions), would give wrong scores without a word.
 """

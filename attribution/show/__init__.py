@@ -1,1 +1,1 @@
-"""What people look at: listings, tables, figures, pages."""
+"""Listings, tables, figures and reports."""

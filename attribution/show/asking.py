@@ -168,8 +168,8 @@ def validation_queries(
 def custom_queries(influence: Influence, questions: Questions, alone: bool = False) -> list[Query]:
     """Custom queries with their scores, which are computed unless stored.
 
-    Empty on all processes but the main one. alone: only this process asks, and the others of the
-    launch do not wait for it.
+    Empty on all processes but the main one. alone: only this process computes, not all of
+    its launch.
     """
     custom = influence.of_questions(questions, alone)
     scores = custom.compute("pairwise")

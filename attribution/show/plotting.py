@@ -113,23 +113,23 @@ def draw_counterfactual(result: dict, path: Path) -> None:
     """
     with plt.rc_context(STYLE | {"font.size": 15}):
         figure, axes = plt.subplots(figsize=(6.4, 6))
-        turned = TURNED[result.get("direction", "helpful")]
+        outcome = TURNED[result.get("direction", "helpful")]
         arms = result["strategies"]
         removals = np.array(result["removals"], dtype=float)
         width = removals.max() * 0.012  # intervals of several arms are side by side
         for i, name in enumerate(arms):
             curve = result["curves"][name]
             places = removals + (i - (len(arms) - 1) / 2) * width
-            low, high = np.array(curve[f"{turned}_interval"]).T
+            low, high = np.array(curve[f"{outcome}_interval"]).T
             colour = COLOURS[i % 8]
             style = {"color": colour, "marker": MARKERS[i % 8], "markersize": 8, "linewidth": 2.5}
-            axes.plot(places, curve[turned], label=name, **style)
+            axes.plot(places, curve[outcome], label=name, **style)
             axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
-        highest = max(max(curve[turned]) for curve in result["curves"].values())
+        highest = max(max(curve[outcome]) for curve in result["curves"].values())
         axes.set_ylim(-0.02, 1.0 if highest > 0.5 else None)
         axes.set_xticks(removals)
         axes.set_xlabel("training rows removed")
-        axes.set_ylabel(f"share of targets {turned}")
+        axes.set_ylabel(f"share of targets {outcome}")
         title = f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals"
         axes.set_title(title, loc="left", fontsize=14)
         _legend_below(axes, size=14)

@@ -297,19 +297,19 @@ def measured(influence: Influence, scores: np.ndarray) -> dict | None:
     ranks = stats.make_truth(stats.mean_margins(margins))
     models = models_of(influence.run, None)
     plain = baselines.baseline_scores(BASELINE, influence.queries, influence.train, models)
-    own, baseline = (stats.agreement(one, masks, ranks) for one in (scores, plain))
+    scored, baseline = (stats.agreement(one, masks, ranks) for one in (scores, plain))
     draws = stats.draw(len(masks), margins.shape[2], DRAWS)
-    samples = [stats.bootstrap(agreed, ranks, draws) for agreed in (own, baseline)]
+    samples = [stats.bootstrap(agreed, ranks, draws) for agreed in (scored, baseline)]
     ceiling = stats.ceiling_of(margins, draws)
     return {
         "masks": len(masks),
         "repeats": margins.shape[1],
         "ceiling": ceiling and ceiling.value,
-        "scores": own.mean,
+        "scores": scored.mean,
         "baseline": baseline.mean,
         "interval": stats.interval(samples[0]),
         "difference": stats.interval(samples[0] - samples[1]),
-        **stats.share_of_ceiling(own.mean, samples[0], ceiling),
+        **stats.share_of_ceiling(scored.mean, samples[0], ceiling),
     }
 
 

@@ -203,11 +203,11 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
     pairs = {
         f"{name} minus {other}": values for (name, other), values in differences(result).items()
     }
-    turned = TURNED[result.get("direction", "helpful")]
+    outcome = TURNED[result.get("direction", "helpful")]
     wanted = [
-        (f"share of {turned} targets [95 %, Wilson]", arms, turned, False, 0),
+        (f"share of {outcome} targets [95 %, Wilson]", arms, outcome, False, 0),
         ("mean margin change [95 %, bootstrap over targets]", arms, "margin_change", True, 0),
-        (f"share {turned}, difference [95 %, paired bootstrap]", pairs, turned, True, 1),
+        (f"share {outcome}, difference [95 %, paired bootstrap]", pairs, outcome, True, 1),
         ("margin change, difference [95 %, paired bootstrap]", pairs, "margin_change", True, 1),
     ]
     parts = []
@@ -224,11 +224,11 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
 def counterfactual_notes(result: dict) -> str:
     """Notes to the tables of a counterfactual result: its targets and its retrains."""
     direction = result.get("direction", "helpful")
-    turned = TURNED[direction]
+    outcome = TURNED[direction]
     right = "correctly" if direction == "helpful" else "wrongly"
     carried = "every target is retrained at every removal"
     if result["carry_forward"]:
-        carried = f"a {turned} target stays {turned} and keeps its last margin"
+        carried = f"a {outcome} target stays {outcome} and keeps its last margin"
     diverged = result.get("diverged", 0)
     lost = f" {diverged} retrains diverged and do not count." if diverged else ""
     return (

@@ -43,9 +43,9 @@ def sentence(verdict: dict) -> str:
     arms = dict(verdict["arms"])
     levels = arms.pop(verdict["score"])
     ((name, control),) = arms.items()
-    turned = [level for level in levels if level["outcome"] in ("flipped", "mended")]
-    last = turned[0] if turned else levels[-1]
-    became = f"the prediction {'is ' + last['outcome'] if turned else 'stays as it is'}, and "
+    changed = [level for level in levels if level["outcome"] in ("flipped", "mended")]
+    last = changed[0] if changed else levels[-1]
+    became = f"the prediction {'is ' + last['outcome'] if changed else 'stays as it is'}, and "
     (random,) = [level for level in control if level["removed"] == last["removed"]]
     return (
         f"Without its {last['removed']} most {verdict['direction']} rows "
