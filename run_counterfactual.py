@@ -221,15 +221,22 @@ def make_arms(args, run: Run, train, queries, found: dict) -> dict[str, Arm]:
         elif name in baselines.NAMES:
             scores = baselines.baseline_scores(name, queries, train, models)
             arms[name] = by_score(scores, args.direction)
-        elif name in found and found[name].stale is None:
+        elif (why := why_unusable(run, name, found, args.max_queries)) is None:
             arms[name] = by_score(found[name].values(), args.direction)
-        else:
-            why = found[name].stale if name in found else "there are no such scores"
-            command = remedy(run, name, found, args.max_queries)
-            if not arms or args.strategies is not ARMS:  # the first arm, or one that was named
-                raise Refused(f"cannot remove by {name}: {why}; {command}")
-            print(f"{name} is left out: {why}; {command}", file=sys.stderr)
+        elif arms and args.strategies is ARMS:
+            print(f"{name} is left out: {why}", file=sys.stderr)
+        else:  # the first arm, or one that was named
+            raise Refused(f"cannot remove by {name}: {why}")
     return arms
+
+
+def why_unusable(run: Run, name: str, found: dict, max_queries: int) -> str | None:
+    """Reason, and remedy, why there are no usable scores of this name; None if there are.
+
+    found: of `find_scores`.
+    """
+    why = found[name].stale if name in found else "there are no such scores"
+    return why and f"{why}; {remedy(run, name, found, max_queries)}"
 
 
 def check_sizes(args, train, queries) -> None:
@@ -265,8 +272,11 @@ def open_study_of(args, run: Run, rows: tuple):
     )
 
 
-def check_predictions(args, run: Run, train, valid) -> None:
-    """Checks single predictions by retraining; stores and prints a verdict on each."""
+def check_predictions(args, run: Run, train, valid, found: dict) -> None:
+    """Checks single predictions by retraining; stores and prints a verdict on each.
+
+    found: stored scores.
+    """
     name = args.strategies[0]
     plan = removals_of(args)
     check = Check(
@@ -284,14 +294,16 @@ def check_predictions(args, run: Run, train, valid) -> None:
     if args.query_text is not None:
         known, target, suffix = verdict.custom_target(run, name, args.query_text, args.query_label)
         targets = [target]
+    elif why := why_unusable(run, name, found, args.max_queries):
+        raise Refused(f"cannot check by {name}: {why}")
     else:
-        targets = verdict.validation_targets(run, name, queries, args.targets, args.max_queries)
+        targets = verdict.validation_targets(queries, found[name].values(), args.targets)
     study = open_study_of(args, run, (train, known))
     slope = verdict.known_slope(run, name, queries)
-    found = verdict.run_check(study, targets, check, slope, args.dry_run)
-    if found is None or rank_and_size()[0] > 0:
+    made = verdict.run_check(study, targets, check, slope, args.dry_run)
+    if made is None or rank_and_size()[0] > 0:
         return
-    for one in found:
+    for one in made:
         path = verdict.save_verdict(run, one, suffix)
         print(f"\n{verdicts.text(one)}\n  stored in {path}")
 
@@ -319,7 +331,7 @@ def main(argv=None) -> None:
             "again"
         )
     if is_single(args):
-        check_predictions(args, run, train, valid)
+        check_predictions(args, run, train, valid, found)
         return
     check_sizes(args, train, queries)
     arms = make_arms(args, run, train, queries, found)

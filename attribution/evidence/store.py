@@ -1,10 +1,9 @@
-"""The store of retrains: one small file a job, named by what it was trained on; damaged files are
-noticed.
+"""The store of retrains: one small file a job, named by its rows and seed, with a checksum.
 
-A job is (kept rows, seed). Its result says, for each query row that it knows, margin and
+A job is (kept rows, seed). Its result has, for each query row that it knows, margin and
 correctness, and for a regression the prediction. The folder is named by the fingerprint of the
-recipe, the start, the training rows and the device: a changed recipe never meets old results. Query
-rows are known by a fingerprint of their own, so that a study of more queries finds what is there.
+recipe, the start, the training rows and the device: a changed recipe never meets old results. Each
+query row is known by its fingerprint, so that a study of more queries finds stored results.
 
 Symbols: N training rows, Q queries, J jobs.
 """
@@ -12,12 +11,12 @@ Symbols: N training rows, Q queries, J jobs.
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import sys
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +45,7 @@ class Job:
         """The kept rows, ascending, int64."""
         return np.flatnonzero(np.unpackbits(np.frombuffer(self.kept, np.uint8)))
 
-    @cached_property
+    @functools.cached_property
     def key(self) -> str:
         """The name of the result: 128 bits of a SHA-256 over rows and seed, in hexadecimal."""
         rows = self.rows.astype("<i8").tobytes()
@@ -55,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What one retrain says about query rows."""
+    """Margins, correctness and predictions of query rows after one retrain."""
 
     digests: np.ndarray  # (Q, 16) uint8: the rows, as `GlueDataset.digests` names them
     margins: np.ndarray  # (Q,) float32, NaN where training diverged
@@ -63,7 +62,7 @@ class Result:
     predictions: np.ndarray  # (Q,) float32: a regression's outputs; NaN for classes
 
     def of(self, digests: np.ndarray) -> "Result | None":
-        """The same for these rows (Q', 16); None where one of them is not known."""
+        """Result of these rows (Q', 16); None if one of them is not known."""
         if len(digests) <= len(self.digests) and np.array_equal(
             self.digests[: len(digests)], digests
         ):
@@ -77,7 +76,7 @@ class Result:
         return Result(*(values[places] for values in vars(self).values()))
 
     def joined(self, other: "Result") -> "Result":
-        """These rows, and those of the other that are not among them."""
+        """Result of these rows, and of those of the other result that are not among them."""
         known = {digest.tobytes() for digest in self.digests}
         places = [i for i, digest in enumerate(other.digests) if digest.tobytes() not in known]
         more = other.take(np.array(places, dtype=np.int64))
@@ -87,7 +86,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """What J retrains say about the same Q query rows."""
+    """Margins, correctness and predictions of the same Q query rows after J retrains."""
 
     margins: np.ndarray  # (J, Q) float32
     correct: np.ndarray  # (J, Q) bool
@@ -111,10 +110,10 @@ class Store:
         return self.folder / job.key[:2] / f"{job.key}.safetensors"
 
     def read(self, job: Job) -> Result | None:
-        """All that the job's file says; None where there is none, or it was damaged: then that is
-        said and it goes.
+        """Result in the job's file; None if it is missing or damaged.
 
-        Damaged means read and wrong; an error of the file system is raised.
+        A damaged file is deleted, which is printed. Damaged means read and wrong; an error of the
+        file system is raised.
         """
         path = self.path(job)
         try:
@@ -137,14 +136,12 @@ class Store:
         return None
 
     def load(self, job: Job) -> Result | None:
-        """The job's result for the wanted query rows; None where it is missing, or does not know
-        one of them.
-        """
+        """The job's result for the store's query rows; None if it is missing, or lacks one of them."""
         result = self.read(job)
         return None if result is None else result.of(self.digests)
 
     def save(self, job: Job, result: Result) -> None:
-        """Stores a result, beside what the job's file already says about other query rows."""
+        """Stores a result, joined with that of other query rows in the job's file."""
         before = self.read(job)
         result = result if before is None else result.joined(before)
         tensors = {
@@ -164,10 +161,10 @@ class Store:
         return [job for job in unique.values() if self.load(job) is None]
 
     def changed(self, wanted, seen: dict[str, int]) -> list[str]:
-        """Keys among the wanted ones whose file is new or another than when it was seen; `seen`
-        takes note of it.
+        """Keys among the wanted ones whose file is new or changed since it was seen.
 
-        Looks at the folder, not for each file: what is missing costs nothing.
+        seen: key -> time of its file, updated here. Looks at the folder, not for each file: missing
+        ones cost nothing.
         """
         found = []
         for folder in self.folder.glob("??"):
@@ -188,14 +185,14 @@ class Store:
         done yet.
 
         A claim is a lock on one byte of a shared file, which the system releases when the process
-        dies. On a file system without locks every process may do every job, and that is said.
+        dies. On a file system without locks every process may do every job, which is printed.
         """
         place = int(job.key[:15], 16)  # the file is empty: a lock needs no content
         try:
             fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                say_no_locks(self.folder)
+                warn_no_locks(self.folder)
             elif error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             yield error.errno in NO_LOCKS and self.load(job) is None
@@ -217,11 +214,10 @@ def checksum(job: Job, tensors: dict[str, np.ndarray]) -> bytes:
     return digest.digest()
 
 
-def say_no_locks(folder: Path, said: set = set()) -> None:  # noqa: B006 - what was said is remembered on purpose
-    """Says once for each folder that its file system has no locks."""
-    if folder not in said:
-        said.add(folder)
-        print(
-            f"{folder} is on a file system without locks: processes may do the same retrain twice",
-            file=sys.stderr,
-        )
+@functools.cache
+def warn_no_locks(folder: Path) -> None:
+    """Prints, once for each folder, that its file system has no locks."""
+    print(
+        f"{folder} is on a file system without locks: processes may do the same retrain twice",
+        file=sys.stderr,
+    )

@@ -53,24 +53,15 @@ class Check:
     random_seed: int
 
 
-# --- targets -----------------------------------------------------------------------------------------
+# --- targets --------------------------------------------------------------------------------------
 
 
 def validation_targets(
-    run: Run, name: str, queries: GlueDataset, indices: list[int], max_queries: int | None = None
+    queries: GlueDataset, scores: np.ndarray, indices: list[int]
 ) -> list[Target]:
-    """Validation rows with their stored scores of this name. Raises Refused if there are none, or no
-    such row.
-
-    max_queries: the --max_queries that the command named by the refusal repeats; None for the default.
+    """Targets among the validation rows, with their scores (Q, N). Raises Refused for a row that
+    does not exist.
     """
-    scores = scores_named(run, name, queries.fingerprint())
-    if scores is None:
-        found = find_scores(run, queries.fingerprint())
-        problem = f"there are no scores {name} of the validation rows"
-        if name in found:
-            problem = f"the scores {name} do not count: {found[name].stale}"
-        raise Refused(f"{problem}; {remedy(run, name, found, max_queries)}")
     targets = []
     for i in indices:
         if not 0 <= i < len(queries):
@@ -84,8 +75,9 @@ def validation_targets(
 def custom_target(
     run: Run, name: str, texts: list[str], label: str | None
 ) -> tuple[GlueDataset, Target, str]:
-    """(data set of a custom query, its target, end of the name of its scores), from the scores that
-    analyze.py stored. Raises Refused if there are none.
+    """(data set of a custom query, its target, end of the name of its scores).
+
+    Raises Refused if analyze.py has stored no scores of this name for it.
     """
     questions = ask(run, [texts], [label])
     scores = scores_named(run, name + questions.suffix, questions.data.fingerprint())
@@ -115,7 +107,7 @@ def known_slope(run: Run, name: str, queries: GlueDataset) -> Slope | None:
     return None if truth is None or scores is None else slope(scores, *truth)
 
 
-# --- the check ---------------------------------------------------------------------------------------
+# --- the check ------------------------------------------------------------------------------------
 
 
 def groups_of(train: GlueDataset) -> np.ndarray:
@@ -209,7 +201,9 @@ def judge(
             change, interval = paired(margins - start[:, 0])
             rows = [removed[place] for place in draws]
             total = float(np.sum(target.scores[rows[0]], dtype=np.float64))
-            known = slope is not None and arm == check.score
+            predicted = None
+            if slope is not None and arm == check.score:
+                predicted = slope.margin(-total)
             verdict["arms"][arm].append(
                 {
                     "removed": count,
@@ -217,7 +211,7 @@ def judge(
                     "change": change,
                     "interval": interval,
                     "right": share_right(correct),
-                    "predicted": slope.margin(-total) if slope is not None and known else None,
+                    "predicted": predicted,
                     "outcome": None if verdict["regression"] else outcome(start[:, 1], correct),
                 }
             )
@@ -225,7 +219,7 @@ def judge(
 
 
 def paired(differences: np.ndarray, level: float = 0.95) -> tuple[float, list[float] | None]:
-    """(mean, t interval) of differences (R,) paired by seed, those of diverged retrains left out."""
+    """(mean, t interval) of differences (R,) paired by seed, without those of diverged retrains."""
     values = differences[np.isfinite(differences)]
     if len(values) < 2:
         return (float(values.mean()) if len(values) else float("nan")), None
@@ -247,14 +241,11 @@ def outcome(before: np.ndarray, after: np.ndarray) -> str:
     share_after = share_right(after)
     if share_before is None or share_after is None:
         return "not known: the retrains diverged"
-    was_right = share_before >= 0.5
-    is_right = share_after >= 0.5
-    if was_right == is_right:
-        return "stays right" if was_right else "stays wrong"
-    return "mended" if is_right else "flipped"
+    fates = ("stays wrong", "mended"), ("flipped", "stays right")
+    return fates[share_before >= 0.5][share_after >= 0.5]
 
 
-# --- stored verdicts ---------------------------------------------------------------------------------
+# --- stored verdicts ------------------------------------------------------------------------------
 
 
 def save_verdict(run: Run, verdict: dict, suffix: str = "") -> Path:
@@ -271,9 +262,8 @@ def save_verdict(run: Run, verdict: dict, suffix: str = "") -> Path:
 
 def stored_verdicts(run: Run) -> list[dict]:
     """All verdicts on this run's weights and rows."""
-    records = [
-        read_json(path) for path in sorted((run.folder / "retraining" / "verdicts").glob("*.json"))
-    ]
+    paths = sorted((run.folder / "retraining" / "verdicts").glob("*.json"))
+    records = [read_json(path) for path in paths]
     wanted = fingerprint_of_verdict(run)
     return [record for record in records if record and record.get("fingerprint") == wanted]
 
