@@ -1,12 +1,12 @@
 """Evaluates whether scores predict retraining: the linear datamodeling score (LDS) of every stored
 score.
 
-    python evaluate_lds.py --dataset_name demo                 # retrains what is missing, then the table
+    python evaluate_lds.py --dataset_name demo            # retrains what is missing, then the table
     python evaluate_lds.py --dataset_name rte --num_masks 100 --num_repeats 5 --alpha 0.5 \\
         --checkpoint_dir ./checkpoints
     python evaluate_lds.py --dataset_name rte --masks_path masks.pt --margins_path margins.pt
-    python evaluate_lds.py --dataset_name rte --query_index 79     # query, top influential row, its LDS
-    accelerate launch --num_processes 8 evaluate_lds.py --dataset_name rte    # retrains are shared out
+    python evaluate_lds.py --dataset_name rte --query_index 79  # a query, its top row, its LDS
+    accelerate launch --num_processes 8 evaluate_lds.py --dataset_name rte   # shares retrains
 
 For M random subsets of the training rows (share alpha kept), the Spearman correlation, a query,
 between the summed scores of the kept rows and the margin of models retrained on them (mean over R

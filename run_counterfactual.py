@@ -278,13 +278,9 @@ def check_predictions(args, run: Run, train, valid, found: dict) -> None:
     found: stored scores.
     """
     name = args.strategies[0]
-    plan = removals_of(args)
     check = Check(
         score=name,
-        direction=args.direction,
-        counts=args.removals,
-        seeds=list(plan.retrain_seeds),
-        base_seeds=list(plan.base_seeds),
+        removals=removals_of(args),
         draws=args.num_random_draws,
         random_seed=args.random_seed,
     )

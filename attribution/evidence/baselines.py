@@ -1,10 +1,10 @@
 """Baselines: scores that need no factors, which a method must beat to be worth its factors.
 
 Every function returns scores (Q queries, N training rows), float32. Similarities of texts or
-representations are signed: a similar row of the same class helps, a similar one of another class harms. For
-regression the sign, and a weight, is (label of the row - mean label) x (label of the query - the
-model's output for it): a row above the mean pulls outputs up, which helps a query that the model
-puts too low.
+representations are signed: a similar row of the same class helps, one of a different class harms.
+For regression the sign, and a weight, is (label of the row - mean label) x (label of the query -
+the model's output for it): a row above the mean pulls outputs up, which helps a query that the
+model puts too low.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,4 @@
-"""What a score is worth in units of the margin: one slope for score and run, measured by
-retraining.
+"""Calibration: margin units per unit of score, one slope for score and run, measured by retraining.
 
 Regresses margins of models retrained on random subsets on the summed scores of the kept rows, both
 centred for each query, pooled over queries. Only subsets drawn without looking at any query count:
@@ -38,13 +37,11 @@ class Slope:
         return self.low > 0
 
     def margin(self, score: float) -> tuple[float, float, float] | None:
-        """(value, low, high): the margin that a row of this score is predicted to add; None where
-        that is not known.
-        """
+        """(value, low, high): predicted margin of a row of this score; None if unknown."""
         if not self.usable:
             return None
-        ends = sorted((self.low * score, self.high * score))
-        return self.value * score, ends[0], ends[1]
+        low, high = sorted((self.low * score, self.high * score))
+        return self.value * score, low, high
 
     def record(self) -> dict:
         """The numbers, for JSON."""
@@ -52,11 +49,10 @@ class Slope:
 
 
 def random_subsets(run: Run, query_rows: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe; None
-    without one.
+    """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe.
 
-    query_rows: fingerprint of the validation rows. Reads what evaluate_lds.py stored beside its
-    retrains, which are of random subsets by construction.
+    None without one. query_rows: fingerprint of the validation rows. Reads the exports of
+    evaluate_lds.py, which are of random subsets by construction.
     """
     best: tuple[np.ndarray, np.ndarray] | None = None
     wanted = {
@@ -95,7 +91,8 @@ def slope(
     """
     x = masks.astype(np.float64) @ np.asarray(scores, np.float64).T
     y = stats.mean_margins(margins)
-    x, y = x - x.mean(0), y - y.mean(0)
+    x = x - x.mean(0)
+    y = y - y.mean(0)
     draws = stats.draw(len(masks), x.shape[1], count)
     w = draws.masks / draws.masks.sum(1, keepdims=True)
     products = (draws.queries * (w @ (x * y) - (w @ x) * (w @ y))).sum(1)

@@ -119,7 +119,7 @@ def check_masks(masks: np.ndarray, num_rows: int) -> np.ndarray:
 
 
 def check_margins(margins: np.ndarray, num_masks: int, num_queries: int) -> np.ndarray:
-    """Margins as float32 (M, R, Q); (M, Q) counts as one repeat. Raises Refused for other shapes."""
+    """Margins as float32 (M, R, Q); (M, Q) is one repeat. Raises Refused for other shapes."""
     margins = margins[:, None] if margins.ndim == 2 else margins
     if margins.ndim != 3 or len(margins) != num_masks:
         raise Refused(

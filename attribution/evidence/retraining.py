@@ -30,20 +30,18 @@ from attribution.training.fit import Diverged, fit, predict
 from attribution.training.run import Run
 from pipeline import MARGIN, compute_correct, compute_margin, construct_bert, quiet_libraries
 
-# the first seed of retrains; scored models have others, or they would share head and row order
+# First seed of retrains; scored models have other seeds, or they would share head and row order.
 RETRAIN_SEED = 100
-POLL = 0.5  # seconds between two looks at what other processes have finished
+POLL = 0.5  # seconds between two looks at finished jobs of other processes
 
 
 # --- one retrain --------------------------------------------------------------------------------
 
 
 def open_start(run: Run, start: str | None) -> torch.nn.Module:
-    """The model that the run was trained from, with some head where it has none; `drawn` names that
-    head's weights.
+    """Start model of the run, with some head if it has none; `drawn` names that head's weights.
 
-    start: its folder or hub id, None for the default. Raises Refused where it has other weights
-    than it had then.
+    start: its folder or hub id, None for the default. Raises Refused if its weights have changed.
     """
     model = construct_bert(
         run.dataset_name, start, 0, run.num_hidden_layers, run.new_head, task=run.task
@@ -57,10 +55,11 @@ def open_start(run: Run, start: str | None) -> torch.nn.Module:
 
 
 def behaviour(config) -> dict:
-    """What a model's configuration says of dropout, epsilon and activation, where that is not its
-    class's default.
+    """Dropout, epsilon and activation of a model's configuration that differ from the defaults of
+    its class.
     """
-    usual, parts = type(config)().to_dict(), ("drop", "eps", "act")
+    usual = type(config)().to_dict()
+    parts = ("drop", "eps", "act")
     return {
         name: value
         for name, value in config.to_dict().items()
@@ -72,10 +71,10 @@ class Retrainer:
     """Trains a run's model again on some of its rows: a job of the retraining store, called as
     (rows, seed).
 
-    Start weights and tokens are read once, and go to other processes by pickling. The head that the
-    start lacks is drawn from the job's seed, so that all rows and the run's own seed give the run's
-    own model. start: folder or hub id of the start model, None for the default. Raises Refused
-    where the start is not the one that the run was trained from.
+    Start weights and tokens are read once, and go to other processes by pickling. The head that
+    the start lacks is drawn from the job's seed, so that all rows and the seed of the run give the
+    model of the run. start: folder or hub id of the start model, None for the default. Raises
+    Refused if the start is not the one that the run was trained from.
     """
 
     def __init__(
@@ -110,20 +109,16 @@ class Retrainer:
         """Named parts of everything that changes a margin; only another torch or processor may
         round otherwise.
 
-        Queries are not among them: the store knows each query row by a digest of its own.
+        Queries are not among them: the store knows each query row by its digest.
         """
-        shape = {
-            "layers": self.config.num_hidden_layers,
-            "labels": self.config.num_labels,
-        } | self.behaviour
-        device = (
-            "cpu, one thread"
-            if self.device.type == "cpu"
-            else torch.cuda.get_device_name(self.device)
-        )
+        device = "cpu, one thread"
+        if self.device.type != "cpu":
+            device = torch.cuda.get_device_name(self.device)
+        config = self.config
+        shape = {"layers": config.num_hidden_layers, "labels": config.num_labels}
         return {
             "start": fingerprint_of_tensors(self.start),
-            "shape": shape,
+            "shape": shape | self.behaviour,
             "recipe": self.recipe,
             "training rows": self.train.fingerprint(),
             "device": device,
@@ -141,8 +136,8 @@ class Retrainer:
         return model.to(self.device)
 
     def __call__(self, rows: np.ndarray, seed: int) -> Result:
-        """What the queries get after training on these rows (ascending) with this seed; NaN where
-        it diverged.
+        """Result of the queries after training on these rows (ascending) with this seed; NaN if it
+        diverged.
 
         On the CPU in one thread, whatever the process has: several processes then give the same
         bits as one.
@@ -158,11 +153,15 @@ class Retrainer:
             logits = torch.full((len(self.queries), self.config.num_labels), torch.nan)
         finally:
             torch.set_num_threads(threads)
-        labels, regression = torch.from_numpy(self.queries.labels), self.queries.task.regression
-        outputs = logits.squeeze(-1) if regression else torch.full((len(labels),), torch.nan)
-        correct = compute_correct(logits, labels)
+        labels = torch.from_numpy(self.queries.labels)
+        outputs = torch.full((len(labels),), torch.nan)
+        if self.queries.task.regression:
+            outputs = logits.squeeze(-1)
         return Result(
-            self.digests, compute_margin(logits, labels).numpy(), correct.numpy(), outputs.numpy()
+            self.digests,
+            compute_margin(logits, labels).numpy(),
+            compute_correct(logits, labels).numpy(),
+            outputs.numpy(),
         )
 
 
@@ -170,7 +169,7 @@ class Retrainer:
 
 
 def work(store: Store, jobs: list[Job], retrain, start: float = 0.0, on_done=None) -> None:
-    """Does the jobs that nobody else does or has done, beginning at the share `start` of the list."""
+    """Does the jobs that are neither done nor claimed, from the share `start` of the list on."""
     first = int(start * len(jobs))
     for job in jobs[first:] + jobs[:first]:
         if store.load(job) is not None:
@@ -188,10 +187,13 @@ def _worker(
     """A process of `run_jobs`. The retrainer comes pickled by value: shared memory is small in
     containers.
     """
-    # torch sends this signal when the parent dies; whoever was started in the background of a
+    # torch sends this signal when the parent dies; a process started in the background of a
     # script ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    recipe, (rank, size) = read_json(folder / "recipe.json"), rank_and_size()
+    if not torch.multiprocessing.parent_process().is_alive():
+        return  # it died before this process could take the signal
+    rank, size = rank_and_size()
+    recipe = read_json(folder / "recipe.json")
     assert recipe is not None  # the parent process has just read it
     store = Store(folder.parent, recipe["fingerprint"], digests)
     work(store, jobs, pickle.loads(retrain), (rank + index / count) / size)
@@ -211,28 +213,30 @@ def default_workers(device: torch.device, parameters: int) -> int:
 
 
 def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool) -> bool:
-    """Says how many jobs there are, how many are stored, and how long the rest may take; whether to
-    go on.
+    """Whether to go on, after the numbers of jobs and stored results and the time of the rest are
+    printed.
 
     The time is estimated from two of the jobs, done here and kept, after one whose time is not
     counted; for a few jobs it is not worth it.
     """
+    rank, size = rank_and_size()
     missing = store.missing(jobs)
-    unique, leader = len({job.key for job in jobs}), rank_and_size()[0] == 0
-    if leader:
+    unique = len({job.key for job in jobs})
+    if rank == 0:
         print(f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}")
         if partly := sum(store.path(job).exists() for job in missing):
             print(
                 f"{partly:,} of the others do not know all of these queries; they are done again "
                 "and joined"
             )
-    if leader and len(missing) >= (4 if dry_run else 20):
+    if rank == 0 and len(missing) >= (4 if dry_run else 20):
         seconds = []
         for job in missing[:3]:
             start = time.perf_counter()
             work(store, [job], retrain)
             seconds.append(time.perf_counter() - start)
-        each, processes = sum(seconds[1:]) / 2, max(workers, rank_and_size()[1])
+        each = sum(seconds[1:]) / 2
+        processes = max(workers, size)
         minutes = (len(missing) - 3) * each / processes / 60
         some = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "under 2 minutes"
         print(f"one takes {each:.1f} s here: {some} with {processes} processes")
@@ -244,8 +248,7 @@ def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool
 def run_jobs(
     store: Store, jobs: list[Job], retrain, workers: int = 1, description: str = "retrains"
 ) -> Results:
-    """Results of the jobs for the store's queries, computing with `workers` processes what is not
-    stored.
+    """Results of the jobs for the store's queries; `workers` processes compute missing ones.
 
     retrain(rows, seed) -> Result; picklable where workers > 1. Under a launcher all processes share
     the jobs, and each returns when every job is done.
@@ -271,7 +274,7 @@ def run_jobs(
             else:
                 work(store, missing, retrain, rank / size, look)
             look()
-            if left:  # others are at work on the rest; what they leave is done in the next round
+            if left:  # other processes work on the rest; the next round does what they leave
                 time.sleep(POLL)
     shape = len(jobs), len(store.digests)
     results = Results(

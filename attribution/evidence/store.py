@@ -136,7 +136,7 @@ class Store:
         return None
 
     def load(self, job: Job) -> Result | None:
-        """The job's result for the store's query rows; None if it is missing, or lacks one of them."""
+        """Job's result for the store's query rows; None if it is missing, or lacks one of them."""
         result = self.read(job)
         return None if result is None else result.of(self.digests)
 

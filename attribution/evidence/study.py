@@ -165,7 +165,7 @@ def models_of(run: Run, model_name_or_path: str | None) -> Models:
     return Models(functools.cache(lambda: open_trained(run.folder, choose_device())), start)
 
 
-# --- adopted models ----------------------------------------------------------------------------------
+# --- adopted models -------------------------------------------------------------------------------
 
 
 def check_recipe_known(run: Run) -> None:
@@ -193,9 +193,9 @@ def rehearse(study: Study) -> None:
         write_json(path, found)
     what = "Pearson with labels" if run.task.regression else "accuracy"
     print(
-        f"the stated recipe, once on all rows: {what} {found['retrained']:.3f}, the adopted model's "
-        f"{found['adopted']:.3f}; they agree on {found['agreement']:.3f} of {len(study.queries):,} "
-        "queries; what follows measures the recipe"
+        f"the stated recipe, once on all rows: {what} {found['retrained']:.3f}, the adopted "
+        f"model's {found['adopted']:.3f}; they agree on {found['agreement']:.3f} of "
+        f"{len(study.queries):,} queries; what follows measures the recipe"
     )
 
 

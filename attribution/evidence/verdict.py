@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.calibration import Slope, random_subsets, slope
-from attribution.evidence.counterfactual import TURNED, listed, most_helpful, same_groups
+from attribution.evidence.counterfactual import TURNED, Removals, listed, most_helpful, same_groups
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused, read_json, write_json
@@ -45,11 +45,8 @@ class Check:
     """Removals and retrains behind a verdict."""
 
     score: str  # name of the scores
-    direction: str  # one of DIRECTIONS
-    counts: list[int]  # (L,) removed rows, increasing
-    seeds: list[int]  # (R,), at least MIN_SEEDS
-    base_seeds: list[int]
-    draws: int
+    removals: Removals  # with at least MIN_SEEDS retrain seeds
+    draws: int  # of the random arm
     random_seed: int
 
 
@@ -119,11 +116,11 @@ def groups_of(train: GlueDataset) -> np.ndarray:
 
 def removed_rows(train: GlueDataset, target: Target, check: Check) -> dict[tuple, np.ndarray]:
     """(arm, level, draw) -> rows that are removed."""
-    order = most_helpful(target.scores if check.direction == "helpful" else -target.scores)
+    order = most_helpful(target.scores if check.removals.direction == "helpful" else -target.scores)
     groups = groups_of(train)
     control = CONTROL[train.task.regression]
     removed = {}
-    for level, count in enumerate(check.counts):
+    for level, count in enumerate(check.removals.counts):
         top = order[:count]
         removed[check.score, level, 0] = top
         for draw in range(check.draws):
@@ -141,16 +138,21 @@ def run_check(
     rows are to be removed than there are.
     """
     count = len(study.train)
-    if check.counts[-1] >= count:
-        raise Refused(f"--removals {check.counts[-1]} is not less than the {count} training rows")
+    if check.removals.counts[-1] >= count:
+        raise Refused(
+            f"--removals {check.removals.counts[-1]} is not less than the {count} training rows"
+        )
     everything = np.arange(count)
     removed = [removed_rows(study.train, target, check) for target in targets]
-    starts = {seed: Job.of(everything, seed) for seed in [*check.base_seeds, *check.seeds]}
+    starts = {
+        seed: Job.of(everything, seed)
+        for seed in [*check.removals.base_seeds, *check.removals.retrain_seeds]
+    }
     jobs = {
         (t, *place, seed): Job.of(np.delete(everything, rows), seed)
         for t, arms in enumerate(removed)
         for place, rows in arms.items()
-        for seed in check.seeds
+        for seed in check.removals.retrain_seeds
     }
     if not study.announce([*starts.values(), *jobs.values()], dry_run):
         return None
@@ -178,13 +180,15 @@ def judge(
     before: seed -> (margin, correctness) with nothing removed; after: (arm, level, draw, seed) ->
     the same without the removed rows.
     """
-    base = np.array([before[seed] for seed in check.base_seeds])
-    start = np.array([before[seed] for seed in check.seeds])
+    counts = check.removals.counts
+    seeds = list(check.removals.retrain_seeds)
+    base = np.array([before[seed] for seed in check.removals.base_seeds])
+    start = np.array([before[seed] for seed in seeds])
     verdict = target.about | {
         "score": check.score,
-        "direction": check.direction,
-        "removals": check.counts,
-        "seeds": check.seeds,
+        "direction": check.removals.direction,
+        "removals": counts,
+        "seeds": seeds,
         "base_right": [int(np.nansum(base[:, 1])), len(base)],
         "margins": listed(start[:, 0]),
         "right": listed(start[:, 1]),
@@ -193,9 +197,9 @@ def judge(
     }
     for arm in dict.fromkeys(place[0] for place in removed):
         verdict["arms"][arm] = []
-        for level, count in enumerate(check.counts):
+        for level, count in enumerate(counts):
             draws = [place for place in removed if place[:2] == (arm, level)]
-            retrains = np.array([[after[*place, seed] for seed in check.seeds] for place in draws])
+            retrains = np.array([[after[*place, seed] for seed in seeds] for place in draws])
             margins = retrains[..., 0].mean(0)
             correct = retrains[..., 1].mean(0)
             change, interval = paired(margins - start[:, 0])

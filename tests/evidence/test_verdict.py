@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from attribution.evidence.counterfactual import same_groups
+from attribution.evidence.counterfactual import Removals, same_groups
 from attribution.evidence.verdict import (
     CONTROL,
     Check,
@@ -26,7 +26,15 @@ def data(labels, regression=False):
 
 
 def check(direction: str) -> Check:
-    return Check("ekfac", direction, [5, 12], list(range(100, 105)), [0], 2, 0)
+    removals = Removals(
+        counts=[5, 12],
+        num_targets=1,
+        base_seeds=range(1),
+        retrain_seeds=range(100, 105),
+        carry_forward=False,
+        direction=direction,
+    )
+    return Check("ekfac", removals, 2, 0)
 
 
 @pytest.mark.parametrize("direction", ["helpful", "harmful"])
