@@ -106,7 +106,7 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
     task = task_named(data_name)
     if data_name == "demo" and dataset_path is None:
         label = datasets.ClassLabel(names=demo.LABEL_NAMES)
-        rows = demo.make_rows()
+        rows = demo.read_rows()
         tables = {split: datasets.Dataset.from_dict(columns) for split, columns in rows.items()}
         return datasets.DatasetDict(tables).cast_column("label", label)
     tables = open_tables(dataset_path or DEFAULT_DATASET, data_name)

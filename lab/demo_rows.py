@@ -1,18 +1,22 @@
-"""Embedded data set `demo`: short reviews with a two-class label, and the recorded truth.
+"""Rows of the embedded data set `demo`, made from tables of words and a seed.
 
-Every sentence is made here, from the tables below and a seed: an opener, a subject of one topic,
-one or two words of judgement, and a close. What counts as praise depends on the topic ("cold"
-praises a beer and condemns a soup), so a model must learn each topic from its own training rows,
-and the rows that shaped a prediction are, with luck, rows about the same topic. In the training set
-5 % of the labels are flipped on purpose; the columns `topic` and `flipped` record the truth.
+    python -m lab.demo_rows           # writes demo/rows/train.csv and validation.csv again
 
-The corpus on which the small BERT in `demo/` was pretrained comes from the same tables and contains
-none of the rows of the data set.
+A sentence has an opener, a subject of one topic, one or two words of judgement, and a close. What
+counts as praise depends on the topic ("cold" praises a beer and condemns a soup), so a model must
+learn each topic from its own training rows, and the rows that shaped a prediction are, with luck,
+rows about the same topic. In the training set 5 % of the labels are flipped on purpose; the columns
+`topic` and `flipped` record the truth.
+
+The corpus on which the small BERT in `demo/` was pretrained (`lab/pretrain_demo.py`) comes from the
+same tables and contains none of these rows.
 """
 
+import csv
 import random
 
-LABEL_NAMES = ["negative", "positive"]
+from attribution.data.demo import FOLDER
+
 NUM_TRAIN = 1000
 NUM_VALIDATION = 100
 FLIP_SHARE = 0.05
@@ -185,3 +189,18 @@ def _new_row(generator: random.Random, seen: set[str]) -> tuple[str, int, str]:
         if sentence not in seen:
             seen.add(sentence)
             return sentence, label, topic
+
+
+def main() -> None:
+    """Writes the rows of both splits."""
+    for split, columns in make_rows().items():
+        path = FOLDER / f"{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
     python -m lab.pretrain_demo           # writes weights, configuration and vocabulary to demo/
     python -m lab.pretrain_demo --output_dir /tmp/bert --num_epochs 2
 
-The sentences come from the tables of `attribution.data.demo`; none of them is a row of the demo's
+The sentences come from the tables of `lab/demo_rows.py`; none of them is a row of the demo's
 data set. Most end in a verdict, which no row has: from verdicts the encoder learns what the words
 of praise have in common. Of the chosen tokens 80 % become [MASK], 10 % a random token, and 10 %
 stay, as in BERT (arXiv:1810.04805, section 3.1). BERT chooses 15 % of all tokens; here it is half
@@ -21,7 +21,7 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
-from attribution.data import demo
+from lab import demo_rows as demo
 from pipeline import DEMO_MODEL
 
 CORPUS_SEED = 77

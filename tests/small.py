@@ -6,10 +6,10 @@ import datasets
 import torch
 import transformers as tf
 
-from attribution.data.demo import LABEL_NAMES, make_rows
+from attribution.data.demo import LABEL_NAMES, read_rows
 from pipeline import DEMO_MODEL, TASKS
 
-ROWS = make_rows()
+ROWS = read_rows()
 SIZES = {"train": 24, "validation": 12}
 SHAPE = {
     "hidden_size": 32,

@@ -35,7 +35,7 @@ def refused(capsys, main, *argv: str) -> str:
 
 
 def reviews(count: int = 60) -> Dataset:
-    rows = demo.make_rows()["train"]
+    rows = demo.read_rows()["train"]
     stars = [("one", "five")[label] for label in rows["label"][:count]]
     return Dataset.from_dict(
         {"id": list(range(count)), "text": rows["sentence"][:count], "stars": stars}

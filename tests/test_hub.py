@@ -15,7 +15,7 @@ from hub_standin import serve
 from running import ROOT, save_tables
 
 from attribution import hub as hub_module
-from attribution.data.demo import LABEL_NAMES, make_rows
+from attribution.data.demo import LABEL_NAMES, read_rows
 from attribution.files import Refused
 from pipeline import DEMO_MODEL
 
@@ -41,7 +41,7 @@ def hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     tables: dict[str, dict] = {"sst2": {}, "rte": {}}
     for task, columns in (("sst2", ("sentence",)), ("rte", ("sentence1", "sentence2"))):
-        for split, rows in make_rows().items():
+        for split, rows in read_rows().items():
             table = dict.fromkeys(columns, rows["sentence"][:96]) | {"label": rows["label"][:96]}
             data = datasets.Dataset.from_dict(table).cast_column(
                 "label", datasets.ClassLabel(names=LABEL_NAMES)

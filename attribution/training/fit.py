@@ -4,7 +4,6 @@ metrics.
 Symbols: N rows, C classes.
 """
 
-import tempfile
 import time
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.draws import uniform_hash
 from attribution.processes import ALONE, Processes
-from attribution.training.metrics import GlueMetric
+from attribution.training.metrics import compute_metrics
 from attribution.training.resume import SEEDS_APART, Progress, add_up, share_of
 from pipeline import compute_loss, compute_margin, model_inputs
 
@@ -238,9 +237,6 @@ def evaluate_model(
     labels = torch.from_numpy(dataset.labels)
     task = dataset.task
     predictions = logits.squeeze(-1) if task.regression else logits.argmax(-1)
-    # evaluate makes a folder even if it keeps everything in memory
-    with tempfile.TemporaryDirectory() as folder:
-        metric = GlueMetric(task.metrics, task.regression, cache_dir=folder)
-        result = metric.compute(predictions=predictions.numpy(), references=dataset.labels)
+    result = compute_metrics(task.metrics, predictions.numpy(), dataset.labels)
     result["loss"] = compute_loss(logits, labels).item() / len(dataset)
     return result | {"margin": compute_margin(logits, labels).mean().item()}

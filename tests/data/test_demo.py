@@ -3,12 +3,13 @@
 import hashlib
 import json
 
-from attribution.data.demo import FLIP_SHARE, TOPICS, make_rows
+from attribution.data.demo import read_rows
+from lab.demo_rows import FLIP_SHARE, TOPICS, make_rows
 from pipeline import DEMO_MODEL
 
 
 def test_rows_are_the_same_every_time_and_distinct():
-    rows = make_rows()
+    rows = read_rows()
     assert rows == make_rows()
     assert hashlib.sha256(json.dumps(rows).encode()).hexdigest().startswith("9d31629e4726a6d6")
     sentences = rows["train"]["sentence"] + rows["validation"]["sentence"]
@@ -16,9 +17,9 @@ def test_rows_are_the_same_every_time_and_distinct():
 
 
 def test_recorded_flips_are_the_wrong_labels():
-    train = make_rows()["train"]
+    train = read_rows()["train"]
     assert sum(train["flipped"]) == FLIP_SHARE * 1000
-    assert not any(make_rows()["validation"]["flipped"])
+    assert not any(read_rows()["validation"]["flipped"])
     for sentence, label, topic, flipped in zip(*train.values(), strict=True):
         words = set(sentence.rstrip(".").replace(",", "").split())
         _, praise, blame = (set(part.split(",")) for part in TOPICS[topic].split("|"))
@@ -27,7 +28,7 @@ def test_recorded_flips_are_the_wrong_labels():
 
 
 def test_both_classes_and_all_topics_occur():
-    train = make_rows()["train"]
+    train = read_rows()["train"]
     assert 450 < sum(train["label"]) < 550
     assert set(train["topic"]) == set(TOPICS)
 

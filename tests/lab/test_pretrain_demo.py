@@ -1,6 +1,6 @@
 """The demo's BERT never saw a row of the demo's data set."""
 
-from attribution.data.demo import make_rows
+from lab.demo_rows import make_rows
 from lab.pretrain_demo import make_corpus
 
 
