@@ -40,8 +40,7 @@ from attribution.show.asking import (
 )
 from attribution.show.listing import FORMAT, check_index, default_format
 from attribution.show.report import write_report
-from attribution.training.recipe import MAX_QUERIES, add_data_arguments, add_query_arguments
-from attribution.training.run import Run
+from attribution.training.run import MAX_QUERIES, Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
 
 

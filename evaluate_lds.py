@@ -30,14 +30,8 @@ from attribution.evidence.study import (
 from attribution.files import Refused
 from attribution.show import plotting, results, tables
 from attribution.show.listing import show_query_lds
-from attribution.training.recipe import (
-    add_data_arguments,
-    add_query_arguments,
-    add_recipe_arguments,
-    check_recipe,
-    recipe_of,
-)
-from attribution.training.run import Run
+from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
+from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
 
 

@@ -1,6 +1,6 @@
 """GLUE tasks, data sets, batches, BERT, and the margin, for all scripts.
 
-    from pipeline import construct_bert, get_dataloader, get_glue_dataset
+    from pipeline import construct_bert, get_glue_dataset
     train = get_glue_dataset("rte", "train")                      # from the hub: nyu-mll/glue
     train = get_glue_dataset("rte", "train", dataset_path="DIR")  # DIR/rte/train-*.parquet
     model = construct_bert("rte")
@@ -17,12 +17,11 @@ import huggingface_hub
 import torch
 import transformers
 from kronfluence.task import Task
-from torch.utils.data import DataLoader
 
 from attribution import models
 from attribution.cli import did_you_mean
 from attribution.data import demo
-from attribution.data.dataset import GlueDataset, collate, tokenize
+from attribution.data.dataset import GlueDataset, tokenize
 from attribution.data.tables import GlueTask, check_splits, check_texts, labels_of, open_tables
 from attribution.draws import fisher_column, fisher_columns, sample_labels, uniform_hash
 from attribution.files import Refused
@@ -172,18 +171,6 @@ def get_glue_dataset(
         )
     encoded = tokenize(table, task.columns, tokenizer, max_length, cache)
     return GlueDataset(table, task, labels, {name: encoded[name] for name in inputs or encoded})
-
-
-def get_dataloader(
-    data_name: str,
-    batch_size: int,
-    split: str,
-    indices: list[int] | None = None,
-    **dataset_arguments,
-) -> DataLoader:
-    """Batches of one split in the order of its rows, each padded to its longest row."""
-    dataset = get_glue_dataset(data_name, split, indices, **dataset_arguments)
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
 
 
 # --- the model ------------------------------------------------------------------------------------

@@ -38,14 +38,8 @@ from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
 from attribution.show.listing import show_removed
-from attribution.training.recipe import (
-    add_data_arguments,
-    add_query_arguments,
-    add_recipe_arguments,
-    check_recipe,
-    recipe_of,
-)
-from attribution.training.run import Run
+from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
+from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
 
 REMOVALS = [20, 40, 60, 80, 100, 120]

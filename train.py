@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 
 from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
+from attribution.engine.modules import check_attribution
 from attribution.files import Refused, exclusive
-from attribution.influence.support import check_attribution
 from attribution.models import fingerprint_of_start, name_classes
 from attribution.processes import (
     TIMEOUT,
@@ -42,14 +42,15 @@ from attribution.training.data import Tables, add_custom_arguments, open_tables,
 from attribution.training.fit import evaluate_model
 from attribution.training.members import Members
 from attribution.training.metrics import doubts
-from attribution.training.recipe import (
-    RECIPE,
+from attribution.training.recipe import RECIPE, add_recipe_arguments, check_recipe, recipe_of
+from attribution.training.run import (
+    Run,
+    absolute,
     add_data_arguments,
-    add_recipe_arguments,
-    check_recipe,
-    recipe_of,
+    check_place,
+    refuse_replacing,
+    save_run,
 )
-from attribution.training.run import Run, absolute, check_place, refuse_replacing, save_run
 from pipeline import MAX_LENGTH, construct_bert, get_tokenizer, quiet_libraries
 
 

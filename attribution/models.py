@@ -202,9 +202,3 @@ def check_tokens(model: nn.Module, *sets: GlueDataset) -> None:
                     f"the tokenizer makes {name} up to {highest}, but the model knows "
                     f"{known[name]}; name the model's tokenizer with --tokenizer_name_or_path"
                 )
-
-
-def open_trained(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """Trained model of a run's folder, float32, on the device."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    return model.to(device)

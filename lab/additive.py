@@ -37,8 +37,7 @@ from attribution.files import Refused
 from attribution.influence.stored import scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, share_of, with_interval
-from attribution.training.recipe import add_data_arguments, add_query_arguments
-from attribution.training.run import Run
+from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from lab.common import add_tuning_arguments, from_query, noise_ceiling
 from pipeline import quiet_libraries
 

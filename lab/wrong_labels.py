@@ -32,14 +32,12 @@ from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
 from attribution.files import Refused
-from attribution.influence.stored import stored_self_influence
-from attribution.models import open_trained
+from attribution.influence.stored import read_scores, why_stale
 from attribution.processes import choose_device
 from attribution.show import results
 from attribution.show.tables import markdown, wrong_label_rows, wrong_labels_text
 from attribution.training.members import Members, open_members
-from attribution.training.recipe import add_data_arguments
-from attribution.training.run import Run
+from attribution.training.run import Run, add_data_arguments
 from lab.common import write_tables
 from pipeline import TASKS, load_tables, quiet_libraries
 
@@ -118,6 +116,12 @@ def write(args) -> None:
     print(f"wrote {args.write}: {len(rows):,} of {count:,} training labels are made wrong")
 
 
+def stored_self_influence(run: Run) -> dict[str, np.ndarray]:
+    """Stored self-influence (N,) of this run's weights and rows, by name."""
+    paths = sorted(run.folder.glob("influence/scores/*/self_scores.json"))
+    return {path.parent.name: read_scores(path) for path in paths if not why_stale(path, run)}
+
+
 def unseen_losses(args, run: Run, train) -> np.ndarray:
     """(N,): the loss of each row under a model that was trained without its fold."""
     where = {"model_name_or_path": args.model_name_or_path, "jobs_per_device": args.jobs_per_device}
@@ -150,7 +154,7 @@ def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarr
 def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
     """Name -> ranking (N,), suspicious rows high."""
     members = open_members(run, Members(args.num_members))
-    losses = [wrong_labels.row_losses(open_trained(member.folder), train) for member in members]
+    losses = [wrong_labels.row_losses(member.model(), train) for member in members]
     stored = stored_self_influence(run)
     found = {f"self-influence, {name}": values for name, values in stored.items()} | {
         "loss, one model": losses[0]
@@ -160,7 +164,7 @@ def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
     found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(
         args, run, train
     )
-    (features,) = represent(open_trained(run.folder), train)
+    (features,) = represent(run.model(), train)
     found["disagreement of the nearest rows"] = neighbour_disagreement(features, train.labels)
     found["rare label"] = rarity(train.labels)
     return found

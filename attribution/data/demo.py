@@ -19,7 +19,7 @@ def read_rows() -> dict[str, dict[str, list]]:
     trained on), `topic`, `flipped` (True if the label is not the one that the sentence was made
     for; never in `validation`).
     """
-    splits = {}
+    splits: dict[str, dict[str, list]] = {}
     for split in ("train", "validation"):
         with open(FOLDER / f"{split}.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -6,7 +6,7 @@ each recorded once it is finished.
 """
 
 import functools
-import time
+import math
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -17,27 +17,21 @@ from safetensors.torch import load_file
 
 from attribution.data.dataset import GlueDataset, collate
 from attribution.engine.analyzer import FolderAnalyzer
-from attribution.engine.memory import parameters_of, shapes_of
-from attribution.engine.resume import PATIENCE, Work
+from attribution.engine.memory import PART_MADDS, parameters_of, shapes_of
+from attribution.engine.resume import Work
 
 
 def plan_partitions(
     analyzer: FolderAnalyzer, kind: str, rows: int, tokens: int, queries: int
 ) -> dict[str, int]:
-    """{"partitions"}: data partitions of "factors", "pairwise" or "self", so that a killed process
-    loses about PATIENCE seconds.
+    """{"partitions"}: data partitions of "factors", "pairwise" or "self": some minutes each.
 
-    Multiply-adds: 6 P a token for a factor phase, and P a row and query for pairwise scores; at a
-    tenth of the rate that a matrix product reaches here, to be on the safe side.
+    Multiply-adds: 6 P a token for a factor phase, and P a row and query for pairwise scores.
     """
-    x = torch.randn(1024, 1024, device=analyzer.state.device)
-    (x @ x).sum().item()
-    start = time.perf_counter()
-    (x @ x @ x @ x).sum().item()
-    rate = 0.1 * 3 * 1024**3 / (time.perf_counter() - start)
     work = 6 * tokens if kind != "pairwise" else rows * queries + 3 * tokens
     madds = parameters_of(shapes_of(analyzer.model)) * work
-    return {"partitions": int(min(rows, max(1, -(-madds // (rate * PATIENCE)))))}
+    parts = math.ceil(madds / PART_MADDS[analyzer.state.device.type])
+    return {"partitions": min(rows, max(1, parts))}
 
 
 def loading(width: int, **batch_sizes: int) -> dict:

@@ -17,8 +17,7 @@ from attribution.files import Refused
 from attribution.influence.stored import StoredScores, find_scores, scores_named, seeds_of
 from attribution.training.members import mean_of
 from attribution.training.queries import predict_run
-from attribution.training.recipe import queries_flag
-from attribution.training.run import Run
+from attribution.training.run import Run, queries_flag
 
 REFERENCE = "ekfac"  # the score with which each is compared
 TOP = 10  # rows of a query that count as its largest

@@ -20,12 +20,10 @@ from attribution.evidence.retraining import (
 )
 from attribution.evidence.store import Job, Results, Store
 from attribution.files import Refused, read_json, write_json
-from attribution.models import open_trained
 from attribution.processes import choose_device, name_of, rank_and_size
 from attribution.training.fit import fit, predict
 from attribution.training.queries import predict_run
-from attribution.training.recipe import MAX_QUERIES
-from attribution.training.run import Run
+from attribution.training.run import MAX_QUERIES, Run
 
 
 def add_start_argument(group) -> None:
@@ -162,7 +160,7 @@ def models_of(run: Run, model_name_or_path: str | None) -> Models:
         name = model_name_or_path or run.find_again("model_name_or_path", "the start model")
         return open_start(run, name).to(choose_device())
 
-    return Models(functools.cache(lambda: open_trained(run.folder, choose_device())), start)
+    return Models(functools.cache(lambda: run.model(choose_device())), start)
 
 
 # --- adopted models -------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from kronfluence.analyzer import prepare_model as prepare_stock_model
 from attribution.data.dataset import GlueDataset
 from attribution.engine import factors, memory, modules, scoring, stock
 from attribution.engine.analyzer import EigenAnalyzer, FolderAnalyzer
+from attribution.engine.modules import check_attribution
 from attribution.engine.resume import Work
 from attribution.files import (
     Refused,
@@ -37,8 +38,6 @@ from attribution.influence.settings import (
     make_score_arguments,
 )
 from attribution.influence.stored import ScoreFolder
-from attribution.influence.support import check_attribution
-from attribution.models import open_trained
 from attribution.processes import ALONE, Processes, choose_device, name_of
 from attribution.provenance import environment
 from attribution.training.members import fingerprint_of_members, mean_of, open_members
@@ -94,7 +93,7 @@ class Analysis:
         """kronfluence's Analyzer around the trained model, made when something must be computed."""
         settings = self.settings
         folder = self.run.folder
-        model = open_trained(folder)
+        model = self.run.model()
         if fingerprint_of_tensors(model.state_dict()) != self.run.weights:
             raise Refused(
                 f"the weights in {folder} are not those that run.json describes; train again"

@@ -16,8 +16,7 @@ from kronfluence.arguments import FactorArguments, ScoreArguments
 from attribution.cli import check_numbers, flags_of, option, shown_value
 from attribution.files import Refused
 from attribution.training.members import Members
-from attribution.training.recipe import queries_flag
-from attribution.training.run import Run
+from attribution.training.run import Run, queries_flag
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 KINDS = ("factors", "self", "pairwise")

@@ -177,12 +177,6 @@ def recorded_queries(run: Run, name: str) -> int | None:
     return int(given) if given.isdigit() else None
 
 
-def stored_self_influence(run: Run) -> dict[str, np.ndarray]:
-    """Stored self-influence (N,) of this run's weights and rows, by name."""
-    paths = sorted(run.folder.glob("influence/scores/*/self_scores.json"))
-    return {path.parent.name: read_scores(path) for path in paths if not why_stale(path, run)}
-
-
 def why_stale(path: Path, run: Run, query_rows: str | None = None) -> str | None:
     """Reason why stored scores do not count for this run; None if they do.
 

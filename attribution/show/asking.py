@@ -19,13 +19,11 @@ from attribution.evidence.calibration import random_subsets, slope
 from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, printable, read_json
 from attribution.influence.analysis import Influence
-from attribution.models import open_trained
 from attribution.processes import choose_device
 from attribution.show import listing
 from attribution.show.listing import Context, Query
 from attribution.training.queries import Questions, ask, predict_run, read_queries
-from attribution.training.recipe import queries_flag
-from attribution.training.run import Run
+from attribution.training.run import Run, queries_flag
 
 
 def add_asking_arguments(parser: Parser) -> None:
@@ -317,6 +315,6 @@ def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
         return
     losses = None
     if truth_of(influence.train) is not None:
-        models = [open_trained(one.run.folder, choose_device()) for one in influence.analyses]
+        models = [one.run.model(choose_device()) for one in influence.analyses]
         losses = np.mean([row_losses(model, influence.train) for model in models], axis=0)
     listing.show_self_influence(influence.train, self_scores, view.top_k, losses)

@@ -13,7 +13,6 @@ KINDS = {
 ASIDES = {
     "rows_at_top": "rows in all top 10s",
     "spearman_with_ekfac": "Spearman with ekfac",
-    "spearman_with_start": "with its own start",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from attribution.files import Refused, describe_parts, exclusive, printable
-from attribution.models import name_classes, open_trained
+from attribution.models import name_classes
 from attribution.processes import ALONE, Processes, choose_device
 from attribution.training.data import RowsOfRun
 from attribution.training.fit import Diverged, evaluate_model, fit, steps_of
@@ -69,7 +69,7 @@ class Trainer:
             print(f"{folder} is there and is kept")
             run = Run.read(folder)
             if run and not run.evaluation:  # train.py was killed between saving and evaluation
-                self.evaluate(folder, open_trained(folder, choose_device()))
+                self.evaluate(folder, run.model(choose_device()))
             return
         announce_replacement(folder, record)
         resumed = {name: record[name] for name in RESUMED if name in record}

@@ -23,7 +23,6 @@ from attribution.data.custom import name_of_label
 from attribution.data.dataset import GlueDataset
 from attribution.data.tables import GlueTask, number_of
 from attribution.files import Refused, printable, write_json
-from attribution.models import open_trained
 from attribution.processes import choose_device
 from attribution.training.fit import predict
 from attribution.training.run import Run
@@ -99,7 +98,7 @@ def tokenize_queries(run: Run, texts: list[list[str]], labels: list) -> GlueData
 
 def predict_run(run: Run, data: GlueDataset) -> torch.Tensor:
     """Logits (N, C) of the run's model, float32."""
-    return predict(open_trained(run.folder, choose_device()), data)
+    return predict(run.model(choose_device()), data)
 
 
 def read_label(value, task: GlueTask) -> float | int:

@@ -4,7 +4,6 @@
 """
 
 import argparse
-from pathlib import Path
 
 from attribution.cli import Parser, check_numbers
 from attribution.files import Refused
@@ -32,64 +31,6 @@ RECIPE_HELP = {
     "use_half_precision": "bfloat16 autocast",
 }
 SCHEDULES = ("constant", "linear")
-MAX_QUERIES = 2000
-
-
-def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
-    """Adds the group "data" (places of data and runs), and returns it for more arguments."""
-    group = parser.group("data")
-    add = group.add_argument
-    add(
-        "--dataset_name",
-        required=True,
-        metavar="NAME",
-        help=f"one of {', '.join(TASKS)}, or a new name for custom rows",
-    )
-    add(
-        "--dataset_path",
-        metavar="PATH",
-        help="folder or hub id that datasets.load_dataset(path, task) opens (nyu-mll/glue; demo: "
-        "embedded; after train.py: as in training); for custom rows also a CSV, JSONL or Parquet "
-        "file",
-    )
-    add(
-        "--checkpoint_dir",
-        type=Path,
-        default=Path("checkpoints"),
-        metavar="DIR",
-        help="folder of the runs, one folder a data set (checkpoints)",
-    )
-    return group
-
-
-def queries_flag(max_queries: int | None, first_query: int | None = None) -> str:
-    """Arguments of a suggested command, as ` --first_query 200 --max_queries 50`; empty for None
-    and for defaults.
-    """
-    begin = f" --first_query {first_query}" if first_query else ""
-    return begin + ("" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}")
-
-
-def add_query_arguments(group: argparse._ArgumentGroup, first_query: bool = True) -> None:
-    """Adds the arguments that choose the queries among the validation rows; the same in all scripts
-    that read scores.
-
-    first_query: whether to add the argument of this name.
-    """
-    group.add_argument(
-        "--max_queries",
-        type=int,
-        default=MAX_QUERIES,
-        help=f"number of validation rows that are queries; the same in all scripts ({MAX_QUERIES})",
-    )
-    if first_query:
-        group.add_argument(
-            "--first_query",
-            type=int,
-            default=0,
-            help="begin with this validation row, to choose settings on other queries than those "
-            "of a result (0)",
-        )
 
 
 def add_recipe_arguments(parser: Parser, default: str = "") -> None:

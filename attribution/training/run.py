@@ -5,6 +5,7 @@ recipe, checksums. While a run is being saved its folder has a marker; a folder 
 neither run.json nor marker is external, and is left alone.
 """
 
+import argparse
 import shlex
 import shutil
 from dataclasses import dataclass, field, fields, replace
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from attribution.cli import Parser
 from attribution.data.custom import CustomData, encode, open_custom
 from attribution.data.dataset import GlueDataset
 from attribution.data.tables import GlueTask, check_name, task_from
@@ -29,6 +32,7 @@ from attribution.files import (
 )
 from pipeline import TASKS, get_glue_dataset, load_tables, unknown_task
 
+MAX_QUERIES = 2000
 MARKER = ".unfinished"
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
 # Parts in which the members of one run agree; they may differ in seed and step.
@@ -183,6 +187,11 @@ class Run:
         tables, _ = open_custom(data, self.dataset_name, self.data["validation_rows"])
         return encode(tables, self.task)
 
+    def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
+        """Trained model, float32, on the device."""
+        model = AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32)
+        return model.to(device)
+
     def find_again(self, name: str, what: str) -> str | None:
         """Folder, file or hub id that training was given as the argument `name`.
 
@@ -285,3 +294,63 @@ def is_external(folder: Path) -> bool:
 def absolute(name: str | None) -> str | None:
     """Absolute path of a folder or file as given; None for a hub id or None."""
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else None
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
+    """Adds the group "data" (places of data and runs), and returns it for more arguments."""
+    group = parser.group("data")
+    add = group.add_argument
+    add(
+        "--dataset_name",
+        required=True,
+        metavar="NAME",
+        help=f"one of {', '.join(TASKS)}, or a new name for custom rows",
+    )
+    add(
+        "--dataset_path",
+        metavar="PATH",
+        help="folder or hub id that datasets.load_dataset(path, task) opens (nyu-mll/glue; demo: "
+        "embedded; after train.py: as in training); for custom rows also a CSV, JSONL or Parquet "
+        "file",
+    )
+    add(
+        "--checkpoint_dir",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="folder of the runs, one folder a data set (checkpoints)",
+    )
+    return group
+
+
+def queries_flag(max_queries: int | None, first_query: int | None = None) -> str:
+    """Arguments of a suggested command, as ` --first_query 200 --max_queries 50`; empty for None
+    and for defaults.
+    """
+    begin = f" --first_query {first_query}" if first_query else ""
+    return begin + ("" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}")
+
+
+def add_query_arguments(group: argparse._ArgumentGroup, first_query: bool = True) -> None:
+    """Adds the arguments that choose the queries among the validation rows; the same in all scripts
+    that read scores.
+
+    first_query: whether to add the argument of this name.
+    """
+    group.add_argument(
+        "--max_queries",
+        type=int,
+        default=MAX_QUERIES,
+        help=f"number of validation rows that are queries; the same in all scripts ({MAX_QUERIES})",
+    )
+    if first_query:
+        group.add_argument(
+            "--first_query",
+            type=int,
+            default=0,
+            help="begin with this validation row, to choose settings on other queries than those "
+            "of a result (0)",
+        )

@@ -10,10 +10,10 @@ from transformers import AutoModelForSequenceClassification
 
 import analyze
 import train
+from attribution.engine.modules import check_attribution
 from attribution.evidence.baselines import represent
 from attribution.files import Refused
 from attribution.influence.stored import find_scores
-from attribution.influence.support import check_attribution
 from attribution.training.run import Run
 from pipeline import InfluenceTask, construct_bert, model_inputs
 
