@@ -18,9 +18,10 @@ import run_counterfactual
 import train
 from attribution.cli import run_script
 from attribution.evidence.ground_truth import draw_masks
-from attribution.influence.stored import stored_self_influence, why_stale
+from attribution.influence.stored import why_stale
 from attribution.training.members import Members, draw_share, mean_of
 from attribution.training.run import Run
+from lab.wrong_labels import stored_self_influence
 
 SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]

@@ -9,10 +9,9 @@ from running import SMALL, analyze_quickly, refusal, save_tables, tamper
 
 import train
 from attribution.files import Refused
-from attribution.influence.stored import stored_self_influence
 from attribution.training.run import Run
 from lab import wrong_labels
-from lab.wrong_labels import corrupt, draw
+from lab.wrong_labels import corrupt, draw, stored_self_influence
 from pipeline import TASKS, load_tables
 
 
