@@ -1,6 +1,4 @@
-"""What stands behind the scripts, in wings; a file imports only from floors below its own, or from
-its own wing.
-"""
+"""Implementation in layers: each package imports only from those below it (CONTRIBUTING.md)."""
 
 import sys
 

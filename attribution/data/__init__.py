@@ -1,1 +1,1 @@
-"""Rows: tables as users bring them, the tasks that they belong to, and tokenized data sets."""
+"""Rows: tables as users bring them, their tasks, and tokenized data sets."""

@@ -1,3 +1,1 @@
-"""Fast exact influence scores on top of kronfluence; knows no run, no argument and no name of
-stored scores.
-"""
+"""Fast exact influence scores on top of kronfluence; knows no run, argument or name of scores."""

@@ -1,1 +1,1 @@
-"""Is it true? Retraining, statistics, and baselines."""
+"""Evidence about scores: retrains, statistics, baselines, verdicts."""

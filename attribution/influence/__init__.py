@@ -1,1 +1,1 @@
-"""Factors and scores: kronfluence, made faster and resumable."""
+"""Scores of a run: settings, fingerprints, stored results."""

@@ -1,1 +1,1 @@
-"""Listings, tables, figures and reports."""
+"""Output for people: listings, tables, figures, pages."""

@@ -1,1 +1,1 @@
-"""How a model is trained, and the run that training leaves."""
+"""Runs: recipe, training, members, queries, and the folder that training leaves."""
