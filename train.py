@@ -23,7 +23,7 @@ from pathlib import Path
 
 from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
 from attribution.engine.modules import check_attribution
-from attribution.files import Refused, exclusive
+from attribution.files import Refused, exclusive, fingerprint_of_tensors
 from attribution.models import fingerprint_of_start, name_classes
 from attribution.processes import (
     TIMEOUT,
@@ -48,7 +48,6 @@ from attribution.training.run import (
     absolute,
     add_data_arguments,
     check_place,
-    refuse_replacing,
     save_run,
 )
 from pipeline import MAX_LENGTH, construct_bert, get_tokenizer, quiet_libraries
@@ -167,7 +166,12 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
     known = any(value is not None for value in stated)
     start = fingerprint_of_start(open_start(args, tables, 0)) if known else None
     model = name_classes(model, tables.task).to(device)
-    refuse_replacing(folder, model, args.overwrite)
+    run = Run.read(folder)
+    if run and not args.overwrite and run.weights != fingerprint_of_tensors(model.state_dict()):
+        raise Refused(
+            f"{folder} holds another run; pass --overwrite to replace it, or use another "
+            "--checkpoint_dir"
+        )
     results = evaluate_splits(model, rows, args.eval_batch_size)
     seen = evaluate_model(model, rows.train, args.eval_batch_size)
     record = rows.record | describe_start(args, start, rows.record) | environment(device)
@@ -236,7 +240,8 @@ def main(argv=None) -> None:
     """Fine-tunes and evaluates a model, or adopts one, and saves the run."""
     quiet_libraries()
     args = parse_args(argv)
-    several = options_of(Members, args).several_trainings
+    # With several trainings, each process works on checkpoints alone.
+    several = args.num_members > 1 or args.member_share < 1
     with launched(TRAINING_TIMEOUT if several else TIMEOUT) as processes:
         check_launcher(choose_device(), processes)
         folder = args.checkpoint_dir / args.dataset_name

@@ -1,7 +1,6 @@
 """Command lines: parsers, options that are dataclass fields, checks of values, exit statuses."""
 
 import argparse
-import copy
 import dataclasses
 import difflib
 import errno
@@ -48,14 +47,12 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Help text without the rare arguments and the epilog, unless all is to be shown."""
-        if self.show_all:
-            return super().format_help()
-        short = copy.copy(self)
-        short._action_groups = [copy.copy(group) for group in self._action_groups]
-        for group in short._action_groups:
-            group._group_actions = [a for a in group._group_actions if a.dest not in self.rare]
-        short.epilog = "--help_all shows every argument." if self.rare else None
-        return super(Parser, short).format_help()
+        if not self.show_all:
+            for action in self._actions:
+                if action.dest in self.rare:
+                    action.help = argparse.SUPPRESS
+            self.epilog = "--help_all shows every argument." if self.rare else None
+        return super().format_help()
 
     def error(self, message: str):
         """Raises Refused: a wrong argument ends like other refused input."""
@@ -96,8 +93,14 @@ def option(
     fingerprint: kind of result that depends on it, see `influence.settings`. argument: further
     keywords of `add_argument`.
     """
-    metadata = {"help": help, "group": group, "rare": rare, "name": name}
-    metadata |= {"fingerprint": fingerprint, "argument": argument}
+    metadata = {
+        "help": help,
+        "group": group,
+        "rare": rare,
+        "name": name,
+        "fingerprint": fingerprint,
+        "argument": argument,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -155,9 +155,7 @@ def checksums(paths) -> dict[str, str]:
 
 def intact(folder: Path, recorded: dict[str, str] | None) -> bool:
     """Whether every recorded file (name -> SHA-256) is in the folder, unchanged."""
-    if recorded is None:
-        return False
-    return all(
+    return recorded is not None and all(
         (folder / name).is_file() and sha256_of(folder / name) == digest
         for name, digest in recorded.items()
     )
@@ -208,25 +206,23 @@ def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, name: str = ".lock", shared: bool = False, wait_for: str | None = None):
+def exclusive(folder: Path, name: str = ".lock", wait_for: str | None = None):
     """Context in which this process holds the lock file `name` of the folder.
 
-    shared: several processes that ask for a shared lock may hold it together. wait_for: name of
-    the thing to wait for if another process holds the lock; without it that raises Refused. A file
-    system without locks gives a warning and no protection.
+    wait_for: name of the thing to wait for if another process holds the lock; without it that
+    raises Refused. A file system without locks gives a warning and no protection.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with open(folder / name, "w") as file:
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if wait_for is None:
                 raise Refused(
                     f"another process is working in {folder}; wait for it to end"
                 ) from None
             print(f"waiting for {wait_for}, on which another process is working", file=sys.stderr)
-            fcntl.flock(file, kind)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -246,7 +242,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-# --- snapshots of long work --------------------------------------------------------------------------
+# --- snapshots of long work -----------------------------------------------------------------------
 
 
 def write_snapshot(path: Path, record: dict, tensors: dict[str, torch.Tensor]) -> None:

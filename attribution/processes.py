@@ -122,8 +122,8 @@ def here() -> Processes:
     """Place of this process in its launch. Raises Refused if the launcher does not tell it."""
     rank, count = rank_and_size()
     if count > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
-        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-        local_count = local_count or min(count, torch.cuda.device_count() or count)
+        gpus = torch.cuda.device_count()
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", min(count, gpus or count)))
         return Processes(rank, count, int(os.environ.get("LOCAL_RANK", "0")), local_count)
     if count > 1 or max(int(os.environ.get(name, "1")) for name in OTHER_LAUNCHERS) > 1:
         raise Refused(
@@ -228,7 +228,7 @@ def share_out(weights: list[float], count: int) -> list[list[int]]:
     """
     shares: list[list[int]] = [[] for _ in range(count)]
     loads = [0.0] * count
-    for i in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+    for i in sorted(range(len(weights)), key=lambda i: -weights[i]):
         least = loads.index(min(loads))
         shares[least].append(i)
         loads[least] += weights[i]

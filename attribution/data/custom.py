@@ -58,13 +58,16 @@ def open_custom(
     (`validation` where there are several), a second file, or a share of the only split. Raises
     Refused if a split, a column or rows are missing.
     """
-    splits = open_splits(data.path, name)
+    if Path(data.path).is_file():
+        splits = {"train": open_file(Path(data.path))}
+    else:
+        splits = dict(open_tables(data.path, name))
     if "train" not in splits and len(splits) > 1:
         raise Refused(
             f"the data set {data.path!r} has no split 'train' (it has {', '.join(splits)})"
         )
-    table = splits["train"] if "train" in splits else next(iter(splits.values()))
-    train = choose_columns(table, data, "train")
+    first = next(iter(splits.values()))
+    train = choose_columns(splits.get("train", first), data, "train")
     wanted = data.validation_split
     share = SHARE if wanted is None and len(splits) == 1 else parse_share(wanted)
     if drawn is None and share is not None:
@@ -90,13 +93,6 @@ def open_custom(
     return datasets.DatasetDict({"train": train, "validation": valid}), None
 
 
-def open_splits(path: str, name: str) -> dict[str, datasets.Dataset]:
-    """Split name -> table of a file, a folder or a hub id; a single file has one split."""
-    if Path(path).is_file():
-        return {"train": open_file(Path(path))}
-    return dict(open_tables(path, name))
-
-
 def open_file(path: Path) -> datasets.Dataset:
     """Rows of a CSV, TSV, JSONL, JSON or Parquet file.
 
@@ -109,11 +105,9 @@ def open_file(path: Path) -> datasets.Dataset:
     reader = {"tsv": "csv", "jsonl": "json"}.get(kind, kind)
 
     def load() -> tuple[datasets.Dataset, dict]:
-        builder = datasets.load_dataset_builder(reader, data_files=str(path))
-        options = text_options(builder.config)
-        return datasets.load_dataset(
-            reader, data_files=str(path), split="train", **options
-        ), options
+        options = text_options(datasets.load_dataset_builder(reader, data_files=str(path)).config)
+        table = datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+        return table, options
 
     table, options = open_asset(str(path), flag, "file", load)
     if options and (wanted := count_records(path)) != len(table):
@@ -247,10 +241,8 @@ def encode(tables: datasets.DatasetDict, task: GlueTask) -> datasets.DatasetDict
     for split, table in tables.items():
         labels = []
         for row, value in enumerate(label_values(table, split)):
-            if task.regression:
-                label = number_of(value, ())
-            else:
-                label = places.get(name_of_label(value), math.nan)
+            place = places.get(name_of_label(value), math.nan)
+            label = number_of(value, ()) if task.regression else place
             if not math.isfinite(label):
                 shown = printable(str(value))[:80]
                 raise Refused(

@@ -101,15 +101,14 @@ class GlueDataset(torch.utils.data.Dataset):
 
     def first(self, count: int) -> "GlueDataset":
         """Data set of the first `count` rows."""
-        return self if count >= len(self) else self.subset(list(range(count)))
+        return self.window(0, count)
 
     def window(self, start: int, count: int) -> "GlueDataset":
         """Data set of at most `count` rows from `start` on. Raises Refused if there are none."""
         if start >= len(self):
             raise Refused(f"--first_query {start} is not among the {len(self):,} validation rows")
-        if start == 0:
-            return self.first(count)
-        return self.subset(list(range(start, min(start + count, len(self)))))
+        rows = range(len(self))[start : start + count]
+        return self if len(rows) == len(self) else self.subset(list(rows))
 
     def subset(self, rows: list[int]) -> "GlueDataset":
         """Data set of the given rows, in this order."""

@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from attribution.files import Refused, describe_parts, exclusive, printable
+from attribution.files import (
+    Refused,
+    describe_parts,
+    exclusive,
+    printable,
+    read_json,
+    write_json,
+)
 from attribution.models import name_classes
 from attribution.processes import ALONE, Processes, choose_device
 from attribution.training.data import RowsOfRun
@@ -16,7 +23,7 @@ from attribution.training.fit import Diverged, evaluate_model, fit, steps_of
 from attribution.training.members import Members, draw_share, is_trained
 from attribution.training.metrics import doubts
 from attribution.training.resume import Progress
-from attribution.training.run import Run, add_to_run, save_run
+from attribution.training.run import Run, save_run
 
 # Parts of run.json that an interrupted training shares with the one that continues it.
 RESUMED = ("start", "train_rows", "recipe", "seed", "processes", "device", "share")
@@ -65,17 +72,24 @@ class Trainer:
         if share < 1:
             record["share"] = share
         kept = self.members.kept_steps(steps) if share == self.members.member_share else []
+        run = Run.read(folder)
         if not self.members.single and is_trained(folder, record, kept):
             print(f"{folder} is there and is kept")
-            run = Run.read(folder)
             if run and not run.evaluation:  # train.py was killed between saving and evaluation
                 self.evaluate(folder, run.model(choose_device()))
             return
-        announce_replacement(folder, record)
+        if run:
+            parts = ["seed"] * (run.seed != seed) + run.differences(record)
+            if parts:
+                named = describe_parts([part.replace("_", " ") for part in parts])
+                print(
+                    f"{folder} holds a run with {named}; it will be replaced, and its scores will "
+                    "not count any more (another --checkpoint_dir keeps it)"
+                )
         resumed = {name: record[name] for name in RESUMED if name in record}
         if kept:
             resumed["kept"] = kept
-        progress = Progress(folder / ".training", resumed, processes)
+        progress = Progress(folder / ".training" / "progress.json", resumed, processes)
         with exclusive(folder) if processes.main else contextlib.nullcontext():
             model = name_classes(self.start(seed), self.rows.task).to(choose_device())
 
@@ -97,9 +111,12 @@ class Trainer:
         print(f"saved {folder}")
 
     def fit(
-        self, model, rows, seed: int, progress: Progress, processes: Processes, on_step
+        self, model, rows, seed: int, progress: Progress, processes: Processes, save_step
     ) -> None:
-        """Trains the model in place under a progress bar, with a line an epoch."""
+        """Trains the model in place under a progress bar, with a line an epoch.
+
+        save_step(number of steps so far): called after every step.
+        """
         total = self.recipe["num_train_epochs"] * len(rows)
         with tqdm(total=total, unit=" examples", leave=False, disable=not processes.main) as bar:
 
@@ -108,6 +125,10 @@ class Trainer:
                 rate = len(rows) / seconds
                 bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {rate:,.0f} examples/s")
 
+            def report_step(step: int, count: int) -> None:
+                save_step(step)
+                bar.update(count)
+
             try:
                 fit(
                     model,
@@ -115,8 +136,7 @@ class Trainer:
                     rows,
                     seed=seed,
                     on_epoch=report,
-                    on_batch=bar.update,
-                    on_step=on_step,
+                    on_step=report_step,
                     progress=progress,
                     processes=processes,
                     **self.recipe,
@@ -128,22 +148,8 @@ class Trainer:
         """Metrics of a saved checkpoint and doubts about them, which are added to its run.json."""
         results = evaluate_splits(model, self.rows, self.eval_batch_size)
         found = {"evaluation": results, "doubts": doubts(results, self.rows.validation)}
-        add_to_run(folder, **found)
+        write_json(folder / "run.json", (read_json(folder / "run.json") or {}) | found)
         return found
-
-
-def announce_replacement(folder: Path, record: dict) -> None:
-    """Prints in which parts the run that training will replace is another one."""
-    run = Run.read(folder)
-    if run is None:
-        return
-    parts = ["seed"] * (run.seed != record["seed"]) + run.differences(record)
-    if parts:
-        named = describe_parts([part.replace("_", " ") for part in parts])
-        print(
-            f"{folder} holds a run with {named}; it will be replaced, and its scores will not "
-            "count any more (another --checkpoint_dir keeps it)"
-        )
 
 
 def evaluate_splits(model: torch.nn.Module, rows: RowsOfRun, batch_size: int) -> dict[str, dict]:

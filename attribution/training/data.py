@@ -4,6 +4,7 @@ Rows are GLUE's, the demo's, or custom (`attribution/data/custom.py`). The parts
 describe them are made here.
 """
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -137,19 +138,16 @@ def read_rows(
     task = tables.task
     inputs = inputs_of(model, tokenizer)
 
-    def read(split: str, max_samples: int | None = None) -> GlueDataset:
-        return get_glue_dataset(
-            tables.name,
-            split,
-            tokenizer=tokenizer,
-            max_length=length,
-            max_samples=max_samples,
-            tables=tables.splits,
-            inputs=inputs,
-            task=task,
-        )
-
-    train = read("train", limit)
+    read = functools.partial(
+        get_glue_dataset,
+        tables.name,
+        tokenizer=tokenizer,
+        max_length=length,
+        tables=tables.splits,
+        inputs=inputs,
+        task=task,
+    )
+    train = read("train", max_samples=limit)
     validation = {split: read(split) for split in task.validation}
     check_tokens(model, train, *validation.values())
     record = tables.record | {

@@ -72,7 +72,7 @@ def piece_overhead(model: torch.nn.Module, device: torch.device) -> float:
 
 
 def ignore(*_) -> None:
-    """Does nothing when an epoch, a batch or a step has ended."""
+    """Does nothing when an epoch or a step has ended."""
 
 
 def fit(
@@ -90,7 +90,6 @@ def fit(
     freeze_embeddings: bool = False,
     use_half_precision: bool = False,
     on_epoch=ignore,
-    on_batch=ignore,
     on_step=ignore,
     pad_to: int | None = None,
     progress: Progress | None = None,
@@ -99,8 +98,8 @@ def fit(
     """Trains the model in place on the given rows (numbers into dataset) with AdamW, and returns
     it.
 
-    on_epoch(epoch, mean loss per example in nats, seconds), on_batch(rows), on_step(number of steps
-    so far): called after every epoch and step. pad_to: tokens of every batch (None: of its longest
+    on_epoch(epoch, mean loss per example in nats, seconds), on_step(number of steps so far, rows of
+    the step): called after every epoch and step. pad_to: tokens of every batch (None: its longest
     row). progress: where an interrupted training continues. processes: each computes its share of a
     batch. The random state of the process is left as it was. Same arguments, machine, threads and
     processes give the same bits on the CPU. Raises Diverged at the first loss that is not finite.
@@ -136,8 +135,7 @@ def fit(
                 optimizer.step()
                 schedule.step()
                 total += loss
-                on_step(schedule.last_epoch)
-                on_batch(len(batch))
+                on_step(schedule.last_epoch, len(batch))
             watch.look()
             on_epoch(epoch, float(total) / len(rows), time.perf_counter() - began)
             if progress and epoch + 1 < num_train_epochs:
@@ -157,23 +155,22 @@ class LossWatch:
 
     def __init__(self, device: torch.device) -> None:
         self.every = 1 if device.type == "cpu" else 50
-        self.rates: list[float] = []
-        # Step of the first such loss, counted from 1; 0: none yet.
-        self.first = torch.zeros((), dtype=torch.int64, device=device)
+        self.step = 0  # the last one that was looked at
+        self.unseen: list[tuple[torch.Tensor, float]] = []  # losses and learning rates since then
 
     def see(self, loss: torch.Tensor, rate: float) -> None:
         """Notes the next step's loss, a scalar, and its learning rate."""
-        self.rates.append(rate)
-        bad = ~torch.isfinite(loss) & (self.first == 0)
-        self.first = torch.where(bad, len(self.rates), self.first)
-        if len(self.rates) % self.every == 0:
+        self.unseen.append((loss, rate))
+        if len(self.unseen) == self.every:
             self.look()
 
     def look(self) -> None:
         """Raises Diverged if there was such a loss."""
-        step = int(self.first)
-        if step > 0:
-            raise Diverged(step, self.rates[step - 1])
+        for loss, rate in self.unseen:
+            self.step += 1
+            if not loss.isfinite():
+                raise Diverged(self.step, rate)
+        self.unseen.clear()
 
 
 def add_gradients(

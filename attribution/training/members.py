@@ -57,11 +57,6 @@ class Members:
         """Whether there is one checkpoint, the run itself."""
         return (self.num_members, self.member_steps, self.member_share) == (1, 1, 1.0)
 
-    @property
-    def several_trainings(self) -> bool:
-        """Whether a launch trains several checkpoints, each in one process."""
-        return self.num_members > 1 or self.member_share < 1
-
     def trainings(self, folder: Path, seed: int) -> list[tuple[Path, int]]:
         """(folder, seed) of each training. folder and seed: those of the run."""
         whole = self.member_share == 1
@@ -111,13 +106,11 @@ def is_trained(folder: Path, record: dict, steps: Iterable[int] = ()) -> bool:
     """Whether the folder has an intact run of this record (rows, start, recipe, seed) with
     checkpoints after these steps.
     """
-    for place in (folder, *(folder / "steps" / str(step) for step in steps)):
-        run = Run.read(place)
-        if run is None or run.seed != record["seed"] or run.differences(record):
-            return False
-        if not run.intact():
-            return False
-    return True
+    places = (folder, *(folder / "steps" / str(step) for step in steps))
+    return all(
+        run and run.seed == record["seed"] and not run.differences(record) and run.intact()
+        for run in map(Run.read, places)
+    )
 
 
 def open_members(run: Run, members: Members) -> list[Run]:

@@ -75,25 +75,18 @@ def ask(run: Run, texts: list[list[str]], labels: list) -> Questions:
             raise Refused(f"query {i} has an empty text")
     given = [None if label is None else read_label(label, task) for label in labels]
     unlabelled = [i for i, label in enumerate(given) if label is None]
-    data = tokenize_queries(run, texts, [label or 0 for label in given])
-    logits = predict_run(run, data).numpy()
-    data.labels[unlabelled] = np.nan if task.regression else logits[unlabelled].argmax(-1)
-    targets = ["label"] * len(texts)
-    for i in unlabelled:
-        targets[i] = "output" if task.regression else "predicted"
-    return Questions(data, targets, logits)
-
-
-def tokenize_queries(run: Run, texts: list[list[str]], labels: list) -> GlueDataset:
-    """Texts and numeric labels as the run's model reads them."""
-    task = run.task
     features = {name: datasets.Value("string") for name in task.columns}
     features["label"] = datasets.Value("float64" if task.regression else "int64")
-    rows = [[*parts, label] for parts, label in zip(texts, labels, strict=True)]
+    rows = [[*parts, label or 0] for parts, label in zip(texts, given, strict=True)]
     columns = dict(zip(features, map(list, zip(*rows, strict=True)), strict=True))
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     tables = datasets.DatasetDict({task.validation[0]: table})
-    return get_glue_dataset(run.dataset_name, "valid", tables=tables, cache=False, **run.reading())
+    data = get_glue_dataset(run.dataset_name, "valid", tables=tables, cache=False, **run.reading())
+    logits = predict_run(run, data).numpy()
+    data.labels[unlabelled] = np.nan if task.regression else logits[unlabelled].argmax(-1)
+    computed = "output" if task.regression else "predicted"
+    targets = [computed if label is None else "label" for label in given]
+    return Questions(data, targets, logits)
 
 
 def predict_run(run: Run, data: GlueDataset) -> torch.Tensor:

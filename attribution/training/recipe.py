@@ -40,10 +40,6 @@ def add_recipe_arguments(parser: Parser, default: str = "") -> None:
     set.
     """
     demo = TASKS["demo"].recipe
-
-    def of(name: str) -> str:
-        return default or f"{RECIPE[name]}" + (f"; demo {demo[name]}" if name in demo else "")
-
     add = parser.group("recipe").add_argument
     for name, text in RECIPE_HELP.items():
         kind: dict = {"type": type(RECIPE[name])}
@@ -51,7 +47,8 @@ def add_recipe_arguments(parser: Parser, default: str = "") -> None:
             kind = {"choices": SCHEDULES}
         elif isinstance(RECIPE[name], bool):
             kind = {"action": argparse.BooleanOptionalAction}
-        add(f"--{name}", help=f"{text} ({of(name)})", **kind)
+        used = f"{RECIPE[name]}" + (f"; demo {demo[name]}" if name in demo else "")
+        add(f"--{name}", help=f"{text} ({default or used})", **kind)
 
 
 def check_recipe(given: dict) -> None:

@@ -6,6 +6,7 @@ rows of a batch.
 """
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,18 +54,14 @@ def add_up(
     return counts[0]
 
 
+@dataclass(frozen=True)
 class Progress:
-    """Folder with model, optimizer, schedule and random states at the end of an epoch.
+    """Snapshot of model, optimizer, schedule and random states at the end of an epoch."""
 
-    fingerprint: named parts that the training depends on; training starts anew if the stored ones
-    differ. epochs: records of the finished epochs, which the caller adds.
-    """
-
-    def __init__(self, folder: Path, fingerprint: dict, processes: Processes = ALONE) -> None:
-        self.path = folder / "progress.json"
-        self.fingerprint = fingerprint
-        self.processes = processes
-        self.epochs: list[dict] = []
+    path: Path  # in a folder of its own
+    fingerprint: dict  # parts that training depends on: it starts anew if the stored ones differ
+    processes: Processes = ALONE
+    epochs: list[dict] = field(default_factory=list)  # the finished ones, which the caller adds
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule) -> int:
         """Restores the states after the last finished epoch; returns the number of these epochs."""

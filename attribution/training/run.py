@@ -107,14 +107,13 @@ class Run:
         if name not in TASKS:
             check_name(name)
         run = cls.read(folder)
-        if run is None and name not in TASKS:
-            raise Refused(
-                f"{unknown_task(name)}, and in {checkpoint_dir} there is no run of this name "
-                "(train.py makes one from custom rows: --dataset_path, --text_columns, "
-                "--label_column)"
-            )
-        fault = ""
         if run is None:
+            if name not in TASKS:
+                raise Refused(
+                    f"{unknown_task(name)}, and in {checkpoint_dir} there is no run of this name "
+                    "(train.py makes one from custom rows: --dataset_path, --text_columns, "
+                    "--label_column)"
+                )
             if is_external(folder):
                 raise Refused(f"{folder} holds a model that is no run of train.py (no run.json)")
             fault = "is damaged" if (folder / "run.json").exists() else "is missing"
@@ -126,13 +125,12 @@ class Run:
             fault = f"has {run.num_labels} labels, {name} {run.task.num_labels}"
         elif not run.intact():
             fault = "is damaged (a file is missing or changed since training)"
-        if run is None or fault:
-            where = shlex.quote(str(checkpoint_dir))
-            raise Refused(
-                f"the checkpoint {folder} {fault}; run: python train.py --dataset_name {name} "
-                f"--checkpoint_dir {where}"
-            )
-        return replace(run, data_path=data_path)
+        else:
+            return replace(run, data_path=data_path)
+        raise Refused(
+            f"the checkpoint {folder} {fault}; run: python train.py --dataset_name {name} "
+            f"--checkpoint_dir {shlex.quote(str(checkpoint_dir))}"
+        )
 
     def intact(self) -> bool:
         """Whether all files of the checkpoint are there, unchanged since training."""
@@ -249,21 +247,6 @@ def save_run(folder: Path, model, tokenizer, record: dict) -> None:
     weights = fingerprint_of_tensors(model.state_dict())
     write_json(folder / "run.json", record | {"files": files, "weights": weights})
     (folder / MARKER).unlink()
-
-
-def add_to_run(folder: Path, **parts) -> None:
-    """Adds parts to the folder's run.json, or replaces them."""
-    write_json(folder / "run.json", (read_json(folder / "run.json") or {}) | parts)
-
-
-def refuse_replacing(folder: Path, model, overwrite: bool) -> None:
-    """Raises Refused if the folder holds a run with other weights and may not be overwritten."""
-    run = Run.read(folder)
-    if run and not overwrite and run.weights != fingerprint_of_tensors(model.state_dict()):
-        raise Refused(
-            f"{folder} holds another run; pass --overwrite to replace it, or use another "
-            "--checkpoint_dir"
-        )
 
 
 def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_path") -> None:

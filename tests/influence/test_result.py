@@ -90,14 +90,6 @@ def test_a_wait_ends_with_the_other_process(tmp_path):
         done.append("own")
     thread.join()
     assert done == ["other", "own"]
-    shared = exclusive(tmp_path, shared=True)
-    with (
-        shared,
-        exclusive(tmp_path, shared=True),
-        pytest.raises(Refused, match="another"),
-        exclusive(tmp_path),
-    ):
-        pass
 
 
 def test_a_query_that_there_is_not_is_refused_before_anything_is_read(run_copy, monkeypatch):
