@@ -149,10 +149,11 @@ def open_start(args: argparse.Namespace, tables: Tables, seed: int):
 
 
 def describe_start(args: argparse.Namespace, start: str | None, record: dict) -> dict:
-    """Parts of run.json about the start model. record: the parts about the rows."""
+    """Parts of run.json about rows and start model. record: the parts about the rows."""
     names = ("model_name_or_path", "num_hidden_layers", "tokenizer_name_or_path", "new_head")
     folders = record["folders"] | {"model_name_or_path": absolute(args.model_name_or_path)}
-    return {name: getattr(args, name) for name in names} | {"folders": folders, "start": start}
+    given = {name: getattr(args, name) for name in names}
+    return record | given | {"folders": folders, "start": start}
 
 
 def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | None) -> None:
@@ -174,7 +175,7 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
         )
     results = evaluate_splits(model, rows, args.eval_batch_size)
     seen = evaluate_model(model, rows.train, args.eval_batch_size)
-    record = rows.record | describe_start(args, start, rows.record) | environment(device)
+    record = describe_start(args, start, rows.record) | environment(device)
     record |= {
         "seed": args.seed,
         "recipe": recipe_of(vars(args), args.dataset_name) if known else None,
@@ -190,8 +191,7 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
         save_run(folder, model, tokenizer, record)
     show_metrics(results)
     first = next(iter(rows.validation))
-    found = {"training": seen, "validation": results[first]}
-    for line in judge(found, rows.train, rows.validation[first]):
+    for line in judge(seen, results[first], rows.train, rows.validation[first]):
         print(line)
     print(f"saved {folder}")
 
@@ -223,7 +223,7 @@ def fine_tune(
     size = f"{len(rows.train):,} training rows, {model.num_parameters():,} parameters"
     print(f"{args.dataset_name}: {size}, on {name_of(device)}")
     recipe = recipe_of(vars(args), args.dataset_name)
-    record = rows.record | describe_start(args, fingerprint_of_start(model), rows.record)
+    record = describe_start(args, fingerprint_of_start(model), rows.record)
     record |= {"recipe": recipe, "processes": processes.count, **environment(device)}
     trainer = Trainer(
         rows,

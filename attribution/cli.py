@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def group(self, title: str) -> argparse._ArgumentGroup:
         """Group of arguments with this title, made at the first call."""
         known = {group.title: group for group in self._action_groups}
-        return known[title] if title in known else self.add_argument_group(title)
+        return known.get(title) or self.add_argument_group(title)
 
     def format_help(self) -> str:
         """Help text without the rare arguments and the epilog, unless all is to be shown."""

@@ -33,8 +33,8 @@ class Refused(Exception):
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error, or what caused it, says that no space (or no quota) is left."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    number = getattr(error, "errno", None)
-    return number in full or any(os.strerror(code) in str(error) for code in full)
+    named = any(os.strerror(code) in str(error) for code in full)
+    return named or getattr(error, "errno", None) in full
 
 
 def temporary_name(path: Path) -> Path:
@@ -123,9 +123,8 @@ def read_json(path: Path) -> dict | None:
 
 
 def checksum_of(value: dict) -> str:
-    """SHA-256 of a dictionary's content, without its own checksum, in any layout of its JSON."""
-    content = {name: part for name, part in value.items() if name != CHECKSUM}
-    plain = json.loads(json.dumps(content))
+    """SHA-256 of a dictionary without a checksum; the layout of its JSON does not count."""
+    plain = json.loads(json.dumps(value))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

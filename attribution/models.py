@@ -80,7 +80,21 @@ def open_model(
         missing = set(info["missing_keys"])
         misfits = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
         head = {key for key in model.state_dict() if is_head(model, key)}
-        check_weights(name, model, missing | (misfits - head))
+        pooler = f"{model.base_model_prefix}.pooler."
+        lost = sorted(
+            key
+            for key in missing | misfits
+            if not is_head(model, key) and not key.startswith(pooler)
+        )
+        if lost:
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            raise Refused(
+                f"the model {name!r} lacks weights of the encoder, or they do not fit: "
+                f"{', '.join(lost[:3])}{more}"
+            )
+        for key, value in model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise Refused(f"the model {name!r} has a weight that is not finite: {key}")
         if misfits and not new_head:
             raise Refused(
                 f"the model {name!r} has a head of another number of classes than "
@@ -137,23 +151,6 @@ def name_classes(model: nn.Module, task: GlueTask) -> nn.Module:
 def is_head(model: nn.Module, key: str) -> bool:
     """Whether the parameter is not one of the encoder."""
     return not key.startswith(f"{model.base_model_prefix}.")
-
-
-def check_weights(name: str, model: nn.Module, lacking: set[str]) -> None:
-    """Raises Refused if encoder weights are lacking (head and pooler may be), or a weight is not
-    finite.
-    """
-    pooler = f"{model.base_model_prefix}.pooler."
-    lost = sorted(key for key in lacking if not is_head(model, key) and not key.startswith(pooler))
-    if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise Refused(
-            f"the model {name!r} lacks weights of the encoder, or they do not fit: "
-            f"{', '.join(lost[:3])}{more}"
-        )
-    for key, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise Refused(f"the model {name!r} has a weight that is not finite: {key}")
 
 
 def fingerprint_of_start(model: nn.Module) -> str:

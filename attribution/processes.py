@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import glob
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Processes:
         """
         if self.count > 1:
             for tensor in tensors:
-                self._through(tensor, lambda x: dist.all_reduce(x, op=dist.ReduceOp.SUM))
+                self._through(tensor, dist.all_reduce)  # its default is the sum
 
     def spread(self, tensor: torch.Tensor, source: int) -> None:
         """Replaces the tensor by that of process `source`."""
@@ -149,8 +150,9 @@ def name_of(device: torch.device) -> str:
         return f"{device} ({torch.cuda.get_device_name(device)})"
     name = f"cpu ({torch.get_num_threads()} threads)"
     if torch.version.cuda and glob.glob("/dev/nvidia[0-9]*"):
-        missing = f"this machine has a GPU, but torch {torch.__version__} finds none"
-        return f"{name}; {missing}: check its driver"
+        name += (
+            f"; this machine has a GPU, but torch {torch.__version__} finds none: check its driver"
+        )
     return name
 
 
@@ -196,11 +198,10 @@ def launched(timeout: datetime.timedelta = TIMEOUT):
         torch.cuda.set_device(processes.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=timeout)
     try:
-        with contextlib.ExitStack() as stack:
-            if not processes.main:
-                stack.enter_context(
-                    contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w")))
-                )
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(sys.stdout if processes.main else nowhere),
+        ):
             yield processes
             processes.meet()
     except BaseException:

@@ -129,9 +129,7 @@ def choose_columns(table: datasets.Dataset, data: CustomData, split: str) -> dat
             )
     if len(table) == 0:
         raise Refused(f"the split {split!r} of {data.path} has no rows")
-    table = table.select_columns(columns)
-    same = data.label_column == "label"
-    return table if same else table.rename_column(data.label_column, "label")
+    return table.select_columns(columns).rename_columns({data.label_column: "label"})
 
 
 def parse_share(text: str | None) -> float | None:

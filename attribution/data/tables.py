@@ -143,7 +143,7 @@ def find_builder(path: str, name: str) -> datasets.DatasetBuilder:
         if "BuilderConfig" not in str(error):
             raise
     inner = Path(path) / name
-    if inner.is_dir() and any(True for suffix in SUFFIXES for _ in inner.glob(f"train*.{suffix}")):
+    if any(path.suffix.lstrip(".") in SUFFIXES for path in inner.glob("train*.*")):
         return datasets.load_dataset_builder(str(inner))
     known = datasets.get_dataset_config_names(path)
     if known == ["default"]:  # one data set only: its columns will say whether it is the task's

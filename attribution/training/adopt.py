@@ -92,23 +92,21 @@ def reorder_head(model: torch.nn.Module, order: list[int]) -> None:
             parameter.copy_(parameter[order].clone())
 
 
-def judge(result: dict[str, dict], train: GlueDataset, valid: GlueDataset) -> list[str]:
+def judge(seen: dict, new: dict, train: GlueDataset, valid: GlueDataset) -> list[str]:
     """Sentences about the adopted model: its losses, and doubts if it does badly.
 
-    result: "training" and "validation" -> metrics, as `evaluate_model` returns them.
+    seen, new: metrics on training and validation rows, as `evaluate_model` returns them.
     """
-    seen = result["training"]["loss"]
-    new = result["validation"]["loss"]
     lines = [
-        f"loss per example: {seen:.4f} on the {len(train):,} rows that it is assumed to have seen, "
-        f"{new:.4f} on {len(valid):,} validation rows"
+        f"loss per example: {seen['loss']:.4f} on the {len(train):,} rows that it is assumed to "
+        f"have seen, {new['loss']:.4f} on {len(valid):,} validation rows"
     ]
-    if seen > new:
+    if seen["loss"] > new["loss"]:
         lines.append(
             "it does no better on the former: perhaps it was trained on other rows, and scores say "
             "little then"
         )
     remedy = "; are the classes in the right order (--label_order)?"
-    for doubt in doubts({"validation": result["validation"]}, {"validation": valid}):
+    for doubt in doubts({"validation": new}, {"validation": valid}):
         lines.append(doubt if train.task.regression else doubt + remedy)
     return lines

@@ -92,13 +92,35 @@ class Trainer:
         progress = Progress(folder / ".training" / "progress.json", resumed, processes)
         with exclusive(folder) if processes.main else contextlib.nullcontext():
             model = name_classes(self.start(seed), self.rows.task).to(choose_device())
+            total = recipe["num_train_epochs"] * len(rows)
+            bar = tqdm(total=total, unit=" examples", leave=False, disable=not processes.main)
 
-            def save_step(step: int) -> None:
+            def on_step(step: int, count: int) -> None:
                 if step in kept and processes.main:
                     place = folder / "steps" / str(step)
                     save_run(place, model, self.rows.tokenizer, record | {"step": step})
+                bar.update(count)
 
-            self.fit(model, rows, seed, progress, processes, save_step)
+            def on_epoch(epoch: int, loss: float, seconds: float) -> None:
+                progress.epochs.append({"loss": loss, "seconds": seconds})
+                rate = len(rows) / seconds
+                bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {rate:,.0f} examples/s")
+
+            try:
+                with bar:
+                    fit(
+                        model,
+                        self.rows.train,
+                        rows,
+                        seed=seed,
+                        on_epoch=on_epoch,
+                        on_step=on_step,
+                        progress=progress,
+                        processes=processes,
+                        **recipe,
+                    )
+            except Diverged as error:
+                raise Refused(f"training diverged: {error}; lower --learning_rate") from error
             if not processes.main:
                 return
             # Saved before it is evaluated: a failing evaluation loses nothing.
@@ -109,40 +131,6 @@ class Trainer:
         for sentence in found["doubts"]:
             print(printable(sentence))
         print(f"saved {folder}")
-
-    def fit(
-        self, model, rows, seed: int, progress: Progress, processes: Processes, save_step
-    ) -> None:
-        """Trains the model in place under a progress bar, with a line an epoch.
-
-        save_step(number of steps so far): called after every step.
-        """
-        total = self.recipe["num_train_epochs"] * len(rows)
-        with tqdm(total=total, unit=" examples", leave=False, disable=not processes.main) as bar:
-
-            def report(epoch: int, loss: float, seconds: float) -> None:
-                progress.epochs.append({"loss": loss, "seconds": seconds})
-                rate = len(rows) / seconds
-                bar.write(f"epoch {epoch + 1}: loss {loss:.4f} per example, {rate:,.0f} examples/s")
-
-            def report_step(step: int, count: int) -> None:
-                save_step(step)
-                bar.update(count)
-
-            try:
-                fit(
-                    model,
-                    self.rows.train,
-                    rows,
-                    seed=seed,
-                    on_epoch=report,
-                    on_step=report_step,
-                    progress=progress,
-                    processes=processes,
-                    **self.recipe,
-                )
-            except Diverged as error:
-                raise Refused(f"training diverged: {error}; lower --learning_rate") from error
 
     def evaluate(self, folder: Path, model: torch.nn.Module) -> dict:
         """Metrics of a saved checkpoint and doubts about them, which are added to its run.json."""

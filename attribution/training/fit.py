@@ -227,7 +227,7 @@ def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256)
 
 
 def evaluate_model(
-    model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 32
+    model: torch.nn.Module, dataset: GlueDataset, batch_size: int
 ) -> dict[str, float]:
     """Metrics of the task, mean loss per example (nats or squared error) and mean margin."""
     logits = predict(model, dataset, batch_size)

@@ -1,5 +1,7 @@
 """GLUE's metrics (arXiv:1804.07461, table 1), and doubts about models that hardly pass chance."""
 
+import functools
+
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -23,9 +25,7 @@ def _correlation(function):
 METRICS = {
     "accuracy": accuracy_score,
     "f1": f1_score,
-    "macro_f1": lambda references, predictions: f1_score(
-        references, predictions, average="macro", zero_division=0
-    ),
+    "macro_f1": functools.partial(f1_score, average="macro", zero_division=0),
     "matthews_correlation": matthews_corrcoef,
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),

@@ -93,9 +93,8 @@ class Run:
         task = task_from(custom) if custom else TASKS.get(record.get("dataset_name", ""))
         if task is None:
             return None
-        known = {entry.name for entry in fields(cls)}
-        values = {name: value for name, value in record.items() if name in known}
-        return cls(**values | {"folder": folder, "task": task})
+        known = {entry.name for entry in fields(cls)} & set(record)
+        return cls(**{name: record[name] for name in known} | {"folder": folder, "task": task})
 
     @classmethod
     def open(cls, checkpoint_dir: Path, name: str, data_path: str | None = None) -> "Run":
@@ -159,8 +158,7 @@ class Run:
         if drawn is not None:
             rows_of_file = np.arange(len(train) + len(drawn))
             train.file_rows = np.setdiff1d(rows_of_file, drawn)[: len(train)]
-        last = first_query + max_queries
-        valid = get_glue_dataset(name, "valid", max_samples=last, **shared)
+        valid = get_glue_dataset(name, "valid", max_samples=first_query + max_queries, **shared)
         return train, valid.window(first_query, max_queries)
 
     def reading(self) -> dict:
@@ -269,9 +267,8 @@ def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_pa
 
 def is_external(folder: Path) -> bool:
     """Whether the folder holds a model that train.py did not save."""
-    if (folder / "run.json").exists() or (folder / MARKER).exists():  # run.json may be damaged
-        return False
-    return any(any(folder.glob(pattern)) for pattern in MODEL_FILES)
+    saved = (folder / "run.json").exists() or (folder / MARKER).exists()  # perhaps damaged
+    return not saved and any(any(folder.glob(pattern)) for pattern in MODEL_FILES)
 
 
 def absolute(name: str | None) -> str | None:
