@@ -95,7 +95,7 @@ class Phase:
         analyzer = self.analyzer
         analyzer.task.phase = self.name
         plan = Plan(**self.work.plan)
-        partial = PartialResults(self.work.folder / "progress", self.name, analyzer.processes)
+        partial = PartialResults(self.work.folder / "progress" / self.name, analyzer.processes)
         sums, budget = self._sum_parts(partial, plan)
         self.work.earlier = partial.earlier()
         changed = {"budget": budget} if budget < plan.budget else {}

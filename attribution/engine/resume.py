@@ -11,6 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from attribution.processes import ALONE, Processes, share_out
 PATIENCE = 600.0  # seconds of work that a killed process loses at most
 
 
+@dataclass
 class Work:
     """A piece of work: its plan, and its finished phases.
 
@@ -38,34 +40,31 @@ class Work:
     the work began. All processes of a launch know the same; the main process writes.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        fingerprint: dict,
-        what: str,
-        make_plan: Callable[[], dict],
-        overwrite: bool,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.folder = folder
-        self.path = folder / "finished.json"
-        self.processes = processes
-        self.earlier = 0.0  # seconds that earlier processes spent on the current phase
+    folder: Path
+    fingerprint: dict
+    what: str
+    make_plan: Callable[[], dict]
+    overwrite: bool
+    processes: Processes = ALONE
+    earlier: float = 0.0  # seconds that earlier processes spent on the current phase
+
+    def __post_init__(self) -> None:
+        self.path = self.folder / "finished.json"
 
         def known() -> dict | None:
-            if overwrite:
-                shutil.rmtree(folder, ignore_errors=True)
-            return refuse_if_stale(self.path, fingerprint, what)
+            if self.overwrite:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            return refuse_if_stale(self.path, self.fingerprint, self.what)
 
-        record = processes.from_main(known)
-        if record is None:
-            record = {"fingerprint": fingerprint, "plan": make_plan(), "parts": {}, "seconds": {}}
-            if processes.main:
-                shutil.rmtree(folder, ignore_errors=True)
-                write_json(self.path, record)
-            processes.meet()
-        self.record = record
-        self.plan: dict = record["plan"]
+        self.record = self.processes.from_main(known)
+        if self.record is None:
+            made = {"fingerprint": self.fingerprint, "plan": self.make_plan()}
+            self.record = made | {"parts": {}, "seconds": {}}
+            if self.processes.main:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                write_json(self.path, self.record)
+            self.processes.meet()
+        self.plan: dict = self.record["plan"]
 
     def run(self, part: str, patterns: list[str], call: Callable[[], None]) -> None:
         """Runs call(), unless the part is finished and its files are intact.
@@ -93,8 +92,9 @@ class Work:
             if intact(self.folder, recorded):
                 return True
             print(f"{self.folder.name}: {part} is damaged and is done again")
-        for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
-            path.unlink()
+        for pattern in patterns:
+            for path in self.folder.glob(pattern):
+                path.unlink()
         return False
 
     def record_replanned(self, phase: str, changed: dict) -> None:
@@ -142,10 +142,9 @@ class PartialResults:
     that this one continues, as mappings of name to tensor; seconds: of work behind them.
     """
 
-    def __init__(self, folder: Path, phase: str, processes: Processes) -> None:
-        self.folder = folder / phase
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self.folder = folder
         self.processes = processes
-        self.phase = phase
         self.path = self.folder / f"{secrets.token_hex(8)}.json"
         accepted = processes.from_main(lambda: accept(self.folder))
         self.continued = [name for name, _ in accepted][processes.rank :: processes.count]
@@ -203,13 +202,14 @@ def accept(folder: Path) -> list[tuple[str, list[int]]]:
     If two have the same part, because a process died between writing one and removing the other,
     the one with more parts counts. Damaged ones do not, and are printed.
     """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        if snapshot := read_snapshot(path):
-            found.append((path.name, snapshot[0]["parts"]))
+    found = [
+        (path.name, snapshot[0]["parts"])
+        for path in sorted(folder.glob("*.json"))
+        if (snapshot := read_snapshot(path))
+    ]
     accepted: list[tuple[str, list[int]]] = []
     taken: set[int] = set()
-    for name, parts in sorted(found, key=lambda entry: (-len(entry[1]), entry[0])):
+    for name, parts in sorted(found, key=lambda entry: -len(entry[1])):
         if taken.isdisjoint(parts):
             accepted.append((name, parts))
             taken.update(parts)

@@ -69,7 +69,7 @@ class Scorer:
         None on other processes.
         """
         start = time.perf_counter()
-        partial = PartialResults(self.work.folder / "progress", self.kind, self.analyzer.processes)
+        partial = PartialResults(self.work.folder / "progress" / self.kind, self.analyzer.processes)
         self.run(partial)
         earlier = partial.earlier()
         scores = self.gathered()

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -46,43 +47,53 @@ from attribution.training.run import Run
 from pipeline import MARGIN, InfluenceTask
 
 
-class Analysis:
-    """Factors and scores of one checkpoint under one set of settings.
+@dataclass(eq=False)
+class Scored:
+    """Rows, queries and settings of which there are scores.
 
     arguments: command line recorded beside scores. suffix: end of the name of scores of custom
     queries. processes: of this launch; all of them do the same, and the main process writes.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        train: GlueDataset,
-        queries: GlueDataset,
-        settings: Settings,
-        arguments: dict | None = None,
-        suffix: str = "",
-        processes: Processes = ALONE,
-    ) -> None:
-        self.run = run
-        self.train = train
-        self.queries = queries
-        self.settings = settings
-        self.processes = processes
-        self.folder = run.folder / "influence"
-        made = {"weights": run.weights, "training rows": run.train_rows}
-        rows = len(train)
+    run: Run
+    train: GlueDataset
+    queries: GlueDataset
+    settings: Settings
+    arguments: dict = field(default_factory=dict)
+    suffix: str = ""
+    processes: Processes = ALONE
+    scores: ScoreFolder = field(init=False)
+
+    def stored_unless_overwritten(self, kind: str) -> torch.Tensor | None:
+        """Stored scores on the main process; None on other processes, without any, or to
+        overwrite.
+        """
+        if self.settings.overwrite or not self.processes.main:
+            return None
+        return self.scores.load(kind)
+
+
+@dataclass(eq=False)
+class Analysis(Scored):
+    """Factors and scores of one checkpoint under one set of settings."""
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.folder = self.run.folder / "influence"
+        made = {"weights": self.run.weights, "training rows": self.run.train_rows}
+        rows = len(self.train)
         self.factor_parts = made | settings.parts("factors", rows)
-        query_parts = {"query rows": queries.fingerprint(), "margin": MARGIN}
+        query_parts = {"query rows": self.queries.fingerprint(), "margin": MARGIN}
         self.scores = ScoreFolder(
-            self.folder / "scores" / (settings.of_one_checkpoint.name + suffix),
+            self.folder / "scores" / (settings.of_one_checkpoint.name + self.suffix),
             {
                 "self": made | settings.parts("self", rows),
                 "pairwise": made | settings.parts("pairwise", rows) | query_parts,
             },
         )
         self.about = {
-            "arguments": {name: str(value) for name, value in (arguments or {}).items()},
-            "custom_queries": bool(suffix),
+            "arguments": {name: str(value) for name, value in self.arguments.items()},
+            "custom_queries": bool(self.suffix),
         }
         self.profiles: list[str] = []  # of models that were released
         # Overwriting replaces factors once in a process, not again for another kind of score.
@@ -127,7 +138,7 @@ class Analysis:
         self.__dict__.pop("analyzer", None)
 
     def plan(self, kind: str) -> dict:
-        """Division of the work on "factors", "pairwise" or "self" scores: stored, kept on resuming."""
+        """Division of work on "factors", "pairwise" or "self" scores: stored, kept on resuming."""
         settings = self.settings
         asked = settings.data_partitions
         lengths = self.train.lengths
@@ -173,13 +184,12 @@ class Analysis:
         """Seconds of each phase of fitting the factors; empty if they are stored and intact."""
         if self.processes.from_main(self._factors_are_stored):
             return {}
-        settings = self.settings
-        name = settings.factors_name
+        name = self.settings.factors_name
         work = self.work("factors", name, self.factor_parts, "factors")
-        factor_args = make_factor_arguments(settings)
-        if settings.stock:
-            size = {"per_device_batch_size": settings.train_batch_size}
-            batches = stock.loading(self.run.max_length, **size)
+        factor_args = make_factor_arguments(self.settings)
+        if self.settings.stock:
+            size = self.settings.train_batch_size
+            batches = stock.loading(self.run.max_length, per_device_batch_size=size)
             stock.fit_factors(self.analyzer, work, name, self.train, factor_args, batches)
         else:
             factors.fit_factors(self.analyzer, work, name, self.train, factor_args)
@@ -205,14 +215,14 @@ class Analysis:
         None on all processes but the main one. Waits for factors that another process is fitting;
         raises Refused for scores that another process is computing.
         """
-        scores = stored_unless_overwritten(self, kind)
+        scores = self.stored_unless_overwritten(kind)
         if self.processes.from_main(lambda: scores is not None):
             return scores
         start = time.perf_counter()
         with self._held(f"scores_{self.scores.path.name}_{kind}"):
             scores, seconds, work = self._new_scores(kind)
             if self.processes.main:
-                seconds["all"] = time.perf_counter() - start
+                seconds |= work.record["seconds"] | {"all": time.perf_counter() - start}
                 plans = {n: work.record[n] for n in ("plan", "replanned") if n in work.record}
                 about = self.about | environment(choose_device()) | plans | {"seconds": seconds}
                 self.scores.save(kind, scores, self.settings.of_one_checkpoint, about)
@@ -227,14 +237,12 @@ class Analysis:
         return exclusive(self.folder / "kronfluence", f".lock_{name}", wait_for=wait_for)
 
     def _new_scores(self, kind: str) -> tuple[torch.Tensor, dict[str, float], Work]:
-        """(scores, seconds of phases, work from which they came)."""
+        """(scores, seconds of fitting factors, work from which they came)."""
         settings = self.settings
         score_args = make_score_arguments(settings)
         factors_name = settings.factors_name
         name = f"{self.scores.path.name}_{kind}"
-        with contextlib.ExitStack() as stack:
-            lock = self._held(f"factors_{factors_name}", f"the {factors_name} factors")
-            stack.enter_context(lock)
+        with self._held(f"factors_{factors_name}", f"the {factors_name} factors"):
             seconds = self.fit_factors()
             if settings.stock:
                 work = self.work("scores", name, self.scores.parts[kind], kind)
@@ -253,7 +261,7 @@ class Analysis:
                     score_args,
                     stock.loading(self.run.max_length, **batches),
                 )
-                return scores, seconds | work.record["seconds"], work
+                return scores, seconds, work
             with self.analyzer.profiler.profile("Load All Factors"):
                 loaded = self.analyzer.load_all_factors(factors_name)
             self.processes.meet()
@@ -267,36 +275,22 @@ class Analysis:
             self.queries if kind == "pairwise" else None,
             work,
         )
-        scores = scorer.compute()
-        return scores, seconds | work.record["seconds"], work
+        return scorer.compute(), seconds, work
 
 
-class Influence:
+@dataclass(eq=False)
+class Influence(Scored):
     """Scores of a run: those of its checkpoint, or the mean over the checkpoints of its members.
 
-    The mean is stored in the run's folder under a name that counts the members. Arguments: see
-    `Analysis`.
+    The mean is stored in the run's folder under a name that counts the members.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        train: GlueDataset,
-        queries: GlueDataset,
-        settings: Settings,
-        arguments: dict | None = None,
-        suffix: str = "",
-        processes: Processes = ALONE,
-    ) -> None:
-        self.run = run
-        self.train = train
-        self.queries = queries
-        self.settings = settings
-        self.arguments = arguments or {}
-        self.processes = processes
+    def __post_init__(self) -> None:
+        run = self.run
+        settings = self.settings
+        given = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.init}
         self.analyses = [
-            Analysis(checkpoint, train, queries, settings, arguments, suffix, processes)
-            for checkpoint in open_members(run, settings)
+            Analysis(**given | {"run": checkpoint}) for checkpoint in open_members(run, settings)
         ]
         self._announced = False
         first = self.analyses[0]
@@ -306,7 +300,7 @@ class Influence:
             members = fingerprint_of_members(settings, run)
             made = {"weights": run.weights, "training rows": run.train_rows} | members
             self.scores = ScoreFolder(
-                run.folder / "influence" / "scores" / (settings.name + suffix),
+                run.folder / "influence" / "scores" / (settings.name + self.suffix),
                 {kind: parts | made for kind, parts in first.scores.parts.items()},
             )
 
@@ -315,18 +309,13 @@ class Influence:
 
         alone: computed by this process only, not by all of its launch.
         """
-        settings = dataclasses.replace(
-            self.settings, overwrite=False
-        )  # factors and other scores stay
-        processes = ALONE if alone else self.processes
-        return Influence(
-            self.run,
-            self.train,
-            questions.data,
-            settings,
-            self.arguments,
-            questions.suffix,
-            processes,
+        return dataclasses.replace(
+            self,
+            queries=questions.data,
+            # Factors and other scores stay.
+            settings=dataclasses.replace(self.settings, overwrite=False),
+            suffix=questions.suffix,
+            processes=ALONE if alone else self.processes,
         )
 
     @property
@@ -336,7 +325,7 @@ class Influence:
 
     def compute(self, kind: str) -> torch.Tensor | None:
         """Stored scores of this kind, or new ones, as `Analysis.compute` returns them."""
-        scores = stored_unless_overwritten(self, kind)
+        scores = self.stored_unless_overwritten(kind)
         if self.processes.from_main(lambda: scores is not None):
             return scores
         if self.processes.main and not self._announced:
@@ -376,10 +365,3 @@ class Influence:
     def profile(self) -> str:
         """Tables of actions and their seconds; empty if nothing was computed."""
         return "\n".join(table for analysis in self.analyses for table in analysis.tables())
-
-
-def stored_unless_overwritten(scored: Analysis | Influence, kind: str) -> torch.Tensor | None:
-    """Stored scores on the main process; None on other processes, without any, or to overwrite."""
-    if scored.settings.overwrite or not scored.processes.main:
-        return None
-    return scored.scores.load(kind)

@@ -41,7 +41,7 @@ def test_of_two_snapshots_with_the_same_part_the_fuller_one_counts(tmp_path):
     next(tmp_path.glob("e-*.safetensors")).unlink()
     write_json(tmp_path / "f.json", {"parts": [8], "seconds": 2.0})  # names no tensors
     assert accept(tmp_path) == [("b.json", [0, 1, 2, 3]), ("c.json", [4])]
-    partial = PartialResults(tmp_path.parent, tmp_path.name, ALONE)
+    partial = PartialResults(tmp_path, ALONE)
     assert partial.parts == [0, 1, 2, 3, 4] and partial.earlier() == 4
     assert partial.remaining([1.0] * 7) == [5, 6]
     assert [list(tensors) for tensors in partial.taken] == [["sum"], ["sum"]]
@@ -81,7 +81,7 @@ def test_an_analysis_that_dies_at_every_save_ends_with_the_bits_of_one_that_does
 
     def save_and_die(self, tensors, parts):
         real(self, tensors, parts)
-        saves.append(self.phase)
+        saves.append(self.folder.name)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PartialResults, "save", save_and_die)
