@@ -27,7 +27,7 @@ from attribution.evidence.study import (
     add_study_arguments,
     open_study,
 )
-from attribution.files import Refused
+from attribution.files import Refused, check_writable
 from attribution.show import plotting, results, tables
 from attribution.show.listing import show_query_lds
 from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
@@ -114,7 +114,7 @@ def main(argv=None) -> None:
     if args.query_index is None:
         lds.announce(run, queries, args.first_query, args.max_queries)
         if not args.dry_run:
-            results.check_places(stem, figure)
+            check_writable(args.results_dir, figure.parent)
     subsets = Subsets(
         args.num_masks,
         args.num_repeats,

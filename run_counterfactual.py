@@ -33,7 +33,7 @@ from attribution.evidence.study import (
     open_study,
 )
 from attribution.evidence.verdict import DIRECTIONS, MIN_SEEDS, Check
-from attribution.files import Refused
+from attribution.files import Refused, check_writable
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
@@ -330,7 +330,7 @@ def main(argv=None) -> None:
         return
     study = open_study_of(args, run, (train, valid))
     if not args.dry_run:
-        results.check_places(stem, figure)
+        check_writable(args.results_dir, figure.parent)
     result = run_study(study, plan, arms, args.dry_run)
     if result is None or rank_and_size()[0] > 0:
         return

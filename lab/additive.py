@@ -33,7 +33,7 @@ from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused
+from attribution.files import Refused, check_writable
 from attribution.influence.stored import scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, share_of, with_interval
@@ -156,7 +156,7 @@ def main(argv=None) -> None:
     if args.num_repeats < 2:
         raise Refused("noise is known from repeats: --num_repeats must be at least 2")
     stem = args.results_dir / f"additive_{args.dataset_name}"
-    results.check_places(stem)
+    check_writable(stem.parent)
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     rows = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))

@@ -27,7 +27,7 @@ from attribution.cli import Parser, flags_of, run_script
 from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets, own_truth
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused
+from attribution.files import Refused, check_writable
 from attribution.influence.settings import STRATEGIES, ScoreSpec
 from attribution.influence.stored import scores_named
 from attribution.show import results
@@ -278,15 +278,13 @@ def members_markdown(result: dict) -> str:
             cells = list(map(str, which))
             for one in (found["plain", *which, mean], found["balanced", *which, mean]):
                 cells.append(with_interval(one["lds"], one["interval"]))
-                cells.append(
-                    with_interval(one["difference"], one["difference_interval"], sign=True)
-                )
+                cells.append(with_interval(one["difference"], one["difference_interval"], "+.3f"))
             more_means = [found.get(("plain", *which, name)) for name in others]
             cells += ["-" if other is None else f"{other['lds']:.3f}" for other in more_means]
             entry = found["plain", *which, mean]
             if more:
                 against = entry.get("against_first"), entry.get("against_first_interval")
-                cells.append("-" if against[0] is None else with_interval(*against, sign=True))
+                cells.append("-" if against[0] is None else with_interval(*against, "+.3f"))
             spread, singles = entry["deviations"], entry.get("singles", [])
             rows.append(
                 [
@@ -335,7 +333,7 @@ def main(argv=None) -> None:
         print(plan(args))
         return
     stem = args.results_dir / f"members_{args.dataset_name}"
-    results.check_places(stem)
+    check_writable(stem.parent)
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     rows = run.rows(args.max_queries, args.first_query)

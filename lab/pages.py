@@ -117,7 +117,7 @@ def lds_cell(result: dict, name: str, kind: str = "plain") -> str:
     if name not in result["scores"]:
         return "-"
     entry = result["scores"][name][kind]
-    return tables.two_digits(entry["lds"], entry["interval"])
+    return tables.with_interval(entry["lds"], entry["interval"], ".2f")
 
 
 def recipes(read: Reader) -> str:
@@ -145,7 +145,7 @@ def flips_short(read: Reader) -> str:
             for row, arm in zip(rows, (MEANS[dataset], *ARMS), strict=True):
                 curve = result["curves"].get(arm, {})
                 known = [curve[key][i] for key in ("flipped", "flipped_interval") if curve]
-                row.append(tables.two_digits(*known) if known else "-")
+                row.append(tables.with_interval(*known, ".2f") if known else "-")
     return tables.markdown(header, rows)
 
 

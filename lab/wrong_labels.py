@@ -31,7 +31,7 @@ from attribution.evidence.baselines import cosine, represent
 from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused
+from attribution.files import Refused, check_writable
 from attribution.influence.stored import read_scores, why_stale
 from attribution.processes import choose_device
 from attribution.show import results
@@ -190,7 +190,7 @@ def main(argv=None) -> None:
         write(args)
         return
     stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
-    results.check_places(stem)
+    check_writable(stem.parent)
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     train, _ = run.rows(1)

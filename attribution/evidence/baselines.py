@@ -145,17 +145,16 @@ def baseline_scores(
 
     models: for `representation` and `start`, and for everything of a regression but `random`.
     """
-    if name == "random":
-        return random_scores(len(queries), len(train), seed)
-    if name == "label":
-        return signs(queries, train, models)
-    if name in ("tfidf", "tfidf2", "bm25"):
-        similar = (bm25 if name == "bm25" else tfidf_cosine)(queries.texts(), train.texts())
-        return similar ** (2 if name == "tfidf2" else 1) * signs(queries, train, models)
     if name not in NAMES:
         raise ValueError(f"unknown baseline: {name}")
+    if name == "random":
+        return random_scores(len(queries), len(train), seed)
+    agreement = signs(queries, train, models)
+    if name == "label":
+        return agreement
+    if name in ("tfidf", "tfidf2", "bm25"):
+        similar = (bm25 if name == "bm25" else tfidf_cosine)(queries.texts(), train.texts())
+        return similar ** (2 if name == "tfidf2" else 1) * agreement
     assert models is not None
     model = models.start() if name == "start" else models.trained()
-    return cosine(*represent(model, queries, train, mean=name == "start")) * signs(
-        queries, train, models
-    )
+    return cosine(*represent(model, queries, train, mean=name == "start")) * agreement

@@ -7,7 +7,7 @@ retrains that were made for a query never calibrate anything.
 Symbols: M masks, N training rows, Q queries, R repeats, B bootstrap draws.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,10 +43,6 @@ class Slope:
         low, high = sorted((self.low * score, self.high * score))
         return self.value * score, low, high
 
-    def record(self) -> dict:
-        """The numbers, for JSON."""
-        return asdict(self)
-
 
 def random_subsets(run: Run, query_rows: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe.
@@ -65,9 +61,8 @@ def random_subsets(run: Run, query_rows: str) -> tuple[np.ndarray, np.ndarray] |
     for path in sorted((run.folder / "retraining").glob("*/lds_*.npz")):
         record = read_json(path.with_suffix(".json")) or {}
         made = record.get("fingerprint", {})
-        if any(made.get(part) != value for part, value in wanted.items()):
-            continue
-        if record.get("arrays") != sha256_of(path):
+        fits = all(made.get(part) == value for part, value in wanted.items())
+        if not fits or record.get("arrays") != sha256_of(path):
             continue
         with np.load(path, allow_pickle=False) as arrays:
             masks = arrays["masks"]

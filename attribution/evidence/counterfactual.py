@@ -30,17 +30,15 @@ def by_score(scores: np.ndarray, direction: str = "helpful") -> Arm:
     """The arm that removes the rows with the highest of these scores (Q, N), or, of harmful
     rows, with the lowest.
     """
-    return lambda query: [most_helpful(scores[query] if direction == "helpful" else -scores[query])]
+    return lambda query: [most_helpful(scores[query], direction)]
 
 
 def by_chance(train, queries, seed: int, draws: int) -> Arm:
     """The arm that removes random training rows of the target's class."""
-
-    def orders(query: int) -> list[np.ndarray]:
-        rows = np.flatnonzero(train.labels == queries.labels[query])
-        return [shuffled(rows, seed, query, draw) for draw in range(draws)]
-
-    return orders
+    return lambda query: [
+        shuffled(np.flatnonzero(train.labels == queries.labels[query]), seed, query, draw)
+        for draw in range(draws)
+    ]
 
 
 def by_classes(train, arm: Arm, seed: int, draws: int) -> Arm:
@@ -65,9 +63,12 @@ def same_groups(
     return rows
 
 
-def most_helpful(scores: np.ndarray) -> np.ndarray:
-    """Training rows from the highest score (N,) to the lowest, ties by row number."""
-    return np.argsort(-scores.astype(np.float64), kind="stable")
+def most_helpful(scores: np.ndarray, direction: str = "helpful") -> np.ndarray:
+    """Training rows from the highest score (N,) to the lowest, or of harmful rows from the lowest
+    on; ties by row number.
+    """
+    sign = -1 if direction == "helpful" else 1
+    return np.argsort(sign * scores.astype(np.float64), kind="stable")
 
 
 def shuffled(rows: np.ndarray, seed: int, query: int, draw: int) -> np.ndarray:

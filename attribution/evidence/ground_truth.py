@@ -199,11 +199,12 @@ class GroundTruth:
             return None
         outputs = self.outputs.astype(np.float64)
         centred = outputs - outputs.mean(2, keepdims=True)
-        sizes = np.linalg.norm(centred, axis=2) * np.linalg.norm(labels - labels.mean())
+        labels = labels - labels.mean()
+        sizes = np.linalg.norm(centred, axis=2) * np.linalg.norm(labels)
         known = sizes > 0  # neither diverged nor constant
         if not known.any():
             return None
-        return float(((centred @ (labels - labels.mean()))[known] / sizes[known]).mean())
+        return float(((centred @ labels)[known] / sizes[known]).mean())
 
 
 def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> GroundTruth | None:
@@ -264,9 +265,10 @@ def external_truth(masks_path: Path, margins_path: Path, study: Study) -> Ground
     if study.train.task.regression and margins_path.suffix == ".npz":
         with np.load(margins_path, allow_pickle=False) as arrays:
             there = "outputs" in arrays.files
-        outputs = check_margins(load_array(margins_path, "outputs"), *shape) if there else None
-        if outputs is not None and not np.array_equal(np.isfinite(outputs), np.isfinite(margins)):
-            raise Refused(
-                f"{margins_path}: its outputs and its margins are not of the same retrains"
-            )
+        if there:
+            outputs = check_margins(load_array(margins_path, "outputs"), *shape)
+            if not np.array_equal(np.isfinite(outputs), np.isfinite(margins)):
+                raise Refused(
+                    f"{margins_path}: its outputs and its margins are not of the same retrains"
+                )
     return GroundTruth(masks, margins, None, outputs)

@@ -36,10 +36,8 @@ class Evidence:
     def of(self, chosen: np.ndarray) -> "Evidence":
         """Evidence of the chosen masks (M,) only."""
         by_mask = ("masks", "margins", "controls", "outputs")
-        there = {name: getattr(self, name) for name in by_mask}
-        return replace(
-            self, **{name: part[chosen] for name, part in there.items() if part is not None}
-        )
+        there = {name: part for name in by_mask if (part := getattr(self, name)) is not None}
+        return replace(self, **{name: part[chosen] for name, part in there.items()})
 
     def kinds(self) -> dict[str, tuple]:
         """Kind -> (retrained values (M, R, Q), controls, sign of each query's scores (Q,)).
@@ -182,14 +180,10 @@ def announce(run: Run, queries: GlueDataset, first_query: int, max_queries: int)
     """Prints, before long work, the stored scores that will be left out, and how to make some if
     none fit.
     """
-    found = find_scores(run, queries.fingerprint(), first_query)
-    for name, scores in found.items():
-        if scores.stale:
-            print(f"{name}: will be left out, {scores.stale}", file=sys.stderr)
-    if any(scores.stale is None for scores in found.values()):
+    if fitting_scores(run, queries, first_query, "will be left out"):
         return
     limit = queries_flag(max_queries, first_query)
-    again = " --overwrite" if found else ""
+    again = " --overwrite" if find_scores(run, queries.fingerprint(), first_query) else ""
     where = (
         f"--dataset_name {run.dataset_name} --checkpoint_dir {shlex.quote(str(run.folder.parent))}"
     )
@@ -200,12 +194,14 @@ def announce(run: Run, queries: GlueDataset, first_query: int, max_queries: int)
     )
 
 
-def fitting_scores(run: Run, queries: GlueDataset, first_query: int) -> dict[str, StoredScores]:
-    """Stored scores that fit this run and these queries; prints those that are left out."""
+def fitting_scores(
+    run: Run, queries: GlueDataset, first_query: int, fate: str = "left out"
+) -> dict[str, StoredScores]:
+    """Stored scores that fit this run and these queries; prints the fate of those that do not."""
     found = find_scores(run, queries.fingerprint(), first_query)
     for name, scores in found.items():
         if scores.stale:
-            print(f"{name}: left out, {scores.stale}", file=sys.stderr)
+            print(f"{name}: {fate}, {scores.stale}", file=sys.stderr)
     return {name: scores for name, scores in found.items() if scores.stale is None}
 
 
@@ -272,20 +268,19 @@ def member_scores(
         if spec.single:
             continue
         places = spec.places(run)
-        checkpoints = [Run.read(place) for place in places]
-        parts = [
-            None if one is None else scores_named(one, spec.of_one_checkpoint.name, rows)
-            for one in checkpoints
+        there = [
+            part
+            for place in places
+            if (one := Run.read(place)) is not None
+            and (part := scores_named(one, spec.of_one_checkpoint.name, rows)) is not None
         ]
-        there = [part for part in parts if part is not None]
         if there and len(places) > 1:
             singles[name] = there
         if residuals and len(there) == len(places):
-            by = [residuals[place][:, None] for place in places]
-            divided = [
-                np.divide(part, one, out=np.zeros(part.shape), where=one != 0)
-                for part, one in zip(there, by, strict=True)
-            ]
+            divided = []
+            for part, place in zip(there, places, strict=True):
+                by = residuals[place][:, None]
+                divided.append(np.divide(part, by, out=np.zeros(part.shape), where=by != 0))
             outputs[name] = mean_of(divided)
     return MemberScores(singles, outputs)
 

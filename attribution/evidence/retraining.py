@@ -114,8 +114,7 @@ class Retrainer:
         device = "cpu, one thread"
         if self.device.type != "cpu":
             device = torch.cuda.get_device_name(self.device)
-        config = self.config
-        shape = {"layers": config.num_hidden_layers, "labels": config.num_labels}
+        shape = {"layers": self.config.num_hidden_layers, "labels": self.config.num_labels}
         return {
             "start": fingerprint_of_tensors(self.start),
             "shape": shape | self.behaviour,
@@ -269,8 +268,9 @@ def run_jobs(
                         del left[key]
                         bar.update()
 
-            if min(workers, len(missing)) > 1:
-                _run_workers(store, missing, retrain, min(workers, len(missing)), look)
+            processes = min(workers, len(missing))
+            if processes > 1:
+                _run_workers(store, missing, retrain, processes, look)
             else:
                 work(store, missing, retrain, rank / size, look)
             look()

@@ -140,8 +140,8 @@ def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
 
 def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(B,): means of values (B, Q) with these weights; NaN where all weights of a draw are zero."""
-    total = weights.sum(1)
-    return np.where(total > 0, (values * weights).sum(1) / np.where(total > 0, total, 1.0), np.nan)
+    with np.errstate(invalid="ignore"):
+        return (values * weights).sum(1) / weights.sum(1)
 
 
 def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
@@ -159,14 +159,14 @@ def weighted_correlations(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndar
     return covariance / np.sqrt(np.maximum(variance, 1e-12 / len(x) ** 2))
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples (B,), those that are NaN left out; NaN where all
-    are.
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of bootstrap samples (B,), those that are NaN left out; NaN where
+    all are.
     """
     there = samples[~np.isnan(samples)]
     if not there.size:
         return float("nan"), float("nan")
-    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(there, [(1 - 0.95) / 2, 0.975])
     return float(low), float(high)
 
 
@@ -266,11 +266,12 @@ def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float((_standardize(a.T, constant)[0] * _standardize(b.T, constant)[0]).sum(0).mean())
 
 
-def wilson(hits: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a share hits / count (Wilson 1927); (0, 1) where nothing was counted."""
+def wilson(hits: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share hits / count (Wilson 1927); (0, 1) where nothing was counted."""
     if count == 0:
         return 0.0, 1.0
-    z, share = norm.ppf((1 + level) / 2), hits / count
+    z = norm.ppf(0.975)
+    share = hits / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))

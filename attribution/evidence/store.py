@@ -63,9 +63,7 @@ class Result:
 
     def of(self, digests: np.ndarray) -> "Result | None":
         """Result of these rows (Q', 16); None if one of them is not known."""
-        if len(digests) <= len(self.digests) and np.array_equal(
-            self.digests[: len(digests)], digests
-        ):
+        if np.array_equal(self.digests[: len(digests)], digests):
             return self.take(np.arange(len(digests)))
         places = {digest.tobytes(): place for place, digest in enumerate(self.digests)}
         found = [places.get(digest.tobytes(), -1) for digest in digests]
@@ -100,7 +98,8 @@ class Store:
 
     def __init__(self, folder: Path, fingerprint: dict, digests: np.ndarray) -> None:
         name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-        self.folder, self.digests = Path(folder) / name[:16], digests
+        self.folder = folder / name[:16]
+        self.digests = digests
         if not (self.folder / "recipe.json").exists():
             write_json(self.folder / "recipe.json", {"fingerprint": fingerprint})
         self._claims = open(self.folder / ".claims", "a+b")  # noqa: SIM115 - closing it would drop all claims

@@ -116,7 +116,7 @@ def groups_of(train: GlueDataset) -> np.ndarray:
 
 def removed_rows(train: GlueDataset, target: Target, check: Check) -> dict[tuple, np.ndarray]:
     """(arm, level, draw) -> rows that are removed."""
-    order = most_helpful(target.scores if check.removals.direction == "helpful" else -target.scores)
+    order = most_helpful(target.scores, check.removals.direction)
     groups = groups_of(train)
     control = CONTROL[train.task.regression]
     removed = {}
@@ -180,14 +180,13 @@ def judge(
     before: seed -> (margin, correctness) with nothing removed; after: (arm, level, draw, seed) ->
     the same without the removed rows.
     """
-    counts = check.removals.counts
     seeds = list(check.removals.retrain_seeds)
     base = np.array([before[seed] for seed in check.removals.base_seeds])
     start = np.array([before[seed] for seed in seeds])
     verdict = target.about | {
         "score": check.score,
         "direction": check.removals.direction,
-        "removals": counts,
+        "removals": check.removals.counts,
         "seeds": seeds,
         "base_right": [int(np.nansum(base[:, 1])), len(base)],
         "margins": listed(start[:, 0]),
@@ -197,7 +196,7 @@ def judge(
     }
     for arm in dict.fromkeys(place[0] for place in removed):
         verdict["arms"][arm] = []
-        for level, count in enumerate(counts):
+        for level, count in enumerate(check.removals.counts):
             draws = [place for place in removed if place[:2] == (arm, level)]
             retrains = np.array([[after[*place, seed] for seed in seeds] for place in draws])
             margins = retrains[..., 0].mean(0)
@@ -222,12 +221,14 @@ def judge(
     return verdict
 
 
-def paired(differences: np.ndarray, level: float = 0.95) -> tuple[float, list[float] | None]:
-    """(mean, t interval) of differences (R,) paired by seed, without those of diverged retrains."""
+def paired(differences: np.ndarray) -> tuple[float, list[float] | None]:
+    """(mean, 95 % t interval) of differences (R,) paired by seed, without those of diverged
+    retrains.
+    """
     values = differences[np.isfinite(differences)]
     if len(values) < 2:
         return (float(values.mean()) if len(values) else float("nan")), None
-    quantile = student.ppf((1 + level) / 2, len(values) - 1)
+    quantile = student.ppf(0.975, len(values) - 1)
     half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
     mean = float(values.mean())
     return mean, [mean - half, mean + half]

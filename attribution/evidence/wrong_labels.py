@@ -52,10 +52,9 @@ def found(
         if 0 < wrong[rows].sum() < len(rows):
             samples.append(measure(rows))
     values = measure(np.arange(len(wrong)))
-    drawn = np.array(samples)
     return {
-        name: {"value": value, "interval": interval(drawn[:, i])}
-        for i, (name, value) in enumerate(zip(MEASURES, values, strict=True))
+        name: {"value": value, "interval": interval(drawn)}
+        for name, value, drawn in zip(MEASURES, values, np.array(samples).T, strict=True)
     }
 
 

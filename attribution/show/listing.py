@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
         **prediction_of(context, query),
         "scores": context.name,
         "members": context.num_members,
-        "calibration": slope and slope.record(),
+        "calibration": slope and asdict(slope),
     }
     for side, sign, rows in (("helpful", 1, order), ("harmful", -1, order[::-1])):
         tops = [np.argsort(-sign * scores, kind="stable")[:top_k] for scores in query.members or []]
@@ -156,7 +156,7 @@ def meaning_of_scores(context: Context, command: str) -> str:
         )
     measured = (
         "{masks} random subsets that keep {kept:.0%} of the rows, {repeats} retrains each".format(
-            **slope.record()
+            **asdict(slope)
         )
     )
     if not slope.usable:

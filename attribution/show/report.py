@@ -74,9 +74,8 @@ def write_report(
 
 def render(page: dict) -> str:
     """The page as HTML."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -330,10 +329,10 @@ def lds_words(found: dict | None, command: str) -> str:
         most = (
             f"{tables.share_of(found)} of what a perfect score could reach ({found['ceiling']:.2f})"
         )
+    correlation = tables.with_interval(found["scores"], found["interval"], ".2f")
     return (
         f"On {found['masks']} random subsets these scores predict retrained margins with a rank "
-        f"correlation (LDS) of {tables.two_digits(found['scores'], found['interval'])}, 95 % "
-        f"interval; {most}. That {compared} the {found['baseline']:.2f} of word overlap, which "
+        f"correlation (LDS) of {correlation}, 95 % interval; {most}. That {compared} the {found['baseline']:.2f} of word overlap, which "
         "sees no model."
     )
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from attribution.files import (
     Refused,
-    check_writable,
     read_json,
     write_bytes,
     write_json,
@@ -17,11 +16,6 @@ from attribution.provenance import origin
 
 Draw = Callable[[dict, Path], None]
 FIGURES = Path("figure")
-
-
-def check_places(stem: Path, figure: Path | None = None) -> None:
-    """Raises Refused, before long work, if results or the figure could not be written."""
-    check_writable(stem.parent, *([figure.parent] if figure else []))
 
 
 def save(

@@ -35,17 +35,11 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def with_interval(value: float | None, interval: list[float] | None, sign: bool = False) -> str:
-    """`0.32 [0.30, 0.35]`, with the sign of a difference; `-` for a missing or undefined value."""
+def with_interval(value: float | None, interval: list[float] | None, style: str = ".3f") -> str:
+    """`0.320 [0.300, 0.350]`, numbers in this style; `-` for a missing or undefined value."""
     if value is None or interval is None or value != value:
         return "-"
-    style = "+.3f" if sign else ".3f"
     return f"{value:{style}} [{interval[0]:{style}}, {interval[1]:{style}}]"
-
-
-def two_digits(value: float, interval: list[float]) -> str:
-    """`0.32 [0.30, 0.35]`."""
-    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def share_of(part: dict) -> str:
@@ -80,20 +74,17 @@ def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
         for kind in kinds:
             part = entry[kind]
             difference = with_interval(
-                part.get("difference"), part.get("difference_interval"), sign=True
+                part.get("difference"), part.get("difference_interval"), "+.3f"
             )
             row += [with_interval(part["lds"], part["interval"]), difference]
             row += [share_of(part)] * shares
-        rows.append([*row, *(shown_number(entry.get(key)) for key in asides)])
+        for key in asides:  # counts as they are, correlations with three digits
+            value = entry.get(key)
+            style = ",d" if isinstance(value, int) else ".3f"
+            row.append("-" if value is None else f"{value:{style}}")
+        rows.append(row)
     rows.append([*ceiling, *["-"] * len(asides)])
     return [*header, *(ASIDES[key] for key in asides)], rows
-
-
-def shown_number(value: float | int | None) -> str:
-    """A count as it is, a correlation with three digits, "-" for None."""
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def lds_notes(result: dict) -> str:
@@ -118,7 +109,17 @@ def lds_notes(result: dict) -> str:
     if result["chance"].get("output"):
         chance += ", of the output within +-{output:.3f}"
     notes.append(chance.format(**result["chance"]) + ".")
-    notes += agreement_notes(result)
+    for kind, found in result.get("agreement", {}).items():  # not in every committed result
+        if found is None or kind == "balanced":
+            continue
+        measured = "Outputs" if kind == "output" else "Margins"
+        value, *interval = found
+        notes.append(
+            f"{measured} of two retrains on the same rows agree by "
+            f"{with_interval(value, interval)} (Spearman)."
+        )
+        if not result.get("ceiling_known", {}).get(kind, True):
+            notes[-1] += " Noise alone may give such a ceiling, so no share of it is given."
     if result["foreign"]:
         notes.append("Ground truth of others: it carries no fingerprint, only shapes were checked.")
     if result["shared_seeds"]:
@@ -145,29 +146,7 @@ def lds_notes(result: dict) -> str:
     ]
     if constant:
         notes.append(f"The same prediction for every mask, counted as 0: {', '.join(constant)}.")
-    return " ".join([*notes, *member_notes(result)])
-
-
-def agreement_notes(result: dict) -> list[str]:
-    """Agreement of two retrains on the same rows, and whether noise alone may give the ceiling."""
-    notes = []
-    for kind, found in result.get("agreement", {}).items():  # not in every committed result
-        if found is None or kind == "balanced":
-            continue
-        measured = "Outputs" if kind == "output" else "Margins"
-        value, *interval = found
-        notes.append(
-            f"{measured} of two retrains on the same rows agree by "
-            f"{with_interval(value, interval)} (Spearman)."
-        )
-        if not result.get("ceiling_known", {}).get(kind, True):
-            notes[-1] += " Noise alone may give such a ceiling, so no share of it is given."
-    return notes
-
-
-def member_notes(result: dict) -> list[str]:
-    """LDS of single members, and disagreement among those of a regression."""
-    notes = [
+    notes += [
         f"Single members of {name}: {np.mean(each):.3f}, {min(each):.3f} to {max(each):.3f}."
         for name, entry in result["scores"].items()
         if (each := entry["plain"].get("single"))
@@ -177,7 +156,7 @@ def member_notes(result: dict) -> list[str]:
             f"The {apart['models']} checkpoints disagree about the sign of the residual (label "
             f"minus output) for {apart['apart']} of {apart['queries']} queries."
         )
-    return notes
+    return " ".join(notes)
 
 
 def lds_text(result: dict) -> str:
@@ -204,17 +183,17 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
     }
     outcome = TURNED[result.get("direction", "helpful")]
     wanted = [
-        (f"share of {outcome} targets [95 %, Wilson]", arms, outcome, False, 0),
-        ("mean margin change [95 %, bootstrap over targets]", arms, "margin_change", True, 0),
-        (f"share {outcome}, difference [95 %, paired bootstrap]", pairs, outcome, True, 1),
-        ("margin change, difference [95 %, paired bootstrap]", pairs, "margin_change", True, 1),
+        (f"share of {outcome} targets [95 %, Wilson]", arms, outcome, ".3f", 0),
+        ("mean margin change [95 %, bootstrap over targets]", arms, "margin_change", "+.3f", 0),
+        (f"share {outcome}, difference [95 %, paired bootstrap]", pairs, outcome, "+.3f", 1),
+        ("margin change, difference [95 %, paired bootstrap]", pairs, "margin_change", "+.3f", 1),
     ]
     parts = []
-    for title, found, key, sign, first in wanted:
+    for title, found, key, style, first in wanted:
         rows = []
         for name, values in found.items():
             cells = list(zip(values[key], values[f"{key}_interval"], strict=True))
-            rows.append([name, *(with_interval(*cell, sign) for cell in cells[first:])])
+            rows.append([name, *(with_interval(*cell, style) for cell in cells[first:])])
         if rows:
             parts.append((title, ["rows removed", *map(str, result["removals"][first:])], rows))
     return parts
