@@ -158,9 +158,9 @@ def run_study(study: Study, removals: Removals, arms: dict[str, Arm], dry_run: b
     }
     for name, rows in orders.items():
         values = np.full((len(rows), len(rows[0]), len(counts), len(seeds), 2), np.nan)
-        for place in found:
-            if place[0] == name:
-                values[place[1:]] = found[place]
+        for (arm, *place), value in found.items():
+            if arm == name:
+                values[*place] = value
         result["margins"][name] = listed(values[..., 0])
         result["correct"][name] = listed(values[..., 1])
     return result | {"curves": curves(result)}
@@ -251,9 +251,8 @@ def per_target(result: dict) -> dict[str, dict[str, np.ndarray]]:
     direction = result.get("direction", "helpful")
     found = {}
     for name, margins in result["margins"].items():
-        flips, change = states(
-            base, (_floats(margins), _floats(result["correct"][name])), direction
-        )
+        arm = _floats(margins), _floats(result["correct"][name])
+        flips, change = states(base, arm, direction)
         found[name] = {TURNED[direction]: flips.mean(1), "margin_change": change.mean(1)}
     return found
 
@@ -283,11 +282,12 @@ def differences(result: dict) -> dict[tuple[str, str], dict]:
     values = per_target(result)
     found: dict[tuple[str, str], dict] = {}
     for before, name in combinations(result["strategies"], 2):
-        found[name, before] = {}
+        pair: dict = {}
         for key in values[name]:
             apart = values[name][key] - values[before][key]
-            found[name, before][key] = apart.mean(0).tolist()
-            found[name, before][f"{key}_interval"] = _intervals(apart)
+            pair[key] = apart.mean(0).tolist()
+            pair[f"{key}_interval"] = _intervals(apart)
+        found[name, before] = pair
     return found
 
 

@@ -153,8 +153,9 @@ def add_kind(
             entry["difference_interval"] = stats.interval(samples[name] - samples[REFERENCE])
         entry |= stats.share_of_ceiling(agreed.mean, samples[name], ceiling)
         if name in members.singles and kind != "output":
-            singles = members.singles[name]
-            entry["single"] = [stats.agreement(one, masks, truth).mean for one in singles]
+            entry["single"] = [
+                stats.agreement(one, masks, truth).mean for one in members.singles[name]
+            ]
         result["scores"][name][kind] = entry
 
 
@@ -224,7 +225,12 @@ def evaluate_run(
     scores = {name: found.values() for name, found in stored.items()}
     for name in baselines.NAMES:
         scores[name] = baselines.baseline_scores(name, queries, train, models)
-    residuals = residuals_of(run, queries, stored)
+    places = {place for found in stored.values() for place in found.spec.places(run)}
+    residuals = {  # (Q,), label minus output, of every checkpoint behind scores of a regression
+        place: queries.labels - predict_run(checkpoint, queries).squeeze(-1).numpy()
+        for place in sorted(places)
+        if queries.task.regression and (checkpoint := Run.read(place)) is not None
+    }
     members = member_scores(run, queries, stored, residuals)
     result = evaluate(scores, evidence_of(truth, train, queries, models), num_bootstrap, members)
     result["residuals"] = disagreeing_residuals(list(residuals.values()))
@@ -240,25 +246,13 @@ def evidence_of(truth: GroundTruth, train, queries, models: baselines.Models) ->
     return Evidence(truth.masks, truth.margins, sums, truth.outputs, residuals)
 
 
-def residuals_of(run: Run, queries: GlueDataset, stored: dict[str, StoredScores]) -> dict:
-    """Residuals (Q,), label minus output, of every checkpoint behind stored scores, by its folder;
-    empty for classes.
-    """
-    places = {place for found in stored.values() for place in found.spec.places(run)}
-    return {
-        place: queries.labels - predict_run(checkpoint, queries).squeeze(-1).numpy()
-        for place in sorted(places)
-        if queries.task.regression and (checkpoint := Run.read(place)) is not None
-    }
-
-
 def member_scores(
     run: Run, queries: GlueDataset, stored: dict[str, StoredScores], residuals: dict
 ) -> MemberScores:
     """Scores of the single members behind stored means.
 
     A checkpoint's scores of the margin, divided by its residuals, are its scores of a regression's
-    output; the mean of them is taken as of scores.
+    output; the mean of them is taken as of scores. residuals: folder of a checkpoint -> (Q,).
     """
     singles: dict[str, list[np.ndarray]] = {}
     outputs: dict[str, np.ndarray] = {}

@@ -270,7 +270,17 @@ def run_jobs(
 
             processes = min(workers, len(missing))
             if processes > 1:
-                _run_workers(store, missing, retrain, processes, look)
+                arguments = (processes, store.folder, store.digests, missing, pickle.dumps(retrain))
+                context = torch.multiprocessing.start_processes(
+                    _worker, arguments, processes, join=False, daemon=True, start_method="spawn"
+                )
+                try:
+                    while not context.join(timeout=POLL):
+                        look()
+                except torch.multiprocessing.ProcessRaisedException as error:
+                    if os.strerror(errno.ENOSPC) in str(error):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                    raise
             else:
                 work(store, missing, retrain, rank / size, look)
             look()
@@ -287,17 +297,3 @@ def run_jobs(
         results.correct[i] = found.correct
         results.predictions[i] = found.predictions
     return results
-
-
-def _run_workers(store: Store, jobs: list[Job], retrain, workers: int, look) -> None:
-    arguments = (workers, store.folder, store.digests, jobs, pickle.dumps(retrain))
-    context = torch.multiprocessing.start_processes(
-        _worker, arguments, workers, join=False, daemon=True, start_method="spawn"
-    )
-    try:
-        while not context.join(timeout=POLL):
-            look()
-    except torch.multiprocessing.ProcessRaisedException as error:
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise

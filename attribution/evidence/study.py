@@ -186,8 +186,7 @@ def rehearse(study: Study) -> None:
     path = study.store.folder / "adopted.json"
     found = read_json(path)
     if found is None or found["weights"] != run.weights:
-        seed = RETRAIN_SEED if run.seed is None else run.seed
-        found = compare_with_retrained(study, seed) | {"weights": run.weights}
+        found = compare_with_retrained(study) | {"weights": run.weights}
         write_json(path, found)
     what = "Pearson with labels" if run.task.regression else "accuracy"
     print(
@@ -197,7 +196,7 @@ def rehearse(study: Study) -> None:
     )
 
 
-def compare_with_retrained(study: Study, seed: int) -> dict:
+def compare_with_retrained(study: Study) -> dict:
     """Accuracies of a retrained and the adopted model, and their agreement (of a regression:
     Pearson correlations).
     """
@@ -205,6 +204,7 @@ def compare_with_retrained(study: Study, seed: int) -> dict:
     queries = study.queries
     regression = queries.task.regression
     rows = np.arange(len(study.train))
+    seed = RETRAIN_SEED if study.run.seed is None else study.run.seed
     model = fit(retrain.model(seed), study.train, rows, seed=seed, **retrain.recipe)
 
     def answers(logits: torch.Tensor) -> np.ndarray:

@@ -203,9 +203,9 @@ def judge(
             correct = retrains[..., 1].mean(0)
             change, interval = paired(margins - start[:, 0])
             rows = [removed[place] for place in draws]
-            total = float(np.sum(target.scores[rows[0]], dtype=np.float64))
             predicted = None
             if slope is not None and arm == check.score:
+                total = float(np.sum(target.scores[rows[0]], dtype=np.float64))
                 predicted = slope.margin(-total)
             verdict["arms"][arm].append(
                 {
@@ -226,11 +226,11 @@ def paired(differences: np.ndarray) -> tuple[float, list[float] | None]:
     retrains.
     """
     values = differences[np.isfinite(differences)]
+    mean = float(values.mean()) if values.size else float("nan")
     if len(values) < 2:
-        return (float(values.mean()) if len(values) else float("nan")), None
+        return mean, None
     quantile = student.ppf(0.975, len(values) - 1)
     half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
-    mean = float(values.mean())
     return mean, [mean - half, mean + half]
 
 
@@ -267,10 +267,10 @@ def save_verdict(run: Run, verdict: dict, suffix: str = "") -> Path:
 
 def stored_verdicts(run: Run) -> list[dict]:
     """All verdicts on this run's weights and rows."""
-    paths = sorted((run.folder / "retraining" / "verdicts").glob("*.json"))
-    records = [read_json(path) for path in paths]
     wanted = fingerprint_of_verdict(run)
-    return [record for record in records if record and record.get("fingerprint") == wanted]
+    paths = sorted((run.folder / "retraining" / "verdicts").glob("*.json"))
+    records = (read_json(path) or {} for path in paths)
+    return [record for record in records if record.get("fingerprint") == wanted]
 
 
 def fingerprint_of_verdict(run: Run) -> dict:

@@ -100,13 +100,13 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
         result[side] = []
         for row in rows[:top_k].tolist():
             score = float(query.scores[row])
-            described = describe_row(context, row, score) | {
+            more = {
                 "share": abs(score) / total,
                 "margin": slope and slope.margin(score),
                 "rank": int(ranks[row]) + 1,
                 "agreement": sum(row in top for top in tops) if tops else None,
             }
-            result[side].append(described)
+            result[side].append(describe_row(context, row, score) | more)
     return result
 
 
@@ -195,11 +195,12 @@ def terminal_width() -> int:
 def show(explained: dict, form: str) -> None:
     """Prints an explained query. form: one of FORMATS."""
     if form == "json":
-        print(json.dumps(explained))
+        lines = [json.dumps(explained)]
     elif form == "plain":
-        print("\n".join(plain_lines(explained)))
+        lines = plain_lines(explained)
     else:
-        print("\n".join(table_lines(explained, terminal_width())))
+        lines = table_lines(explained, terminal_width())
+    print(*lines, sep="\n")
 
 
 def heading(explained: dict) -> str:
@@ -286,9 +287,9 @@ def cells_of(row: dict, explained: dict) -> dict[str, str]:
     margin = row["margin"]
     agreed = row["agreement"]
     everywhere = row["everywhere"] or 0.0
-    mark = f"(in the top ten of {everywhere:.0%} of all queries) " if everywhere >= MARK else ""
+    mark = f"(in the top ten of {everywhere:.0%} of all queries) "
     return {
-        "mark": mark,
+        "mark": mark if everywhere >= MARK else "",
         "score": f"{row['score']:+.3g}",
         "share": f"{row['share']:.1%}",
         "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
@@ -327,9 +328,9 @@ def show_self_influence(
     if "flipped" in train.table.column_names:
         flipped = np.array(train.table["flipped"])
         top = min(50, len(flipped))
-        found = flipped[order[:top].numpy()].sum()
         print(
-            f"  {found} of the top {top} rows by self-influence are planted flips; chance gives "
+            f"  {flipped[order[:top].numpy()].sum()} of the top {top} rows by self-influence are "
+            "planted flips; chance gives "
             f"{top * flipped.mean():.1f}"
         )
     wrong = wrong_labels.truth_of(train)

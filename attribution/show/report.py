@@ -332,8 +332,8 @@ def lds_words(found: dict | None, command: str) -> str:
     correlation = tables.with_interval(found["scores"], found["interval"], ".2f")
     return (
         f"On {found['masks']} random subsets these scores predict retrained margins with a rank "
-        f"correlation (LDS) of {correlation}, 95 % interval; {most}. That {compared} the {found['baseline']:.2f} of word overlap, which "
-        "sees no model."
+        f"correlation (LDS) of {correlation}, 95 % interval; {most}. That {compared} the "
+        f"{found['baseline']:.2f} of word overlap, which sees no model."
     )
 
 
