@@ -272,12 +272,7 @@ def check_predictions(args, run: Run, train, valid, found: dict) -> None:
     found: stored scores.
     """
     name = args.strategies[0]
-    check = Check(
-        score=name,
-        removals=removals_of(args),
-        draws=args.num_random_draws,
-        random_seed=args.random_seed,
-    )
+    check = Check(name, removals_of(args), args.num_random_draws, args.random_seed)
     queries = valid.first(args.max_queries)
     known = valid
     suffix = ""

@@ -162,9 +162,8 @@ class Subsets:
         if self.stratified and regression:
             raise Refused("--stratify needs classes; a regression task has none")
         count = len(labels)
-        masks = draw_masks(
-            count, self.num_masks, self.alpha, self.seed, labels if self.stratified else None
-        )
+        groups = labels if self.stratified else None
+        masks = draw_masks(count, self.num_masks, self.alpha, self.seed, groups)
         if not masks.any(1).all() or masks.all(1).any():
             raise Refused(f"--alpha {self.alpha} of {count} rows keeps none or all of them")
         return check_masks(masks, count)

@@ -133,9 +133,8 @@ def bootstrap(result: Agreement, truth: Truth, draws: Draws) -> np.ndarray:
     """(B,): the mean agreement over queries, those without a defined one left out, in every draw;
     NaN without any.
     """
-    return _means(
-        weighted_correlations(result.predicted, truth.ranks, draws), draws.queries * truth.valid
-    )
+    correlations = weighted_correlations(result.predicted, truth.ranks, draws)
+    return _means(correlations, draws.queries * truth.valid)
 
 
 def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

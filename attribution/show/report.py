@@ -226,15 +226,13 @@ def signed(value: float, digits: int = 3) -> str:
 
 def suspects(influence: Influence, context: Context) -> dict:
     """Rows to look at first: the highest self-influence, and those high for many queries."""
-    scores = None
+    top = []
     try:
-        scores = influence.scores.load("self")
+        if (scores := influence.scores.load("self")) is not None:
+            order = torch.argsort(scores, descending=True, stable=True)[:SUSPECTS].tolist()
+            top = [describe_row(context, row, float(scores[row])) for row in order]
     except Refused as refusal:
         print(f"self-influence is left out: {refusal}")
-    top = []
-    if scores is not None:
-        order = torch.argsort(scores, descending=True, stable=True)[:SUSPECTS].tolist()
-        top = [describe_row(context, row, float(scores[row])) for row in order]
     high = []
     if (shares := context.everywhere) is not None:
         order = np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
@@ -353,10 +351,9 @@ def lds_table(found: dict | None) -> list[tuple[str, str]]:
 def counterfactual_table(influence: Influence, results: Path = Path("results")) -> dict | None:
     """Study of removals of this run's recipe and rows: header and rows; None if there is none."""
     path = results / f"counterfactual_{influence.run.dataset_name}.json"
-    found = read_json(path)
-    if found is None or found.get("rows") != len(influence.train):
-        return None
-    if found.get("recipe") != influence.run.recipe:
+    found = read_json(path) or {}
+    wanted = len(influence.train), influence.run.recipe
+    if (found.get("rows"), found.get("recipe")) != wanted:
         return None
     header = ["rows removed", *map(str, found["removals"][1:])]
     rows = [

@@ -29,9 +29,9 @@ def lines_of(verdict: dict) -> list[list[str]]:
                 [
                     printable(name),
                     str(level["removed"]),
-                    "-" if predicted is None else number(predicted[0], predicted[1:]),
+                    number(predicted[0], predicted[1:]) if predicted else "-",
                     number(level["change"], level["interval"]),
-                    "-" if outcome is None or right is None else f"{right:.0%}",
+                    f"{right:.0%}" if outcome and right is not None else "-",
                     outcome or "-",
                 ]
             )
