@@ -100,8 +100,7 @@ def write_json(path: Path, value: dict, compact: bool = False) -> None:
 def read_json(path: Path) -> dict | None:
     """Dictionary in the file; None if the file is missing or damaged (which is printed).
 
-    Damaged means that it is no JSON object or that its checksum does not fit. A file without a
-    checksum counts, unless a key is one letter off: then the checksum's own key was damaged.
+    Damaged means that it is no JSON object, or that its checksum is missing or does not fit.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -109,15 +108,8 @@ def read_json(path: Path) -> dict | None:
         return None
     except ValueError:
         value = None
-    if isinstance(value, dict):
-        checksum = value.pop(CHECKSUM, None)
-        if checksum == checksum_of(value):
-            return value
-        letters_off = [
-            sum(map(str.__ne__, name, CHECKSUM)) for name in value if len(name) == len(CHECKSUM)
-        ]
-        if checksum is None and 1 not in letters_off:
-            return value
+    if isinstance(value, dict) and value.pop(CHECKSUM, None) == checksum_of(value):
+        return value
     print(f"{path} is damaged and does not count", file=sys.stderr)
     return None
 

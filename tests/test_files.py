@@ -106,9 +106,9 @@ def test_a_changed_byte_of_a_json_file_is_noticed_wherever_it_is(tmp_path, capsy
     assert "a.json is damaged and does not count" in capsys.readouterr().err
 
 
-def test_json_files_of_before_have_no_checksum_and_count(tmp_path):
+def test_a_json_file_without_a_checksum_does_not_count(tmp_path):
     (tmp_path / "a.json").write_text('{"seed": 3}')
-    assert files.read_json(tmp_path / "a.json") == {"seed": 3}
+    assert files.read_json(tmp_path / "a.json") is None
 
 
 def test_a_file_that_is_gone_is_one_sentence(capsys):

@@ -23,10 +23,8 @@ def read_rows() -> dict[str, dict[str, list]]:
     for split in ("train", "validation"):
         with open(FOLDER / f"{split}.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        splits[split] = {
-            "sentence": [row["sentence"] for row in rows],
-            "label": [int(row["label"]) for row in rows],
-            "topic": [row["topic"] for row in rows],
-            "flipped": [row["flipped"] == "True" for row in rows],
-        }
+        columns: dict[str, list] = {name: [row[name] for row in rows] for name in rows[0]}
+        columns["label"] = [int(label) for label in columns["label"]]
+        columns["flipped"] = [flipped == "True" for flipped in columns["flipped"]]
+        splits[split] = columns
     return splits

@@ -248,7 +248,7 @@ def per_target(result: dict) -> dict[str, dict[str, np.ndarray]]:
     draws averaged.
     """
     base = _floats(result["base_margins"]), _floats(result["base_correct"])
-    direction = result.get("direction", "helpful")
+    direction = result["direction"]
     found = {}
     for name, margins in result["margins"].items():
         arm = _floats(margins), _floats(result["correct"][name])

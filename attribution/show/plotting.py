@@ -113,7 +113,7 @@ def draw_counterfactual(result: dict, path: Path) -> None:
     """
     with plt.rc_context(STYLE | {"font.size": 15}):
         figure, axes = plt.subplots(figsize=(6.4, 6))
-        outcome = TURNED[result.get("direction", "helpful")]
+        outcome = TURNED[result["direction"]]
         arms = result["strategies"]
         removals = np.array(result["removals"], dtype=float)
         width = removals.max() * 0.012  # intervals of several arms are side by side

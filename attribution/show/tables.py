@@ -65,7 +65,7 @@ def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     for kind in kinds:
         header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
         value = result["ceiling"][kind]
-        interval = result.get("ceiling_interval", {}).get(kind)
+        interval = result["ceiling_interval"][kind]
         shown = "needs repeats" if value is None else f"{value:.3f}"
         ceiling += [with_interval(value, interval) if interval else shown, "-"] + ["-"] * shares
     rows = []
@@ -181,7 +181,7 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
     pairs = {
         f"{name} minus {other}": values for (name, other), values in differences(result).items()
     }
-    outcome = TURNED[result.get("direction", "helpful")]
+    outcome = TURNED[result["direction"]]
     wanted = [
         (f"share of {outcome} targets [95 %, Wilson]", arms, outcome, ".3f", 0),
         ("mean margin change [95 %, bootstrap over targets]", arms, "margin_change", "+.3f", 0),
@@ -201,7 +201,7 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
 
 def counterfactual_notes(result: dict) -> str:
     """Notes to the tables of a counterfactual result: its targets and its retrains."""
-    direction = result.get("direction", "helpful")
+    direction = result["direction"]
     outcome = TURNED[direction]
     right = "correctly" if direction == "helpful" else "wrongly"
     carried = "every target is retrained at every removal"

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import analyze
 import train
+from attribution.files import write_json
 from lab import gpu
 from lab.estimates import A100
 
@@ -35,7 +36,7 @@ def test_each_measurement_is_kept_and_not_made_again(tmp_path, monkeypatch):
                 "eigendecomposition": 4.0,
                 "all": 10.0,
             }
-            (scores / "pairwise_scores.json").write_text(json.dumps({"seconds": seconds}))
+            write_json(scores / "pairwise_scores.json", {"seconds": seconds})
             save_file(
                 {"all_modules": np.random.rand(3, 9).astype("f")},
                 scores / "pairwise_scores.safetensors",
