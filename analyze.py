@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 
 from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
-from attribution.engine.modules import check_version
 from attribution.files import Refused
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
@@ -38,7 +37,7 @@ from attribution.show.asking import (
     show_scores,
     show_validation_rows,
 )
-from attribution.show.listing import FORMAT, check_index, default_format
+from attribution.show.listing import FORMAT, check_index
 from attribution.show.report import write_report
 from attribution.training.run import MAX_QUERIES, Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
@@ -74,9 +73,10 @@ def main(argv=None) -> None:
     with launched() as processes:
         if settings.stock and processes.count > 1:  # each process would compute everything
             raise Refused("analyze.py --stock runs in one process; start it without a launcher")
-        if not settings.stock:
-            check_version()
-        tune_torch(settings.tf32)
+        gc.freeze()  # kronfluence collects garbage in every phase; imported objects need no look
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        # Partial sums of bfloat16 products stay in float32.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
         if args.forget_queries:
             forget_queries(run)
@@ -89,17 +89,11 @@ def main(argv=None) -> None:
             print(table)
 
 
-def tune_torch(tf32: bool) -> None:
-    """Sets precision and garbage collection of the process."""
-    gc.freeze()  # kronfluence collects garbage in every phase; imported objects need no look
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    # Partial sums of bfloat16 products stay in float32.
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-
 def answer(influence: Influence, args: argparse.Namespace) -> None:
     """Prints the answer to the question of the command line, or scores all validation rows."""
-    view = View(args.format or default_format(), args.top_k)
+    # Columns on a terminal; plain lines where the output is piped.
+    form = args.format or ("table" if sys.stdout.isatty() else "plain")
+    view = View(form, args.top_k)
     for index in args.query_index or []:
         check_index(influence.queries, index)
     questions = read_questions(influence.run, vars(args))

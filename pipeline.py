@@ -23,7 +23,7 @@ from attribution.cli import did_you_mean
 from attribution.data import demo
 from attribution.data.dataset import GlueDataset, tokenize
 from attribution.data.tables import GlueTask, check_splits, check_texts, labels_of, open_tables
-from attribution.draws import fisher_column, fisher_columns, sample_labels, uniform_hash
+from attribution.draws import fisher_column, sample_labels, uniform_hash
 from attribution.files import Refused
 
 DEFAULT_MODEL = "bert-base-cased"
@@ -254,8 +254,9 @@ class InfluenceTask(Task):
         self.seed = seed
         self.phase = "factors"  # sampled labels are a function of seed, phase and row
         self.exact = exact_labels is not None
-        # Passes over a batch for the factors, and the column of the current pass.
-        self.columns = fisher_columns(exact_labels) if exact_labels else 1
+        # Passes over a batch for the factors: C - 1 for the mean over C classes, else one. And the
+        # column of the current pass.
+        self.columns = max(1, (exact_labels or 1) - 1)
         self.column = 0
 
     def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:

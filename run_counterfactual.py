@@ -48,7 +48,17 @@ ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Parsed and checked command line. Raises Refused for values that no run could use."""
-    parser = Parser(__doc__)
+    parser = Parser(
+        __doc__,
+        rare=(
+            "num_random_draws",
+            "random_seed",
+            "base_seed",
+            "retrain_seed",
+            "carry_forward",
+            "retrain_queries",
+        ),
+    )
     data = add_data_arguments(parser)
     add_query_arguments(data, first_query=False)
     add_start_argument(data)

@@ -41,13 +41,6 @@ def sample_labels(uniform: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
     return (draws > cumulative[:, :-1]).sum(-1)
 
 
-def fisher_columns(num_labels: int) -> int:
-    """Number of backward passes that the mean over all labels takes: C - 1 of C classes, one of a
-    regression.
-    """
-    return max(1, num_labels - 1)
-
-
 def fisher_column(logits: torch.Tensor, column: int) -> torch.Tensor:
     """Quantity (B,) whose gradients are one column of a root of the Fisher matrix; float64.
 

@@ -9,6 +9,7 @@ analysis that take the most time.
 
 import argparse
 import collections
+import functools
 import math
 import tempfile
 import time
@@ -19,10 +20,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import attribution.training.fit as fit_module
 from attribution.files import write_json
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
-from attribution.training.fit import fit
 from attribution.training.run import Run
 from pipeline import construct_bert, quiet_libraries
 
@@ -146,12 +147,15 @@ def measure_training(args) -> dict:
     dataset, _ = run.rows(1)
     model = construct_bert(args.dataset_name, str(run.folder), seed=0)
     seconds = []
-    fit(
+    if args.pad_to:
+        # Whole batches of one width, as a plain training loop feeds them.
+        dataset.batch = functools.partial(dataset.batch, pad_to=args.pad_to)
+        fit_module.piece_overhead = lambda *_: float("inf")
+    fit_module.fit(
         model,
         dataset,
         np.arange(len(dataset)),
         seed=0,
-        pad_to=args.pad_to or None,
         on_epoch=lambda epoch, loss, took: seconds.append(took),
         **run.recipe | {"num_train_epochs": 2},
     )

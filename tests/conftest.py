@@ -24,7 +24,7 @@ settings.load_profile("no deadline")
 
 @pytest.fixture(autouse=True)
 def cheap_garbage_collection():
-    """kronfluence collects garbage in every phase, which takes 0.3 s with all the libraries loaded."""
+    """kronfluence collects garbage in every phase: 0.3 s with all the libraries loaded."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -55,7 +55,7 @@ def parse(root: Path, name: str) -> ast.Module:
 
 
 def find_module(root: Path, dotted: str) -> str | None:
-    """The file (or folder, ending in /) of a module of the repository; None for a module of others."""
+    """The file (or folder, ending in /) of a module; None if it is not of the repository."""
     path = root.joinpath(*dotted.split("."))
     for file in (path.with_name(path.name + ".py"), path / "__init__.py"):
         if file.is_file():

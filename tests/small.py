@@ -1,4 +1,4 @@
-"""Small odd inputs for tests: tables in the layout of GLUE, and tiny random encoders of many kinds."""
+"""Small odd inputs for tests: tables in the layout of GLUE, and tiny random encoders."""
 
 from pathlib import Path
 

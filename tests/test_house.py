@@ -1,5 +1,5 @@
-"""Layers, cycles, docstrings, arguments and the names that documents quote are what the rules of the
-source say (see house.py).
+"""Layers, cycles, docstrings, arguments and the names that documents quote are what the rules of
+the source say (see house.py).
 """
 
 import argparse
@@ -36,7 +36,7 @@ ANSWERS = {
 }
 
 
-# --- layers ------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def test_a_file_imports_only_from_layers_below_or_its_own_package_and_no_script_imports_another():
@@ -141,12 +141,12 @@ def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
         {
             "attribution/__init__.py": "",
             "attribution/a.py": "import os\nb: int = 1\nif b:\n    c, d = 1, 2\ndef e(): f = 1\n",
-            "one.py": "from attribution import a as x\nfrom attribution.a import b, c, d, e, os\nx.b, "
-            "x.e, x.__file__\n",
+            "one.py": "from attribution import a as x\nfrom attribution.a import b, c, d, e, os\n"
+            "x.b, x.e, x.__file__\n",
             "two.py": "from attribution.a import f\nfrom attribution import none\nimport "
             "attribution\nattribution.a\n",
-            "three.py": "import one\ndef g(one): one.gone\ndef h():\n    one = 1\n    one.gone\ndef i(): "
-            "return one.lost\n",
+            "three.py": "import one\ndef g(one): one.gone\ndef h():\n    one = 1\n    one.gone\n"
+            "def i(): return one.lost\n",
         },
     )
     assert house.missing_names(tmp_path, files) == [
@@ -176,7 +176,7 @@ def overrides(file: str, owner: str, method: str) -> bool:
     return any(hasattr(base, method) for base in getattr(module, owner).__mro__[1:])
 
 
-def test_every_public_function_class_and_method_has_a_docstring_unless_it_overrides_a_documented_one():
+def test_every_public_name_has_a_docstring_unless_it_overrides_a_documented_one():
     found = house.undocumented(ROOT, PRODUCT, overrides)
     assert set(found) == set(UNDOCUMENTED), found
 

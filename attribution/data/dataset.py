@@ -95,10 +95,6 @@ class GlueDataset(torch.utils.data.Dataset):
             out[row] = np.frombuffer(digest.digest()[:16], np.uint8)
         return out
 
-    def file_row(self, index: int) -> int | None:
-        """Number of the row in its file; None if that is its number here."""
-        return None if self.file_rows is None else int(self.file_rows[index])
-
     def first(self, count: int) -> "GlueDataset":
         """Data set of the first `count` rows."""
         return self.window(0, count)

@@ -107,17 +107,12 @@ def known_slope(run: Run, name: str, queries: GlueDataset) -> Slope | None:
 # --- the check ------------------------------------------------------------------------------------
 
 
-def groups_of(train: GlueDataset) -> np.ndarray:
-    """(N,): class of every training row, or the tenth of a regression's label."""
-    if not train.task.regression:
-        return train.labels
-    return np.digitize(train.labels, np.quantile(train.labels, TENTHS))
-
-
 def removed_rows(train: GlueDataset, target: Target, check: Check) -> dict[tuple, np.ndarray]:
     """(arm, level, draw) -> rows that are removed."""
     order = most_helpful(target.scores, check.removals.direction)
-    groups = groups_of(train)
+    groups = train.labels
+    if train.task.regression:  # the tenth of the label
+        groups = np.digitize(groups, np.quantile(groups, TENTHS))
     control = CONTROL[train.task.regression]
     removed = {}
     for level, count in enumerate(check.removals.counts):

@@ -8,7 +8,6 @@ Symbols: Q queries, N training rows, M masks, R repeats, C classes.
 
 import json
 import shutil
-import sys
 import textwrap
 from dataclasses import asdict, dataclass
 
@@ -116,7 +115,7 @@ def describe_row(context: Context, row: int, score: float | None = None) -> dict
     values = train.table[row]
     return {
         "row": row,
-        "file_row": train.file_row(row),
+        "file_row": None if train.file_rows is None else int(train.file_rows[row]),
         "score": score,
         "share": None,
         "texts": [values[column] for column in train.task.columns],
@@ -180,11 +179,6 @@ def check_index(queries: GlueDataset, index: int) -> None:
     """Raises Refused if --query_index is the number of no query."""
     if not 0 <= index < len(queries):
         raise Refused(f"--query_index must be from 0 to {len(queries) - 1}, not {index}")
-
-
-def default_format() -> str:
-    """Columns on a terminal; plain lines where the output is piped."""
-    return "table" if sys.stdout.isatty() else "plain"
 
 
 def terminal_width() -> int:

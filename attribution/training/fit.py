@@ -91,7 +91,6 @@ def fit(
     use_half_precision: bool = False,
     on_epoch=ignore,
     on_step=ignore,
-    pad_to: int | None = None,
     progress: Progress | None = None,
     processes: Processes = ALONE,
 ) -> torch.nn.Module:
@@ -99,10 +98,10 @@ def fit(
     it.
 
     on_epoch(epoch, mean loss per example in nats, seconds), on_step(number of steps so far, rows of
-    the step): called after every epoch and step. pad_to: tokens of every batch (None: its longest
-    row). progress: where an interrupted training continues. processes: each computes its share of a
-    batch. The random state of the process is left as it was. Same arguments, machine, threads and
-    processes give the same bits on the CPU. Raises Diverged at the first loss that is not finite.
+    the step): called after every epoch and step. progress: where an interrupted training continues.
+    processes: each computes its share of a batch. The random state of the process is left as it
+    was. Same arguments, machine, threads and processes give the same bits on the CPU. Raises
+    Diverged at the first loss that is not finite.
     """
     device = next(model.parameters()).device
     model.train()
@@ -112,7 +111,7 @@ def fit(
     steps = num_train_epochs * steps_of(len(rows), train_batch_size)
     factor = {"constant": lambda step: 1.0, "linear": lambda step: 1.0 - step / steps}[lr_schedule]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    overhead = float("inf") if pad_to else piece_overhead(model, device)
+    overhead = piece_overhead(model, device)
     watch = LossWatch(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed + processes.rank * SEEDS_APART)
@@ -126,7 +125,7 @@ def fit(
                 share = share_of(batch, dataset.lengths, processes)
                 optimizer.zero_grad()
                 loss = add_gradients(
-                    model, dataset, share, overhead, pad_to, use_half_precision, len(batch)
+                    model, dataset, share, overhead, use_half_precision, len(batch)
                 )
                 loss = add_up(trained, loss, processes)
                 watch.see(loss, schedule.get_last_lr()[0])
@@ -178,21 +177,19 @@ def add_gradients(
     dataset: GlueDataset,
     rows: np.ndarray,
     overhead: float,
-    pad_to: int | None,
     bfloat16: bool,
     whole: int,
 ) -> torch.Tensor:
     """Adds the gradient of the summed loss of these rows, divided by `whole`, to the gradients of
     the parameters; returns the summed loss, float64.
 
-    overhead: cost of a piece of the batch, see `split_batch`. pad_to: tokens of every piece (None:
-    of its longest row). bfloat16: autocast. whole: rows of the batch, of which these are one
-    process's share.
+    overhead: cost of a piece of the batch, see `split_batch`. bfloat16: autocast. whole: rows of
+    the batch, of which these are one process's share.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     for piece in split_batch(dataset.lengths[rows], overhead):
-        batch = dataset.batch(rows[piece], pad_to)
+        batch = dataset.batch(rows[piece])
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(**model_inputs(batch)).logits

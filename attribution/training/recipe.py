@@ -36,9 +36,11 @@ SCHEDULES = ("constant", "linear")
 def add_recipe_arguments(parser: Parser, default: str = "") -> None:
     """Adds the group "recipe", the arguments of training; their values are None unless given.
 
-    default: description of the value if none is given; empty for the documented run of the data
-    set.
+    default: description of the value if none is given, and the arguments are rare; empty for the
+    documented run of the data set.
     """
+    if default:
+        parser.rare |= {*RECIPE}
     demo = TASKS["demo"].recipe
     add = parser.group("recipe").add_argument
     for name, text in RECIPE_HELP.items():

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from attribution.evidence.counterfactual import Removals, same_groups
+from attribution.evidence.counterfactual import Removals
 from attribution.evidence.verdict import (
     CONTROL,
     Check,
     Target,
-    groups_of,
     outcome,
     paired,
     removed_rows,
@@ -56,13 +55,14 @@ def test_the_top_goes_and_random_rows_have_the_same_classes(direction):
 
 
 def test_of_a_regression_the_same_tenths_of_the_label_go():
-    train = data(np.random.default_rng(1).normal(size=200), regression=True)
-    groups, removed = groups_of(train), np.arange(17)
-    assert np.bincount(groups).tolist() == [20] * 10
-    rows = np.sort(same_groups(groups, removed, 0, 1, 0))
-    assert np.array_equal(
-        np.bincount(groups[rows], minlength=10), np.bincount(groups[removed], minlength=10)
-    )
+    labels = np.random.default_rng(1).normal(size=200)
+    tenths = np.argsort(np.argsort(labels)) // 20
+    arms = removed_rows(data(labels, regression=True), Target(3, labels, {}), check("helpful"))
+    assert np.unique(tenths[arms["ekfac", 1, 0]]).tolist() == [9]  # the highest labels go
+    for draw in range(2):
+        rows = arms[CONTROL[True], 1, draw]
+        assert tenths[rows].tolist() == [9] * 12
+        assert set(rows) != set(arms["ekfac", 1, 0])
 
 
 def test_the_interval_is_students_of_differences_paired_by_seed():

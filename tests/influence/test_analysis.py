@@ -11,9 +11,9 @@ from attribution.influence.settings import Settings, make_factor_arguments, make
 
 @pytest.mark.parametrize(("passes", "batch"), [(1, 4), (1, 32), (3, 32), (3, 2)])
 def test_query_batches_fill_as_few_passes_as_memory_allows(run_copy, monkeypatch, passes, batch):
-    monkeypatch.setattr("attribution.engine.memory.plan_queries", lambda *_: passes)
+    monkeypatch.setattr("attribution.engine.memory.cheapest_side", lambda *_: (passes, True))
     influence = influence_of(run_copy, "--query_batch_size", str(batch))  # 9 queries
-    plan = influence.analyses[0].plan("pairwise", make_score_arguments(influence.settings))
+    plan = influence.analyses[0].plan("pairwise")
     assert 1 <= plan["query_batch"] <= batch
     assert -(-9 // plan["pass_queries"]) == passes
 
