@@ -37,7 +37,7 @@ def test_partitions_interruptions_and_batches_do_not_change_low_rank_scores(run_
 
     def die(self, tensors, parts):
         whole(self, tensors, parts)
-        if self.phase == "pairwise":
+        if self.folder.name == "pairwise":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -195,6 +195,7 @@ def result() -> dict:
     margins["b"][0, 0, 0] = -1.0  # flips at the first removal and is not retrained
     margins["b"][0, 0, 1] = np.nan
     return {
+        "direction": "helpful",
         "strategies": ["b", "a", "random"],
         "base_margins": counterfactual.listed(base),
         "base_correct": counterfactual.listed(np.ones_like(base)),
@@ -212,6 +213,7 @@ def test_draws_of_an_arm_are_averaged_before_targets_are():
     base, arm = [[1.0, 2.0], [3.0, 1.0]], [[[[-1.0, -1.0]], [[1.0, 1.0]]]] * 2
     right = [[[[0.0, 0.0]], [[1.0, 1.0]]]] * 2
     result = {
+        "direction": "helpful",
         "base_margins": base,
         "base_correct": [[1, 1]] * 2,
         "margins": {"a": arm},
