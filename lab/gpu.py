@@ -42,7 +42,7 @@ FLAGS["bfloat16 and tf32"] = [*FLAGS["bfloat16"], *FLAGS["tf32"]]
 
 
 def card_rates(device: str = "cuda", size: int = 8192, repeats: int = 10) -> dict[str, float]:
-    """What the card reaches: multiply-adds a second in products of (size, size), and bytes a second
+    """Rates of the card: multiply-adds a second in products of (size, size), and bytes a second
     in copies.
     """
     rates, pairs = (

@@ -281,7 +281,7 @@ def middle(runs: list[dict]) -> dict[str, float]:
 
 
 def precision(bench: Bench, case: Case) -> dict:
-    """What bfloat16 and low rank change: seconds against float32, and agreement with it."""
+    """Effect of bfloat16 and low rank: seconds against float32, and agreement with it."""
     variants = {"float32": [], "bfloat16": ["--use_half_precision"]}
     variants |= {f"rank {rank}": ["--query_gradient_rank", rank] for rank in (8, 32)}
     runs: dict[str, list[dict]] = {name: [] for name in variants}

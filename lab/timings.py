@@ -76,7 +76,7 @@ def speed_rounds(speed: dict) -> str:
 
 
 def speed_precision(speed: dict) -> str:
-    """What bfloat16 and low rank change on SST-2."""
+    """Effect of bfloat16 and low rank on SST-2."""
     rows = [
         [
             name,
