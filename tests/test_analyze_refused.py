@@ -98,7 +98,7 @@ def test_stock_under_a_launcher_of_two_ends_with_the_refusal_and_writes_nothing(
     assert not (run_copy / "demo/influence").exists()
 
 
-def test_an_unknown_kronfluence_is_refused_by_name(trained, monkeypatch):
+def test_an_unknown_kronfluence_is_refused_by_name(run_copy, monkeypatch):
     monkeypatch.setattr("attribution.engine.modules.importlib.metadata.version", lambda name: "9.9")
     with pytest.raises(Refused, match="kronfluence 9.9 .*--stock"):
-        analyze_quickly(trained)
+        analyze_quickly(run_copy)

@@ -123,12 +123,6 @@ def test_an_evaluation_that_fails_loses_no_training(tmp_path, monkeypatch):
     assert run.evaluation == {} and len(record["epochs"]) == 2
 
 
-def test_a_cache_that_may_not_be_written_does_not_matter_to_the_demo(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", "/proc/nowhere")
-    train.main([*SMALL, "--checkpoint_dir", str(tmp_path)])
-    assert "accuracy" in Run.open(tmp_path, "demo").evaluation["validation"]
-
-
 @pytest.mark.parametrize("place", ["--results_dir", "--figure_path", "--checkpoint_dir"])
 def test_places_that_cannot_be_written_are_named_before_the_work(
     run_copy, tmp_path, capsys, monkeypatch, place
