@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Who finds labels of CoLA that were made wrong? results/wrong_labels_cola.*;
-# about an hour on two cores.
+# Who finds labels of a GLUE task that were made wrong? results/wrong_labels_TASK.*, TASK being the
+# argument: sst2 (the default) or cola; about an hour on two cores.
 set -euo pipefail
 source lab/commands/clean.sh
+task=${1:-sst2}
 : "${GLUE_DIR:?a folder with the data of nyu-mll/glue}"
 : "${MODEL_DIR:?a folder with a pretrained BERT}"
 
-data=checkpoints/wrong/data_cola
-run=(--dataset_name cola --checkpoint_dir checkpoints/wrong)
+data=checkpoints/wrong/data_$task
+run=(--dataset_name "$task" --checkpoint_dir checkpoints/wrong)
 analyze() { python analyze.py "${run[@]}" --max_queries 1 --self_influence "$@"; }
 
-python -m lab.wrong_labels --write $data --dataset_name cola --dataset_path "$GLUE_DIR" \
+python -m lab.wrong_labels --write $data --dataset_name "$task" --dataset_path "$GLUE_DIR" \
     --share 0.1 --seed 0 --max_train_samples 2000
 python train.py "${run[@]}" --dataset_path $data --model_name_or_path "$MODEL_DIR" \
     --freeze_embeddings --learning_rate 4e-4 --lr_schedule linear --num_train_epochs 3 \
