@@ -102,3 +102,4 @@ def test_an_unknown_kronfluence_is_refused_by_name(run_copy, monkeypatch):
     monkeypatch.setattr("attribution.engine.modules.importlib.metadata.version", lambda name: "9.9")
     with pytest.raises(Refused, match="kronfluence 9.9 .*--stock"):
         analyze_quickly(run_copy)
+    assert not (run_copy / "demo/influence").exists()

@@ -178,7 +178,6 @@ def check_version() -> None:
 
 def prepare_model(model: nn.Module, task) -> nn.Module:
     """kronfluence's prepare_model with EigenLinear for linear modules; others stay as they are."""
-    check_version()
     linear = TrackedModule.SUPPORTED_MODULES[nn.Linear]
     TrackedModule.SUPPORTED_MODULES[nn.Linear] = EigenLinear
     try:

@@ -328,6 +328,8 @@ class Influence(Scored):
         scores = self.stored_unless_overwritten(kind)
         if self.processes.from_main(lambda: scores is not None):
             return scores
+        if not self.settings.stock:
+            modules.check_version()
         if self.processes.main and not self._announced:
             check_writable(self.run.folder / "influence")
             print(f"computing on {name_of(choose_device())}")

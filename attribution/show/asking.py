@@ -17,7 +17,7 @@ import numpy as np
 from attribution.cli import Parser
 from attribution.evidence.calibration import random_subsets, slope
 from attribution.evidence.wrong_labels import row_losses, truth_of
-from attribution.files import Refused, printable, read_json
+from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
 from attribution.processes import choose_device
 from attribution.show import listing
@@ -106,12 +106,6 @@ def forget_queries(run: Run) -> None:
         path.unlink()
     with_reports = " with the reports" if reports else ""
     print(f"{len(found)} queries or groups of queries are forgotten{with_reports}")
-
-
-def stored_questions(run: Run, name: str) -> list[tuple[Path, dict]]:
-    """(folder, content of queries.json) of the custom queries that have scores of this name."""
-    paths = sorted(run.folder.glob(f"influence/scores/{name}_queries-*/queries.json"))
-    return [(path.parent, record) for path in paths if (record := read_json(path))]
 
 
 @dataclass(frozen=True)

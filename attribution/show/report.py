@@ -28,7 +28,6 @@ from attribution.show.asking import (
     calibration_command,
     context_of,
     custom_queries,
-    stored_questions,
     validation_queries,
 )
 from attribution.show.listing import (
@@ -155,12 +154,16 @@ def choose(influence: Influence, logits: np.ndarray) -> dict[str, list[int]]:
 def stored_custom_queries(influence: Influence) -> list[Query]:
     """All custom queries that were scored under these settings."""
     found = []
-    for place, record in stored_questions(influence.run, influence.name):
+    pattern = f"influence/scores/{influence.name}_queries-*/queries.json"
+    for path in sorted(influence.run.folder.glob(pattern)):
+        record = read_json(path)
+        if not record:  # damaged
+            continue
         rows = record["queries"]
         labels = [row["label"] if row["target"] == "label" else None for row in rows]
         questions = ask(influence.run, [row["texts"] for row in rows], labels)
         query_rows = questions.data.fingerprint()
-        if scores_named(influence.run, place.name, query_rows) is not None:
+        if scores_named(influence.run, path.parent.name, query_rows) is not None:
             found += custom_queries(influence, questions, alone=True)
     return found
 
