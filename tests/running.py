@@ -32,6 +32,12 @@ QUICK = [*DEMO, "--max_queries", "9", "--damping_factor", "1e-4"]
 QUERIES = [*DEMO, "--max_queries", "12"]
 
 
+def outputs(results: Path, figure: Path) -> list[str]:
+    """Arguments of a study that writes to these places, with one retrain at a time."""
+    places = ["--results_dir", str(results), "--figure_path", str(figure)]
+    return [*places, "--jobs_per_device", "1"]
+
+
 def analyze_quickly(checkpoints: Path, *extra: str) -> None:
     """analyze.py with the quick arguments and these."""
     analyze.main([*QUICK, "--checkpoint_dir", str(checkpoints), *extra])
@@ -99,15 +105,8 @@ class Study:
     def arguments(self, checkpoints: Path, output: Path, *extra: str) -> list[str]:
         """Command line of the quick study with these arguments; all its files go below `output`."""
         figure = output / "figure" / f"{self.name}.png"
-        outputs = [
-            "--results_dir",
-            str(output / "results"),
-            "--figure_path",
-            str(figure),
-            "--jobs_per_device",
-            "1",
-        ]
-        return [*QUERIES, "--checkpoint_dir", str(checkpoints), *self.plan, *outputs, *extra]
+        places = outputs(output / "results", figure)
+        return [*QUERIES, "--checkpoint_dir", str(checkpoints), *self.plan, *places, *extra]
 
     def start(self, checkpoints: Path, output: Path, *extra: str) -> None:
         """Runs the quick study."""

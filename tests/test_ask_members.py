@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from running import LDS, close, tamper
+from running import LDS, close, outputs, tamper
 from safetensors.torch import load_file
 
 import analyze
@@ -25,6 +25,7 @@ from lab.wrong_labels import stored_self_influence
 
 SMALL = ["--dataset_name", "demo", "--max_train_samples", "120", "--num_train_epochs", "2"]
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
+FEW = ["--num_masks", "3", "--num_repeats", "1", "--num_bootstrap", "9"]  # of evaluate_lds.py
 
 
 @pytest.fixture(scope="module")
@@ -209,24 +210,8 @@ def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_
 
 
 def test_single_members_stand_beside_their_mean(copied, tmp_path, capsys):
-    output = [
-        "--results_dir",
-        str(tmp_path),
-        "--figure_path",
-        str(tmp_path / "f.png"),
-        "--jobs_per_device",
-        "1",
-    ]
-    small = [
-        "--num_masks",
-        "3",
-        "--num_repeats",
-        "1",
-        "--num_bootstrap",
-        "9",
-        "--max_queries",
-        "12",
-    ]
+    output = outputs(tmp_path, tmp_path / "f.png")
+    small = [*FEW, "--max_queries", "12"]
     evaluate_lds.main(["--dataset_name", "demo", "--checkpoint_dir", str(copied), *output, *small])
     found = json.loads((tmp_path / "lds_demo.json").read_text())["scores"]
     each = found["identity_members3"]["plain"]["single"]
@@ -285,24 +270,8 @@ def test_queries_may_begin_at_another_validation_row(copied, tmp_path, capsys):
         scores_of(copied / "demo", "identity")[12:],
         1e-6,
     )
-    output = [
-        "--results_dir",
-        str(tmp_path),
-        "--figure_path",
-        str(tmp_path / "f.png"),
-        "--jobs_per_device",
-        "1",
-    ]
-    small = [
-        "--num_masks",
-        "3",
-        "--num_repeats",
-        "1",
-        "--num_bootstrap",
-        "9",
-        "--retrain_queries",
-        "20",
-    ]
+    output = outputs(tmp_path, tmp_path / "f.png")
+    small = [*FEW, "--retrain_queries", "20"]
     evaluate_lds.main([*where, *window, *output, *small])
     result = json.loads((tmp_path / "lds_demo.json").read_text())
     assert result["queries"] == 5 and "identity" in result["scores"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from running import SMALL, refusal
+from running import SMALL, outputs, refusal
 
 import analyze
 import evaluate_lds
@@ -54,14 +54,7 @@ def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
     )
     assert "retrains are missing" in refusal(capsys, members.main, mine)
     plan = ["--num_masks", "3", "--num_repeats", "2", "--mask_seed", "1", "--retrain_seed", "200"]
-    output = [
-        "--results_dir",
-        str(tmp_path),
-        "--figure_path",
-        str(tmp_path / "f.png"),
-        "--jobs_per_device",
-        "1",
-    ]
+    output = outputs(tmp_path, tmp_path / "f.png")
     study = [*where, *window, *plan, *output, "--num_bootstrap", "9"]
     evaluate_lds.main(study)
     assert "--plan" in refusal(capsys, members.main, mine)
