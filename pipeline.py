@@ -22,7 +22,7 @@ from attribution import models
 from attribution.cli import did_you_mean
 from attribution.data import demo
 from attribution.data.dataset import GlueDataset, tokenize
-from attribution.data.tables import GlueTask, check_splits, check_texts, labels_of, open_tables
+from attribution.data.tables import GlueTask, check_texts, find_splits, labels_of, read_splits
 from attribution.draws import fisher_column, sample_labels, uniform_hash
 from attribution.files import Refused
 
@@ -108,9 +108,8 @@ def load_tables(data_name: str, dataset_path: str | None = None) -> datasets.Dat
         rows = demo.read_rows()
         tables = {split: datasets.Dataset.from_dict(columns) for split, columns in rows.items()}
         return datasets.DatasetDict(tables).cast_column("label", label)
-    tables = open_tables(dataset_path or DEFAULT_DATASET, data_name)
-    check_splits(tables, task, data_name)
-    return tables
+    splits = find_splits(dataset_path or DEFAULT_DATASET, data_name)
+    return read_splits(splits, task, data_name)
 
 
 def resolve_model(model_name_or_path: str | None, data_name: str) -> str:

@@ -14,7 +14,8 @@ import run_counterfactual
 import train
 from attribution.cli import run_script
 from attribution.data import demo
-from attribution.data.custom import CustomData, draw_rows, encode, make_task, open_custom
+from attribution.data.custom import CustomData, draw_rows, make_task, open_custom
+from attribution.files import Refused
 from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
@@ -54,18 +55,16 @@ def test_a_file_or_folder_of_any_kind_gives_the_same_rows(tmp_path, kind):
     else:
         {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[kind](path)
     data = CustomData(str(path), ("text",), "stars")
-    raw, drawn = open_custom(data, "reviews")
-    task = make_task(raw["train"], data)
-    tables = encode(raw, task)
-    assert task.class_names == ("five", "one") and task.metrics == ("accuracy", "macro_f1")
-    assert (
-        drawn == draw_rows(20, 0.1, 0)
-        and len(tables["validation"]) == 2
-        and len(tables["train"]) == 18
-    )
-    assert tables["validation"]["text"] == [table["text"][row] for row in drawn]
+    custom = open_custom(data, "reviews")
+    tables = custom.splits
+    assert custom.task.class_names == ("five", "one")
+    assert custom.task.metrics == ("accuracy", "macro_f1")
+    classes = np.array([label == "one" for label in table["stars"]])
+    assert custom.drawn == draw_rows(classes, 0.1, 0)
+    assert (len(tables["validation"]), len(tables["train"])) == (2, 18)
+    assert tables["validation"]["text"] == [table["text"][row] for row in custom.drawn]
     names = tables["train"].features["label"].int2str(tables["train"]["label"])
-    assert names == [s for i, s in enumerate(table["stars"]) if i not in drawn]
+    assert names == [s for i, s in enumerate(table["stars"]) if i not in custom.drawn]
 
 
 @pytest.mark.parametrize(
@@ -79,9 +78,9 @@ def test_a_file_or_folder_of_any_kind_gives_the_same_rows(tmp_path, kind):
 )
 def test_labels_are_classes_unless_numbers_have_a_fraction(labels, names):
     table = Dataset.from_dict({"text": ["x", "y", "z"], "label": labels})
-    task = make_task(table, CustomData("", ("text",), "label"))
+    task = make_task(table, CustomData("", ("text",), "label"), "t")
     assert task.class_names == names and task.regression == (not names)
-    asked = make_task(table, CustomData("", ("text",), "label", kind="classification"))
+    asked = make_task(table, CustomData("", ("text",), "label", kind="classification"), "t")
     assert len(asked.class_names) == 3
 
 
@@ -89,7 +88,73 @@ def test_classes_of_a_class_label_keep_their_order():
     table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}).cast_column(
         "label", ClassLabel(names=["z", "a"])
     )
-    assert make_task(table, CustomData("", ("text",), "label")).class_names == ("z", "a")
+    assert make_task(table, CustomData("", ("text",), "label"), "t").class_names == ("z", "a")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            ["nan" if i in (11, 30) else f"{i}.5" for i in range(60)],
+            "row 11 .* 'nan', but 58 of 60",
+        ),
+        (
+            ["NA" if i == 30 else i % 3 for i in range(60)],
+            "row 30 .* 'NA', but 59 of 60 .* numbers",
+        ),
+        ([2.5 if i == 9 else i % 3 for i in range(60)], "row 9 .* '2.5', but 59 .* whole numbers"),
+        ([None if i == 7 else i % 2 for i in range(60)], "row 7 .* no label that can be used"),
+        (["" if i == 7 else "ab"[i % 2] for i in range(60)], "row 7 .* no label that can be used"),
+        (["a"] * 60, "all training rows have the label 'a'"),
+    ],
+)
+def test_labels_that_contradict_the_guess_of_their_kind_are_refused_by_row(
+    tmp_path, labels, message
+):
+    path = tmp_path / "rows.csv"
+    Dataset.from_dict(
+        {"text": [f"t{i}" for i in range(60)], "stars": list(map(str_or_none, labels))}
+    ).to_csv(path)
+    with pytest.raises(Refused, match=message):
+        open_custom(CustomData(str(path), ("text",), "stars"), "rows")
+
+
+def str_or_none(value):
+    return None if value is None else str(value)
+
+
+def test_a_kind_that_is_given_decides(tmp_path):
+    path = tmp_path / "rows.csv"
+    labels = ["n/a" if i == 10_500 else i % 3 for i in range(11_000)]
+    texts = [f"text {i}" for i in range(11_000)]
+    Dataset.from_dict({"text": texts, "stars": list(map(str, labels))}).to_csv(path)
+    data = CustomData(str(path), ("text",), "stars", kind="classification")
+    assert open_custom(data, "rows").task.class_names == ("0", "1", "2", "n/a")
+    regression = CustomData(str(path), ("text",), "stars", kind="regression")
+    with pytest.raises(Refused, match="row 10500 .* 'n/a', which is not a number"):
+        open_custom(regression, "rows")
+
+
+def test_classes_that_differ_in_case_or_blanks_only_are_said(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    Dataset.from_dict(
+        {"text": list("abcdef"), "stars": ["good", "Good ", "bad", "good", "bad", "Good "]}
+    ).to_csv(path)
+    open_custom(CustomData(str(path), ("text",), "stars"), "rows")
+    assert "the classes 'Good ' and 'good' differ in case or blanks only" in capsys.readouterr().out
+
+
+def test_validation_rows_are_drawn_from_every_class_and_leave_it_a_training_row():
+    groups = np.array(["a"] * 50 + ["b"] * 20 + ["rare"] * 2 + ["once"])
+    for seed in range(5):
+        drawn = groups[draw_rows(groups, 0.3, seed)]
+        counts = [int((drawn == group).sum()) for group in ("a", "b", "rare", "once")]
+        assert sum(counts) == 22 and counts[0] in (15, 16) and counts[1] == 6
+        assert counts[2] <= 1 and counts[3] == 0
+    assert draw_rows(groups, 0.3, 0) != draw_rows(groups, 0.3, 1)
+    assert len(draw_rows(np.array(["a", "a", "b", "b"]), 0.9, 0)) == 2
+    with pytest.raises(Refused, match="cannot be split .* --validation_split"):
+        draw_rows(np.array(["a", "b"]), 0.1, 0)
 
 
 def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, capsys):
@@ -100,7 +165,8 @@ def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, caps
     train.main([*where, *own, *QUICK])
     assert "macro_f1" in capsys.readouterr().out
     run = json.loads((tmp_path / "reviews/run.json").read_text())
-    assert run["data"]["validation_rows"] == draw_rows(60, 0.1, 0)
+    classes = np.array([label == "one" for label in reviews()["stars"]])
+    assert run["data"]["validation_rows"] == draw_rows(classes, 0.1, 0)
     analyze.main([*where, "--factor_strategy", "identity", "--query_batch_size", "4"])
     scores = load_file(tmp_path / "reviews/influence/scores/identity/pairwise_scores.safetensors")[
         "all_modules"

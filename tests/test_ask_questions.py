@@ -159,7 +159,9 @@ def test_a_file_of_queries_may_have_labels_and_may_come_from_standard_input(
     run = Run.open(copied, "demo")
     read = [read_queries(str(tmp_path / f"q.{kind}"), run) for kind in ("csv", "jsonl", "parquet")]
     assert read == [([["A fine soup."], ["A dull film."]], ["positive", None])] * 3
-    monkeypatch.setattr("sys.stdin", io.StringIO((tmp_path / "q.csv").read_text()))
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "q.csv").read_bytes()))
+    )
     got = answers(capsys, copied, "--query_path", "-")
     assert [answer["target"] for answer in got] == ["label", "predicted"]
 

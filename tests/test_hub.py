@@ -15,9 +15,9 @@ from hub_standin import serve
 from running import ROOT, save_tables
 
 from attribution import hub as hub_module
-from attribution.data.demo import LABEL_NAMES, read_rows
+from attribution.data.demo import read_rows
 from attribution.files import Refused
-from pipeline import DEMO_MODEL
+from pipeline import DEMO_MODEL, TASKS
 
 # The commands of the README, with their own arguments; the data behind the names are the demo's.
 TRAIN_SST2 = (
@@ -43,8 +43,9 @@ def hub(tmp_path_factory):
     for task, columns in (("sst2", ("sentence",)), ("rte", ("sentence1", "sentence2"))):
         for split, rows in read_rows().items():
             table = dict.fromkeys(columns, rows["sentence"][:96]) | {"label": rows["label"][:96]}
+            names = list(TASKS[task].class_names)
             data = datasets.Dataset.from_dict(table).cast_column(
-                "label", datasets.ClassLabel(names=LABEL_NAMES)
+                "label", datasets.ClassLabel(names=names)
             )
             tables[task][split] = data
     save_tables(folder / "glue", tables)

@@ -1,36 +1,35 @@
-"""Custom rows: a user's file or folder, opened, split, and labelled as the task that they make.
+"""Custom rows: a user's file or folder, opened, labelled as the task that they make, and split.
 
     data = CustomData("reviews.csv", ("text",), "stars")
-    tables, rows = open_custom(data, "reviews")  # splits `train` and `validation`; rows drawn
-    task = make_task(tables["train"], data)      # classes or a regression, by the labels
-    tables = encode(tables, task)                # `label`: ClassLabel or float, as in GLUE's tables
+    custom = open_custom(data, "reviews")   # its task, and its splits `train` and `validation`
 
 Symbols: N rows, C classes.
 """
 
+import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 
+from attribution.data.labels import class_of, fold, is_missing, name_of, number_of
 from attribution.data.tables import (
-    SUFFIXES,
     GlueTask,
+    Source,
     arrow_column,
-    count_records,
-    number_of,
-    open_tables,
-    text_options,
+    check_texts,
+    find_splits,
 )
 from attribution.draws import uniform_hash
 from attribution.files import Refused, printable
-from attribution.hub import open_asset
 
 SHARE = 0.1  # of the rows that are kept for validation where there is one split only
 MOST_CLASSES = 100  # without --task
 KINDS = ("classification", "regression")
+SUPPORT = 0.9  # share of the labels from which a guess of their kind needs no --task, or all
 
 
 @dataclass(frozen=True)
@@ -45,34 +44,49 @@ class CustomData:
     split_seed: int = 0
 
 
+@dataclass(frozen=True)
+class CustomTables:
+    """Custom rows as a task and its splits."""
+
+    task: GlueTask
+    # `train` and `validation`: text columns, and `label`: ClassLabel or float, as in GLUE's tables
+    splits: datasets.DatasetDict
+    drawn: list[int] | None  # rows of the file that were drawn for validation; None: none were
+
+
 # --- opening --------------------------------------------------------------------------------------
 
 
 def open_custom(
-    data: CustomData, name: str, drawn: list[int] | None = None
-) -> tuple[datasets.DatasetDict, list[int] | None]:
-    """(tables `train` and `validation` with the text columns and `label`, rows drawn for validation
-    or None).
+    data: CustomData,
+    name: str,
+    task: GlueTask | None = None,
+    drawn: list[int] | None = None,
+) -> CustomTables:
+    """Custom rows, labelled and split.
 
-    drawn: rows that were drawn before, to be taken again. Validation rows are a split
-    (`validation` where there are several), a second file, or a share of the only split. Raises
-    Refused if a split, a column or rows are missing.
+    task, drawn: those of before, to be taken again; task None: as the training rows' labels are.
+    Validation rows are a split (`validation` where there are several), a second file, or a share
+    of the only split. Raises Refused for rows, columns, labels or a split that cannot be used.
     """
     if Path(data.path).is_file():
-        splits = {"train": open_file(Path(data.path))}
+        splits = {"train": Source((Path(data.path),))}
     else:
-        splits = dict(open_tables(data.path, name))
+        splits = find_splits(data.path, name)
     if "train" not in splits and len(splits) > 1:
         raise Refused(
             f"the data set {data.path!r} has no split 'train' (it has {', '.join(splits)})"
         )
     first = next(iter(splits.values()))
-    train = choose_columns(splits.get("train", first), data, "train")
+    where = data.path if len(splits) == 1 else f"the split 'train' of {data.path}"
+    train = read_source(splits.get("train", first), data, where)
+    task = task or make_task(train, data, where)
+    train = encode(train, task, where)
     wanted = data.validation_split
     share = SHARE if wanted is None and len(splits) == 1 else parse_share(wanted)
     if drawn is None and share is not None:
-        label_values(train, data.path)  # a row without a label is named as the file counts
-        drawn = draw_rows(len(train), share, data.split_seed)
+        groups = np.zeros(len(train)) if task.regression else np.array(train["label"])
+        drawn = draw_rows(groups, share, data.split_seed)
     if drawn is not None:
         if drawn and max(drawn) >= len(train):
             raise Refused(
@@ -80,56 +94,34 @@ def open_custom(
                 "trained on"
             )
         kept = train.select(np.setdiff1d(np.arange(len(train)), drawn))
-        return datasets.DatasetDict({"train": kept, "validation": train.select(drawn)}), drawn
+        tables = {"train": kept, "validation": train.select(drawn)}
+        return CustomTables(task, datasets.DatasetDict(tables), drawn)
+    where = wanted or "validation"
     if wanted is not None and Path(wanted).is_file():
-        splits = {wanted: open_file(Path(wanted))}
-    split = wanted or "validation"
-    if split not in splits:
+        source = Source((Path(wanted),))
+    elif where in splits:
+        source = splits[where]
+        where = f"the split {where!r} of {data.path}"
+    else:
         raise Refused(
-            f"the data set {data.path!r} has no split {split!r} (it has {', '.join(splits)}); name "
+            f"the data set {data.path!r} has no split {where!r} (it has {', '.join(splits)}); name "
             "a split, a file or a share between 0 and 1: --validation_split"
         )
-    valid = choose_columns(splits[split], data, "validation")
-    return datasets.DatasetDict({"train": train, "validation": valid}), None
+    valid = encode(read_source(source, data, where), task, where)
+    tables = {"train": train, "validation": valid}
+    return CustomTables(task, datasets.DatasetDict(tables), None)
 
 
-def open_file(path: Path) -> datasets.Dataset:
-    """Rows of a CSV, TSV, JSONL, JSON or Parquet file.
+def read_source(source: Source, data: CustomData, where: str) -> datasets.Dataset:
+    """Rows of a split or file, with the text columns and `label`.
 
-    Raises Refused for another kind of file, and if it holds more records than can be read.
+    Raises Refused if there are none, or one without a text.
     """
-    flag = "--dataset_path"
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in SUFFIXES:
-        raise Refused(f"{path} is no file of the kinds {', '.join(SUFFIXES)}; check {flag}")
-    reader = {"tsv": "csv", "jsonl": "json"}.get(kind, kind)
-
-    def load() -> tuple[datasets.Dataset, dict]:
-        options = text_options(datasets.load_dataset_builder(reader, data_files=str(path)).config)
-        table = datasets.load_dataset(reader, data_files=str(path), split="train", **options)
-        return table, options
-
-    table, options = open_asset(str(path), flag, "file", load)
-    if options and (wanted := count_records(path)) != len(table):
-        raise Refused(f"{path} holds {wanted:,} records, but {len(table):,} were read")
-    return table
-
-
-def choose_columns(table: datasets.Dataset, data: CustomData, split: str) -> datasets.Dataset:
-    """Text columns of a table, and its label column as `label`.
-
-    Raises Refused if one is missing or there are no rows.
-    """
-    columns = [*data.text_columns, data.label_column]
-    for name in columns:
-        if name not in table.column_names:
-            raise Refused(
-                f"the split {split!r} of {data.path} has no column {name!r} (it has "
-                f"{', '.join(table.column_names)}); check --text_columns and --label_column"
-            )
+    table = source.read(data.text_columns, data.label_column, where)
     if len(table) == 0:
-        raise Refused(f"the split {split!r} of {data.path} has no rows")
-    return table.select_columns(columns).rename_columns({data.label_column: "label"})
+        raise Refused(f"{where} has no rows")
+    check_texts(table, data.text_columns, where)
+    return table
 
 
 def parse_share(text: str | None) -> float | None:
@@ -146,45 +138,52 @@ def parse_share(text: str | None) -> float | None:
     return share
 
 
-def draw_rows(count: int, share: float, seed: int) -> list[int]:
-    """Validation rows, ascending: a function of the number of rows, the share and the seed.
+def draw_rows(groups: np.ndarray, share: float, seed: int) -> list[int]:
+    """Validation rows, ascending: of every group (N,) about the same share, and never its last row.
 
-    Raises Refused for fewer than two rows.
+    A function of groups, share and seed. Raises Refused if there are too few rows.
     """
-    if count < 2:
-        raise Refused(
-            "a data set of one row cannot be split; name validation rows with --validation_split"
-        )
-    number = min(count - 1, max(1, round(share * count)))
+    count = len(groups)
     order = np.argsort(uniform_hash(seed, "validation rows", np.arange(count)), kind="stable")
-    return sorted(order[:number].tolist())
+    places = np.empty(count)  # of each row in the order of its group, as a share of the group
+    for group in np.unique(groups):
+        members = order[groups[order] == group]
+        places[members] = (np.arange(len(members)) + 0.5) / len(members)
+        places[members[-1]] = math.inf  # stays a training row
+    free = int(np.isfinite(places).sum())
+    if free == 0:
+        raise Refused(
+            f"{count} rows cannot be split so that every class keeps a training row; name "
+            "validation rows with --validation_split"
+        )
+    number = min(free, max(1, round(share * count)))
+    chosen = order[np.argsort(places[order], kind="stable")[:number]]
+    return sorted(chosen.tolist())
 
 
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def make_task(train: datasets.Dataset, data: CustomData) -> GlueTask:
+def make_task(train: datasets.Dataset, data: CustomData, where: str) -> GlueTask:
     """Task of the training rows: classes, their distinct labels, or a regression if numbers have a
     fraction.
 
     Classes are in the order of the numbers, of the alphabet, or of the column's own class names.
-    Raises Refused for a missing label, for one class only, and for more than MOST_CLASSES without
-    --task.
+    Raises Refused for a missing label, for one class only, for more than MOST_CLASSES without
+    --task, and for a guess that a few labels contradict.
     """
-    values = label_values(train, "train")
-    numbers = all(isinstance(value, (int, float)) for value in values)
-    whole = numbers and all(float(value).is_integer() for value in values if math.isfinite(value))
-    kind = data.kind or ("regression" if numbers and not whole else "classification")
+    values = label_values(train, where)
+    kind = data.kind or kind_of(values, where)
     if kind == "regression":
         return GlueTask(data.text_columns, 1, metrics=("pearson", "spearmanr"))
-    found = {name_of_label(value) for value in values}
+    counts = Counter(map(name_of, values))
     feature = train.features["label"]
     if isinstance(feature, datasets.ClassLabel):
-        names = tuple(name for name in feature.names if name in found)
-    elif numbers:
-        names = tuple(name_of_label(value) for value in sorted(set(values)))
+        names = tuple(name for name in feature.names if name in counts)
+    elif all(map(math.isfinite, map(number_of, counts))):
+        names = tuple(sorted(counts, key=float))
     else:
-        names = tuple(sorted(found))
+        names = tuple(sorted(counts))
     if len(names) < 2:
         raise Refused(f"all training rows have the label {names[0]!r}; two classes are the least")
     if len(names) > MOST_CLASSES and data.kind is None:
@@ -192,65 +191,84 @@ def make_task(train: datasets.Dataset, data: CustomData) -> GlueTask:
             f"the training rows have {len(names):,} distinct labels; say what they are: --task "
             "classification or --task regression"
         )
+    for name, other in itertools.pairwise(sorted(names, key=fold)):
+        if fold(name) == fold(other):
+            print(f"the classes {name!r} and {other!r} differ in case or blanks only")
     return GlueTask(data.text_columns, len(names), names, metrics=("accuracy", "macro_f1"))
 
 
-def label_values(table: datasets.Dataset, where: str) -> list:
-    """Labels as Python values; of a ClassLabel the names.
+def kind_of(values: list, where: str) -> str:
+    """Kind of the task that labels (N,) look like: a regression if they are numbers of which some
+    have a fraction.
 
-    where: the split, or the file of a single split, as a refusal names it; its rows count from 0.
-    Raises Refused if a label is missing.
+    Raises Refused, and names the first row, where nine in ten labels say one thing and the rest
+    another.
+    """
+    numbers = np.array([math.nan if isinstance(v, bool) else number_of(v) for v in values])
+    are_numbers = np.isfinite(numbers)
+    are_whole = are_numbers & (numbers == np.round(numbers))
+    for fits, what in ((are_numbers, "numbers"), (are_whole, "whole numbers")):
+        if SUPPORT < fits.mean() < 1:
+            row = int(np.flatnonzero(~fits)[0])
+            raise Refused(
+                f"row {row} of {where} has the label {printable(repr(values[row]))[:80]}, but "
+                f"{fits.sum():,} of {len(fits):,} labels are {what}; correct it, or say what the "
+                "labels are: --task classification or --task regression"
+            )
+    return "regression" if are_numbers.all() and not are_whole.all() else "classification"
+
+
+def label_values(table: datasets.Dataset, where: str) -> list:
+    """Labels (N,) as Python values; of a ClassLabel the names.
+
+    where: the split or file, as a refusal names it. Raises Refused for a row without a label.
     """
     feature = table.features["label"]
     values = arrow_column(table, "label").to_pylist()
     for row, value in enumerate(values):
-        missing = value is None or (isinstance(value, float) and not math.isfinite(value))
-        if missing or value == "" or not isinstance(value, (str, bool, int, float)):
+        infinite = isinstance(value, float) and math.isinf(value)
+        if is_missing(value) or infinite or not isinstance(value, (str, bool, int, float)):
             raise Refused(
-                f"row {row} of {where!r} (from 0 on) has no label that can be used: "
+                f"row {row} of {where} (from 0 on) has no label that can be used: "
                 f"{printable(repr(value))[:80]}"
             )
     if not isinstance(feature, datasets.ClassLabel):
         return values
     if -1 in values:
-        raise Refused(f"row {values.index(-1)} of {where!r} (from 0 on) is unlabelled (-1)")
+        raise Refused(f"row {values.index(-1)} of {where} (from 0 on) is unlabelled (-1)")
     return [feature.names[value] for value in values]
 
 
-def name_of_label(value) -> str:
-    """Class name of a label: 3 and 3.0 are the same class."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+def encode(table: datasets.Dataset, task: GlueTask, where: str) -> datasets.Dataset:
+    """Table whose `label` is the task's ClassLabel, or float64 for a regression.
 
-
-def encode(tables: datasets.DatasetDict, task: GlueTask) -> datasets.DatasetDict:
-    """Tables whose `label` is the task's ClassLabel, or float64 for a regression.
-
-    Raises Refused for a label that the training rows do not have, and for one that is no number.
+    Raises Refused for a label that the task does not know.
     """
-    places = {name: place for place, name in enumerate(task.class_names)}
+    values = label_values(table, where)
     known = "a number"
     feature = datasets.Value("float64")
     if not task.regression:
         known = f"one of the training rows' ({', '.join(task.class_names[:8])})"
         feature = datasets.ClassLabel(names=list(task.class_names))
-    encoded = {}
-    for split, table in tables.items():
-        labels = []
-        for row, value in enumerate(label_values(table, split)):
-            place = places.get(name_of_label(value), math.nan)
-            label = number_of(value, ()) if task.regression else place
-            if not math.isfinite(label):
-                shown = printable(str(value))[:80]
-                raise Refused(
-                    f"row {row} of the split {split!r} has the label {shown!r}, which is not "
-                    f"{known}"
-                )
-            labels.append(label)
-        features = {name: table.features[name] for name in task.columns} | {"label": feature}
-        columns = {name: arrow_column(table, name).to_pylist() for name in task.columns}
-        encoded[split] = datasets.Dataset.from_dict(
-            columns | {"label": labels}, features=datasets.Features(features)
-        )
-    return datasets.DatasetDict(encoded)
+    # Many rows have few labels.
+    labels = {value: label_in(value, task) for value in set(values)}
+    for row, value in enumerate(values):
+        if labels[value] is None:
+            shown = printable(str(value))[:80]
+            raise Refused(
+                f"row {row} of {where} (from 0 on) has the label {shown!r}, which is not {known}"
+            )
+    features = {name: datasets.Value("string") for name in task.columns} | {"label": feature}
+    columns = {name: arrow_column(table, name).to_pylist() for name in task.columns}
+    return datasets.Dataset.from_dict(
+        columns | {"label": [labels[value] for value in values]},
+        features=datasets.Features(features),
+    )
+
+
+def label_in(value, task: GlueTask) -> float | int | None:
+    """Class, or number of a regression, that a label names; None if the task does not know it."""
+    if not task.regression:
+        return class_of(value, task.class_names)
+    number = number_of(value)
+    return number if math.isfinite(number) else None

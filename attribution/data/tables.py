@@ -1,14 +1,11 @@
-"""Tasks and their raw tables: opened from a hub or a folder, compared with their files, and checked
-row by row.
+"""Tasks and their raw tables: opened from a hub or a folder, and checked row by row.
 
 Rows that cannot give a right answer are refused here, before anything is tokenized; the refusal
 names split, row and value. Symbols: N rows, C classes.
 """
 
 import csv
-import math
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +13,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from attribution.data.labels import class_of, number_of
+from attribution.data.reader import SUFFIXES, choose_columns, read_table
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
 
@@ -59,7 +58,6 @@ def check_name(name: str) -> None:
         )
 
 
-SUFFIXES = ("parquet", "csv", "tsv", "jsonl", "json")
 LAYOUT = (
     "make a folder that holds {0}/train-0.parquet and {0}/validation-0.parquet, for instance with "
     "dataset['train'].to_parquet('DIR/{0}/train-0.parquet'), and give --dataset_path DIR"
@@ -69,67 +67,77 @@ LAYOUT = (
 # --- opening --------------------------------------------------------------------------------------
 
 
-def open_tables(path: str, name: str) -> datasets.DatasetDict:
-    """Tables of configuration `name`, split name -> table.
+@dataclass(frozen=True)
+class Source:
+    """Place of a split's rows: files, or a table that the datasets library has opened."""
+
+    files: tuple[Path, ...] = ()
+    features: datasets.Features | None = None  # of the files, where a README declares them
+    table: datasets.Dataset | None = None
+
+    def read(self, texts: tuple[str, ...], label: str, where: str) -> datasets.Dataset:
+        """Text columns of the split, and its label column as `label`.
+
+        where: the split, for the message. Raises Refused for rows that cannot be read.
+        """
+        if self.table is not None:
+            return choose_columns(self.table, texts, label, where)
+        table = read_table(self.files, texts, label)
+        feature = (self.features or {}).get(label)
+        if not isinstance(feature, datasets.ClassLabel):
+            return table
+        try:
+            return table.cast_column("label", feature)
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            raise Refused(
+                f"the labels of {where} are not the classes that its README declares ({error})"
+            ) from error
+
+
+def find_splits(path: str, name: str) -> dict[str, Source]:
+    """Splits of configuration `name`, split name -> files or rows.
 
     path: a hub id, or a folder: of files with configurations in its README, of
-    `name`/train*.parquet and the like, or of `save_to_disk`. Raises Refused if it cannot be
-    opened, or if a file holds other records than were read.
+    `name`/train*.parquet and the like, or of `save_to_disk`. Raises Refused if it cannot be opened.
     """
     if not Path(path).is_dir() and path.count("/") != 1:
         raise Refused(
             f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name, nor "
             "a file of custom rows"
         )
-    if Path(path).is_dir() and any(c in path for c in "*?[]"):
+    if Path(path).is_dir() and any(part in path for part in ("*", "?", "[", "]", "::")):
         raise Refused(
-            f"the path {path!r} holds *, ?, [ or ], which the datasets library takes for a pattern"
+            f"the path {path!r} holds *, ?, [, ] or ::, which the datasets library takes for a "
+            "pattern"
         )
-    tables, files = open_asset(path, "--dataset_path", "data set", lambda: load_files(path, name))
-    for split, names in files.items():
-        paths = [Path(name) for name in names]
-        if all(path.is_file() for path in paths):  # files of a hub are not looked into
-            wanted = sum(map(count_records, paths))
-            count = len(tables[split])
-            if wanted != count:
-                raise Refused(
-                    f"the files of the split {split!r} hold {wanted:,} records, but {count:,} were "
-                    "read"
-                )
-    return tables
+    return open_asset(path, "--dataset_path", "data set", lambda: load_splits(path, name))
 
 
-def load_files(path: str, name: str) -> tuple[datasets.DatasetDict, dict]:
-    """(tables, split -> the CSV or TSV files that they were read from) of a folder or hub id.
+def load_splits(path: str, name: str) -> dict[str, Source]:
+    """Splits of a folder or hub id, see `find_splits`.
 
-    The datasets library caches a folder under the folder's name and the configuration's: another
-    folder of that name, or changed files, would bring the old rows back. Files that are named one
-    by one are cached under their paths and times, so a folder's files are named.
+    A folder's files are read by our own reader: the datasets library would guess types, and bring
+    back what it kept of another folder of the same name.
     """
     for place in (Path(path) / name, Path(path)):
         if (place / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(place)), {}
+            return as_sources(datasets.load_from_disk(str(place)))
     if (Path(path) / "state.json").is_file():  # a table without splits
-        return datasets.DatasetDict({"train": datasets.load_from_disk(path)}), {}
+        return as_sources({"train": datasets.load_from_disk(path)})
     builder = find_builder(path, name)
-    options = text_options(builder.config)
-    given = builder.config.data_files or {}
-    files = {str(split): [str(file) for file in names] for split, names in given.items()}
-    counted = files if options else {}
     if not Path(path).is_dir():
-        return datasets.load_dataset(builder.repo_id, builder.config.name, **options), counted
-    if builder.info.features is not None:
-        options["features"] = builder.info.features
-    try:
-        tables = datasets.load_dataset(builder.name, data_files=files, **options)
-    except datasets.exceptions.DatasetGenerationError:
-        # The splits may be of different types: read one by one, the error names the wrong one.
-        tables = datasets.DatasetDict()
-        for split, names in files.items():
-            tables[split] = datasets.load_dataset(
-                builder.name, data_files={"train": names}, split="train", **options
-            )
-    return tables, counted
+        options = text_options(builder.config)
+        return as_sources(datasets.load_dataset(builder.repo_id, builder.config.name, **options))
+    features = builder.info.features
+    return {
+        str(split): Source(tuple(Path(file) for file in files), features)
+        for split, files in (builder.config.data_files or {}).items()
+    }
+
+
+def as_sources(tables: dict[str, datasets.Dataset]) -> dict[str, Source]:
+    """Sources of opened tables, split name -> Source."""
+    return {str(split): Source(table=table) for split, table in tables.items()}
 
 
 def find_builder(path: str, name: str) -> datasets.DatasetBuilder:
@@ -150,18 +158,18 @@ def find_builder(path: str, name: str) -> datasets.DatasetBuilder:
         return datasets.load_dataset_builder(path)
     names = ", ".join(known[:12])
     raise Refused(
-        f"the data set {path!r} has no configuration {name!r} (it has {names}); "
-        f"{LAYOUT.format(name)}"
+        f"the data set {path!r} has no configuration {name!r} (it has {names}); choose one, for "
+        f"instance --dataset_name {known[0]}, or {LAYOUT.format(name)}"
     )
 
 
 def text_options(config) -> dict:
-    """Options with which CSV and TSV files are read: "NA" and "null" are texts; in TSV quotation
-    marks are too. {} for other files.
+    """Options with which CSV and TSV files of a hub are read as our own reader reads files: cells
+    are texts, and in TSV quotation marks are too. {} for other files.
     """
     if type(config).__name__ != "CsvConfig":
         return {}
-    options: dict = {"keep_default_na": False}
+    options: dict = {"keep_default_na": False, "dtype": str}
     if all(
         str(file).endswith(".tsv") for names in (config.data_files or {}).values() for file in names
     ):
@@ -169,51 +177,25 @@ def text_options(config) -> dict:
     return options
 
 
-def count_records(path: Path) -> int:
-    """Number of records in a local CSV or TSV file, its header left out.
-
-    Raises Refused, naming the line, for a CSV file with a quotation mark that swallows what
-    follows.
-    """
-    if path.suffix == ".tsv":
-        with open(path, encoding="utf-8") as file:
-            return sum(bool(line.strip("\n")) for line in file) - 1
-    csv.field_size_limit(sys.maxsize)
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        line = 1
-        count = 0
-        try:
-            for row in reader:
-                line = reader.line_num + 1
-                count += bool(row)
-        except csv.Error as error:
-            raise Refused(
-                f"{path} cannot be read as CSV from line {line} on ({error}); quote its texts, "
-                "double the quotation marks in them, or save it as Parquet"
-            ) from error
-    return count - 1
-
-
 # --- checking -------------------------------------------------------------------------------------
 
 
-def check_splits(tables: datasets.DatasetDict, task: GlueTask, data_name: str) -> None:
-    """Raises Refused if a split or a column that the task needs is missing."""
+def read_splits(splits: dict[str, Source], task: GlueTask, data_name: str) -> datasets.DatasetDict:
+    """Tables of the splits that a task of GLUE needs, with its text columns and `label`.
+
+    Raises Refused if a split or a column is missing.
+    """
+    tables = {}
     for split in ("train", *task.validation):
-        if split not in tables:
-            known = ", ".join(map(str, tables)) or "none"
+        if split not in splits:
+            known = ", ".join(map(str, splits)) or "none"
             raise Refused(
                 f"the data set has no split {split!r}, which {data_name} needs (it has {known}); "
                 "check --dataset_path"
             )
-        found = tables[split].column_names
-        for name in (*task.columns, "label"):
-            if name not in found:
-                raise Refused(
-                    f"the split {split!r} has no column {name!r}, which {data_name} needs (it has "
-                    f"{', '.join(found)}); check --dataset_path"
-                )
+        where = f"the split {split!r} of {data_name}"
+        tables[split] = splits[split].read(task.columns, "label", where)
+    return datasets.DatasetDict(tables)
 
 
 def check_texts(table: datasets.Dataset, columns: tuple[str, ...], where: str) -> None:
@@ -238,22 +220,17 @@ def arrow_column(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
 def labels_of(table: datasets.Dataset, task: GlueTask, where: str) -> np.ndarray:
     """Labels (N,): int64 from 0 to C - 1, or float32 for regression.
 
-    Classes may be integers, whole floats, booleans, digit strings, or the task's names of classes;
-    where the column names its classes as the task does, the names decide and not their order. A
+    Classes may be integers, whole floats, booleans, digit strings, or the task's names of classes,
+    in any case; where the column names its classes, the names decide and not their order. A
     regression's labels are finite numbers within its bounds. where: the split, for the message.
     Raises Refused for anything else, and names the row.
     """
     values = arrow_column(table, "label").to_pylist()
     feature = table.features["label"]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else []
-    if len(names) > task.num_labels > 1:
-        raise Refused(
-            f"{where} has {len(names)} classes ({', '.join(names[:5])}), not {task.num_labels}; "
-            "check --dataset_name"
-        )
-    if names and set(names) == set(task.class_names):
-        values = [names[value] if value is not None and value >= 0 else value for value in values]
-    numbers = np.array([number_of(value, task.class_names) for value in values], dtype=np.float64)
+    if isinstance(feature, datasets.ClassLabel) and not task.regression:
+        check_class_names(feature.names, task, where)
+        values = [feature.names[v] if v is not None and v >= 0 else v for v in values]
+    numbers = np.array([number_in(value, task.class_names) for value in values], dtype=np.float64)
     if (numbers == -1).all():
         raise Refused(
             f"{where} is unlabelled: all of its labels are -1; name a data set whose split has "
@@ -272,14 +249,27 @@ def labels_of(table: datasets.Dataset, task: GlueTask, where: str) -> np.ndarray
     return numbers.astype(np.float32 if task.regression else np.int64)
 
 
-def number_of(value, class_names: tuple[str, ...]) -> float:
+def check_class_names(names: list[str], task: GlueTask, where: str) -> None:
+    """Raises Refused for a column whose classes are not the task's: more of them, or others."""
+    if len(names) > task.num_labels:
+        raise Refused(
+            f"{where} has {len(names)} classes ({', '.join(names[:5])}), not {task.num_labels}; "
+            "check --dataset_name"
+        )
+    places = [class_of(name, task.class_names) for name in names]
+    counted = names == [str(number) for number in range(len(names))]
+    if task.class_names and not counted and (None in places or len({*places}) < len(places)):
+        raise Refused(
+            f"{where} calls its classes {printable(', '.join(names))}, but the task's are "
+            f"{', '.join(task.class_names)}; rename them, or cast the column to numbers if they "
+            "are in this order"
+        )
+
+
+def number_in(value, class_names: tuple[str, ...]) -> float:
     """Number of a label, which may be a class name; NaN if it is none."""
-    if isinstance(value, str) and value in class_names:
-        return float(class_names.index(value))
-    try:
-        return float(value) if isinstance(value, (str, bool, int, float)) else math.nan
-    except ValueError:
-        return math.nan
+    place = class_of(value, class_names) if isinstance(value, str) else None
+    return number_of(value) if place is None else float(place)
 
 
 def wanted_labels(numbers: np.ndarray, task: GlueTask) -> str:

@@ -5,13 +5,14 @@ describe them are made here.
 """
 
 import functools
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
 
 from attribution.cli import Parser
-from attribution.data.custom import KINDS, SHARE, CustomData, encode, make_task, open_custom
+from attribution.data.custom import KINDS, SHARE, CustomData, open_custom
 from attribution.data.dataset import GlueDataset, fingerprint_of_tokenizer
 from attribution.data.tables import GlueTask, check_name
 from attribution.files import Refused, printable
@@ -19,6 +20,7 @@ from attribution.models import check_tokens, inputs_of, usable_positions
 from attribution.training.run import absolute
 from pipeline import MAX_LENGTH, TASKS, get_glue_dataset, load_tables, unknown_task
 
+SHOWN = 8  # classes that a line names
 CUSTOM = ("text_columns", "label_column", "task", "validation_split", "split_seed")
 
 
@@ -35,7 +37,8 @@ def add_custom_arguments(parser: Parser) -> None:
     )
     add(
         "--validation_split",
-        help=f"a split (validation), a second file, or a share of the rows ({SHARE} of one split)",
+        help="a split (validation), a second file, or a share of the rows, of every class alike "
+        f"({SHARE} of one split)",
     )
     add(
         "--split_seed",
@@ -86,11 +89,10 @@ def open_tables(name: str, dataset_path: str | None, values: dict) -> Tables:
     split = values["validation_split"]
     seed = values["split_seed"] or 0
     data = CustomData(dataset_path, columns, label, values["task"], split, seed)
-    raw, drawn = open_custom(data, name)
-    task = make_task(raw["train"], data)
-    tables = encode(raw, task)
-    names = printable(", ".join(task.class_names[:8]))
-    kind = "a regression" if task.regression else f"{task.num_labels} classes ({names})"
+    custom = open_custom(data, name)
+    task = custom.task
+    tables = custom.splits
+    kind = "a regression" if task.regression else describe_classes(tables["train"], task)
     sizes = f"{len(tables['train']):,} training and {len(tables['validation']):,} validation rows"
     print(f"{name}: {kind}, {sizes}")
     train, valid = (
@@ -104,11 +106,22 @@ def open_tables(name: str, dataset_path: str | None, values: dict) -> Tables:
             "too much"
         )
     record["task"] = asdict(task)
-    record["data"] = {"asked": asdict(data), "validation_rows": drawn, "equal_texts": equal}
+    record["data"] = {"asked": asdict(data), "validation_rows": custom.drawn, "equal_texts": equal}
     if split is not None and Path(split).is_file():
         folders["validation_split"] = absolute(split)
         record["validation_split"] = split
     return Tables(name, task, tables, record)
+
+
+def describe_classes(train: datasets.Dataset, task: GlueTask) -> str:
+    """Classes with the numbers of their training rows; of many the first ones and the smallest."""
+    counts = Counter(train["label"])
+    sizes = [f"{printable(name)} {counts[place]:,}" for place, name in enumerate(task.class_names)]
+    shown = ", ".join(sizes[:SHOWN])
+    if len(sizes) > SHOWN:
+        smallest = min(range(len(sizes)), key=counts.__getitem__)
+        shown += f", ..., the smallest {sizes[smallest]}"
+    return f"{len(sizes)} classes ({shown})"
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,22 @@
 """Custom queries: their texts, labels (given or predicted), and files.
 
-The texts are stored only below the run's folder: they are read without the caches of the datasets
-library. Symbols: Q queries, C classes.
+The texts are stored only below the run's folder. Symbols: Q queries, C classes.
 """
 
-import csv
 import hashlib
-import io
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import torch
 
-from attribution.data.custom import name_of_label
 from attribution.data.dataset import GlueDataset
-from attribution.data.tables import GlueTask, number_of
+from attribution.data.labels import class_of, is_missing, number_of
+from attribution.data.reader import is_unicode, read_table
+from attribution.data.tables import GlueTask
 from attribution.files import Refused, printable, write_json
 from attribution.processes import choose_device
 from attribution.training.fit import predict
@@ -71,8 +66,10 @@ def ask(run: Run, texts: list[list[str]], labels: list) -> Questions:
         if len(parts) != count:
             wanted = f"{count} text{'s' * (count > 1)} ({', '.join(task.columns)})"
             raise Refused(f"a query of {run.dataset_name} takes {wanted}, not {len(parts)}")
-        if not all(isinstance(part, str) and part.strip() for part in parts):
-            raise Refused(f"query {i} has an empty text")
+        if not all(part.strip() for part in parts):
+            raise Refused(f"query {i} (from 0 on) has an empty text")
+        if not all(map(is_unicode, parts)):
+            raise Refused(f"query {i} (from 0 on) has a text that is no Unicode")
     given = [None if label is None else read_label(label, task) for label in labels]
     unlabelled = [i for i, label in enumerate(given) if label is None]
     features = {name: datasets.Value("string") for name in task.columns}
@@ -100,15 +97,15 @@ def read_label(value, task: GlueTask) -> float | int:
     Raises Refused for a label outside the task.
     """
     shown = printable(str(value))[:80]
-    number = number_of(value, ())
+    number = number_of(value)
     if task.regression:
         low, high = task.bounds or (-math.inf, math.inf)
         if not (math.isfinite(number) and low <= number <= high):
             raise Refused(f"the query label {shown!r} is not a number that the task knows")
         return number
-    name = name_of_label(value)
-    if name in task.class_names:
-        return task.class_names.index(name)
+    place = class_of(value, task.class_names)
+    if place is not None:
+        return place
     # Classes whose names are numbers are not counted from 0 as well.
     named = all(name.lstrip("-").isdigit() for name in task.class_names)
     if named or number not in range(task.num_labels):
@@ -124,46 +121,17 @@ def read_label(value, task: GlueTask) -> float | int:
 
 
 def read_queries(path: str, run: Run) -> tuple[list[list[str]], list]:
-    """(texts, labels or None) of the rows in a CSV, TSV, JSONL or Parquet file, or on standard
-    input ('-').
+    """(texts, labels or None) of the rows of a file, or of standard input ('-').
 
-    Columns have the names of the task; a label column is optional. Raises Refused if a text column
-    is missing, or there are no rows.
+    Columns have the names of the run's; the label column may be missing, and so may a label.
+    Raises Refused as `reader.read_table` does, and if there are no rows.
     """
     columns = run.task.columns
-    where = "standard input" if path == "-" else path
-    rows = read_rows(path, where)
-    if not rows:
-        raise Refused(f"{where} holds no queries")
-    for row in rows:
-        for name in columns:
-            if name not in row:
-                known = printable(", ".join(map(str, row)))[:120]
-                raise Refused(f"the queries in {where} have no column {name!r} (they have {known})")
     label = run.data["asked"]["label_column"] if run.data else "label"
-    texts = [["" if row[name] is None else row[name] for name in columns] for row in rows]
-    return texts, [None if row.get(label) in (None, "") else row[label] for row in rows]
-
-
-def read_rows(path: str, where: str) -> list[dict]:
-    """Rows of a file or of standard input as dictionaries. where: its description for the message.
-
-    JSONL begins with a brace; other text is TSV or CSV, by the name of the file.
-    """
-    try:
-        if Path(path).suffix == ".parquet":
-            return pa.parquet.read_table(path).to_pylist()
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("{"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("a line is no JSON object")
-            return rows
-        delimiter = "\t" if Path(path).suffix == ".tsv" else ","
-        return list(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
-    except FileNotFoundError:
-        raise Refused(f"there is no file {path}") from None
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise Refused(
-            f"the queries in {where} cannot be read ({str(error).splitlines()[0][:120]})"
-        ) from error
+    table = read_table([Path(path)], columns, label, unlabelled=True)
+    if len(table) == 0:
+        raise Refused(f"{'standard input' if path == '-' else path} holds no queries")
+    texts = zip(*(table[name] for name in columns), strict=True)
+    given = table["label"] if "label" in table.column_names else [None] * len(table)
+    labels = [None if is_missing(value) else value for value in given]
+    return [[text or "" for text in row] for row in texts], labels

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from attribution.cli import Parser
-from attribution.data.custom import CustomData, encode, open_custom
+from attribution.data.custom import CustomData, open_custom
 from attribution.data.dataset import GlueDataset
 from attribution.data.tables import GlueTask, check_name, task_from
 from attribution.files import (
@@ -180,8 +180,8 @@ class Run:
         if self.validation_split is not None:
             found = self.find_again("validation_split", "the file of validation rows")
             data = replace(data, validation_split=found)
-        tables, _ = open_custom(data, self.dataset_name, self.data["validation_rows"])
-        return encode(tables, self.task)
+        drawn = self.data["validation_rows"]
+        return open_custom(data, self.dataset_name, self.task, drawn).splits
 
     def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
         """Trained model, float32, on the device."""

@@ -49,12 +49,25 @@ def test_names_of_classes_decide_and_not_their_order_in_the_column(tmp_path):
     rows = {"sentence": ["good", "bad"], "label": [0, 1]}
     table = datasets.Dataset.from_dict(rows).cast_column("label", column)
     assert labels_of(table, TASKS["sst2"], "train").tolist() == [1, 0]
-    other = datasets.Dataset.from_dict(rows).cast_column(
-        "label", datasets.ClassLabel(names=["neg", "pos"])
-    )
-    assert labels_of(other, TASKS["sst2"], "train").tolist() == [0, 1], (
-        "names that the task does not know say nothing"
-    )
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [(["Positive", "NEGATIVE "], [1, 0]), (["0", "1"], [0, 1]), (["positive"], [1, 1])],
+)
+def test_class_names_of_another_case_are_the_tasks_and_digits_are_numbers(names, labels):
+    column = datasets.ClassLabel(names=names)
+    rows = {"sentence": ["good", "bad"], "label": [0, len(names) - 1]}
+    table = datasets.Dataset.from_dict(rows).cast_column("label", column)
+    assert labels_of(table, TASKS["sst2"], "train").tolist() == labels
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], ["1", "0"], ["positive", "Positive"]])
+def test_class_names_that_are_not_the_tasks_are_refused(names):
+    rows = {"sentence": ["good", "bad"], "label": [0, 1]}
+    table = datasets.Dataset.from_dict(rows).cast_column("label", datasets.ClassLabel(names=names))
+    with pytest.raises(Refused, match=f"train calls its classes {names[0]}, {names[1]}, but"):
+        labels_of(table, TASKS["sst2"], "train")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +233,7 @@ def test_what_does_not_open_is_refused_with_the_layout_that_is_wanted(tmp_path):
     small.write(tmp_path / "other", "cola", small.tables("cola"))
     with pytest.raises(
         Refused,
-        match="no configuration 'sst2' .it has cola.; make a folder .* sst2/train-0.parquet",
+        match="no configuration 'sst2' .it has cola.; .*--dataset_name cola, .* sst2/train-0.pa",
     ):
         open_rows(tmp_path / "other")
     small.write(tmp_path / "br[1]", "sst2", small.tables())

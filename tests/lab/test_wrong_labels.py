@@ -24,7 +24,7 @@ def test_rows_and_wrong_labels_are_a_function_of_seed_and_row():
     assert len(rows) == 20 and rows == draw(200, 0.1, 3) != draw(200, 0.1, 4)
     assert rows[:4] == [5, 13, 33, 43]
     columns = {"sentence": ["a"] * 200, "label": [i % 3 for i in range(200)]}
-    label = datasets.ClassLabel(names=["x", "y", "z"])
+    label = datasets.ClassLabel(names=list(TASKS["mnli"].class_names))
     table = corrupt(table_of(columns).cast_column("label", label), TASKS["mnli"], rows, 3)
     changed = np.flatnonzero(np.array(table["label"]) != np.array(columns["label"]))
     assert changed.tolist() == rows == np.flatnonzero(table["flipped"]).tolist()
