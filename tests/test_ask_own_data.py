@@ -1,6 +1,7 @@
 """Custom rows become a task that run.json holds, and a model from elsewhere becomes a run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -323,3 +324,20 @@ def test_studies_of_an_adopted_model_need_its_recipe_and_say_how_far_it_is_the_m
     assert (
         "they agree on 1.000 of 12 queries" in capsys.readouterr().out
     )  # its recipe and seed give the same model
+
+
+def test_a_second_file_that_moved_is_found_beside_the_data_set_and_has_a_way_out(tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    for name in ("rows.csv", "more.csv"):
+        reviews(20).to_csv(tmp_path / "old" / name)
+    where = ["--dataset_name", "x", "--checkpoint_dir", str(tmp_path)]
+    own = ["--dataset_path", str(tmp_path / "old/rows.csv"), "--text_columns", "text"]
+    second = ["--label_column", "stars", "--validation_split", str(tmp_path / "old/more.csv")]
+    train.main([*where, *own, *second, *QUICK])
+    (tmp_path / "old").rename(tmp_path / "new")
+    shutil.copy(tmp_path / "new/rows.csv", tmp_path / "rows.csv")
+    quick = [*where, "--factor_strategy", "identity", "--dataset_path"]
+    error = refused(capsys, analyze.main, *quick, str(tmp_path / "rows.csv"))
+    assert "the file of validation rows" in error and "name that with --dataset_path" in error
+    analyze.main([*quick, str(tmp_path / "new/rows.csv")])
+    assert "20 training rows for 20 queries" in capsys.readouterr().out

@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 
 from attribution.data.labels import class_of, fold, is_missing, name_of, number_of
+from attribution.data.reader import place_of
 from attribution.data.tables import (
     GlueTask,
     Source,
@@ -211,7 +212,7 @@ def kind_of(values: list, where: str) -> str:
         if SUPPORT < fits.mean() < 1:
             row = int(np.flatnonzero(~fits)[0])
             raise Refused(
-                f"row {row} of {where} has the label {printable(repr(values[row]))[:80]}, but "
+                f"{place_of(row, where)} has the label {printable(repr(values[row]))[:80]}, but "
                 f"{fits.sum():,} of {len(fits):,} labels are {what}; correct it, or say what the "
                 "labels are: --task classification or --task regression"
             )
@@ -229,13 +230,13 @@ def label_values(table: datasets.Dataset, where: str) -> list:
         infinite = isinstance(value, float) and math.isinf(value)
         if is_missing(value) or infinite or not isinstance(value, (str, bool, int, float)):
             raise Refused(
-                f"row {row} of {where} (from 0 on) has no label that can be used: "
+                f"{place_of(row, where)} has no label that can be used: "
                 f"{printable(repr(value))[:80]}"
             )
     if not isinstance(feature, datasets.ClassLabel):
         return values
     if -1 in values:
-        raise Refused(f"row {values.index(-1)} of {where} (from 0 on) is unlabelled (-1)")
+        raise Refused(f"{place_of(values.index(-1), where)} is unlabelled (-1)")
     return [feature.names[value] for value in values]
 
 
@@ -255,9 +256,7 @@ def encode(table: datasets.Dataset, task: GlueTask, where: str) -> datasets.Data
     for row, value in enumerate(values):
         if labels[value] is None:
             shown = printable(str(value))[:80]
-            raise Refused(
-                f"row {row} of {where} (from 0 on) has the label {shown!r}, which is not {known}"
-            )
+            raise Refused(f"{place_of(row, where)} has the label {shown!r}, which is not {known}")
     features = {name: datasets.Value("string") for name in task.columns} | {"label": feature}
     columns = {name: arrow_column(table, name).to_pylist() for name in task.columns}
     return datasets.Dataset.from_dict(

@@ -23,6 +23,7 @@ import pyarrow.parquet
 from attribution.files import Refused, printable
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl", "json")
+COMPRESSED = ("gz", "bz2", "xz", "zip", "zst")
 STANDARD_INPUT = Path("-")
 
 
@@ -48,7 +49,8 @@ def read_file(
     where = "standard input" if path == STANDARD_INPUT else str(path)
     kind = path.suffix.lstrip(".").lower()
     if kind and kind not in SUFFIXES:
-        raise Refused(f"{where} is no file of the kinds {', '.join(SUFFIXES)}")
+        packed = "; unpack it" if kind in COMPRESSED else ""
+        raise Refused(f"{where} is no file of the kinds {', '.join(SUFFIXES)}{packed}")
     try:
         if kind == "parquet":
             table = datasets.Dataset(pa.parquet.read_table(path))
@@ -103,8 +105,8 @@ def read_cells(text: str, where: str, delimiter: str) -> dict[str, list]:
                 if delimiter == "\t":
                     remedy = "a cell cannot hold a tab"
                 raise Refused(
-                    f"row {len(rows)} of {where} (line {line + 1}) has {len(row)} cells, but the "
-                    f"header has {len(header)}; {remedy}"
+                    f"{place_of(len(rows), where)}, line {line + 1}, has {len(row)} cells, but "
+                    f"the header has {len(header)}; {remedy}"
                 )
             line = reader.line_num
             if row:  # not a blank line
@@ -215,13 +217,18 @@ def as_texts(values: list, name: str, where: str) -> list[str | None]:
             continue
         if not isinstance(value, str):
             raise Refused(
-                f"row {row} of {where} has {described(value)} in the column {name!r}, not a text"
+                f"{place_of(row, where)} has {described(value)} in the column {name!r}, not a text"
             )
         if not is_unicode(value):
             raise Refused(
-                f"row {row} of {where} has a text that is no Unicode in the column {name!r}"
+                f"{place_of(row, where)} has a text that is no Unicode in the column {name!r}"
             )
     return values
+
+
+def place_of(row: int, where: str) -> str:
+    """Row of a table, as every refusal names it. where: the file or split."""
+    return f"row {row} of {where} (from 0 on)"
 
 
 def is_unicode(text: str) -> bool:
@@ -241,11 +248,11 @@ def as_labels(values: list, name: str, where: str) -> list:
     for row, value in enumerate(values):
         if isinstance(value, (list, dict)):
             raise Refused(
-                f"row {row} of {where} has {described(value)} in the column {name!r}, not a label"
+                f"{place_of(row, where)} has {described(value)} in the column {name!r}, not a label"
             )
         if isinstance(value, str) and not is_unicode(value):
             raise Refused(
-                f"row {row} of {where} has a label that is no Unicode in the column {name!r}"
+                f"{place_of(row, where)} has a label that is no Unicode in the column {name!r}"
             )
     kinds = {type(value) for value in values} - {type(None)}
     huge = kinds == {int} and any(abs(value) >= 2**53 for value in values if value is not None)

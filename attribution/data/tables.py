@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from attribution.data.labels import class_of, number_of
-from attribution.data.reader import SUFFIXES, choose_columns, read_table
+from attribution.data.reader import SUFFIXES, choose_columns, place_of, read_table
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
 
@@ -209,7 +209,7 @@ def check_texts(table: datasets.Dataset, columns: tuple[str, ...], where: str) -
             )
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-            raise Refused(f"row {row} of {where} has no text in the column {name!r}")
+            raise Refused(f"{place_of(row, where)} has no text in the column {name!r}")
 
 
 def arrow_column(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
@@ -245,7 +245,7 @@ def labels_of(table: datasets.Dataset, task: GlueTask, where: str) -> np.ndarray
         row = int(np.flatnonzero(~good)[0])
         value = values[row]
         label = "no label" if value is None else f"the label {printable(repr(value))[:80]}"
-        raise Refused(f"row {row} of {where} has {label}; {wanted_labels(numbers, task)}")
+        raise Refused(f"{place_of(row, where)} has {label}; {wanted_labels(numbers, task)}")
     return numbers.astype(np.float32 if task.regression else np.int64)
 
 

@@ -191,19 +191,24 @@ class Run:
     def find_again(self, name: str, what: str) -> str | None:
         """Folder, file or hub id that training was given as the argument `name`.
 
-        A path is tried where it was, then from the current folder. what: its description for the
-        message. Raises Refused if it is gone.
+        A path is tried where it was, then from the current folder; of the validation rows also
+        beside the data set that is named now. what: its description for the message. Raises Refused
+        if it is gone.
         """
         given = getattr(self, name)
         folder = self.folders.get(name)
         if folder is None:
             return given
-        for place in (folder, str(given)):
+        places = [folder, str(given)]
+        remedy = f"name it with --{name}"
+        if name == "validation_split":
+            if self.data_path is not None:
+                places.append(str(Path(self.data_path).parent / Path(folder).name))
+            remedy = "put it beside the data set, and name that with --dataset_path"
+        for place in places:
             if Path(place).exists():
                 return place
-        raise Refused(
-            f"{what} of the run's training is not in {folder} any more; name it with --{name}"
-        )
+        raise Refused(f"{what} of the run's training is not in {folder} any more; {remedy}")
 
     def fingerprints(self, queries: GlueDataset) -> dict[str, str]:
         """Named SHA-256 of everything behind a result: weights, start, rows, queries."""

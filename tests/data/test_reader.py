@@ -81,8 +81,8 @@ def test_standard_input_is_read_as_its_file_with_a_byte_order_mark_or_without(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,stars\nThe soup was hot, but cold.,1\n", r"row 0 .*\(line 2\) has 3 cells"),
-        ("a.csv", "text,stars\ngood,1\nbad\n", r"row 1 .*\(line 3\) has 1 cells.* header has 2"),
+        ("a.csv", "text,stars\nThe soup was hot, but cold.,1\n", "row 0 .*, line 2, has 3 cells"),
+        ("a.csv", "text,stars\ngood,1\nbad\n", "row 1 .*, line 3, has 1 cells.* header has 2"),
         ("a.tsv", "text\tstars\na\tb\tc\n", "row 0 .* has 3 cells, .* cannot hold a tab"),
         ("a.csv", "text,text,stars\na,b,1\n", "has the column 'text' twice"),
         ("a.csv", 'text,stars\na,1\n"b,2\nc,3\n', "from line 3 on"),
@@ -104,7 +104,8 @@ def test_standard_input_is_read_as_its_file_with_a_byte_order_mark_or_without(
         ),
         ("a.jsonl", '{"text": "a", "stars": [1]}\n', "row 0 .* has a list in the column 'stars'"),
         ("a.csv", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        ("a.csv.gz", "", "is no file of the kinds"),
+        ("a.csv.gz", "", "is no file of the kinds .*; unpack it"),
+        ("a.txt", "", "is no file of the kinds .*json$"),
         ("a.parquet", "no parquet", "cannot be read"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_class_has_the_tasks_name_however_the_column_writes_it(tmp_path, label
         (
             "sst2",
             lambda row, c: c + (0.5 if row == 3 else 0.0),
-            "row 3 of the split 'train' of sst2 has the label 1.5",
+            "row 3 of the split 'train' of sst2 .from 0 on. has the label 1.5",
         ),
         ("sst2", lambda row, c: 0.9 if c else 0.2, "row 0 .* label 0.2"),
         ("sst2", lambda row, c: -100 if row == 5 else c, "row 5 .* label -100"),
