@@ -27,8 +27,9 @@ class GlueDataset(torch.utils.data.Dataset):
     An item is (this data set, row number), from which `collate` makes batches in any order.
     """
 
-    # (N,) numbers of these rows in their file, from 0 on, if it holds the validation rows too
+    # (N,) numbers of these rows in their file, from 0 on, where training and validation rows share it
     file_rows: np.ndarray | None = None
+    first_number = 0  # of the first of these rows among the validation rows
 
     def __init__(
         self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]
@@ -104,7 +105,21 @@ class GlueDataset(torch.utils.data.Dataset):
         if start >= len(self):
             raise Refused(f"--first_query {start} is not among the {len(self):,} validation rows")
         rows = range(len(self))[start : start + count]
-        return self if len(rows) == len(self) else self.subset(list(rows))
+        if len(rows) == len(self):
+            return self
+        part = self.subset(list(rows))
+        part.first_number = self.first_number + start
+        return part
+
+    def place_of(self, number: int, flag: str) -> int:
+        """Place of a validation row among these rows, by its number.
+
+        flag: the argument that named it. Raises Refused if it is not among them.
+        """
+        first = self.first_number
+        if not first <= number < first + len(self):
+            raise Refused(f"--{flag} must be from {first} to {first + len(self) - 1}, not {number}")
+        return number - first
 
     def subset(self, rows: list[int]) -> "GlueDataset":
         """Data set of the given rows, in this order."""

@@ -154,11 +154,12 @@ class Run:
                 f"the training rows are not those of {self.folder}; give the --dataset_path of "
                 "training, or train again"
             )
+        valid = get_glue_dataset(name, "valid", max_samples=first_query + max_queries, **shared)
         drawn = (self.data or {}).get("validation_rows")
         if drawn is not None:
             rows_of_file = np.arange(len(train) + len(drawn))
             train.file_rows = np.setdiff1d(rows_of_file, drawn)[: len(train)]
-        valid = get_glue_dataset(name, "valid", max_samples=first_query + max_queries, **shared)
+            valid.file_rows = np.array(drawn[: len(valid)])
         return train, valid.window(first_query, max_queries)
 
     def reading(self) -> dict:
