@@ -1,7 +1,7 @@
 # make demo: fine-tune the small BERT on the embedded data, score, print.   make test: the whole test suite.
 # make figures, make tables: draw every figure, and make every table of README.md and lab/README.md, again from results/.
 # CPU=1: a new .venv gets torch's build for processors, from PyTorch's own index, without the libraries of CUDA.
-# make bench: speed against stock kronfluence. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
+# make bench: speed against stock kronfluence, into checkpoints/lab. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
 PYTHON ?= python3
 BIN := .venv/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu

@@ -11,7 +11,7 @@ score.
 For M random subsets of the training rows (share alpha kept), the Spearman correlation, a query,
 between the summed scores of the kept rows and the margin of models retrained on them (mean over R
 repeats), reported as the mean over queries (TRAK, arXiv:2303.14186, section 2). Scores come from
-analyze.py; start it first.
+analyze.py; start it first. Writes CHECKPOINT_DIR/DATASET_NAME/studies/lds.json, .md, .npz and .png.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from attribution.evidence.study import (
     add_study_arguments,
     open_study,
 )
-from attribution.files import Refused, check_writable
+from attribution.files import Refused
 from attribution.show import plotting, results, tables
 from attribution.show.listing import show_query_lds
 from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
@@ -92,10 +92,10 @@ def main(argv=None) -> None:
     """Retrains what is missing, evaluates, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
-    stem = args.results_dir / f"lds_{args.dataset_name}"
-    figure = args.figure_path or results.FIGURES / f"lds_{args.dataset_name}.png"
+    folder = args.checkpoint_dir / args.dataset_name
+    place = results.place_of("lds", folder, args.results_dir, args.figure_path)
     if args.plot_only:
-        results.redraw(stem, figure, plotting.draw_lds)
+        results.redraw(place, plotting.draw_lds)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
@@ -114,7 +114,7 @@ def main(argv=None) -> None:
     if args.query_index is None:
         lds.announce(run, queries, args.first_query, args.max_queries)
         if not args.dry_run:
-            check_writable(args.results_dir, figure.parent)
+            place.check()
     subsets = Subsets(
         args.num_masks,
         args.num_repeats,
@@ -157,8 +157,7 @@ def main(argv=None) -> None:
     print(tables.lds_text(result))
     results.save(
         result,
-        stem,
-        figure,
+        place,
         markdown=tables.lds_markdown(result),
         draw=plotting.draw_lds,
         arguments=vars(args),

@@ -13,7 +13,8 @@ The subset-removal study of arXiv:2405.12186: targets are validation rows that e
 classifies correctly. A target counts as flipped when fewer than half of its retrains classify it
 correctly, and, unless --no_carry_forward is given, at every larger removal too. An arm decides
 which rows are removed: the top of any stored score (analyze.py makes them) or of a baseline, or
-`random` rows of the target's class; --strategies names them.
+`random` rows of the target's class; --strategies names them. Writes
+CHECKPOINT_DIR/DATASET_NAME/studies/counterfactual.json, .md and .png.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from attribution.evidence.study import (
     open_study,
 )
 from attribution.evidence.verdict import DIRECTIONS, MIN_SEEDS, Check
-from attribution.files import Refused, check_writable
+from attribution.files import Refused
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
@@ -42,6 +43,7 @@ from attribution.training.recipe import add_recipe_arguments, check_recipe, reci
 from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
 
+STUDY = "counterfactual"  # the beginning of the names of its files
 REMOVALS = [20, 40, 60, 80, 100, 120]
 ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 
@@ -65,7 +67,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_removal_arguments(parser)
     add_retrain_arguments(parser)
     add_recipe_arguments(parser, default="that of run.json")
-    add_study_arguments(parser, "counterfactual")
+    add_study_arguments(parser, STUDY)
     add = parser.group("results").add_argument
     add(
         "--query_index",
@@ -307,11 +309,11 @@ def main(argv=None) -> None:
     """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
     args = parse_args(argv)
-    name = args.dataset_name + ("_harmful" if args.direction == "harmful" else "")
-    stem = args.results_dir / f"counterfactual_{name}"
-    figure = args.figure_path or results.FIGURES / f"counterfactual_{name}.png"
+    end = "_harmful" if args.direction == "harmful" else ""
+    folder = args.checkpoint_dir / args.dataset_name
+    place = results.place_of(STUDY, folder, args.results_dir, args.figure_path, end)
     if args.plot_only:
-        results.redraw(stem, figure, plotting.draw_counterfactual)
+        results.redraw(place, plotting.draw_counterfactual)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
@@ -335,7 +337,7 @@ def main(argv=None) -> None:
         return
     study = open_study_of(args, run, (train, valid))
     if not args.dry_run:
-        check_writable(args.results_dir, figure.parent)
+        place.check()
     result = run_study(study, plan, arms, args.dry_run)
     if result is None or rank_and_size()[0] > 0:
         return
@@ -348,8 +350,7 @@ def main(argv=None) -> None:
     print(tables.counterfactual_text(result))
     results.save(
         result,
-        stem,
-        figure,
+        place,
         markdown=tables.counterfactual_markdown(result),
         draw=plotting.draw_counterfactual,
         arguments=vars(args),

@@ -24,7 +24,6 @@ all others. Writes RESULTS_DIR/additive_DATASET_NAME.json and .md.
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -33,12 +32,12 @@ from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused, check_writable
+from attribution.files import Refused
 from attribution.influence.stored import scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, share_of, with_interval
 from attribution.training.run import Run, add_data_arguments, add_query_arguments
-from lab.common import add_tuning_arguments, from_query, noise_ceiling
+from lab.common import add_results_argument, add_tuning_arguments, from_query, noise_ceiling
 from pipeline import quiet_libraries
 
 
@@ -63,7 +62,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="validation rows that retrains predict (the queries)",
     )
     add("--jobs_per_device", type=int, help="retrains at the same time (as evaluate_lds.py)")
-    add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
+    add_results_argument(add, "additive_DATASET_NAME.json and .md")
     return parser.parse_args(argv)
 
 
@@ -155,8 +154,8 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     if args.num_repeats < 2:
         raise Refused("noise is known from repeats: --num_repeats must be at least 2")
-    stem = args.results_dir / f"additive_{args.dataset_name}"
-    check_writable(stem.parent)
+    place = results.Place(args.results_dir / f"additive_{args.dataset_name}")
+    place.check()
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     rows = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
@@ -195,7 +194,7 @@ def main(argv=None) -> None:
         "device": study.retrain.device,
         "fingerprints": run.fingerprints(queries),
     }
-    results.save(result, stem, markdown=additive_markdown(result), **origin)
+    results.save(result, place, markdown=additive_markdown(result), **origin)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Error of the noise ceiling for few repeats: simulated studies whose true ceiling is known.
 
-    python -m lab.ceiling                 # writes results/ceiling.json; takes a minute
+    python -m lab.ceiling                 # writes RESULTS_DIR/ceiling.json; takes a minute
 
 A query's margins are a signal over masks plus noise for each repeat, both normal. Its reliability,
 the share of the signal in the variance of one repeat, is the same for all queries, or differs
@@ -10,7 +10,6 @@ Symbols: M masks, R repeats, Q queries.
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from attribution.cli import check_numbers, run_script
 from attribution.evidence import stats
 from attribution.files import write_json
 from attribution.provenance import origin
-from lab.common import RESULTS, noise_ceiling
+from lab.common import add_results_argument, noise_ceiling
 
 QUERIES = {  # name -> reliability of one repeat, from the first query to the last
     "alike, reliable": (0.6, 0.6),
@@ -70,12 +69,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--num_masks", type=int, default=100, help="masks of a study (100)")
     add("--num_queries", type=int, default=100, help="queries of a study (100)")
     add("--num_studies", type=int, default=200, help="simulated studies a row (200)")
-    add(
-        "--results_dir",
-        type=Path,
-        default=RESULTS,
-        help="ceiling.json goes here (results)",
-    )
+    add_results_argument(add, "ceiling.json")
     args = parser.parse_args(argv)
     check_numbers(vars(args), "num_masks", "num_queries", "num_studies")
     return args

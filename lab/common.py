@@ -43,6 +43,19 @@ def write_tables(folder: Path, task: str, splits: dict[str, datasets.Dataset]) -
     write_bytes(folder / "README.md", f"{text}---\n".encode())
 
 
+def add_results_argument(add, files: str) -> None:
+    """Adds the folder of the results; a trial changes none of the project's own, in results/.
+
+    add: a group's add_argument. files: what goes there.
+    """
+    add(
+        "--results_dir",
+        type=Path,
+        default=Path("checkpoints/lab"),
+        help=f"folder of {files} (checkpoints/lab; lab/commands name results)",
+    )
+
+
 def add_tuning_arguments(add) -> None:
     """Adds the random subsets of tuning: other masks and seeds than those of any result.
 

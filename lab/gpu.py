@@ -1,8 +1,8 @@
 """SST-2 with BERT-base on one GPU: seconds of ours, and those published for stock kronfluence.
 
-    python -m lab.gpu --estimate      # by arithmetic, for an A100: results/gpu_estimate.json
-    python -m lab.gpu                 # float32, TF32 and bfloat16 on this GPU: results/gpu.json
-    python -m lab.gpu --tasks         # GLUE's tasks, by arithmetic: results/glue_tasks.json
+    python -m lab.gpu --estimate      # by arithmetic, for an A100: RESULTS_DIR/gpu_estimate.json
+    python -m lab.gpu                 # float32, TF32 and bfloat16 on this GPU: RESULTS_DIR/gpu.json
+    python -m lab.gpu --tasks         # GLUE's tasks, by arithmetic: RESULTS_DIR/glue_tasks.json
     python -m lab.gpu --random_weights --rows 8192      # BERT-base's shape without the hub
 
 Each measurement is one JSON below --work_dir, and what is there is not measured again. The estimate
@@ -28,7 +28,7 @@ from attribution.files import Refused, read_json, write_json
 from attribution.provenance import origin
 from attribution.show.tables import markdown
 from attribution.training.run import Run
-from lab.common import ROOT
+from lab.common import ROOT, add_results_argument
 from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table
 from lab.timings import gpu_measured, gpu_table
 from pipeline import DEMO_MODEL, get_tokenizer
@@ -170,7 +170,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         default=Path("checkpoints/gpu"),
         help="single measurements (checkpoints/gpu)",
     )
-    add("--results_dir", type=Path, default=Path("results"), help="the JSON goes here (results)")
+    add_results_argument(add, "the JSON")
     add(
         "--tasks", action="store_true", help="write and print what GLUE's tasks take, by arithmetic"
     )

@@ -27,14 +27,14 @@ from attribution.cli import Parser, flags_of, run_script
 from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets, own_truth
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused, check_writable
+from attribution.files import Refused
 from attribution.influence.settings import STRATEGIES, ScoreSpec
 from attribution.influence.stored import scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, with_interval
 from attribution.training.members import Members
 from attribution.training.run import Run, add_data_arguments, add_query_arguments
-from lab.common import add_tuning_arguments, from_query, noise_ceiling
+from lab.common import add_results_argument, add_tuning_arguments, from_query, noise_ceiling
 from pipeline import quiet_libraries
 
 SHARE = 0.5  # as retrains
@@ -93,7 +93,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         action="store_true",
         help="print the commands that make checkpoints, scores and retrains, then stop",
     )
-    add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
+    add_results_argument(add, "members_DATASET_NAME.json and .md")
     return parser.parse_args(argv)
 
 
@@ -125,14 +125,7 @@ def plan(args) -> str:
         lines += [f"{command} {flags_of(members)}".rstrip() for _, _, members in every_set()]
     truth = f"--num_masks {args.num_masks} --num_repeats {args.num_repeats}"
     seeds = f"--mask_seed {args.mask_seed} --retrain_seed {args.retrain_seed}"
-    output = args.checkpoint_dir / "lds"  # not where results are: only the retrains are needed
-    return "\n".join(
-        [
-            *lines,
-            f"python evaluate_lds.py {where} {window} {truth} {seeds}"
-            f" --results_dir {output} --figure_path {output / 'lds.png'}",
-        ]
-    )
+    return "\n".join([*lines, f"python evaluate_lds.py {where} {window} {truth} {seeds}"])
 
 
 def rate_before(run: Run, schedule: str, every: int) -> float:
@@ -332,8 +325,8 @@ def main(argv=None) -> None:
     if args.plan:
         print(plan(args))
         return
-    stem = args.results_dir / f"members_{args.dataset_name}"
-    check_writable(stem.parent)
+    place = results.Place(args.results_dir / f"members_{args.dataset_name}")
+    place.check()
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     rows = run.rows(args.max_queries, args.first_query)
@@ -358,7 +351,7 @@ def main(argv=None) -> None:
         "device": study.retrain.device,
         "fingerprints": run.fingerprints(queries),
     }
-    results.save(result, stem, markdown=members_markdown(result), **origin)
+    results.save(result, place, markdown=members_markdown(result), **origin)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 from attribution.cli import run_script
 from attribution.files import Refused, read_json, write_json
 from attribution.provenance import environment
-from lab.common import ROOT, write_tables
+from lab.common import ROOT, add_results_argument, write_tables
 from lab.timings import scale_table
 
 SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
@@ -126,7 +126,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         default=Path("checkpoints/scale"),
         help="data, runs, JSON (checkpoints/scale)",
     )
-    add("--results_dir", type=Path, default=Path("results"), help="where scale.json goes (results)")
+    add_results_argument(add, "scale.json")
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ Every arm is a fresh process with the same command that a user gives, in the ord
 pinned, on the same checkpoint, rows, damping and seed. Seconds are those that analyze.py records;
 memory is the process's peak. Each measurement is one JSON below --work_dir, and what is there is
 not measured again: interrupt it at will, or delete the folder to start anew. The result is
-results/speed.json and the table results/speed.md.
+RESULTS_DIR/speed.json and the table speed.md.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from attribution.evidence import stats
 from attribution.files import Refused, read_json, write_bytes, write_json
 from attribution.provenance import origin
 from lab import timings
-from lab.common import ROOT
+from lab.common import ROOT, add_results_argument
 
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
 ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either
@@ -90,12 +90,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         default=Path("checkpoints/benchmark"),
         help="checkpoints and single measurements (checkpoints/benchmark)",
     )
-    add(
-        "--results_dir",
-        type=Path,
-        default=Path("results"),
-        help="speed.json and speed.md go here (results)",
-    )
+    add_results_argument(add, "speed.json and speed.md")
     args = parser.parse_args(argv)
     check_numbers(vars(args), "rounds", "threads")
     return args

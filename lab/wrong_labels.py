@@ -31,14 +31,14 @@ from attribution.evidence.baselines import cosine, represent
 from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused, check_writable
+from attribution.files import Refused
 from attribution.influence.stored import read_scores, why_stale
 from attribution.processes import choose_device
 from attribution.show import results
 from attribution.show.tables import markdown, wrong_label_rows, wrong_labels_text
 from attribution.training.members import Members, open_members
 from attribution.training.run import Run, add_data_arguments
-from lab.common import write_tables
+from lab.common import add_results_argument, write_tables
 from pipeline import TASKS, load_tables, quiet_libraries
 
 FOLDS = 5
@@ -58,7 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=int,
         help="retrains of the folds at the same time (as evaluate_lds.py)",
     )
-    add("--results_dir", type=Path, default=Path("results"), help="where the table goes (results)")
+    add_results_argument(add, "wrong_labels_DATASET_NAME.json and .md")
     add = parser.add_argument_group("writing").add_argument
     add("--write", type=Path, metavar="OUT", help="write data with wrong labels here, then stop")
     add("--share", type=float, default=0.1, help="share of the training labels made wrong (0.1)")
@@ -189,8 +189,8 @@ def main(argv=None) -> None:
     if args.write:
         write(args)
         return
-    stem = args.results_dir / f"wrong_labels_{args.dataset_name}"
-    check_writable(stem.parent)
+    place = results.Place(args.results_dir / f"wrong_labels_{args.dataset_name}")
+    place.check()
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     train, _ = run.rows(1)
@@ -215,7 +215,7 @@ def main(argv=None) -> None:
         "device": choose_device(),
         "fingerprints": run.fingerprints(train),
     }
-    results.save(result, stem, markdown=wrong_labels_markdown(result), **origin)
+    results.save(result, place, markdown=wrong_labels_markdown(result), **origin)
 
 
 if __name__ == "__main__":

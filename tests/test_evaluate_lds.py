@@ -264,3 +264,13 @@ def test_the_figure_is_drawn_again_from_the_json_without_its_checkpoint(copied, 
     assert (tmp_path / "figure/lds.png").read_bytes() == first
     shutil.rmtree(tmp_path / "results")
     assert "run without --plot_only" in LDS.refused(capsys, copied, tmp_path, "--plot_only")
+
+
+def test_a_study_without_a_named_place_changes_nothing_but_its_runs_folder(copied, monkeypatch):
+    monkeypatch.chdir(copied.parent)
+    few = ["--num_masks", "4", "--num_repeats", "2", "--num_bootstrap", "20"]
+    evaluate_lds.main([*QUERIES, "--jobs_per_device", "1", *few])
+    studies = copied / "demo/studies"
+    ends = ("json", "md", "npz", "run.json", "png")
+    assert {path.name for path in studies.iterdir()} == {f"lds.{end}" for end in ends}
+    assert [path.name for path in copied.parent.iterdir()] == ["checkpoints"]

@@ -141,10 +141,6 @@ def test_places_that_cannot_be_written_are_named_before_the_work(
         )
         if script is run_counterfactual:
             shared += ["--strategies", "random", "--removals", "2"]
-        if (
-            place == "--figure_path"
-        ):  # results/ of the project takes none from files that differ from the last commit
-            shared += ["--results_dir", str(tmp_path / "results")]
         assert run_script(script.main, [*shared, place, str(where)]) == 2
         assert "nothing can be written to" in capsys.readouterr().err
 

@@ -70,14 +70,11 @@ def add_study_arguments(parser: Parser, name: str) -> None:
     add(
         "--results_dir",
         type=Path,
-        default=Path("results"),
-        help=f"folder of {name}_DATASET_NAME.json, .md and .npz (results)",
+        metavar="DIR",
+        help=f"folder of {name}_DATASET_NAME.json, .md and .npz, and of the figure "
+        f"(CHECKPOINT_DIR/DATASET_NAME/studies; there {name}.json and so on)",
     )
-    add(
-        "--figure_path",
-        type=Path,
-        help=f"place of the figure (figure/{name}_DATASET_NAME.png)",
-    )
+    add("--figure_path", type=Path, metavar="FILE", help="place of the figure (beside the results)")
     add("--plot_only", action="store_true", help="draw the figure again from the JSON")
 
 

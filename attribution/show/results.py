@@ -1,12 +1,14 @@
 """Files that a study leaves: JSON, Markdown, arrays, provenance and a figure."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from attribution.files import (
     Refused,
+    check_writable,
     read_json,
     write_bytes,
     write_json,
@@ -15,13 +17,47 @@ from attribution.files import (
 from attribution.provenance import origin
 
 Draw = Callable[[dict, Path], None]
-FIGURES = Path("figure")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place of a study: STEM.json, .md, .npz and .run.json, and its figure, if it has one."""
+
+    stem: Path
+    figure: Path | None = None
+
+    def file(self, suffix: str) -> Path:
+        """The file with this suffix; the name of a data set may have dots."""
+        return self.stem.with_name(self.stem.name + suffix)
+
+    def check(self) -> None:
+        """Raises Refused, before long work, where nothing can be written."""
+        check_writable(self.stem.parent)
+        if self.figure is not None:
+            check_writable(self.figure.parent)
+
+
+def place_of(
+    study: str,
+    run_folder: Path,
+    results_dir: Path | None = None,
+    figure_path: Path | None = None,
+    end: str = "",
+) -> Place:
+    """Place of the study of this name: below the run's folder, or with the name of its data set in
+    another folder.
+
+    results_dir, figure_path: as given, or None. end: of the study's name.
+    """
+    stem = run_folder / "studies" / f"{study}{end}"
+    if results_dir is not None:
+        stem = results_dir / f"{study}_{run_folder.name}{end}"
+    return Place(stem, figure_path or stem.with_name(f"{stem.name}.png"))
 
 
 def save(
     result: dict,
-    stem: Path,
-    figure: Path | None = None,
+    place: Place,
     *,
     markdown: str,
     draw: Draw | None = None,
@@ -36,23 +72,27 @@ def save(
     fingerprints: of model and data. arrays: stored in `.npz`, from which tables can be made again
     without retraining.
     """
-    write_json(stem.with_suffix(".json"), result, compact=compact)
-    write_bytes(stem.with_suffix(".md"), f"{markdown}\n".encode())
-    if arrays:
-        write_npz(stem.with_suffix(".npz"), **arrays)
     about = {"arguments": {name: str(value) for name, value in arguments.items()}}
-    write_json(stem.with_suffix(".run.json"), about | origin(device, fingerprints))
-    written = [f"{stem}.json", f"{stem}.md"]
-    if figure and draw:
-        draw(result, figure)
-        written.append(str(figure))
+    # First, so that no result is without its origin if the process dies in between.
+    write_json(place.file(".run.json"), about | origin(device, fingerprints))
+    write_json(place.file(".json"), result, compact=compact)
+    write_bytes(place.file(".md"), f"{markdown}\n".encode())
+    if arrays:
+        write_npz(place.file(".npz"), **arrays)
+    written = [str(place.file(".json")), str(place.file(".md"))]
+    if place.figure and draw:
+        draw(result, place.figure)
+        written.append(str(place.figure))
     print(f"wrote {', '.join(written)}")
 
 
-def redraw(stem: Path, figure: Path, draw: Draw) -> None:
+def redraw(place: Place, draw: Draw) -> None:
     """Draws the figure of the stored result. Raises Refused if there is none."""
-    path = stem.with_suffix(".json")
+    assert place.figure is not None
+    path = place.file(".json")
     result = read_json(path)
     if result is None:
         raise Refused(f"there is no {path}; run without --plot_only first")
-    draw(result, figure)
+    check_writable(place.figure.parent)
+    draw(result, place.figure)
+    print(f"wrote {place.figure}")

@@ -4,8 +4,19 @@ import json
 
 import pytest
 import torch
+from running import ROOT
 
-from lab import estimates, inner, speed
+from lab import (
+    additive,
+    ceiling,
+    estimates,
+    gpu,
+    inner,
+    members,
+    scale,
+    speed,
+    wrong_labels,
+)
 
 
 def test_every_matrix_product_is_counted_once_with_its_multiply_adds():
@@ -66,3 +77,10 @@ def test_of_several_runs_the_median_counts():
         {"seconds": dict.fromkeys((*speed.PHASES, "all"), seconds)} for seconds in (1.0, 9.0, 3.0)
     ]
     assert speed.middle(runs)["lambda"] == 3.0
+
+
+@pytest.mark.parametrize("script", [additive, ceiling, gpu, members, scale, speed, wrong_labels])
+def test_a_trial_writes_nothing_into_the_projects_results(script, monkeypatch):
+    given = [] if script in (ceiling, gpu, scale, speed) else ["--dataset_name", "demo"]
+    folder = ROOT / script.parse_args(given).results_dir
+    assert not folder.is_relative_to(ROOT / "results")
