@@ -100,6 +100,8 @@ def main(argv=None) -> None:
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
     queries = known.window(args.first_query, args.max_queries)
+    if args.query_index is None and not args.dry_run:
+        place.check(run.fingerprints(queries))
     recipe = recipe_of(vars(args), args.dataset_name, run.recipe)
     study = open_study(
         run,
@@ -113,8 +115,6 @@ def main(argv=None) -> None:
     )
     if args.query_index is None:
         lds.announce(run, queries, args.first_query, args.max_queries)
-        if not args.dry_run:
-            place.check()
     subsets = Subsets(
         args.num_masks,
         args.num_repeats,

@@ -330,14 +330,14 @@ def main(argv=None) -> None:
     if is_single(args):
         check_predictions(args, run, train, valid, found)
         return
+    if args.query_index is None and not args.dry_run:
+        place.check(run.fingerprints(queries))
     check_sizes(args, train, queries)
     arms = make_arms(args, run, train, queries, found)
     if args.query_index is not None:
         show_removed(queries, train, arms, args.query_index, args.show)
         return
     study = open_study_of(args, run, (train, valid))
-    if not args.dry_run:
-        place.check()
     result = run_study(study, plan, arms, args.dry_run)
     if result is None or rank_and_size()[0] > 0:
         return

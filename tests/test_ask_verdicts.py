@@ -11,6 +11,8 @@ import pytest
 import analyze
 import run_counterfactual
 from attribution.cli import run_script
+from attribution.evidence.verdict import stored_verdicts
+from attribution.training.run import Run
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
 PLAN = [
@@ -90,6 +92,12 @@ def test_own_queries_have_verdicts_and_are_forgotten_with_them(copied, capsys):
     analyze.main([*QUICK, *where, "--forget_queries"])
     left = [path.name for path in (copied / "demo").rglob("*") if "queries-" in path.name]
     assert not left and len(list((copied / "demo/retraining/verdicts").iterdir())) == 2
+
+
+def test_a_verdict_of_another_recipe_is_not_shown_as_the_runs(copied):
+    other = [*PLAN, "--checkpoint_dir", str(copied), "--targets", "3", "--learning_rate", "1e-4"]
+    run_counterfactual.main(other)
+    assert [one["query"] for one in stored_verdicts(Run.open(copied, "demo"))] == [5]
 
 
 def test_removing_what_a_prediction_rests_on_lowers_its_margin_more_than_random_rows(copied):

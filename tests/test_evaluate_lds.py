@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import LDS, QUERIES, SMALL, refusal, retrains, tamper
+from running import COUNTERFACTUAL, LDS, QUERIES, SMALL, refusal, retrains, tamper
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
@@ -16,6 +16,7 @@ import evaluate_lds
 import train
 from attribution.evidence import baselines
 from attribution.evidence.retraining import RETRAIN_SEED
+from attribution.evidence.study import Study
 from attribution.files import read_json
 from attribution.training.queries import predict_run
 from attribution.training.run import Run
@@ -236,7 +237,7 @@ def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tm
     train.main([*SMALL, "--checkpoint_dir", str(other), "--seed", str(RETRAIN_SEED + 1)])
     analyze.main([*QUERIES, "--checkpoint_dir", str(other)])
     assert "share seeds" not in capsys.readouterr().out
-    assert LDS.run(other, tmp_path)["shared_seeds"] == [RETRAIN_SEED + 1]
+    assert LDS.run(other, other)["shared_seeds"] == [RETRAIN_SEED + 1]
     assert f"share seeds ({RETRAIN_SEED + 1})" in capsys.readouterr().out
 
 
@@ -274,3 +275,21 @@ def test_a_study_without_a_named_place_changes_nothing_but_its_runs_folder(copie
     ends = ("json", "md", "npz", "run.json", "png")
     assert {path.name for path in studies.iterdir()} == {f"lds.{end}" for end in ends}
     assert [path.name for path in copied.parent.iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("study", [LDS, COUNTERFACTUAL], ids=lambda study: study.name)
+def test_a_study_of_another_run_is_not_replaced_and_that_is_said_before_the_work(
+    copied, tmp_path, capsys, monkeypatch, study
+):
+    study.run(copied, tmp_path)
+    path = tmp_path / f"results/{study.name}_demo.json"
+    around = path.with_suffix(".run.json")
+    before = path.read_bytes()
+    tamper(around, lambda record: record | {"fingerprints": {"weights": "0"}})
+    monkeypatch.setattr(Study, "run_jobs", lambda *_: pytest.fail("work began"))
+    for damage in (None, b"{", b""):
+        if damage is not None:
+            around.write_bytes(damage)
+        error = study.refused(capsys, copied, tmp_path)
+        assert f"{path} is a study of a run with" in error and "other weights" in error
+        assert "name another --results_dir" in error and path.read_bytes() == before

@@ -237,3 +237,29 @@ def test_without_its_most_harmful_rows_a_wrong_prediction_may_be_mended(copied, 
     assert "another arm first" in COUNTERFACTUAL.refused(
         capsys, copied, tmp_path, *harmful, "--strategies", "random"
     )
+
+
+def test_the_page_shows_the_study_of_its_own_run_only(copied, tmp_path):
+    where = [*QUERIES, "--checkpoint_dir", str(copied)]
+    run_counterfactual.main([*where, *COUNTERFACTUAL.plan, "--jobs_per_device", "1"])
+    study = copied / "demo/studies/counterfactual.json"
+    page = tmp_path / "page.html"
+
+    def shown() -> bool:
+        analyze.main([*where, "--report", str(page)])
+        return "right predictions that flip" in page.read_text()
+
+    assert shown()
+    for part in ("weights", "training rows", "start"):
+        around = study.with_suffix(".run.json")
+        before = around.read_bytes()
+        tamper(
+            around,
+            lambda record, part=part: (
+                record | {"fingerprints": record["fingerprints"] | {part: "0"}}
+            ),
+        )
+        assert not shown(), part
+        around.write_bytes(before)
+    tamper(study, lambda result: result | {"recipe": result["recipe"] | {"learning_rate": 1.0}})
+    assert not shown()

@@ -23,6 +23,7 @@ from attribution.files import Refused, read_json, write_json
 from attribution.influence.stored import find_scores, remedy, scores_named
 from attribution.training.queries import ask
 from attribution.training.run import Run
+from pipeline import MARGIN
 
 DIRECTIONS = tuple(TURNED)
 MIN_SEEDS = 5
@@ -181,6 +182,7 @@ def judge(
     verdict = target.about | {
         "score": check.score,
         "direction": check.removals.direction,
+        "recipe": study.retrain.recipe,
         "removals": check.removals.counts,
         "seeds": seeds,
         "base_right": [int(np.nansum(base[:, 1])), len(base)],
@@ -256,18 +258,25 @@ def save_verdict(run: Run, verdict: dict, suffix: str = "") -> Path:
     query = suffix or f"_query{verdict['query']}"
     name = f"{verdict['score']}_{verdict['direction']}{query}.json"
     path = run.folder / "retraining" / "verdicts" / name
-    write_json(path, verdict | {"fingerprint": fingerprint_of_verdict(run)}, compact=True)
+    fingerprint = fingerprint_of_verdict(run, verdict["recipe"])
+    write_json(path, verdict | {"fingerprint": fingerprint}, compact=True)
     return path
 
 
 def stored_verdicts(run: Run) -> list[dict]:
-    """All verdicts on this run's weights and rows."""
-    wanted = fingerprint_of_verdict(run)
+    """All verdicts on this run's weights, rows and recipe."""
+    wanted = fingerprint_of_verdict(run, run.recipe)
     paths = sorted((run.folder / "retraining" / "verdicts").glob("*.json"))
     records = (read_json(path) or {} for path in paths)
     return [record for record in records if record.get("fingerprint") == wanted]
 
 
-def fingerprint_of_verdict(run: Run) -> dict:
-    """Named parts of everything that a verdict was made from."""
-    return {"weights": run.weights, "training rows": run.train_rows}
+def fingerprint_of_verdict(run: Run, recipe: dict | None) -> dict:
+    """Named parts of everything that a verdict was made from. recipe: of its retrains."""
+    return {
+        "weights": run.weights,
+        "training rows": run.train_rows,
+        "run's start": run.start_parts(),
+        "recipe": recipe,
+        "margin": MARGIN,
+    }

@@ -38,6 +38,7 @@ from attribution.show.listing import (
     explain,
     meaning_of_scores,
 )
+from attribution.show.results import place_of
 from attribution.training.queries import ask, predict_run
 from pipeline import compute_correct, compute_margin
 
@@ -351,16 +352,21 @@ def lds_table(found: dict | None) -> list[tuple[str, str]]:
     ]
 
 
-def counterfactual_table(influence: Influence, results: Path = Path("results")) -> dict | None:
-    """Study of removals of this run's recipe and rows: header and rows; None if there is none."""
-    path = results / f"counterfactual_{influence.run.dataset_name}.json"
-    found = read_json(path) or {}
-    wanted = len(influence.train), influence.run.recipe
-    if (found.get("rows"), found.get("recipe")) != wanted:
+def counterfactual_table(influence: Influence) -> dict | None:
+    """Study of removals below the run's folder: header and rows.
+
+    None if there is none of this run's weights, rows, start and recipe.
+    """
+    run = influence.run
+    place = place_of("counterfactual", run.folder)
+    found = read_json(place.file(".json"))
+    if found is None or place.foreign(run.fingerprints(influence.queries)):
+        return None
+    if found["recipe"] != run.recipe:
         return None
     header = ["rows removed", *map(str, found["removals"][1:])]
     rows = [
         [name, *(f"{share:.0%}" for share in curve["flipped"][1:])]
         for name, curve in found["curves"].items()
     ]
-    return {"header": header, "rows": rows, "targets": len(found["targets"]), "source": str(path)}
+    return {"header": header, "rows": rows, "targets": len(found["targets"])}

@@ -9,6 +9,7 @@ import numpy as np
 from attribution.files import (
     Refused,
     check_writable,
+    describe_parts,
     read_json,
     write_bytes,
     write_json,
@@ -17,6 +18,7 @@ from attribution.files import (
 from attribution.provenance import origin
 
 Draw = Callable[[dict, Path], None]
+RUN = ("weights", "training rows", "start")  # the parts of a fingerprint that tell runs apart
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,26 @@ class Place:
         """The file with this suffix; the name of a data set may have dots."""
         return self.stem.with_name(self.stem.name + suffix)
 
-    def check(self) -> None:
-        """Raises Refused, before long work, where nothing can be written."""
+    def foreign(self, fingerprints: dict[str, str]) -> list[str]:
+        """Parts in which the run behind the stored study differs from the run with these
+        fingerprints; empty for the same run.
+        """
+        record = read_json(self.file(".run.json")) or {}
+        made = record.get("fingerprints", {})
+        return [part for part in RUN if made.get(part) != fingerprints.get(part)]
+
+    def check(self, fingerprints: dict[str, str] | None = None) -> None:
+        """Raises Refused, before long work, where nothing can be written, or where a study of
+        another run would be replaced.
+
+        fingerprints: of the run; None: whatever is there is replaced.
+        """
+        path = self.file(".json")
+        if fingerprints and path.exists() and (parts := self.foreign(fingerprints)):
+            raise Refused(
+                f"{path} is a study of a run with {describe_parts(parts)}; name another "
+                "--results_dir, or delete the file"
+            )
         check_writable(self.stem.parent)
         if self.figure is not None:
             check_writable(self.figure.parent)

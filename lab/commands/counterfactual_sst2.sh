@@ -18,6 +18,7 @@ train --num_members 8 --member_share 0.5
 python analyze.py "${run[@]}" --max_queries 200
 python analyze.py "${run[@]}" --max_queries 200 --num_members 8 --member_share 0.5 \
     --damping_factor 1e-4
+rm -f results/counterfactual_sst2.*  # of another machine's run: a study replaces none
 python run_counterfactual.py "${run[@]}" --max_queries 200 --retrain_queries 200 \
     --num_base_seeds 3 --num_retrain_seeds 2 --num_targets 100 --max_targets 50 \
     --removals 40 120 --strategies ekfac ekfac_damping0.0001_members8_share0.5 tfidf random \

@@ -32,5 +32,6 @@ analyze --damping_factor 1e-4 --num_members 5
 analyze --damping_factor 1e-4 --num_members 10 --member_share 0.5
 analyze --damping_factor 1e-4 --num_members 4 --member_steps 2 --member_share 0.5
 
+rm -f results/lds_demo.*  # of another machine's run: a study replaces none
 python evaluate_lds.py "${run[@]}" --max_queries 50 --mask_seed 2 \
     --results_dir results --figure_path figure/lds_demo.png

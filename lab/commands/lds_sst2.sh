@@ -39,5 +39,6 @@ done
 analyze --fisher exact --damping_factor 1e-4 --num_members 8 --member_share 0.5
 analyze --fisher exact --damping_factor 1e-4 --num_members 4 --member_steps 2 --member_share 0.5
 
+rm -f results/lds_sst2.*  # of another machine's run: a study replaces none
 python evaluate_lds.py "${run[@]}" --max_queries 200 --retrain_queries 400 \
     --results_dir results --figure_path figure/lds_sst2.png

@@ -36,5 +36,6 @@ analyze --damping_factor 1e-4 --num_members 4 --member_share 0.5 --member_steps 
 analyze --num_members 8 --member_share 0.5
 analyze --factor_strategy identity --num_members 8 --member_share 0.5
 
+rm -f results/lds_stsb.*  # of another machine's run: a study replaces none
 python evaluate_lds.py "${run[@]}" --max_queries 200 --num_masks 100 --num_repeats 5 \
     --retrain_queries 400 --results_dir results --figure_path figure/lds_stsb.png

@@ -8,5 +8,4 @@ source lab/commands/clean.sh
 
 run=(--dataset_name rte --checkpoint_dir checkpoints/published)
 python train.py "${run[@]}" --dataset_path "$GLUE_DIR" --model_name_or_path "$MODEL_DIR"
-python evaluate_lds.py "${run[@]}" --masks_path masks.pt --margins_path margins.pt \
-    --results_dir checkpoints/published --figure_path checkpoints/published/lds.png
+python evaluate_lds.py "${run[@]}" --masks_path masks.pt --margins_path margins.pt

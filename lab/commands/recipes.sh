@@ -14,6 +14,7 @@ study() {
     python analyze.py "${run[@]}" --factor_strategy identity
     python analyze.py "${run[@]}" --damping_factor 1e-4
     python analyze.py "${run[@]}" --damping_factor 1e-2
+    rm -f "$results"/lds_demo.*  # of another machine's run: a study replaces none
     python evaluate_lds.py "${run[@]}" --num_masks 50 --num_repeats 2 \
         --results_dir "$results" --figure_path "$folder/lds.png"
 }

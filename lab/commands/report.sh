@@ -8,8 +8,7 @@ folder=checkpoints/report
 run=(--dataset_name demo --checkpoint_dir $folder)
 python train.py "${run[@]}"
 python analyze.py "${run[@]}" --self_influence
-python evaluate_lds.py "${run[@]}" --num_masks 40 --num_repeats 2 \
-    --results_dir $folder --figure_path $folder/lds.png
+python evaluate_lds.py "${run[@]}" --num_masks 40 --num_repeats 2
 python run_counterfactual.py "${run[@]}" --targets 3 79 --removals 20 60
 python analyze.py "${run[@]}" --query_index 79 --report $folder/report.html
 
