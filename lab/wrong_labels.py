@@ -24,6 +24,7 @@ import datasets
 import numpy as np
 
 from attribution.cli import Parser, run_script
+from attribution.data.dataset import GlueDataset
 from attribution.data.tables import GlueTask, labels_of
 from attribution.draws import uniform_hash
 from attribution.evidence import wrong_labels
@@ -116,6 +117,19 @@ def write(args) -> None:
     print(f"wrote {args.write}: {len(rows):,} of {count:,} training labels are made wrong")
 
 
+def recorded(train: GlueDataset) -> np.ndarray:
+    """(N,) bool: which labels are wrong, by the column that `--write` adds, and the demo has.
+
+    Raises Refused where it is missing, or no label is wrong, or all are.
+    """
+    table = train.table
+    if TRUTH in table.column_names and table.features[TRUTH].dtype == "bool":
+        wrong = np.array(table[TRUTH])
+        if 0 < wrong.sum() < len(wrong):
+            return wrong
+    raise Refused("nobody knows which labels of this run are wrong; train it on rows of --write")
+
+
 def stored_self_influence(run: Run) -> dict[str, np.ndarray]:
     """Stored self-influence (N,) of this run's weights and rows, by name."""
     paths = sorted(run.folder.glob("influence/scores/*/self_scores.json"))
@@ -194,10 +208,7 @@ def main(argv=None) -> None:
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     train, _ = run.rows(1)
-    if (wrong := wrong_labels.truth_of(train)) is None:
-        raise Refused(
-            f"nobody knows which labels of {run.folder} are wrong; train it on rows of --write"
-        )
+    wrong = recorded(train)
     found = {
         name: wrong_labels.found(values, wrong)
         for name, values in rankings(args, run, train).items()

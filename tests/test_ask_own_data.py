@@ -189,6 +189,24 @@ def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, caps
     assert json.loads((tmp_path / "reviews/run.json").read_text())["data"] == run["data"]
 
 
+@pytest.mark.parametrize("column", ["flipped", "topic", "row", "score"])
+def test_columns_of_own_rows_may_have_any_name(tmp_path, capsys, column):
+    path = tmp_path / "reviews.csv"
+    reviews().rename_column("text", column).to_csv(path)
+    where = ["--dataset_name", "reviews", "--checkpoint_dir", str(tmp_path)]
+    own = ["--dataset_path", str(path), "--text_columns", column, "--label_column", "stars"]
+    train.main([*where, *own, *QUICK])
+    scores = [*where, "--factor_strategy", "identity"]
+    analyze.main([*scores, "--self_influence"])
+    out = capsys.readouterr().out
+    assert "planted flips" not in out and ", flipped]" not in out
+    analyze.main([*scores, "--query_index", "1", "--format", "json"])
+    shown = json.loads(capsys.readouterr().out)["helpful"]
+    assert all(row["flipped"] is None and row["texts"][0] in reviews()["text"] for row in shown)
+    analyze.main([*scores, "--report", str(tmp_path / "page.html")])
+    assert "flipped on purpose" not in (tmp_path / "page.html").read_text()
+
+
 def test_what_own_rows_cannot_be_is_refused_in_one_sentence(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     reviews(30).to_csv(path)

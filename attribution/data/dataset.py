@@ -27,15 +27,17 @@ class GlueDataset(torch.utils.data.Dataset):
     An item is (this data set, row number), from which `collate` makes batches in any order.
     """
 
-    # (N,) numbers of these rows in their file, from 0 on, where training and validation rows share it
+    # (N,) numbers of these rows in their file, from 0 on, if it holds the validation rows too
     file_rows: np.ndarray | None = None
     first_number = 0  # of the first of these rows among the validation rows
+    # (N,) bool: which labels are known to be wrong; recorded of the embedded demo only
+    truth: np.ndarray | None = None
 
     def __init__(
         self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]
     ) -> None:
         """labels: (N,), from `tables.labels_of`. encoded: from `tokenize`."""
-        self.table = table  # text columns, `label`, and in the demo the recorded truth
+        self.table = table  # text columns and `label`
         self.task = task
         self.labels = labels
         self.lengths = encoded["input_ids"][1]
@@ -128,6 +130,7 @@ class GlueDataset(torch.utils.data.Dataset):
         part.labels = self.labels[rows]
         part.lengths = self.lengths[rows]
         part.file_rows = None if self.file_rows is None else self.file_rows[rows]
+        part.truth = None if self.truth is None else self.truth[rows]
         longest = int(part.lengths.max())
         part.inputs = {
             name: values[rows, :longest].contiguous() for name, values in self.inputs.items()

@@ -13,7 +13,6 @@ from attribution.files import Refused
 from attribution.training.fit import predict
 from pipeline import compute_margin
 
-TRUTH = "flipped"  # column of the training table that records which labels are wrong
 TOP = (0.05, 0.1, 0.2)  # shares of the rows that are looked at
 MEASURES = ("auroc", *(f"recall at {share:.0%}" for share in TOP))
 NUM_BOOTSTRAP = 1000
@@ -21,10 +20,8 @@ NUM_BOOTSTRAP = 1000
 
 def truth_of(train: GlueDataset) -> np.ndarray | None:
     """(N,) bool: which labels are wrong; None if that is not recorded, or none or all are."""
-    if TRUTH not in train.table.column_names:
-        return None
-    wrong = np.array(train.table[TRUTH], dtype=bool)
-    return wrong if 0 < wrong.sum() < len(wrong) else None
+    wrong = train.truth
+    return wrong if wrong is not None and 0 < wrong.sum() < len(wrong) else None
 
 
 def found(

@@ -120,7 +120,7 @@ def describe_row(context: Context, row: int, score: float | None = None) -> dict
         "share": None,
         "texts": [values[column] for column in train.task.columns],
         "label": train.label_name(row),
-        "flipped": bool(values["flipped"]) if "flipped" in values else None,
+        "flipped": None if train.truth is None else bool(train.truth[row]),
         "margin": None,
         "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
     }
@@ -319,16 +319,15 @@ def show_self_influence(
     print("\nhighest self-influence:")
     for row in order[:top_k].tolist():
         print(plain_row(describe_row(Context(train), row, scores[row].item())))
-    if "flipped" in train.table.column_names:
-        flipped = np.array(train.table["flipped"])
-        top = min(50, len(flipped))
-        print(
-            f"  {flipped[order[:top].numpy()].sum()} of the top {top} rows by self-influence are "
-            "planted flips; chance gives "
-            f"{top * flipped.mean():.1f}"
-        )
     wrong = wrong_labels.truth_of(train)
-    if wrong is None or losses is None:
+    if wrong is None:
+        return
+    top = min(50, len(wrong))
+    print(
+        f"  {wrong[order[:top].numpy()].sum()} of the top {top} rows by self-influence are planted "
+        f"flips; chance gives {top * wrong.mean():.1f}"
+    )
+    if losses is None:
         return
     print(
         f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over "

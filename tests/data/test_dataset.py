@@ -1,9 +1,13 @@
 """A batch is its rows, padded to the longest of them, which changes nothing."""
 
+import numpy as np
+import pytest
+import small
 import torch
+from datasets import Dataset, DatasetDict
 
 from attribution.data.dataset import collate
-from pipeline import construct_bert, get_glue_dataset, model_inputs
+from pipeline import construct_bert, get_glue_dataset, get_tokenizer, model_inputs
 
 
 def test_batches_are_padded_to_their_own_longest_row_and_keep_row_numbers():
@@ -39,3 +43,24 @@ def test_a_row_is_its_text_and_the_name_of_its_class_and_the_fingerprint_sees_or
     )
     data.labels[1] = 1 - data.labels[1]
     assert data.fingerprint() != before
+
+
+def test_the_demo_knows_which_labels_are_wrong_and_a_part_of_its_rows_too():
+    data = get_glue_dataset("demo", "train")
+    assert data.truth is not None and data.truth.sum() == 50
+    rows = [3, *np.flatnonzero(data.truth)[:2].tolist()]
+    for part in (data.subset(rows), get_glue_dataset("demo", "train", rows)):
+        assert part.truth is not None and part.truth.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("task", ["demo", "sst2"])
+@pytest.mark.parametrize("values", [["yes", ""], [True, False], [1.5, 0.0], [None, "flipped"]])
+def test_no_column_of_other_rows_is_taken_for_that_truth(task, values):
+    columns = small.table(labels=lambda _, kind: 1 - kind) | {"flipped": values * 12}
+    data = get_glue_dataset(
+        task,
+        "train",
+        tables=DatasetDict({"train": Dataset.from_dict(columns)}),
+        tokenizer=get_tokenizer(None, "demo"),
+    )
+    assert data.truth is None

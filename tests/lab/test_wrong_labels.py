@@ -52,7 +52,7 @@ def test_a_row_that_is_flipped_twice_is_right():
     assert sum(table["flipped"]) == len(flipped) + (-1 + (1 if not clean["flipped"][1] else -1))
 
 
-def test_written_rows_are_a_data_set_whose_truth_every_script_sees(tmp_path, capsys):
+def test_written_rows_are_a_data_set_whose_truth_the_study_reads(tmp_path, capsys):
     words = {"sentence": [f"film {i}" for i in range(60)], "label": [0, 1] * 30}
     splits = {"train": table_of(words), "validation": table_of(words).select(range(8))}
     save_tables(tmp_path / "glue", {"sst2": splits})
@@ -68,7 +68,7 @@ def test_written_rows_are_a_data_set_whose_truth_every_script_sees(tmp_path, cap
     runs = ["--dataset_name", "sst2", "--checkpoint_dir", str(tmp_path)]
     train.main([*runs, *start, "--num_train_epochs", "1"])
     rows, _ = Run.open(tmp_path, "sst2").rows(1)
-    assert np.flatnonzero(wrong_labels.wrong_labels.truth_of(rows)).tolist() == changed.tolist()
+    assert np.flatnonzero(wrong_labels.recorded(rows)).tolist() == changed.tolist()
 
 
 def test_a_share_or_a_task_that_cannot_be_is_refused(tmp_path, capsys, glue_dir):
@@ -95,12 +95,6 @@ def test_the_study_ranks_every_way_and_refuses_a_run_without_truth(tmp_path, cap
     assert len(list((tmp_path / "demo/retraining").rglob("*.safetensors"))) == stored == 5
     tamper(path, lambda run: run | {"weights": "other"})
     assert "identity" not in stored_self_influence(Run.read(path.parent))
-    assert (
-        wrong_labels.wrong_labels.truth_of(
-            type("Rows", (), {"table": type("T", (), {"column_names": []})})
-        )
-        is None
-    )
     elsewhere = ["--dataset_name", "rte", *where, "--results_dir", str(tmp_path)]
     assert "is missing" in refusal(capsys, wrong_labels.main, elsewhere)
 
