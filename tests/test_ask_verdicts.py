@@ -54,7 +54,9 @@ def refused(capsys, *argv: str) -> str:
 def test_a_verdict_holds_predicted_and_measured_and_both_arms(copied):
     for query in (3, 5):
         found = verdict(copied, f"identity_helpful_query{query}")
-        assert found["query"] == query and len(found["seeds"]) == 5 and found["base_right"][1] == 1
+        assert (
+            found["query"] == query and len(found["seeds"]) == 5 and len(found["base_right"]) == 1
+        )
         assert set(found["arms"]) == {"identity", "random, same classes"}
         for (level,) in found["arms"].values():
             low, high = level["interval"]

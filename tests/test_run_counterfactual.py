@@ -174,7 +174,8 @@ def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(
     margins = np.array([[1.0, -1.0, -1.0, -1.0], [-1.0, 1.0, -1.0, -1.0]])
     base = Results(margins, margins > 0, margins)
     monkeypatch.setattr(Study, "run_jobs", lambda *_: base)
-    assert "accuracy is 0.25" in COUNTERFACTUAL.refused(capsys, copied, tmp_path)
+    error = COUNTERFACTUAL.refused(capsys, copied, tmp_path, "--num_base_seeds", "2")
+    assert "accuracy is 0.25" in error
 
 
 def test_the_rows_of_one_target_are_shown_with_text_and_label(copied, tmp_path, capsys):

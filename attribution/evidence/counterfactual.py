@@ -105,14 +105,20 @@ def run_study(study: Study, removals: Removals, arms: dict[str, Arm], dry_run: b
     seeds = list(removals.retrain_seeds)
     bases = [Job.of(everything, seed) for seed in removals.base_seeds]
     base = study.run_jobs(bases, "base runs")
-    base_margins = base.margins[:, : removals.num_targets]
-    base_correct = base.correct[:, : removals.num_targets]
+    kept = np.isfinite(base.margins).all(1)  # base seeds that did not diverge
+    if not kept.any():
+        raise Refused(
+            "the models of all base seeds diverged, so there are no targets; lower --learning_rate"
+        )
+    base_seeds = np.array(removals.base_seeds)[kept].tolist()
+    base_margins = base.margins[kept, : removals.num_targets]
+    base_correct = base.correct[kept, : removals.num_targets]
     wanted = removals.direction == "helpful"
     targets = np.flatnonzero((base_correct == wanted).all(0))[: removals.max_targets]
     if len(targets) == 0:
         raise Refused(
             f"no validation row is classified {'correctly' if wanted else 'wrongly'} by all "
-            f"{len(bases)} base seeds (their accuracy is {base_correct.mean():.2f})"
+            f"{len(base_seeds)} base seeds (their accuracy is {base_correct.mean():.2f})"
         )
     # For every target and draw, training rows in the order of their removal.
     orders = {name: [arm(int(query)) for query in targets] for name, arm in arms.items()}
@@ -144,7 +150,8 @@ def run_study(study: Study, removals: Removals, arms: dict[str, Arm], dry_run: b
         "base_run_margins": listed(base_margins),
         "base_run_correct": base_correct.astype(int).tolist(),
         "rows": len(everything),
-        "base_seeds": list(removals.base_seeds),
+        "base_seeds": base_seeds,
+        "diverged_base_seeds": sorted({*removals.base_seeds} - {*base_seeds}),
         "retrain_seeds": seeds,
         "base_margins": listed(before[..., 0]),
         "base_correct": listed(before[..., 1]),
@@ -189,7 +196,7 @@ def run_levels(
             repeats = range(len(removals.retrain_seeds))
             for place in {key[:3] for key in needed}:
                 correct = np.array([found[*place, level, r][1] for r in repeats])
-                if flipped(correct, removals.direction):
+                if turned(correct, removals.direction):
                     settled.add(place)
     return found
 
@@ -204,14 +211,23 @@ def listed(margins: np.ndarray) -> list:
     return values.tolist()
 
 
-def flipped(correct: np.ndarray, direction: str) -> np.ndarray:
-    """(..., R) -> (...,): whether fewer (harmful: more) than half of the retrains are right.
+def is_right(correct: np.ndarray, before: bool) -> np.ndarray:
+    """(..., R) -> (...,): whether a prediction is right: more than half of its retrains are.
 
-    correct: 1 or 0; NaN does not count, and without a number nothing flips.
+    Where exactly half of them are, and where all diverged, it stays as it was before. correct: 1 or
+    0; NaN (diverged) does not count.
     """
-    there = np.isfinite(correct)
-    share = (correct > 0).sum(-1) / np.maximum(there.sum(-1), 1)
-    return there.any(-1) & (share < 0.5 if direction == "helpful" else share > 0.5)
+    right = (correct > 0).sum(-1)
+    wrong = (correct == 0).sum(-1)
+    return right >= wrong if before else right > wrong
+
+
+def turned(correct: np.ndarray, direction: str) -> np.ndarray:
+    """(..., R) -> (...,): whether a target, right before, flipped (harmful: wrong before, was
+    mended). correct: as for `is_right`.
+    """
+    before = direction == "helpful"
+    return is_right(correct, before) != before
 
 
 def states(
@@ -235,7 +251,7 @@ def states(
     margins, correct = (np.concatenate(pair, axis=2) for pair in zip(starts, arm, strict=True))
     differences = margins - margins[:, :, :1]
     there = np.isfinite(differences)
-    flips = flipped(correct, direction)
+    flips = turned(correct, direction)
     change = np.where(there, differences, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
     for level in range(1, flips.shape[2]):
         kept = ~there[:, :, level].any(-1)

@@ -16,7 +16,14 @@ from scipy.stats import t as student
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.calibration import Slope, random_subsets, slope
-from attribution.evidence.counterfactual import TURNED, Removals, listed, most_helpful, same_groups
+from attribution.evidence.counterfactual import (
+    TURNED,
+    Removals,
+    is_right,
+    listed,
+    most_helpful,
+    same_groups,
+)
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused, read_json, write_json
@@ -177,7 +184,7 @@ def judge(
     the same without the removed rows.
     """
     seeds = list(check.removals.retrain_seeds)
-    base = np.array([before[seed] for seed in check.removals.base_seeds])
+    base = np.array([before[seed][1] for seed in check.removals.base_seeds])
     start = np.array([before[seed] for seed in seeds])
     verdict = target.about | {
         "score": check.score,
@@ -185,7 +192,7 @@ def judge(
         "recipe": study.retrain.recipe,
         "removals": check.removals.counts,
         "seeds": seeds,
-        "base_right": [int(np.nansum(base[:, 1])), len(base)],
+        "base_right": listed(base),
         "margins": listed(start[:, 0]),
         "right": listed(start[:, 1]),
         "arms": {},
@@ -197,7 +204,7 @@ def judge(
             draws = [place for place in removed if place[:2] == (arm, level)]
             retrains = np.array([[after[*place, seed] for seed in seeds] for place in draws])
             margins = retrains[..., 0].mean(0)
-            correct = retrains[..., 1].mean(0)
+            correct = retrains[..., 1].ravel()
             change, interval = paired(margins - start[:, 0])
             rows = [removed[place] for place in draws]
             predicted = None
@@ -212,7 +219,9 @@ def judge(
                     "interval": interval,
                     "right": share_right(correct),
                     "predicted": predicted,
-                    "outcome": None if verdict["regression"] else outcome(start[:, 1], correct),
+                    "outcome": None
+                    if verdict["regression"]
+                    else outcome(start[:, 1], correct, check.removals.direction),
                 }
             )
     return verdict
@@ -232,19 +241,22 @@ def paired(differences: np.ndarray) -> tuple[float, list[float] | None]:
 
 
 def share_right(correct: np.ndarray) -> float | None:
-    """Share of retrains (R,) that are right, diverged ones (NaN) left out; None if all diverged."""
+    """Share of retrains that are right, diverged ones (NaN) left out; None if all diverged."""
     there = correct[np.isfinite(correct)]
     return float(there.mean()) if there.size else None
 
 
-def outcome(before: np.ndarray, after: np.ndarray) -> str:
-    """Fate of the prediction: it is right if at least half of the retrains (R,) are right."""
-    share_before = share_right(before)
-    share_after = share_right(after)
-    if share_before is None or share_after is None:
+def outcome(before: np.ndarray, after: np.ndarray, direction: str = "helpful") -> str:
+    """Fate of the prediction, by the retrains with nothing removed (R,) and without the rows.
+
+    As `counterfactual.is_right` has it; where half of the former are right, it counts as what
+    the study of this direction takes for a target.
+    """
+    if share_right(before) is None or share_right(after) is None:
         return "not known: the retrains diverged"
+    was = bool(is_right(before, direction == "helpful"))
     fates = ("stays wrong", "mended"), ("flipped", "stays right")
-    return fates[share_before >= 0.5][share_after >= 0.5]
+    return fates[was][bool(is_right(after, was))]
 
 
 # --- stored verdicts ------------------------------------------------------------------------------

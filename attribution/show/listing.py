@@ -17,7 +17,7 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.evidence import stats, wrong_labels
 from attribution.evidence.calibration import Slope
-from attribution.evidence.counterfactual import Arm
+from attribution.evidence.counterfactual import Arm, most_helpful
 from attribution.evidence.lds import REFERENCE, TOP, usable_masks
 from attribution.files import Refused, printable
 from attribution.show import tables
@@ -80,7 +80,6 @@ def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:
 
 def explain(context: Context, query: Query, top_k: int) -> dict:
     """Everything that is shown of one query; see FORMAT."""
-    order = np.argsort(-query.scores.astype(np.float64), kind="stable")
     ranks = np.argsort(np.argsort(-np.abs(query.scores), kind="stable"))
     total = float(np.abs(query.scores).sum(dtype=np.float64)) or 1.0
     slope = context.slope
@@ -94,10 +93,10 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
         "members": context.num_members,
         "calibration": slope and asdict(slope),
     }
-    for side, sign, rows in (("helpful", 1, order), ("harmful", -1, order[::-1])):
-        tops = [np.argsort(-sign * scores, kind="stable")[:top_k] for scores in query.members or []]
+    for side in ("helpful", "harmful"):  # in the order in which the studies remove rows
+        tops = [most_helpful(scores, side)[:top_k] for scores in query.members or []]
         result[side] = []
-        for row in rows[:top_k].tolist():
+        for row in most_helpful(query.scores, side)[:top_k].tolist():
             score = float(query.scores[row])
             more = {
                 "share": abs(score) / total,
@@ -357,7 +356,7 @@ def show_query_lds(
     complete = usable_masks(margins)
     truth = stats.make_truth(stats.mean_margins(margins[complete]))
     agreed = stats.agreement(scores[name], masks[complete], truth)
-    top = int(np.argmax(scores[name][index]))
+    top = int(most_helpful(scores[name][index])[0])
     print(f"  most influential by {name}:")
     print(plain_row(describe_row(Context(train), top, float(scores[name][index, top]))))
     print(

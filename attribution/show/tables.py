@@ -209,6 +209,8 @@ def counterfactual_notes(result: dict) -> str:
         carried = f"a {outcome} target stays {outcome} and keeps its last margin"
     diverged = result.get("diverged", 0)
     lost = f" {diverged} retrains diverged and do not count." if diverged else ""
+    if bases := result.get("diverged_base_seeds"):
+        lost += f" Models of base seeds {', '.join(map(str, bases))} diverged and are left out."
     return (
         f"{result['dataset']}: {len(result['targets'])} targets, classified {right} by all "
         f"{len(result['base_seeds'])} base seeds (accuracy {result['base_accuracy']:.3f}) among "

@@ -17,6 +17,13 @@ def number(value: float | None, interval=None) -> str:
     return f"{value:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
 
 
+def counted(right: list[float | None], models: str) -> str:
+    """`4 of 5 base seeds`, those that diverged (None) left out, which is said."""
+    there = [one for one in right if one is not None]
+    left_out = f" ({len(right) - len(there)} diverged)" if len(there) < len(right) else ""
+    return f"{sum(there):.0f} of {len(there)} {models}{left_out}"
+
+
 def lines_of(verdict: dict) -> list[list[str]]:
     """Rows of a table with the columns of HEADER."""
     rows = []
@@ -62,11 +69,9 @@ def text(verdict: dict) -> str:
     shown = {"probability": None, "prediction": None} | verdict
     lines = [heading(shown)]
     if not verdict["regression"]:
-        right, total = verdict["base_right"]
         lines.append(
-            f"  with nothing removed {right} of {total} base seeds and "
-            f"{sum(filter(None, verdict['right']))} of {len(verdict['seeds'])} retrains get it "
-            "right"
+            f"  with nothing removed {counted(verdict['base_right'], 'base seeds')} and "
+            f"{counted(verdict['right'], 'retrains')} get it right"
         )
     table = aligned(HEADER, lines_of(verdict))
     return "\n".join([*lines, textwrap.indent(table, "  "), "  " + sentence(verdict)])

@@ -3,6 +3,7 @@
 Arms are compared target by target, and a target flips by more than half of its retrains.
 """
 
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -14,6 +15,9 @@ from attribution.evidence import counterfactual
 from attribution.evidence.stats import interval
 from attribution.evidence.store import Result
 from attribution.evidence.study import Study
+from attribution.evidence.verdict import outcome
+from attribution.files import Refused
+from attribution.show.tables import counterfactual_notes
 
 
 def test_ties_are_broken_by_row_number():
@@ -66,7 +70,13 @@ class Trainer:
         return Result(self.digests, margins, np.asarray(correct), margins * np.nan)
 
 
-def study_of(folder, outcome, carry_forward: bool = True, direction: str = "helpful"):
+def study_of(
+    folder,
+    outcome,
+    carry_forward: bool = True,
+    direction: str = "helpful",
+    base_seeds: range = range(1),
+):
     """(result, trainer) of a study of two arms, two targets and two removals."""
     trainer = Trainer(outcome)
     trainer.direction = direction
@@ -74,7 +84,7 @@ def study_of(folder, outcome, carry_forward: bool = True, direction: str = "help
     removals = counterfactual.Removals(
         counts=[1, 2],
         num_targets=2,
-        base_seeds=range(1),
+        base_seeds=base_seeds,
         retrain_seeds=range(7, 9),
         carry_forward=carry_forward,
         direction=direction,
@@ -167,12 +177,44 @@ def test_harmful_rows_are_the_lowest_and_random_ones_have_their_classes_at_every
 
 def test_half_of_the_retrains_correct_is_not_flipped():
     correct = np.array([[1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
-    assert counterfactual.flipped(correct, "helpful").tolist() == [False, True, False]
+    assert counterfactual.turned(correct, "helpful").tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("direction", ["helpful", "harmful"])
+@pytest.mark.parametrize("right", [0, 1, 2, 3, 4])
+def test_verdict_and_study_have_one_definition_of_flipped_and_mended(direction, right):
+    after = np.array([1.0] * right + [0.0] * (4 - right))
+    turned = bool(counterfactual.turned(after, direction))
+    usual = float(direction == "helpful")
+    for before in (np.full(4, usual), np.array([1.0, 0.0, 1.0, 0.0])):  # also where half are right
+        fate = outcome(before, after, direction)
+        assert (fate in ("flipped", "mended")) == turned, fate
+
+
+@pytest.mark.parametrize("direction", ["helpful", "harmful"])
+def test_a_base_seed_that_diverged_is_left_out_and_that_is_said(tmp_path, direction, monkeypatch):
+    calls = Trainer.__call__
+
+    def diverges(self, rows, seed):
+        result = calls(self, rows, seed)
+        return replace(result, margins=result.margins * np.nan) if seed in lost else result
+
+    monkeypatch.setattr(Trainer, "__call__", diverges)
+    lost = {1}
+    settled = (lambda rows, _: (np.ones(2), np.ones(2, bool)), True, direction, range(3))
+    result, _ = study_of(tmp_path / "one", *settled)
+    assert result["targets"] == [0, 1] and result["base_seeds"] == [0, 2]
+    assert np.shape(result["base_run_margins"]) == (2, 2)
+    about = {"dataset": "demo", "rows": 9}
+    assert "base seeds 1 diverged and are left out" in counterfactual_notes(result | about)
+    lost |= {0, 2}
+    with pytest.raises(Refused, match="all base seeds diverged"):
+        study_of(tmp_path / "all", *settled)
 
 
 def test_where_harmful_rows_go_a_target_is_mended_by_more_than_half_of_the_retrains():
     correct = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]])
-    assert counterfactual.flipped(correct, "harmful").tolist() == [True, False, False, False]
+    assert counterfactual.turned(correct, "harmful").tolist() == [True, False, False, False]
     base = np.array([[-1.0, -2.0]]), np.array([[0.0, 0.0]])
     arm = np.array([[[[1.0, 2.0], [np.nan, np.nan]]]])
     mended, change = counterfactual.states(

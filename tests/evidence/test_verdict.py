@@ -86,7 +86,7 @@ def test_flipped_and_mended_are_about_half_of_the_retrains():
     )
     assert outcome(right, wrong) == "flipped" and outcome(wrong, right) == "mended"
     assert outcome(right, half) == "stays right" and outcome(half, wrong) == "flipped"
-    assert outcome(wrong, wrong) == "stays wrong"
+    assert outcome(wrong, wrong) == outcome(wrong, half) == "stays wrong"
     nothing = np.full(4, np.nan)
     assert (
         outcome(right, nothing).startswith("not known")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from attribution.evidence.counterfactual import most_helpful
 from attribution.files import Refused
 from attribution.show.listing import (
     Context,
@@ -38,7 +39,7 @@ def test_the_most_helpful_rows_come_first_and_ties_by_row_number(data, capsys):
     query = Query([queries.text(1)], queries.label_name(1), scores, 1)
     show(explain(Context(train), query, 3), "plain")
     out = capsys.readouterr().out
-    assert shown_rows(out) == [7, 3, 0, 51, 50, 59]
+    assert shown_rows(out) == [7, 3, 0, 51, 50, 0]
     assert out.index("most helpful") < out.index("most harmful")
     assert queries.text(1) in out and train.text(7) in out
     assert f"[{train.label_name(7)}" in out and "+2" in out
@@ -46,6 +47,16 @@ def test_the_most_helpful_rows_come_first_and_ties_by_row_number(data, capsys):
     for index in (2, -1):
         with pytest.raises(Refused, match=f"--query_index must be from 0 to 1, not {index}"):
             check_index(queries, index)
+
+
+@pytest.mark.parametrize("side", ["helpful", "harmful"])
+def test_among_equal_scores_the_rows_that_are_shown_are_those_that_are_removed(data, side):
+    queries, train = data
+    scores = np.random.default_rng(0).integers(-2, 3, 60).astype(np.float32)
+    members = [scores, np.roll(scores, 7)]
+    query = Query([queries.text(1)], queries.label_name(1), scores, 1, members=members)
+    shown = [row["row"] for row in explain(Context(train), query, 20)[side]]
+    assert shown == most_helpful(scores, side)[:20].tolist()
 
 
 def test_planted_flips_among_the_top_are_counted_beside_what_chance_gives(data, capsys):
