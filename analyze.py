@@ -21,7 +21,14 @@ from pathlib import Path
 
 import torch
 
-from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
+from attribution.cli import (
+    Parser,
+    add_options,
+    check_numbers,
+    given_arguments,
+    options_of,
+    run_script,
+)
 from attribution.files import Refused
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
@@ -51,7 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_asking_arguments(parser)
     args = parser.parse_args(argv)
     check_numbers(vars(args), "top_k", "max_queries")
-    check_asking(vars(args))
+    check_asking(vars(args), given_arguments(argv))
     options_of(Settings, args).check()
     return args
 
@@ -86,7 +93,7 @@ def main(argv=None) -> None:
         influence = Influence(run, train, queries, settings, vars(args), processes=processes)
         answer(influence, args)
         if settings.profile and (table := influence.profile()):
-            print(table)
+            print(table, file=sys.stderr if args.format == "json" else sys.stdout)
 
 
 def answer(influence: Influence, args: argparse.Namespace) -> None:

@@ -18,21 +18,28 @@ import argparse
 import sys
 from pathlib import Path
 
-from attribution.cli import Parser, check_numbers, run_script
+from attribution.cli import Parser, check_numbers, given_arguments, refuse_idle, run_script
 from attribution.evidence import lds, stats
 from attribution.evidence.ground_truth import Subsets, external_truth, own_truth
 from attribution.evidence.study import (
     add_retrain_seed,
     add_start_argument,
     add_study_arguments,
+    check_plot_only,
     open_study,
 )
 from attribution.files import Refused
 from attribution.show import plotting, results, tables
-from attribution.show.listing import show_query_lds
+from attribution.show.listing import check_index, show_query_lds
 from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
 from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
+
+# Arguments without an effect where nothing is retrained, where nothing is written, and where
+# subsets are external.
+OF_RETRAINING = {"jobs_per_device", "retrain_queries", "dry_run"}
+OF_RESULTS = {"results_dir", "figure_path", "num_bootstrap"}
+OF_SUBSETS = {"num_masks", "num_repeats", "alpha", "stratify", "mask_seed", "retrain_seed"}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -85,6 +92,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         raise Refused(f"--alpha must lie between 0 and 1, not {args.alpha}")
     if (args.masks_path is None) != (args.margins_path is None):
         raise Refused("--masks_path and --margins_path belong together; give both")
+    given = given_arguments(argv)
+    if args.plot_only:
+        check_plot_only(given)
+    if args.query_index is not None:
+        refuse_idle(given & (OF_RETRAINING | OF_RESULTS), "query_index")
+    if args.masks_path is not None:
+        refuse_idle(given & (OF_RETRAINING | OF_SUBSETS), "masks_path")
     return args
 
 
@@ -100,6 +114,8 @@ def main(argv=None) -> None:
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
     queries = known.window(args.first_query, args.max_queries)
+    if args.query_index is not None:
+        check_index(queries, args.query_index)
     if args.query_index is None and not args.dry_run:
         place.check(run.fingerprints(queries))
     recipe = recipe_of(vars(args), args.dataset_name, run.recipe)
@@ -111,7 +127,7 @@ def main(argv=None) -> None:
         first_query=args.first_query,
         model_name_or_path=args.model_name_or_path,
         jobs_per_device=args.jobs_per_device,
-        retrains=not args.dry_run and args.query_index is None,
+        retrains=not args.dry_run and args.query_index is None and args.masks_path is None,
     )
     if args.query_index is None:
         lds.announce(run, queries, args.first_query, args.max_queries)

@@ -22,13 +22,14 @@ import sys
 
 import numpy as np
 
-from attribution.cli import Parser, check_numbers, run_script
+from attribution.cli import Parser, check_numbers, given_arguments, refuse_idle, run_script
 from attribution.evidence import baselines, counterfactual, verdict
 from attribution.evidence.counterfactual import Arm, Removals, by_score, run_study
 from attribution.evidence.study import (
     add_retrain_seed,
     add_start_argument,
     add_study_arguments,
+    check_plot_only,
     check_recipe_known,
     models_of,
     open_study,
@@ -38,13 +39,28 @@ from attribution.files import Refused
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
-from attribution.show.listing import show_removed
-from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
+from attribution.show.listing import check_index, show_removed
+from attribution.training.recipe import RECIPE, add_recipe_arguments, check_recipe, recipe_of
 from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
 
 STUDY = "counterfactual"  # the beginning of the names of its files
 REMOVALS = [20, 40, 60, 80, 100, 120]
+# Arguments without an effect where single predictions are checked, or rows are only shown.
+OF_TARGETS = {"num_targets", "max_targets", "no_carry_forward"}
+OF_RESULTS = {"results_dir", "figure_path"}
+OF_VERDICTS = {"targets", "query_text", "query_label"}
+OF_RETRAINS = {
+    "removals",
+    "num_random_draws",
+    "num_base_seeds",
+    "num_retrain_seeds",
+    "base_seed",
+    "retrain_seed",
+    "jobs_per_device",
+    "retrain_queries",
+    "dry_run",
+}
 ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 
 
@@ -94,6 +110,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         raise Refused("--targets and --query_text exclude each other; check one at a time")
     if args.query_label is not None and args.query_text is None:
         raise Refused("--query_label goes with --query_text")
+    check_idle(args, given_arguments(argv))
     args.num_retrain_seeds = args.num_retrain_seeds or (MIN_SEEDS if is_single(args) else 3)
     if is_single(args) and args.num_retrain_seeds < MIN_SEEDS:
         raise Refused(
@@ -103,6 +120,29 @@ def parse_args(argv=None) -> argparse.Namespace:
     if {*plan.base_seeds} & {*plan.retrain_seeds}:
         raise Refused("retrain seeds and base seeds must differ; change --retrain_seed")
     return args
+
+
+def check_idle(args: argparse.Namespace, given: set[str]) -> None:
+    """Raises Refused for arguments (names on the command line) that would be ignored."""
+    recipe = {name for name in given if name.removeprefix("no-") in RECIPE}
+    if args.plot_only:
+        check_plot_only(given, "direction")
+    if args.query_index is not None:
+        retrained = OF_TARGETS | OF_VERDICTS | OF_RETRAINS | OF_RESULTS | recipe
+        refuse_idle(given & retrained, "query_index")
+    elif "show" in given:
+        raise Refused("--show belongs to --query_index")
+    if is_single(args):
+        way = "targets" if args.targets is not None else "query_text"
+        known = {"retrain_queries"} if args.targets is None else set()
+        refuse_idle(given & (OF_TARGETS | OF_RESULTS | known), way)
+        if "strategies" in given and len(args.strategies) > 1:
+            raise Refused(
+                f"--{way} is checked by one score; name one in --strategies, not "
+                f"{' '.join(args.strategies)}"
+            )
+    elif "random" not in args.strategies and (draws := given & {"num_random_draws", "random_seed"}):
+        raise Refused(f"--{min(draws)} is of the arm random, which --strategies does not name")
 
 
 def is_single(args: argparse.Namespace) -> bool:
@@ -258,7 +298,7 @@ def check_sizes(args, train, queries) -> None:
     if "random" in args.strategies and args.direction == "helpful":
         sizes = [int((train.labels == label).sum()) for label in np.unique(queries.labels)]
         most = min(most, *sizes)
-    if args.removals[-1] > most:
+    if args.query_index is None and args.removals[-1] > most:
         raise Refused(
             f"--removals {args.removals[-1]} is more than the {most} training rows that can go "
             "(random removes rows of the target's class)"
@@ -320,9 +360,12 @@ def main(argv=None) -> None:
     plan = removals_of(args)
     train, valid = run.rows(max(args.max_queries, args.retrain_queries))
     queries = valid.first(args.max_queries)
+    if args.query_index is not None:
+        check_index(queries, args.query_index)
     found = find_scores(run, queries.fingerprint())
     specs = [found[name].spec for name in args.strategies if name in found]
-    if shared := sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds}):
+    shared = sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds})
+    if shared and args.query_index is None:
         raise Refused(
             f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
             "again"

@@ -174,6 +174,18 @@ def did_you_mean(name: str, known) -> str:
     return ""
 
 
+def given_arguments(argv: list[str] | None) -> set[str]:
+    """Names of the arguments on a command line (None: that of this process), defaults left out."""
+    words = sys.argv[1:] if argv is None else argv
+    return {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+
+
+def refuse_idle(idle: set[str], beside: str) -> None:
+    """Raises Refused if there are idle arguments: given, and without an effect beside another."""
+    if idle:
+        raise Refused(f"--{min(idle)} has no effect beside --{beside}; leave one of them out")
+
+
 # --- running --------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,19 @@ class Study:
         places = outputs(output / "results", figure)
         return [*QUERIES, "--checkpoint_dir", str(checkpoints), *self.plan, *places, *extra]
 
+    def redraw(self, output: Path) -> None:
+        """Draws the figure again, from the JSON alone."""
+        self.main(
+            [
+                *DEMO,
+                "--plot_only",
+                "--results_dir",
+                str(output / "results"),
+                "--figure_path",
+                str(output / "figure" / f"{self.name}.png"),
+            ]
+        )
+
     def start(self, checkpoints: Path, output: Path, *extra: str) -> None:
         """Runs the quick study."""
         self.main(self.arguments(checkpoints, output, *extra))

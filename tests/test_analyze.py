@@ -87,6 +87,24 @@ def test_self_influence_is_positive_and_kept(run_copy, capsys):
     assert (load_file(folder / "self_scores.safetensors")["all_modules"] > 0).all()
 
 
+def test_self_influence_as_json_is_one_object_a_row_and_nothing_else(run_copy, capsys):
+    arguments = ["--self_influence", "--format", "json", "--top_k", "4", "--profile"]
+    analyze_quickly(run_copy, *arguments, "--factor_strategy", "identity")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    scores = load_file(run_copy / "demo/influence/scores/identity/self_scores.safetensors")
+    order = scores["all_modules"].argsort(descending=True, stable=True)
+    assert [row["row"] for row in rows] == order[:4].tolist()
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    data = get_glue_dataset("demo", "train", max_samples=120)
+    for row in rows:
+        assert row["texts"] == [data.text(row["row"])] and row["file_row"] is None
+        assert row["label"] == data.label_name(row["row"]) and row["scores"] == "identity"
+        assert row["score"] == scores["all_modules"][row["row"]].item()
+    analyze_quickly(run_copy, *arguments[:1], "--format", "table", "--factor_strategy", "identity")
+    out = capsys.readouterr().out
+    assert "highest self-influence:" in out and "who finds the" in out and "text" in out
+
+
 def test_removing_helpful_rows_lowers_and_harmful_rows_raises_the_margin(tmp_path):
     """The sign, end to end: 30 rows removed for the summed margin of 20 queries, over 3 seeds."""
     train.main(["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path)])

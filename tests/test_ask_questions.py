@@ -192,7 +192,7 @@ def test_own_queries_lie_below_the_run_and_are_forgotten(copied, capsys):
 
     before = files()
     answers(capsys, copied, "--query_text", "Nobody must ever know this sentence.")
-    analyze.main([*QUICK, "--checkpoint_dir", str(copied), "--forget_queries"])
+    analyze.main(["--dataset_name", "demo", "--checkpoint_dir", str(copied), "--forget_queries"])
     assert files() == before and not list(copied.rglob("*queries-*"))
 
 

@@ -91,7 +91,7 @@ def test_own_queries_have_verdicts_and_are_forgotten_with_them(copied, capsys):
     assert "5 of the others do not know all of these queries" in out or "6 of the others" in out
     (path,) = (copied / "demo/retraining/verdicts").glob("identity_harmful_queries-*.json")
     assert json.loads(path.read_text())["texts"] == ["A fine soup."]
-    analyze.main([*QUICK, *where, "--forget_queries"])
+    analyze.main(["--dataset_name", "demo", *where, "--forget_queries"])
     left = [path.name for path in (copied / "demo").rglob("*") if "queries-" in path.name]
     assert not left and len(list((copied / "demo/retraining/verdicts").iterdir())) == 2
 

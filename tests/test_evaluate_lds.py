@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import COUNTERFACTUAL, LDS, QUERIES, SMALL, refusal, retrains, tamper
+from running import COUNTERFACTUAL, DEMO, LDS, QUERIES, SMALL, refusal, retrains, tamper
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
@@ -21,6 +21,8 @@ from attribution.files import read_json
 from attribution.training.queries import predict_run
 from attribution.training.run import Run
 from pipeline import DEMO_MODEL
+
+MASKS = ["--num_masks", "4", "--num_repeats", "2"]  # as in LDS.plan
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +82,16 @@ def test_external_ground_truth_gives_the_same_numbers_and_prints_what_was_checke
         torch.save(truth["masks"].astype(np.int8), tmp_path / "masks.pt")
         np.save(tmp_path / "margins.npy", truth["margins"].mean(1))
         np.save(tmp_path / "short.npy", truth["margins"][:, :, :5])
-    external = ["--masks_path", str(tmp_path / "masks.pt"), "--margins_path"]
-    result = LDS.run(copied, tmp_path, *external, str(tmp_path / "margins.npy"))
+    external = [*QUERIES, "--checkpoint_dir", str(copied), "--results_dir", str(tmp_path / "e")]
+    external += ["--num_bootstrap", "50", "--masks_path", str(tmp_path / "masks.pt")]
+    evaluate_lds.main([*external, "--margins_path", str(tmp_path / "margins.npy")])
+    result = read_json(tmp_path / "e/lds_demo.json") or {}
     shown = result["scores"]["ekfac"]["plain"]
     assert shown.items() <= own["scores"]["ekfac"]["plain"].items() and "share" not in shown
     assert result["ceiling"]["plain"] is None and own["ceiling"]["plain"] is not None
     assert "carries no fingerprint" in capsys.readouterr().out
-    assert "scores of 12" in LDS.refused(
-        capsys, copied, tmp_path, *external, str(tmp_path / "short.npy")
-    )
+    short = [*external, "--margins_path", str(tmp_path / "short.npy")]
+    assert "scores of 12" in refusal(capsys, evaluate_lds.main, short)
 
 
 def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_by_its_residual(
@@ -111,19 +114,10 @@ def test_a_regressions_export_holds_its_outputs_and_members_speak_of_them_each_b
     analyze.main(
         [*where, "--max_queries", "4", "--factor_strategy", "identity", "--num_members", "2"]
     )
-    few = [
-        *where,
-        "--max_queries",
-        "4",
-        "--num_masks",
-        "4",
-        "--num_repeats",
-        "2",
-        "--num_bootstrap",
-        "20",
-    ]
-    few += ["--jobs_per_device", "1", "--figure_path", str(tmp_path / "lds.png"), "--results_dir"]
-    evaluate_lds.main([*few, str(tmp_path / "own")])
+    few = [*where, "--max_queries", "4", "--num_bootstrap", "20"]
+    few += ["--figure_path", str(tmp_path / "lds.png"), "--results_dir"]
+    plan = ["--num_masks", "4", "--num_repeats", "2", "--jobs_per_device", "1"]
+    evaluate_lds.main([*few, str(tmp_path / "own"), *plan])
     both = str(tmp_path / "own/lds_rows.npz")
     evaluate_lds.main([*few, str(tmp_path / "again"), "--masks_path", both, "--margins_path", both])
     own, again = (read_json(tmp_path / name / "lds_rows.json") for name in ("own", "again"))
@@ -178,11 +172,10 @@ def test_exported_ground_truth_of_other_queries_stands_beside_the_first(copied, 
 
 def test_own_ground_truth_of_another_recipe_is_refused(copied, tmp_path, capsys):
     path = str(next((copied / "demo/retraining").glob("*/lds_*.npz")))
-    both = ["--masks_path", path, "--margins_path", path]
-    LDS.run(copied, tmp_path, *both)
-    assert "another recipe" in LDS.refused(
-        capsys, copied, tmp_path, *both, "--learning_rate", "1e-5"
-    )
+    both = [*QUERIES, "--checkpoint_dir", str(copied), "--masks_path", path, "--margins_path", path]
+    evaluate_lds.main(both)
+    other = [*both, "--learning_rate", "1e-5"]
+    assert "another recipe" in refusal(capsys, evaluate_lds.main, other)
 
 
 def test_bad_arguments_are_refused_in_one_sentence(copied, tmp_path, capsys):
@@ -194,10 +187,10 @@ def test_bad_arguments_are_refused_in_one_sentence(copied, tmp_path, capsys):
         ["--num_repeats", "0"],
     ):
         LDS.refused(capsys, copied, tmp_path, *bad)
-    assert "retrains are missing" in LDS.refused(
-        capsys, copied, tmp_path, "--query_index", "1", "--num_masks", "5"
-    )
-    assert "--query_index must be" in LDS.refused(capsys, copied, tmp_path, "--query_index", "12")
+    asked = [*QUERIES, "--checkpoint_dir", str(copied), *MASKS, "--query_index"]
+    few = [*asked, "1", "--num_masks", "5"]
+    assert "retrains are missing" in refusal(capsys, evaluate_lds.main, few)
+    assert "--query_index must be" in refusal(capsys, evaluate_lds.main, [*asked, "12"])
 
 
 def test_scores_of_another_checkpoint_are_left_out_and_that_is_said(copied, tmp_path, capsys):
@@ -242,7 +235,8 @@ def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tm
 
 
 def test_a_query_is_shown_with_its_top_row_and_its_lds(copied, tmp_path, capsys):
-    LDS.start(copied, tmp_path, "--query_index", "3")
+    asked = [*QUERIES, "--checkpoint_dir", str(copied), *MASKS, "--query_index", "3"]
+    evaluate_lds.main(asked)
     out = capsys.readouterr().out
     assert (
         "query 3 [" in out
@@ -261,10 +255,11 @@ def test_the_figure_is_drawn_again_from_the_json_without_its_checkpoint(copied, 
     LDS.run(copied, tmp_path)
     first = (tmp_path / "figure/lds.png").read_bytes()
     (tmp_path / "figure/lds.png").unlink()
-    LDS.start(tmp_path / "nowhere", tmp_path, "--plot_only")
+    LDS.redraw(tmp_path)
     assert (tmp_path / "figure/lds.png").read_bytes() == first
     shutil.rmtree(tmp_path / "results")
-    assert "run without --plot_only" in LDS.refused(capsys, copied, tmp_path, "--plot_only")
+    gone = [*DEMO, "--plot_only", "--results_dir", str(tmp_path / "results")]
+    assert "run without --plot_only" in refusal(capsys, evaluate_lds.main, gone)
 
 
 def test_a_study_without_a_named_place_changes_nothing_but_its_runs_folder(copied, monkeypatch):

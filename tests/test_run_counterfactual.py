@@ -180,7 +180,8 @@ def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(
 
 def test_the_rows_of_one_target_are_shown_with_text_and_label(copied, tmp_path, capsys):
     before = retrains(copied)
-    COUNTERFACTUAL.start(copied, tmp_path, "--query_index", "2", "--show", "3")
+    asked = [*QUERIES, "--checkpoint_dir", str(copied), "--strategies", "ekfac", "random"]
+    run_counterfactual.main([*asked, "--query_index", "2", "--show", "3"])
     out = capsys.readouterr().out
     assert (
         "ekfac removes, in this order:" in out
@@ -198,7 +199,7 @@ def test_the_figure_is_drawn_again_from_the_json_with_arms_in_their_order(copied
     COUNTERFACTUAL.run(copied, tmp_path, "--strategies", "random", "ekfac")
     first = (tmp_path / "figure/counterfactual.png").read_bytes()
     (tmp_path / "figure/counterfactual.png").unlink()
-    COUNTERFACTUAL.start(tmp_path / "nowhere", tmp_path, "--plot_only")
+    COUNTERFACTUAL.redraw(tmp_path)
     assert (tmp_path / "figure/counterfactual.png").read_bytes() == first
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attribution.cli import Parser
+from attribution.cli import Parser, refuse_idle
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.baselines import Models
 from attribution.evidence.retraining import (
@@ -76,6 +76,17 @@ def add_study_arguments(parser: Parser, name: str) -> None:
     )
     add("--figure_path", type=Path, metavar="FILE", help="place of the figure (beside the results)")
     add("--plot_only", action="store_true", help="draw the figure again from the JSON")
+
+
+def check_plot_only(given: set[str], *more: str) -> None:
+    """Raises Refused for arguments (names on the command line) that drawing again would ignore.
+
+    more: names of arguments that it needs besides the places.
+    """
+    used = {"plot_only", "dataset_name", "results_dir", "figure_path", *more}
+    if "results_dir" not in given:
+        used.add("checkpoint_dir")
+    refuse_idle(given - used, "plot_only")
 
 
 @dataclass(frozen=True)

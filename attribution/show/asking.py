@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.cli import Parser
+from attribution.cli import Parser, refuse_idle
 from attribution.evidence.calibration import random_subsets, slope
 from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, printable
@@ -24,6 +24,9 @@ from attribution.show import listing
 from attribution.show.listing import Context, Query
 from attribution.training.queries import Questions, ask, predict_run, read_queries
 from attribution.training.run import Run, queries_flag
+
+# Arguments of computing, without an effect where stored scores are read.
+OF_COMPUTING = {"overwrite", "profile"}
 
 
 def add_asking_arguments(parser: Parser) -> None:
@@ -70,8 +73,14 @@ def add_asking_arguments(parser: Parser) -> None:
     )
 
 
-def check_asking(values: dict) -> None:
-    """Raises Refused for questions that exclude each other."""
+def check_asking(values: dict, given: set[str]) -> None:
+    """Raises Refused for questions that exclude each other, and for arguments that a question
+    would ignore.
+
+    given: names of the arguments on the command line.
+    """
+    if values["forget_queries"]:
+        refuse_idle(given - {"forget_queries", "dataset_name", "checkpoint_dir"}, "forget_queries")
     ways = [
         name for name in ("query_index", "query_text", "query_path") if values[name] is not None
     ]
@@ -81,6 +90,16 @@ def check_asking(values: dict) -> None:
         raise Refused(f"--{ways[0]} is answered without --report; the next report shows it")
     if values["query_label"] is not None and values["query_text"] is None:
         raise Refused("--query_label belongs to --query_text; a file of queries has a label column")
+    if values["report"] is not None:
+        if values["self_influence"]:
+            raise Refused("--self_influence is computed without --report; the next report shows it")
+        refuse_idle(given & {"format", "query_target", *OF_COMPUTING}, "report")
+    for way in ways:
+        refuse_idle(given & {"self_influence"}, way)
+    if values["query_index"] is not None:
+        refuse_idle(given & OF_COMPUTING, "query_index")
+    elif "query_target" in given:
+        raise Refused("--query_target belongs to --query_index")
 
 
 def read_questions(run: Run, values: dict) -> Questions | None:
@@ -308,7 +327,8 @@ def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
         show(influence, validation_queries(influence, [0], values, view.rich), values, view)
         return
     losses = None
-    if truth_of(influence.train) is not None:
+    if view.form != "json" and truth_of(influence.train) is not None:
         models = [one.run.model(choose_device()) for one in influence.analyses]
         losses = np.mean([row_losses(model, influence.train) for model in models], axis=0)
-    listing.show_self_influence(influence.train, self_scores, view.top_k, losses)
+    context = Context(influence.train, influence.name, len(influence.analyses))
+    listing.show_self_influence(context, self_scores, view.top_k, view.form, losses)

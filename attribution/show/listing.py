@@ -36,7 +36,10 @@ FORMAT = """--format json prints one object a query:
   from 0 on, in a file from which validation rows were drawn), rank (1: largest absolute score),
   score, share (of the summed absolute scores), texts, label, flipped (demo only), margin (null, or
   [value, low, high] that the row adds), agreement (null, or members that have it among their top),
-  everywhere (null, or share of queries that have it among their ten)."""
+  everywhere (null, or share of queries that have it among their ten).
+With --self_influence it prints one object a row instead, the top_k of the highest self-influence:
+  row, file_row, rank, score, share, texts, label, flipped, scores, members, all as above."""
+SELF_KEYS = ("row", "file_row", "rank", "score", "share", "texts", "label", "flipped")
 
 
 @dataclass(frozen=True)
@@ -258,24 +261,31 @@ def table_lines(explained: dict, width: int) -> list[str]:
     """The listing in columns, texts wrapped; a narrow terminal gets fewer columns."""
     lines = ["", *textwrap.wrap(heading(explained), max(width, 40))]
     titles = side_titles(explained)
-    rows = [cells_of(row, explained) for side in titles for row in explained[side]]
+    sides = {title: explained[side] for side, title in titles.items()}
+    return lines + block_lines(sides, explained["members"], width)
+
+
+def block_lines(sides: dict[str, list[dict]], num_members: int, width: int) -> list[str]:
+    """Described rows in columns, below the title of their side."""
+    lines = []
+    rows = [cells_of(row, num_members) for side in sides.values() for row in side]
     columns = [name for name in COLUMNS if any(row[name] != "-" for row in rows)]
     for dropped in ("share", "members", "margin [95 %]", ""):
         widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
         if width - sum(widths) - 2 * len(widths) - 4 >= NARROWEST:
             break
         columns = [name for name in columns if name != dropped]
-    for side, title in titles.items():
+    for title, side in sides.items():
         lines.append(f"  {title}:")
         lines += table_row(columns, widths, "text", width)
-        for row in explained[side]:
-            cells = cells_of(row, explained)
+        for row in side:
+            cells = cells_of(row, num_members)
             text = cells["mark"] + joined(row["texts"])
             lines += table_row([cells[name] for name in columns], widths, text, width)
     return lines
 
 
-def cells_of(row: dict, explained: dict) -> dict[str, str]:
+def cells_of(row: dict, num_members: int) -> dict[str, str]:
     """Columns of one row without its text; "-" for an unknown value. "mark" precedes the text."""
     margin = row["margin"]
     agreed = row["agreement"]
@@ -286,7 +296,7 @@ def cells_of(row: dict, explained: dict) -> dict[str, str]:
         "score": f"{row['score']:+.3g}",
         "share": f"{row['share']:.1%}",
         "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
-        "members": "-" if agreed is None else f"{agreed} of {explained['members']}",
+        "members": "-" if agreed is None else f"{agreed} of {num_members}",
         "row": f"{row['row']}{file_place(row)}",
         "label": label_of(row),
     }
@@ -308,17 +318,37 @@ def table_row(cells: list[str], widths: list[int], text: str, width: int) -> lis
 
 
 def show_self_influence(
-    train: GlueDataset, scores: torch.Tensor, top_k: int, losses: np.ndarray | None = None
+    context: Context,
+    scores: torch.Tensor,
+    top_k: int,
+    form: str = "plain",
+    losses: np.ndarray | None = None,
 ) -> None:
-    """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds.
+    """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds
+    (not in JSON, see FORMAT).
 
-    scores: self-influence (N,). losses: of the rows (N,), the ranking that is compared with it.
+    scores: self-influence (N,). form: one of FORMATS. losses: of the rows (N,), the ranking that is
+    compared with it.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    print("\nhighest self-influence:")
-    for row in order[:top_k].tolist():
-        print(plain_row(describe_row(Context(train), row, scores[row].item())))
-    wrong = wrong_labels.truth_of(train)
+    total = float(scores.double().abs().sum()) or 1.0
+    rows = []
+    for rank, row in enumerate(order[:top_k].tolist(), 1):
+        score = float(scores[row])
+        more = {"rank": rank, "share": abs(score) / total, "agreement": None}
+        rows.append(describe_row(context, row, score) | more)
+    if form == "json":
+        for row in rows:
+            about = {"scores": context.name, "members": context.num_members}
+            print(json.dumps({key: row[key] for key in SELF_KEYS} | about))
+        return
+    title = "highest self-influence"
+    if form == "table":
+        lines = block_lines({title: rows}, context.num_members, terminal_width())
+    else:
+        lines = [f"{title}:", *map(plain_row, rows)]
+    print("", *lines, sep="\n")
+    wrong = wrong_labels.truth_of(context.train)
     if wrong is None:
         return
     top = min(50, len(wrong))

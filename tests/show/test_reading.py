@@ -61,7 +61,7 @@ def test_among_equal_scores_the_rows_that_are_shown_are_those_that_are_removed(d
 
 def test_planted_flips_among_the_top_are_counted_beside_what_chance_gives(data, capsys):
     flipped = np.array(data[1].table["flipped"])
-    show_self_influence(data[1], torch.from_numpy(flipped * 1.0), 2)
+    show_self_influence(Context(data[1]), torch.from_numpy(flipped * 1.0), 2)
     out = capsys.readouterr().out
     assert shown_rows(out) == np.flatnonzero(flipped)[:2].tolist() and out.count("flipped]") == 2
     assert (

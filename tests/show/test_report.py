@@ -160,7 +160,7 @@ def test_own_queries_members_and_verdicts_are_shown_and_forgotten(copied):
     assert "Checked by retraining" in page.text and "measured change" in page.text
     _, page = report(copied, "--query_index", "2", "4")
     assert "Nobody must know" not in page.text and "query 2" in page.text and "query 4" in page.text
-    analyze.main([*QUICK, *where, "--forget_queries"])
+    analyze.main(["--dataset_name", "demo", *where, "--forget_queries"])
     assert "Nobody must know" not in report(copied)[1].text
 
 
