@@ -44,7 +44,7 @@ from attribution.show.asking import (
     show_scores,
     show_validation_rows,
 )
-from attribution.show.listing import FORMAT, check_index
+from attribution.show.listing import FORMAT
 from attribution.show.report import write_report
 from attribution.training.run import MAX_QUERIES, Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
@@ -101,18 +101,19 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
     # Columns on a terminal; plain lines where the output is piped.
     form = args.format or ("table" if sys.stdout.isatty() else "plain")
     view = View(form, args.top_k)
-    for index in args.query_index or []:
-        check_index(influence.queries, index)
-    questions = read_questions(influence.run, vars(args))
+    places = None
+    if args.query_index is not None:
+        places = [influence.queries.place_of(one, "query_index") for one in args.query_index]
+    questions = read_questions(influence.run, vars(args), influence.processes)
     if questions is not None:
         show_questions(influence, questions, view)
-    elif args.report is None and args.query_index is None:
+    elif args.report is None and places is None:
         show_scores(influence, args.self_influence, view)
     elif influence.processes.main and args.report is not None:
         path = None if args.report == Path() else args.report
-        print(f"wrote {write_report(influence, path, args.query_index, args.top_k)}")
-    elif influence.processes.main:
-        show_validation_rows(influence, args.query_index, args.query_target, view)
+        print(f"wrote {write_report(influence, path, places, args.top_k)}")
+    elif influence.processes.main and places is not None:
+        show_validation_rows(influence, places, args.query_target, view)
 
 
 if __name__ == "__main__":

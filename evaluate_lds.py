@@ -30,7 +30,7 @@ from attribution.evidence.study import (
 )
 from attribution.files import Refused
 from attribution.show import plotting, results, tables
-from attribution.show.listing import check_index, show_query_lds
+from attribution.show.listing import show_query_lds
 from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
 from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
@@ -114,9 +114,10 @@ def main(argv=None) -> None:
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
     queries = known.window(args.first_query, args.max_queries)
+    index = None
     if args.query_index is not None:
-        check_index(queries, args.query_index)
-    if args.query_index is None and not args.dry_run:
+        index = queries.place_of(args.query_index, "query_index")
+    elif not args.dry_run:
         place.check(run.fingerprints(queries))
     recipe = recipe_of(vars(args), args.dataset_name, run.recipe)
     study = open_study(
@@ -146,10 +147,10 @@ def main(argv=None) -> None:
         truth = own_truth(study, subsets, wait=args.query_index is None, dry_run=args.dry_run)
     if truth is None:
         return
-    if args.query_index is not None:
+    if index is not None:
         stored = lds.fitting_scores(run, queries, args.first_query)
         scores = {name: found.values() for name, found in stored.items()}
-        show_query_lds(queries, train, scores, args.query_index, truth.masks, truth.margins)
+        show_query_lds(queries, train, scores, index, truth.masks, truth.margins)
         return
     result, seeds = lds.evaluate_run(
         run,

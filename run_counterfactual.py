@@ -39,7 +39,7 @@ from attribution.files import Refused
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
-from attribution.show.listing import check_index, show_removed
+from attribution.show.listing import show_removed
 from attribution.training.recipe import RECIPE, add_recipe_arguments, check_recipe, recipe_of
 from attribution.training.run import Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
@@ -360,12 +360,13 @@ def main(argv=None) -> None:
     plan = removals_of(args)
     train, valid = run.rows(max(args.max_queries, args.retrain_queries))
     queries = valid.first(args.max_queries)
+    index = None
     if args.query_index is not None:
-        check_index(queries, args.query_index)
+        index = queries.place_of(args.query_index, "query_index")
     found = find_scores(run, queries.fingerprint())
     specs = [found[name].spec for name in args.strategies if name in found]
     shared = sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds})
-    if shared and args.query_index is None:
+    if shared and index is None:
         raise Refused(
             f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
             "again"
@@ -373,12 +374,12 @@ def main(argv=None) -> None:
     if is_single(args):
         check_predictions(args, run, train, valid, found)
         return
-    if args.query_index is None and not args.dry_run:
+    if index is None and not args.dry_run:
         place.check(run.fingerprints(queries))
     check_sizes(args, train, queries)
     arms = make_arms(args, run, train, queries, found)
-    if args.query_index is not None:
-        show_removed(queries, train, arms, args.query_index, args.show)
+    if index is not None:
+        show_removed(queries, train, arms, index, args.show)
         return
     study = open_study_of(args, run, (train, valid))
     result = run_study(study, plan, arms, args.dry_run)

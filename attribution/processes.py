@@ -53,11 +53,21 @@ class Processes:
         return -(-self.local_count // torch.cuda.device_count())
 
     def from_main(self, make: Callable) -> Any:
-        """Result of make() on the main process, for every process; it must be picklable."""
+        """Result of make() on the main process, for every process; it must be picklable.
+
+        Raises Refused on every process if make() does.
+        """
         if self.count == 1:
             return make()
-        value = [make() if self.main else None]
+        value: list = [None]
+        if self.main:
+            try:
+                value = [make()]
+            except Refused as refusal:
+                value = [refusal]
         dist.broadcast_object_list(value, src=0)
+        if isinstance(value[0], Refused):
+            raise value[0]
         return value[0]
 
     def all_of(self, value) -> list:

@@ -22,10 +22,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 
 from attribution.cli import Parser, run_script
 from attribution.data.dataset import GlueDataset
-from attribution.data.tables import GlueTask, labels_of
+from attribution.data.tables import GlueTask, find_splits, labels_of
 from attribution.draws import uniform_hash
 from attribution.evidence import wrong_labels
 from attribution.evidence.baselines import cosine, represent
@@ -117,16 +119,20 @@ def write(args) -> None:
     print(f"wrote {args.write}: {len(rows):,} of {count:,} training labels are made wrong")
 
 
-def recorded(train: GlueDataset) -> np.ndarray:
-    """(N,) bool: which labels are wrong, by the column that `--write` adds, and the demo has.
+def recorded(run: Run, train: GlueDataset) -> np.ndarray:
+    """(N,) bool: which labels are wrong, as the demo records it, or the column that `--write` adds.
 
     Raises Refused where it is missing, or no label is wrong, or all are.
     """
-    table = train.table
-    if TRUTH in table.column_names and table.features[TRUTH].dtype == "bool":
-        wrong = np.array(table[TRUTH])
-        if 0 < wrong.sum() < len(wrong):
-            return wrong
+    wrong = train.truth
+    path = run.data_path or run.find_again("dataset_path", "the data set")
+    if wrong is None and path is not None and Path(path).is_dir():
+        files = find_splits(path, run.dataset_name)["train"].files
+        tables = [pa.parquet.read_table(file) for file in files if file.suffix == ".parquet"]
+        columns = [table[TRUTH].to_numpy() for table in tables if TRUTH in table.column_names]
+        wrong = np.concatenate(columns)[: len(train)] if columns else None
+    if wrong is not None and 0 < wrong.sum() < len(train) == len(wrong):
+        return wrong
     raise Refused("nobody knows which labels of this run are wrong; train it on rows of --write")
 
 
@@ -208,7 +214,7 @@ def main(argv=None) -> None:
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     check_recipe_known(run)
     train, _ = run.rows(1)
-    wrong = recorded(train)
+    wrong = recorded(run, train)
     found = {
         name: wrong_labels.found(values, wrong)
         for name, values in rankings(args, run, train).items()

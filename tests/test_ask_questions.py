@@ -260,3 +260,18 @@ def test_a_class_whose_name_is_a_number_is_meant_by_its_name():
     with pytest.raises(Refused, match="it knows 1, 2, 3$"):
         read_label("0", stars)
     assert read_label("0", named) == 0 and read_label("good", named) == 1
+
+
+def test_a_number_of_a_query_is_that_of_the_validation_row(copied, capsys):
+    """Also where queries begin later: in listings, in JSON and in refusals."""
+    rows = get_glue_dataset("demo", "valid").texts()
+    label = get_glue_dataset("demo", "valid").label_name(5)
+    window = ["--first_query", "5", "--max_queries", "4"]
+    analyze.main([*QUICK, "--checkpoint_dir", str(copied), *window, "--overwrite"])
+    assert f"query 5 [{label}]: {rows[5]}" in capsys.readouterr().out
+    (answer,) = answers(capsys, copied, *window, "--query_index", "7")
+    assert answer["query"] == 7 and answer["texts"] == [rows[7]] and answer["file_row"] is None
+    error = refused(
+        capsys, analyze.main, *QUICK, "--checkpoint_dir", str(copied), *window, "--query_index", "3"
+    )
+    assert "--query_index must be from 5 to 8, not 3" in error

@@ -62,17 +62,16 @@ class Check:
 
 
 def validation_targets(
-    queries: GlueDataset, scores: np.ndarray, indices: list[int]
+    queries: GlueDataset, scores: np.ndarray, numbers: list[int]
 ) -> list[Target]:
     """Targets among the validation rows, with their scores (Q, N). Raises Refused for a row that
     does not exist.
     """
     targets = []
-    for i in indices:
-        if not 0 <= i < len(queries):
-            raise Refused(f"--targets must be from 0 to {len(queries) - 1}, not {i}")
+    for number in numbers:
+        i = queries.place_of(number, "targets")
         texts = [queries.table[i][column] for column in queries.task.columns]
-        about = {"query": i, "texts": texts, "label": queries.label_name(i), "target": "label"}
+        about = {"query": number, "texts": texts, "label": queries.label_name(i), "target": "label"}
         targets.append(Target(i, scores[i], about))
     return targets
 

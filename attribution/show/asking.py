@@ -19,7 +19,7 @@ from attribution.evidence.calibration import random_subsets, slope
 from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
-from attribution.processes import choose_device
+from attribution.processes import Processes, choose_device
 from attribution.show import listing
 from attribution.show.listing import Context, Query
 from attribution.training.queries import Questions, ask, predict_run, read_queries
@@ -102,12 +102,15 @@ def check_asking(values: dict, given: set[str]) -> None:
         raise Refused("--query_target belongs to --query_index")
 
 
-def read_questions(run: Run, values: dict) -> Questions | None:
-    """Custom queries among the arguments (name -> value); None if there are none."""
+def read_questions(run: Run, values: dict, processes: Processes) -> Questions | None:
+    """Custom queries among the arguments (name -> value); None if there are none.
+
+    processes: of this launch, of which only the main one has standard input.
+    """
     if values["query_text"] is not None:
         return ask(run, [values["query_text"]], [values["query_label"]])
     if values["query_path"] is not None:
-        return ask(run, *read_queries(values["query_path"], run))
+        return ask(run, *processes.from_main(lambda: read_queries(values["query_path"], run)))
     return None
 
 
@@ -157,7 +160,8 @@ def validation_queries(
 ) -> list[Query]:
     """Validation rows with their scores.
 
-    scores: (Q, N), or row number -> (N,). rich: with the model's predictions.
+    indices: their places among the queries. scores: (Q, N), or place -> (N,). rich: with the
+    model's predictions.
     """
     queries = influence.queries
     members = influence.of_members()
@@ -167,7 +171,8 @@ def validation_queries(
             texts=[queries.table[i][column] for column in queries.task.columns],
             label=queries.label_name(i),
             scores=scores[i],
-            number=i,
+            number=queries.first_number + i,
+            file_row=listing.file_row(queries, i),
             logits=None if logits is None else logits[place],
             label_number=float(queries.labels[i]),
             members=members and [one[i] for one in members],
@@ -214,7 +219,10 @@ def predicted_queries(influence: Influence, indices: list[int], scores: np.ndarr
     if task.num_labels != 2:
         questions = ask(influence.run, [query.texts for query in queries], [None] * len(queries))
         found = custom_queries(influence, questions, alone=True)
-        return [replace(query, number=index) for query, index in zip(found, indices, strict=True)]
+        return [
+            replace(query, number=asked.number, file_row=asked.file_row)
+            for query, asked in zip(found, queries, strict=True)
+        ]
     targeted = []
     for query in queries:
         assert query.logits is not None
@@ -269,7 +277,7 @@ def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, 
 
 
 def show_validation_rows(influence: Influence, indices: list[int], target: str, view: View) -> None:
-    """Prints validation rows from stored scores. target: "label" or "predicted".
+    """Prints validation rows, by their places, from stored scores. target: "label" or "predicted".
 
     Raises Refused if there are no scores.
     """

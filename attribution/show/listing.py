@@ -30,10 +30,11 @@ MIN_QUERIES = 20  # from which it can be judged that a row ranks high for every 
 MARK = 0.1  # share of the queries from which a row is marked as high for every query
 
 FORMAT = """--format json prints one object a query:
-  query (number or null), texts, label, target (label, predicted or output), prediction,
-  probability, margin, scores (their name), members (number), calibration (null, or value, low,
-  high, masks, repeats, kept), helpful and harmful: lists of row, file_row (null, or its number,
-  from 0 on, in a file from which validation rows were drawn), rank (1: largest absolute score),
+  query (null, or number of the validation row), file_row (as below), texts, label, target (label,
+  predicted or output), prediction, probability, margin, scores (their name), members (number),
+  calibration (null, or value, low, high, masks, repeats, kept), helpful and harmful: lists of row,
+  file_row (null, or its number, from 0 on, in a file from which validation rows were drawn), rank
+  (1: largest absolute score),
   score, share (of the summed absolute scores), texts, label, flipped (demo only), margin (null, or
   [value, low, high] that the row adds), agreement (null, or members that have it among their top),
   everywhere (null, or share of queries that have it among their ten).
@@ -61,6 +62,7 @@ class Query:
     label: str
     scores: np.ndarray  # (N,)
     number: int | None = None  # of a validation row
+    file_row: int | None = None  # its number in the file, if it was drawn from one
     target: str = "label"
     logits: np.ndarray | None = None  # (C,) of the run's model
     label_number: float = np.nan  # class or value; NaN: a regression's output
@@ -88,6 +90,7 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
     slope = context.slope
     result = {
         "query": query.number,
+        "file_row": query.file_row,
         "texts": query.texts,
         "label": query.label,
         "target": query.target,
@@ -117,7 +120,7 @@ def describe_row(context: Context, row: int, score: float | None = None) -> dict
     values = train.table[row]
     return {
         "row": row,
-        "file_row": None if train.file_rows is None else int(train.file_rows[row]),
+        "file_row": file_row(train, row),
         "score": score,
         "share": None,
         "texts": [values[column] for column in train.task.columns],
@@ -126,6 +129,11 @@ def describe_row(context: Context, row: int, score: float | None = None) -> dict
         "margin": None,
         "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
     }
+
+
+def file_row(data: GlueDataset, row: int) -> int | None:
+    """Number of a row in the file from which validation rows were drawn; None if none were."""
+    return None if data.file_rows is None else int(data.file_rows[row])
 
 
 def prediction_of(context: Context, query: Query) -> dict:
@@ -177,12 +185,6 @@ def meaning_of_scores(context: Context, command: str) -> str:
 # --- lines --------------------------------------------------------------------------------------
 
 
-def check_index(queries: GlueDataset, index: int) -> None:
-    """Raises Refused if --query_index is the number of no query."""
-    if not 0 <= index < len(queries):
-        raise Refused(f"--query_index must be from 0 to {len(queries) - 1}, not {index}")
-
-
 def terminal_width() -> int:
     """Characters in a line of the terminal."""
     return shutil.get_terminal_size().columns
@@ -201,7 +203,7 @@ def show(explained: dict, form: str) -> None:
 
 def heading(explained: dict) -> str:
     """Number, label and text of a query; for a predicted label also its probability."""
-    number = "" if explained["query"] is None else f" {explained['query']}"
+    number = "" if explained["query"] is None else f" {explained['query']}{file_place(explained)}"
     label = printable(explained["label"])
     if explained["target"] == "output":
         label = f"output {explained['prediction'] or ''}".rstrip()
@@ -210,11 +212,15 @@ def heading(explained: dict) -> str:
     return f"query{number} [{label}]: {joined(explained['texts'])}"
 
 
-def headline(queries: GlueDataset, index: int) -> str:
-    """Heading of a validation row."""
-    check_index(queries, index)
-    about = {"query": index, "label": queries.label_name(index), "target": "label"}
-    return heading(about | {"texts": [queries.text(index)]})
+def headline(queries: GlueDataset, place: int) -> str:
+    """Heading of a validation row, by its place among the queries."""
+    about = {
+        "query": queries.first_number + place,
+        "file_row": file_row(queries, place),
+        "label": queries.label_name(place),
+        "target": "label",
+    }
+    return heading(about | {"texts": [queries.text(place)]})
 
 
 def joined(texts: list[str]) -> str:
@@ -371,36 +377,37 @@ def show_query_lds(
     queries: GlueDataset,
     train: GlueDataset,
     scores: dict[str, np.ndarray],
-    index: int,
+    place: int,
     masks: np.ndarray,
     margins: np.ndarray,
 ) -> None:
     """Prints a query, its top influential row, and how well stored scores predict its margins.
 
-    scores: name -> (Q, N); ekfac's are taken, else the first. masks (M, N), margins (M, R, Q).
+    scores: name -> (Q, N); ekfac's are taken, else the first. place: among the queries. masks (M,
+    N), margins (M, R, Q).
     """
-    print(headline(queries, index))
+    print(headline(queries, place))
     name = REFERENCE if REFERENCE in scores else next(iter(scores), None)
     if name is None:
         raise Refused("no stored scores; make them with analyze.py")
     complete = usable_masks(margins)
     truth = stats.make_truth(stats.mean_margins(margins[complete]))
     agreed = stats.agreement(scores[name], masks[complete], truth)
-    top = int(most_helpful(scores[name][index])[0])
+    top = int(most_helpful(scores[name][place])[0])
     print(f"  most influential by {name}:")
-    print(plain_row(describe_row(Context(train), top, float(scores[name][index, top]))))
+    print(plain_row(describe_row(Context(train), top, float(scores[name][place, top]))))
     print(
-        f"  LDS of {name} for this query: {agreed.per_query[index]:.3f} "
+        f"  LDS of {name} for this query: {agreed.per_query[place]:.3f} "
         f"({complete.sum()} masks; mean over queries {agreed.mean:.3f})"
     )
 
 
 def show_removed(
-    queries: GlueDataset, train: GlueDataset, arms: dict[str, Arm], index: int, count: int
+    queries: GlueDataset, train: GlueDataset, arms: dict[str, Arm], place: int, count: int
 ) -> None:
-    """Prints the first `count` rows that each arm would remove for one query."""
-    print(headline(queries, index))
+    """Prints the first `count` rows that each arm would remove for one query, by its place."""
+    print(headline(queries, place))
     for name, arm in arms.items():
         print(f"  {name} removes, in this order:")
-        for row in arm(index)[0][:count]:
+        for row in arm(place)[0][:count]:
             print(plain_row(describe_row(Context(train), int(row))))

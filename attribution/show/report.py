@@ -57,7 +57,7 @@ WORD = re.compile(r"\w+")
 def write_report(
     influence: Influence, path: Path | None, indices: list[int] | None, top_k: int
 ) -> Path:
-    """Writes the page and returns its place. indices: validation rows; None: see `choose`.
+    """Writes the page and returns its place. indices: places among the queries; None: see `choose`.
 
     Raises Refused where nothing was scored yet.
     """

@@ -67,8 +67,9 @@ def test_written_rows_are_a_data_set_whose_truth_the_study_reads(tmp_path, capsy
     start = ["--dataset_path", str(tmp_path / "wrong"), "--model_name_or_path", "demo"]
     runs = ["--dataset_name", "sst2", "--checkpoint_dir", str(tmp_path)]
     train.main([*runs, *start, "--num_train_epochs", "1"])
-    rows, _ = Run.open(tmp_path, "sst2").rows(1)
-    assert np.flatnonzero(wrong_labels.recorded(rows)).tolist() == changed.tolist()
+    run = Run.open(tmp_path, "sst2")
+    rows, _ = run.rows(1)
+    assert np.flatnonzero(wrong_labels.recorded(run, rows)).tolist() == changed.tolist()
 
 
 def test_a_share_or_a_task_that_cannot_be_is_refused(tmp_path, capsys, glue_dir):

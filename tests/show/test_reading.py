@@ -11,7 +11,6 @@ from attribution.files import Refused
 from attribution.show.listing import (
     Context,
     Query,
-    check_index,
     explain,
     show,
     show_query_lds,
@@ -43,10 +42,10 @@ def test_the_most_helpful_rows_come_first_and_ties_by_row_number(data, capsys):
     assert out.index("most helpful") < out.index("most harmful")
     assert queries.text(1) in out and train.text(7) in out
     assert f"[{train.label_name(7)}" in out and "+2" in out
-    check_index(queries, 1)
+    assert queries.place_of(1, "query_index") == 1
     for index in (2, -1):
         with pytest.raises(Refused, match=f"--query_index must be from 0 to 1, not {index}"):
-            check_index(queries, index)
+            queries.place_of(index, "query_index")
 
 
 @pytest.mark.parametrize("side", ["helpful", "harmful"])
