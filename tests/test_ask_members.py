@@ -209,6 +209,51 @@ def test_a_checkpoint_on_the_way_is_what_training_would_leave_there_and_its_end_
         assert torch.equal(value, kept[name]), name
 
 
+def test_steps_count_with_the_end_of_their_own_training_only(copied, tmp_path, capsys):
+    """Checkpoints on the way of another seed are removed by a training, and refused if they come
+    back; those of the same training stay.
+    """
+    where = ["--checkpoint_dir", str(copied)]
+    steps = copied / "demo/steps"
+    two = [*QUICK, *where, "--member_steps", "2"]
+    train.main([*SMALL, *where, "--member_steps", "2"])
+    analyze.main(two)
+    train.main([*SMALL, *where])  # the same training again
+    train.main([*SMALL, *where, "--member_steps", "4"])
+    assert sorted(place.name for place in steps.iterdir()) == ["2", "4", "6"]
+    analyze.main(two)
+    before = shutil.copytree(steps, tmp_path / "steps")
+    train.main([*SMALL, *where, "--seed", "1"])
+    assert not any(steps.iterdir())
+    assert "is missing" in refused(capsys, analyze.main, *two)
+    shutil.copytree(before, steps, dirs_exist_ok=True)
+    assert "trained with seed 0, not 1" in refused(capsys, analyze.main, *two)
+    train.main([*SMALL, *where, "--seed", "1", "--member_steps", "2"])
+    assert [place.name for place in steps.iterdir()] == ["4"]
+    tamper(steps / "4/run.json", lambda run: run | {"weights": "others"})
+    assert "of another training" in refused(capsys, analyze.main, *two)
+
+
+def test_a_member_of_another_seed_than_its_place_says_is_refused(copied, capsys):
+    tamper(copied / "demo/members/seed2/run.json", lambda run: run | {"seed": 7})
+    three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "3"]
+    assert "trained with seed 7, not 2" in refused(capsys, analyze.main, *three)
+
+
+def test_more_checkpoints_than_a_training_has_steps_are_refused_before_it(copied, capsys):
+    """Two epochs of 4 steps; of 2 steps on half of the rows."""
+    where = ["--checkpoint_dir", str(copied)]
+    before = (copied / "demo/run.json").stat().st_mtime_ns
+    for share, most in (("1", 8), ("0.5", 4)):
+        more = ["--member_steps", str(most + 1), "--member_share", share]
+        assert f"than the {most} steps" in refused(capsys, train.main, *SMALL, *where, *more)
+        assert Members(1, most, float(share)).kept_steps(most) == list(range(1, most))
+    assert (copied / "demo/run.json").stat().st_mtime_ns == before
+    error = refused(capsys, analyze.main, *QUICK, *where, "--member_steps", "9")
+    assert "than the 8 steps" in error
+    assert not (copied / "demo/members/share0.5_seed0").exists()
+
+
 def test_single_members_stand_beside_their_mean(copied, tmp_path, capsys):
     output = outputs(tmp_path, tmp_path / "f.png")
     small = [*FEW, "--max_queries", "12"]

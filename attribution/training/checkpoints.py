@@ -1,6 +1,7 @@
 """Checkpoints of one command of train.py: each is trained, saved, and evaluated."""
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from attribution.files import (
     Refused,
     describe_parts,
     exclusive,
+    fingerprint_of_tensors,
     printable,
     read_json,
     write_json,
@@ -44,9 +46,16 @@ class Trainer:
         """Trains the missing checkpoints: one training in all processes of the launch, several
         trainings distributed over them.
 
-        folder and seed: those of the run, which is always among the checkpoints.
+        folder and seed: those of the run, which is always among the checkpoints. Raises Refused for
+        members whose trainings have no rows or too few steps, and if a training diverges.
         """
         share = self.members.member_share
+        rows = draw_share(len(self.rows.train), share, seed)
+        if not len(rows):
+            raise Refused(
+                f"--member_share {share:g} of {len(self.rows.train):,} rows keeps none of them"
+            )
+        self.members.check_steps(self.steps(len(rows)))
         wanted = [(place, one, share) for place, one in self.members.trainings(folder, seed)]
         if share < 1:
             wanted.append((folder, seed, 1.0))
@@ -56,18 +65,19 @@ class Trainer:
         for place, one, part in wanted:
             self.train(place, one, part, processes)
 
+    def steps(self, num_rows: int) -> int:
+        """Steps of a training on this number of rows."""
+        per_epoch = steps_of(num_rows, self.recipe["train_batch_size"])
+        return self.recipe["num_train_epochs"] * per_epoch
+
     def train(self, folder: Path, seed: int, share: float, processes: Processes) -> None:
         """Trains, saves and evaluates one checkpoint; with members, only if it is missing.
 
         share: of the training rows, drawn with the seed. Raises Refused if training diverges.
         """
         rows = draw_share(len(self.rows.train), share, seed)
-        if not len(rows):
-            raise Refused(
-                f"--member_share {share:g} of {len(self.rows.train):,} rows keeps none of them"
-            )
         recipe = self.recipe
-        steps = recipe["num_train_epochs"] * steps_of(len(rows), recipe["train_batch_size"])
+        steps = self.steps(len(rows))
         record = self.record | {"seed": seed, "steps": steps}
         if share < 1:
             record["share"] = share
@@ -123,9 +133,16 @@ class Trainer:
                 raise Refused(f"training diverged: {error}; lower --learning_rate") from error
             if not processes.main:
                 return
+            record |= {
+                "epochs": progress.epochs,
+                "kept": weights_of_steps(folder, kept, run, model),
+            }
             # Saved before it is evaluated: a failing evaluation loses nothing.
-            save_run(folder, model, self.rows.tokenizer, record | {"epochs": progress.epochs})
+            save_run(folder, model, self.rows.tokenizer, record)
             progress.remove()
+            for place in (folder / "steps").glob("*"):
+                if place.name not in record["kept"]:  # of another training
+                    shutil.rmtree(place)
             found = self.evaluate(folder, model)
         show_metrics(found["evaluation"])
         for sentence in found["doubts"]:
@@ -138,6 +155,22 @@ class Trainer:
         found = {"evaluation": results, "doubts": doubts(results, self.rows.validation)}
         write_json(folder / "run.json", (read_json(folder / "run.json") or {}) | found)
         return found
+
+
+def weights_of_steps(
+    folder: Path, kept: list[int], earlier: Run | None, model: torch.nn.Module
+) -> dict[str, str]:
+    """Step -> fingerprint of the weights of every checkpoint on the way of a training that has
+    ended with this model.
+
+    kept: steps at which it has just saved one. earlier: the run in the folder before; if it ended
+    with the same weights, it was the same training, and its steps count too.
+    """
+    found = {str(step): Run.read(folder / "steps" / str(step)) for step in kept}
+    weights = {step: one.weights for step, one in found.items() if one}
+    if earlier and earlier.weights == fingerprint_of_tensors(model.state_dict()):
+        return earlier.kept | weights
+    return weights
 
 
 def evaluate_splits(model: torch.nn.Module, rows: RowsOfRun, batch_size: int) -> dict[str, dict]:

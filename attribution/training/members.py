@@ -65,29 +65,40 @@ class Members:
         found = [(folder / "members" / f"{prefix}{one}", one) for one in seeds]
         return [(folder, seed), *found[1:]] if whole else found
 
+    def check_steps(self, total: int) -> None:
+        """Raises Refused if a training of `total` steps has fewer than there are checkpoints."""
+        if self.member_steps > total:
+            raise Refused(
+                f"--member_steps {self.member_steps} asks for more checkpoints than the {total:,} "
+                "steps of a training"
+            )
+
     def kept_steps(self, total: int) -> list[int]:
-        """Steps of a training, of `total` steps, after which a checkpoint is kept; its end is not
-        among them.
+        """Steps of a training, of `total` steps (at least member_steps), after which a checkpoint
+        is kept; its end is not among them.
         """
-        steps = [round(j * total / self.member_steps) for j in range(1, self.member_steps)]
-        return [step for step in steps if 0 < step < total]
+        return [round(j * total / self.member_steps) for j in range(1, self.member_steps)]
+
+    def places_of(self, training: Path) -> list[Path]:
+        """Folder of each checkpoint of the training in this folder, existing or not; its end is the
+        last.
+
+        The steps of a missing training, and of one with too few, are not known: they have the name
+        -1.
+        """
+        end = Run.read(training)
+        kept = [-1] * (self.member_steps - 1)
+        if end and end.steps >= self.member_steps:
+            kept = self.kept_steps(end.steps)
+        return [*(training / "steps" / str(step) for step in kept), training]
 
     def places(self, run: Run) -> list[Path]:
-        """Folder of each checkpoint, existing or not, in the order of seeds and steps.
-
-        The steps of a missing training are not known: they have the name -1.
-        """
+        """Folder of each checkpoint, existing or not, in the order of seeds and steps."""
         if self.single:  # also for a run without a seed
             return [run.folder]
         assert run.seed is not None
-        found = []
-        for place, _ in self.trainings(run.folder, run.seed):
-            training = Run.read(place)
-            kept = [-1] * (self.member_steps - 1)
-            if training and training.steps:
-                kept = self.kept_steps(training.steps)
-            found += [*(place / "steps" / str(step) for step in kept), place]
-        return found
+        trainings = self.trainings(run.folder, run.seed)
+        return [place for training, _ in trainings for place in self.places_of(training)]
 
 
 def draw_share(num_rows: int, share: float, seed: int) -> np.ndarray:
@@ -103,20 +114,21 @@ def draw_share(num_rows: int, share: float, seed: int) -> np.ndarray:
 
 
 def is_trained(folder: Path, record: dict, steps: Iterable[int] = ()) -> bool:
-    """Whether the folder has an intact run of this record (rows, start, recipe, seed) with
+    """Whether the folder has an intact run of this record (rows, start, recipe, seed) with its
     checkpoints after these steps.
     """
-    places = (folder, *(folder / "steps" / str(step) for step in steps))
-    return all(
-        run and run.seed == record["seed"] and not run.differences(record) and run.intact()
-        for run in map(Run.read, places)
-    )
+    end = Run.read(folder)
+    if end is None or end.seed != record["seed"] or end.differences(record) or not end.intact():
+        return False
+    kept = (Run.read(folder / "steps" / str(step)) for step in steps)
+    return all(one and end.has_kept(one) and one.intact() for one in kept)
 
 
 def open_members(run: Run, members: Members) -> list[Run]:
     """The checkpoints whose scores are averaged.
 
-    Raises Refused if one is missing, damaged, or differs in more than seed, step and share.
+    Raises Refused if one is missing, damaged, of another seed or training than its place says, or
+    differs from the run in more than seed, step and share.
     """
     if members.single:
         return [run]
@@ -124,22 +136,35 @@ def open_members(run: Run, members: Members) -> list[Run]:
         raise Refused(
             f"the model in {run.folder} was adopted, and its recipe is not known: it has no members"
         )
+    make = (
+        f"make it with: python train.py --dataset_name {run.dataset_name} {flags_of(members)} and "
+        "the arguments of the run's training"
+    )
+    wanted = vars(run) | {"share": members.member_share}
     found = []
-    for place in members.places(run):
-        member = Run.read(place)
-        if member is None or not member.intact():
-            subject = f"the member {place}"
-            if place.name == "-1":
-                subject = f"a checkpoint of {place.parent.parent}"
-            raise Refused(
-                f"{subject} is missing or damaged; make it with: python train.py --dataset_name "
-                f"{run.dataset_name} {flags_of(members)} and the arguments of the run's training"
-            )
-        if parts := member.differences(vars(run) | {"share": members.member_share}):
-            raise Refused(
-                f"the member {place} has {describe_parts(parts)} than the run; train it again"
-            )
-        found.append(member)
+    for training, seed in members.trainings(run.folder, run.seed):
+        end = Run.read(training)
+        if end and end.steps:
+            members.check_steps(end.steps)
+        for place in members.places_of(training):
+            member = Run.read(place)
+            if member is None or not member.intact():
+                unknown = place.name == "-1"
+                subject = f"a checkpoint of {training}" if unknown else f"the member {place}"
+                raise Refused(f"{subject} is missing or damaged; {make}")
+            if parts := member.differences(wanted):
+                raise Refused(
+                    f"the member {place} has {describe_parts(parts)} than the run; train it again"
+                )
+            if member.seed != seed:
+                raise Refused(
+                    f"the member {place} was trained with seed {member.seed}, not {seed}; {make}"
+                )
+            if place != training and not (end and end.has_kept(member)):
+                raise Refused(
+                    f"the member {place} is of another training than that in {training}; {make}"
+                )
+            found.append(member)
     return found
 
 

@@ -73,6 +73,7 @@ class Run:
     share: float = 1.0  # of the training rows
     step: int | None = None  # of a checkpoint on the way; None: the end
     steps: int = 0  # of the whole training
+    kept: dict[str, str] = field(default_factory=dict)  # step -> weights of the checkpoint there
     dataset_path: str | None = None
     validation_split: str | None = None  # a second file, of custom rows
     folders: dict[str, str | None] = field(default_factory=dict)  # where these were, absolute
@@ -139,6 +140,10 @@ class Run:
         """Parts in which this run and a record of run.json differ, seed and step left out."""
         other = {"share": 1.0, "new_head": False} | record
         return [part for part in SAME_FOR_MEMBERS if getattr(self, part) != other.get(part)]
+
+    def has_kept(self, checkpoint: "Run") -> bool:
+        """Whether the training that ended in this run left the checkpoint on its way."""
+        return self.kept.get(str(checkpoint.step)) == checkpoint.weights
 
     def rows(self, max_queries: int, first_query: int = 0) -> tuple[GlueDataset, GlueDataset]:
         """Training rows and queries of the run, tokenized as in training.
