@@ -120,17 +120,21 @@ def checksum_of(value: dict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes tensors as safetensors, complete or absent."""
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """Writes tensors as safetensors, complete or absent; returns their SHA-256, which is not that
+    of the file at `path` once another process has replaced it.
+    """
     with complete(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        return sha256_of(temporary)
 
 
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Writes named arrays as .npz, complete or absent."""
+def write_npz(path: Path, **arrays: np.ndarray) -> str:
+    """Writes named arrays as .npz, complete or absent; returns their SHA-256."""
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
     write_bytes(path, content.getvalue())
+    return hashlib.sha256(content.getvalue()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -241,8 +245,8 @@ def write_snapshot(path: Path, record: dict, tensors: dict[str, torch.Tensor]) -
     dies leaves the one or the other.
     """
     tensor_file = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.safetensors")
-    write_tensors(tensor_file, tensors)
-    write_json(path, record | {"files": {tensor_file.name: sha256_of(tensor_file)}})
+    digest = write_tensors(tensor_file, tensors)
+    write_json(path, record | {"files": {tensor_file.name: digest}})
     for other in path.parent.glob(f"{path.stem}-*.safetensors"):
         if other != tensor_file:
             other.unlink(missing_ok=True)

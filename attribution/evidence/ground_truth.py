@@ -21,7 +21,6 @@ from attribution.files import (
     describe_parts,
     differing_parts,
     read_json,
-    sha256_of,
     write_json,
     write_npz,
 )
@@ -230,8 +229,8 @@ def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> G
     )
     fingerprint = truth_fingerprint(study)
     path = study.store.folder / f"{subsets.name}_queries{fingerprint['query rows'][:8]}.npz"
-    write_npz(path, **truth.arrays())
-    write_json(path.with_suffix(".json"), {"fingerprint": fingerprint, "arrays": sha256_of(path)})
+    digest = write_npz(path, **truth.arrays())
+    write_json(path.with_suffix(".json"), {"fingerprint": fingerprint, "arrays": digest})
     return truth
 
 

@@ -19,11 +19,11 @@ from attribution.files import (
     Refused,
     describe_parts,
     differing_parts,
+    exclusive,
     intact,
     number_of_queries,
     read_json,
     refuse_if_stale,
-    sha256_of,
     write_json,
     write_tensors,
 )
@@ -73,7 +73,7 @@ class ScoreFolder:
         )
 
     def save(self, kind: str, scores: torch.Tensor, spec: ScoreSpec, about: dict) -> None:
-        """Writes scores, then the JSON that makes them count.
+        """Writes scores, then the JSON that makes them count, while no other process writes either.
 
         about: further entries of the JSON. Raises Refused, and stores nothing, for scores that are
         not finite.
@@ -85,17 +85,17 @@ class ScoreFolder:
                 "--damping_factor, or train with a lower --learning_rate"
             )
         path = self.path / f"{kind}_scores.json"
-        path.unlink(missing_ok=True)
         tensor = path.with_suffix(".safetensors")
-        write_tensors(tensor, {KEY: scores})
         record = {
             "fingerprint": self.parts[kind],
-            "files": {tensor.name: sha256_of(tensor)},
             "shape": list(scores.shape),
             "rows": row_checksums(scores) if scores.dim() == 2 else None,
             "spec": spec_record(spec),
         }
-        write_json(path, record | about)
+        with exclusive(self.path, wait_for=f"the {kind} scores in {self.path}"):
+            path.unlink(missing_ok=True)
+            digest = write_tensors(tensor, {KEY: scores})
+            write_json(path, record | about | {"files": {tensor.name: digest}})
 
 
 def row_checksums(scores: torch.Tensor) -> list[str]:

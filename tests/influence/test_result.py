@@ -6,13 +6,15 @@ import threading
 import time
 
 import pytest
+import torch
 from processes import begin, statuses
 from running import QUICK, analyze_quickly, influence_of, scores_of
 
 import analyze
 from attribution.engine import factors
-from attribution.files import Refused, exclusive
-from attribution.influence.stored import ScoreFolder
+from attribution.files import Refused, exclusive, read_json, write_tensors
+from attribution.influence.settings import ScoreSpec
+from attribution.influence.stored import KEY, ScoreFolder
 
 
 def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(
@@ -72,6 +74,46 @@ def test_the_same_scores_are_not_computed_twice_at_once(run_copy):
         pytest.raises(Refused, match="another process"),
     ):
         analyze_quickly(run_copy)
+
+
+def other_scores(folder, fingerprint: str) -> ScoreFolder:
+    """Folder of scores made from something of this name."""
+    return ScoreFolder(folder / "scores", {"pairwise": {"made from": fingerprint}})
+
+
+def test_scores_never_count_under_the_fingerprint_of_another_writer(tmp_path, monkeypatch, capsys):
+    """Another process, on a file system without locks, replaces the file before the record."""
+    own = other_scores(tmp_path, "own")
+    real = write_tensors
+
+    def replaced(path, tensors) -> str:
+        digest = real(path, tensors)
+        real(path, {KEY: torch.zeros(2, 3)})
+        return digest
+
+    monkeypatch.setattr("attribution.influence.stored.write_tensors", replaced)
+    own.save("pairwise", torch.ones(2, 3), ScoreSpec(), {})
+    assert own.load("pairwise") is None and "damaged" in capsys.readouterr().err
+
+
+def test_of_two_writers_one_leaves_both_scores_and_record(tmp_path):
+    """Each holds the lock from its scores to their record."""
+
+    def write(number: int) -> None:
+        for _ in range(20):
+            scores = torch.full((2, 3), float(number))
+            other_scores(tmp_path, str(number)).save("pairwise", scores, ScoreSpec(), {})
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    record = read_json(tmp_path / "scores/pairwise_scores.json")
+    assert record is not None
+    made = record["fingerprint"]["made from"]
+    found = other_scores(tmp_path, made).load("pairwise")
+    assert found is not None and (found == float(made)).all()
 
 
 def test_a_wait_ends_with_the_other_process(tmp_path):
