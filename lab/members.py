@@ -7,11 +7,12 @@ on tuning masks.
 Nothing is trained or scored here. Ground truth are the retrains of evaluate_lds.py with the same
 arguments of masks; they are chosen so that no result uses them: masks of seed 1, retrain seeds from
 200, other queries (--first_query). Sets of members with as many checkpoints are compared. Three
-means are compared: the one that the scripts take, after each checkpoint was divided by its standard
-deviation (one number a checkpoint), the plain one, and the one in which a checkpoint counts as much
-as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1). Of each score
-the sets that are complete are compared, all of them with the run alone under the first score, and
-with the same members under the first score. Writes RESULTS_DIR/members_DATASET_NAME.json and .md.
+means are compared: the one that the scripts take, after each checkpoint was divided by its mean
+self-influence (one number a checkpoint), the plain one, and the one in which a checkpoint counts as
+much as the learning rate of the steps before it (TracIn, arXiv:2002.08484, equation 1). Of each
+score the sets that are complete are compared, all of them with the run alone under the first score,
+and with the same members under the first score. Writes RESULTS_DIR/members_DATASET_NAME.json and
+.md.
 """
 
 import argparse
@@ -27,9 +28,9 @@ from attribution.cli import Parser, flags_of, run_script
 from attribution.evidence import stats
 from attribution.evidence.ground_truth import Subsets, own_truth
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused
+from attribution.files import Refused, read_json
 from attribution.influence.settings import STRATEGIES, ScoreSpec
-from attribution.influence.stored import scores_named
+from attribution.influence.stored import mean_self_influence, scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, with_interval
 from attribution.training.members import Members
@@ -135,11 +136,11 @@ def rate_before(run: Run, schedule: str, every: int) -> float:
     return float((1 - steps / run.steps).mean()) if schedule == "linear" else 1.0
 
 
-def weights_of(name: str, scores: list[np.ndarray], rates: list[float]) -> list[float]:
+def weights_of(name: str, divisors: list[float], rates: list[float]) -> list[float]:
     """How much each member counts in the mean of this name."""
     if name == "scaled":
-        return [1 / float(np.std(one)) for one in scores]
-    return rates if name == "by learning rate" else [1.0] * len(scores)
+        return [1 / divisor for divisor in divisors]
+    return rates if name == "by learning rate" else [1.0] * len(divisors)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ class Scored:
     count: int
     label: str
     each: list[np.ndarray]  # (Q, N) of each checkpoint
+    divisors: list[float]  # mean self-influence of each
     rates: list[float]  # learning rate of the steps before each
 
 
@@ -161,12 +163,16 @@ def open_sets(args, run: Run, queries) -> list[Scored]:
     """
 
     @functools.cache
-    def opened(score: str, place: Path) -> tuple[np.ndarray, Run] | None:
+    def opened(score: str, place: Path) -> tuple[np.ndarray, float | None, Run] | None:
         member = Run.read(place)
         if member is None:
             return None
-        found = scores_named(member, from_query(score, args.first_query), queries.fingerprint())
-        return None if found is None else (found, member)
+        name = from_query(score, args.first_query)
+        found = scores_named(member, name, queries.fingerprint())
+        if found is None:
+            return None
+        record = read_json(place / f"influence/scores/{name}/pairwise_scores.json") or {}
+        return found, mean_self_influence(member, ScoreSpec(**record["spec"])), member
 
     assert run.recipe is not None
     schedule = run.recipe["lr_schedule"]
@@ -176,12 +182,15 @@ def open_sets(args, run: Run, queries) -> list[Scored]:
         lacking = []
         for count, label, members in every_set():
             found = [opened(score, place) for place in members.places(run)]
-            if each := [one for one in found if one is not None and None not in found]:
+            each = [one for one in found if one is not None]
+            divisors = [1.0] if count == 1 else [one for _, one, _ in each if one is not None]
+            if len(each) == len(divisors) == count:
                 rates = [
                     rate_before(member, schedule, member.steps // members.member_steps)
-                    for _, member in each
+                    for *_, member in each
                 ]
-                sets.append(Scored(score, count, label, [scores for scores, _ in each], rates))
+                values = [scores for scores, *_ in each]
+                sets.append(Scored(score, count, label, values, divisors, rates))
             elif not sets:
                 raise Refused(
                     f"{run.folder} has no scores {score} of these queries; --plan prints the "
@@ -219,7 +228,7 @@ def compare(args, run: Run, train, queries, truth) -> dict:
         for one in sets:
             singles = [stats.agreement(scores, truth.masks, ranks).mean for scores in one.each]
             for name in MEANS if one.count > 1 else MEANS[:1]:
-                weights = weights_of(name, one.each, one.rates)
+                weights = weights_of(name, one.divisors, one.rates)
                 total = np.einsum("k,kqn->qn", weights, np.stack(one.each), dtype=np.float64)
                 agreed = stats.agreement(total, truth.masks, ranks)
                 sample = stats.bootstrap(agreed, ranks, draws)

@@ -39,8 +39,8 @@ def scored(trained, tmp_path_factory):
     return folder
 
 
-def scores_of(folder, name: str) -> torch.Tensor:
-    return load_file(folder / f"influence/scores/{name}/pairwise_scores.safetensors")[
+def scores_of(folder, name: str, kind: str = "pairwise") -> torch.Tensor:
+    return load_file(folder / f"influence/scores/{name}/{kind}_scores.safetensors")[
         "all_modules"
     ].clone()
 
@@ -51,12 +51,12 @@ def refused(capsys, main, *argv: str) -> str:
     return capsys.readouterr().err
 
 
-def alike(each: torch.Tensor) -> torch.Tensor:
-    """The mean over members (K, Q, N) in which each has the same standard deviation, the mean of
-    theirs.
+def alike(each: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """The mean over members (K, Q, N) after each was divided by its mean self-influence, of own (K,
+    N), times the mean of these.
     """
-    spreads = each.double().std((1, 2), correction=0, keepdim=True)
-    return (each / spreads * spreads.mean()).mean(0).float()
+    divisors = own.double().mean(1)[:, None, None]
+    return (each / divisors * divisors.mean()).mean(0).float()
 
 
 def test_the_stored_mean_is_the_mean_over_members(copied):
@@ -64,16 +64,53 @@ def test_the_stored_mean_is_the_mean_over_members(copied):
     folders = [run, run / "members/seed1", run / "members/seed2"]
     each = [scores_of(folder, "identity") for folder in folders]
     assert not torch.equal(each[0], each[1])
-    assert torch.allclose(scores_of(run, "identity_members3"), alike(torch.stack(each)))
+    own = torch.stack([scores_of(folder, "identity", "self") for folder in folders])
+    assert torch.allclose(scores_of(run, "identity_members3"), alike(torch.stack(each), own))
     seeds = [json.loads((folder / "run.json").read_text())["seed"] for folder in folders]
     assert seeds == [0, 1, 2]
 
 
 def test_each_member_counts_as_much_as_the_others_and_the_unit_stays():
     small = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
-    found = mean_of([small, 100 * small[:, ::-1]])
+    found = mean_of([(small, 2.0), (100 * small[:, ::-1], 200.0)])
     assert np.allclose(found, 50.5 / 2 * (small + small[:, ::-1]), atol=1e-4)
-    assert np.allclose(mean_of([small]), small) and not mean_of([np.zeros((2, 3))] * 2).any()
+    assert np.allclose(mean_of([(small, 7.0)]), small)
+    assert not mean_of([(np.zeros((2, 3)), 0.0)] * 2).any()
+
+
+def test_a_query_has_the_same_scores_whatever_else_is_asked(copied, tmp_path):
+    """Alone or with others, as a validation row or as a custom query, in any window: self-influence
+    too is stored once.
+    """
+    three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "3"]
+    run = copied / "demo"
+    wanted = scores_of(run, "identity_members3")
+    valid = Run.open(copied, "demo").rows(12)[1]
+    names = valid.task.class_names
+    for chosen in ([2], [5], [2, 5]):
+        path = tmp_path / "questions.csv"
+        lines = [f'"{valid.text(row)}",{names[int(valid.labels[row])]}\n' for row in chosen]
+        path.write_text("sentence,label\n" + "".join(lines))
+        analyze.main([*three, "--query_path", str(path)])
+        (own,) = run.glob("influence/scores/identity_members3_queries-*")
+        assert close(scores_of(run, own.name), wanted[chosen], 1e-5)
+        shutil.rmtree(own)
+    analyze.main([*three, "--first_query", "4", "--max_queries", "3"])
+    assert close(scores_of(run, "identity_members3_from4"), wanted[4:7], 1e-5)
+    analyze.main([*three, "--self_influence"])
+    places = {path.parent.name for path in run.glob("influence/scores/*/self_scores.json")}
+    assert places == {"identity", "identity_members3"}
+
+
+def test_a_custom_query_is_forgotten_with_what_was_computed_beside_it(copied):
+    """Self-influence, which the first question to members computes, stays and names no query."""
+    shutil.rmtree(copied / "demo/influence")
+    three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "2"]
+    analyze.main([*three, "--query_text", "A secret soup.", "--query_label", "positive"])
+    analyze.main([*three, "--forget_queries"])
+    files = [path for path in (copied / "demo").rglob("*") if path.is_file()]
+    assert any(path.name == "self_scores.json" for path in files)
+    assert not any(b"secret" in path.read_bytes() for path in files)
 
 
 def test_a_mean_that_was_taken_in_another_way_is_left_out_and_said(copied, tmp_path, capsys):
@@ -184,7 +221,8 @@ def test_members_differ_in_seed_step_and_rows_and_the_mean_is_over_all_of_them(m
     each = torch.stack([scores_of(place, "identity") for place in places])
     assert len({tuple(scores[0, :3].tolist()) for scores in each}) == 6
     stored = scores_of(run, "identity_members2_steps3_share0.5")
-    assert torch.allclose(stored, alike(each))
+    own = torch.stack([scores_of(place, "identity", "self") for place in places])
+    assert torch.allclose(stored, alike(each, own))
     records = [json.loads((place / "run.json").read_text()) for place in places]
     assert [one.get("step") for one in records] == [1, 3, None] * 2 and {
         one["steps"] for one in records

@@ -252,7 +252,8 @@ def member_scores(
     """Scores of the single members behind stored means.
 
     A checkpoint's scores of the margin, divided by its residuals, are its scores of a regression's
-    output; the mean of them is taken as of scores. residuals: folder of a checkpoint -> (Q,).
+    output; the mean of them is taken as of scores, by the same divisors. residuals: folder of a
+    checkpoint -> (Q,).
     """
     singles: dict[str, list[np.ndarray]] = {}
     outputs: dict[str, np.ndarray] = {}
@@ -275,7 +276,7 @@ def member_scores(
             for part, place in zip(there, places, strict=True):
                 by = residuals[place][:, None]
                 divided.append(np.divide(part, by, out=np.zeros(part.shape), where=by != 0))
-            outputs[name] = mean_of(divided)
+            outputs[name] = mean_of(zip(divided, found.divisors, strict=True))
     return MemberScores(singles, outputs)
 
 

@@ -63,14 +63,15 @@ class Scored:
     suffix: str = ""
     processes: Processes = ALONE
     scores: ScoreFolder = field(init=False)
+    # Kinds of scores computed here: overwriting replaces them once in a process.
+    computed: set[str] = field(init=False, default_factory=set)
 
     def stored_unless_overwritten(self, kind: str) -> torch.Tensor | None:
         """Stored scores on the main process; None on other processes, without any, or to
         overwrite.
         """
-        if self.settings.overwrite or not self.processes.main:
-            return None
-        return self.scores.load(kind)
+        overwrite = self.settings.overwrite and kind not in self.computed
+        return None if overwrite or not self.processes.main else self.scores.load(kind)
 
 
 @dataclass(eq=False)
@@ -85,11 +86,13 @@ class Analysis(Scored):
         self.factor_parts = made | settings.parts("factors", rows)
         query_parts = {"query rows": self.queries.fingerprint(), "margin": MARGIN}
         self.scores = ScoreFolder(
-            self.folder / "scores" / (settings.of_one_checkpoint.name + self.suffix),
+            self.folder / "scores",
+            settings.of_one_checkpoint,
             {
                 "self": made | settings.parts("self", rows),
                 "pairwise": made | settings.parts("pairwise", rows) | query_parts,
             },
+            self.suffix,
         )
         self.about = {
             "arguments": {name: str(value) for name, value in self.arguments.items()},
@@ -219,16 +222,26 @@ class Analysis(Scored):
         if self.processes.from_main(lambda: scores is not None):
             return scores
         start = time.perf_counter()
-        with self._held(f"scores_{self.scores.path.name}_{kind}"):
+        with self._held(f"scores_{self.scores.place(kind).name}_{kind}"):
             scores, seconds, work = self._new_scores(kind)
             if self.processes.main:
                 seconds |= work.record["seconds"] | {"all": time.perf_counter() - start}
                 plans = {n: work.record[n] for n in ("plan", "replanned") if n in work.record}
-                about = self.about | environment(choose_device()) | plans | {"seconds": seconds}
-                self.scores.save(kind, scores, self.settings.of_one_checkpoint, about)
+                # Self-influence is no part of a custom query, and is not forgotten with it.
+                about = {} if kind == "self" and self.suffix else self.about
+                about = about | environment(choose_device()) | plans | {"seconds": seconds}
+                self.scores.save(kind, scores, about)
                 shutil.rmtree(work.folder)
+            self.computed.add(kind)
             self.processes.meet()
         return scores
+
+    def divisor(self) -> float | None:
+        """Number by which a mean over members divides this checkpoint's scores of any queries: its
+        mean self-influence. None on all processes but the main one.
+        """
+        scores = self.compute("self")
+        return None if scores is None else scores.mean(dtype=torch.float64).item()
 
     def _held(self, name: str, wait_for: str | None = None):
         """Context in which the main process holds the lock of results of this name, for all."""
@@ -241,7 +254,7 @@ class Analysis(Scored):
         settings = self.settings
         score_args = make_score_arguments(settings)
         factors_name = settings.factors_name
-        name = f"{self.scores.path.name}_{kind}"
+        name = f"{self.scores.place(kind).name}_{kind}"
         with self._held(f"factors_{factors_name}", f"the {factors_name} factors"):
             seconds = self.fit_factors()
             if settings.stock:
@@ -300,8 +313,10 @@ class Influence(Scored):
             members = fingerprint_of_members(settings, run)
             made = {"weights": run.weights, "training rows": run.train_rows} | members
             self.scores = ScoreFolder(
-                run.folder / "influence" / "scores" / (settings.name + self.suffix),
+                run.folder / "influence" / "scores",
+                settings,
                 {kind: parts | made for kind, parts in first.scores.parts.items()},
+                self.suffix,
             )
 
     def of_questions(self, questions: Questions, alone: bool = False) -> "Influence":
@@ -336,23 +351,32 @@ class Influence(Scored):
         self._announced = True
         if self.settings.single:
             return self.analyses[0].compute(kind)
-        found = self._of_each(kind)  # one after the other: they need not fit into memory together
+        divisors: list[float] = []
+        found = self._of_each(
+            kind, divisors
+        )  # one after the other: they need not fit into memory together
         if not self.processes.main:
             return next(found, None)
         scores = torch.from_numpy(mean_of(found)).float()
-        about = self.about | environment(choose_device()) | {"seconds": {}}
-        self.scores.save(kind, scores, self.settings, about)
+        about = self.about | environment(choose_device()) | {"seconds": {}, "divisors": divisors}
+        self.scores.save(kind, scores, about)
+        self.computed.add(kind)
         return scores
 
-    def _of_each(self, kind: str) -> Iterator[np.ndarray]:
-        """Scores of one checkpoint after the other; nothing on processes but the main one."""
+    def _of_each(self, kind: str, divisors: list[float]) -> Iterator[tuple[np.ndarray, float]]:
+        """(scores, divisor) of one checkpoint after the other; nothing on processes but the main
+        one. divisors: where each is noted.
+        """
         for i, analysis in enumerate(self.analyses):
             print(f"member {i + 1} of {len(self.analyses)}: {analysis.run.folder}")
             scores = analysis.compute(kind)
+            # The mean over a single checkpoint needs none.
+            divisor = analysis.divisor() if len(self.analyses) > 1 else 1.0
             analysis.release()
-            if scores is not None:
-                print(f"  standard deviation of its {kind} scores: {scores.std():.4g}")
-                yield scores.numpy()
+            if scores is not None and divisor is not None:
+                print(f"  its mean self-influence: {divisor:.4g}")
+                divisors.append(divisor)
+                yield scores.numpy(), divisor
 
     def of_members(self) -> list[np.ndarray] | None:
         """Stored pairwise scores (Q, N) of each member; None without members, or if one lacks."""

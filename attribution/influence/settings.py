@@ -146,6 +146,11 @@ class ScoreSpec(Members):
         """The same scores of a single checkpoint."""
         return replace(self, **vars(Members()))
 
+    @property
+    def of_self(self) -> "ScoreSpec":
+        """The settings of self-influence, which depends on no query."""
+        return replace(self, first_query=0, query_gradient_rank=None)
+
 
 @dataclass(frozen=True)
 class Settings(ScoreSpec):

@@ -1,8 +1,9 @@
 """Stored scores: their files, and the rules by which they count for a run.
 
 A folder `influence/scores/NAME/` has pairwise_scores.safetensors (Q, N) or self_scores.safetensors
-(N,), and beside each a JSON with the fingerprint, the ScoreSpec and a checksum of every row.
-Symbols: Q queries, N training rows.
+(N,), and beside each a JSON with the fingerprint, the ScoreSpec and a checksum of every row. In the
+NAME of self scores nothing concerns queries, so that they are stored once. Symbols: Q queries, N
+training rows.
 """
 
 import hashlib
@@ -36,10 +37,26 @@ KEY = "all_modules"
 
 @dataclass(frozen=True)
 class ScoreFolder:
-    """Folder of scores of one name, and the fingerprints under which they count."""
+    """Scores of one spec, and the fingerprints under which they count.
 
-    path: Path
+    folder: of all scores of a run. suffix: end of the name of scores of custom queries.
+    """
+
+    folder: Path
+    spec: ScoreSpec
     parts: dict[str, dict]  # kind ("pairwise" or "self") -> named parts of the fingerprint
+    suffix: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the pairwise scores."""
+        return self.place("pairwise")
+
+    def place(self, kind: str) -> Path:
+        """Folder of the scores of this kind."""
+        if kind == "self":
+            return self.folder / self.spec.of_self.name
+        return self.folder / (self.spec.name + self.suffix)
 
     def load(self, kind: str) -> torch.Tensor | None:
         """Stored scores, pairwise (Q, N) or self (N,); None if missing, or damaged (printed).
@@ -49,10 +66,11 @@ class ScoreFolder:
         record = self.record(kind)
         if record is None:
             return None
-        if not intact(self.path, record["files"]):
-            print(f"{self.path}: {kind} scores are damaged and are computed again", file=sys.stderr)
+        place = self.place(kind)
+        if not intact(place, record["files"]):
+            print(f"{place}: {kind} scores are damaged and are computed again", file=sys.stderr)
             return None
-        return load_file(self.path / f"{kind}_scores.safetensors")[KEY]
+        return load_file(place / f"{kind}_scores.safetensors")[KEY]
 
     def load_row(self, query: int) -> torch.Tensor | None:
         """One query's stored scores (N,), read without the rest and checked by its checksum."""
@@ -68,11 +86,10 @@ class ScoreFolder:
 
     def record(self, kind: str) -> dict | None:
         """JSON beside the scores; None if missing. Raises Refused if their fingerprint differs."""
-        return refuse_if_stale(
-            self.path / f"{kind}_scores.json", self.parts[kind], f"{kind} scores"
-        )
+        path = self.place(kind) / f"{kind}_scores.json"
+        return refuse_if_stale(path, self.parts[kind], f"{kind} scores")
 
-    def save(self, kind: str, scores: torch.Tensor, spec: ScoreSpec, about: dict) -> None:
+    def save(self, kind: str, scores: torch.Tensor, about: dict) -> None:
         """Writes scores, then the JSON that makes them count, while no other process writes either.
 
         about: further entries of the JSON. Raises Refused, and stores nothing, for scores that are
@@ -84,15 +101,15 @@ class ScoreFolder:
                 f"the {kind} scores are not finite (first at {place}), so nothing is stored; raise "
                 "--damping_factor, or train with a lower --learning_rate"
             )
-        path = self.path / f"{kind}_scores.json"
+        path = self.place(kind) / f"{kind}_scores.json"
         tensor = path.with_suffix(".safetensors")
         record = {
             "fingerprint": self.parts[kind],
             "shape": list(scores.shape),
             "rows": row_checksums(scores) if scores.dim() == 2 else None,
-            "spec": spec_record(spec),
+            "spec": spec_record(self.spec.of_self if kind == "self" else self.spec),
         }
-        with exclusive(self.path, wait_for=f"the {kind} scores in {self.path}"):
+        with exclusive(path.parent, wait_for=f"the {kind} scores in {path.parent}"):
             path.unlink(missing_ok=True)
             digest = write_tensors(tensor, {KEY: scores})
             write_json(path, record | about | {"files": {tensor.name: digest}})
@@ -113,6 +130,7 @@ class StoredScores:
     path: Path  # of their JSON
     spec: ScoreSpec
     stale: str | None  # why they do not count; None if they do
+    divisors: tuple[float, ...] = (1.0,)  # of the members, if they are a mean
 
     def values(self) -> np.ndarray:
         """The scores (Q, N)."""
@@ -138,7 +156,8 @@ def find_scores(run: Run, query_rows: str, first_query: int = 0) -> dict[str, St
         spec = ScoreSpec(**record["spec"])
         if spec.first_query == first_query:
             name = path.parent.name.removesuffix(f"_from{first_query}")
-            found[name] = StoredScores(path, spec, why_stale(path, run, query_rows))
+            stale = why_stale(path, run, query_rows)
+            found[name] = StoredScores(path, spec, stale, tuple(record.get("divisors", (1.0,))))
     return found
 
 
@@ -168,6 +187,14 @@ def scores_named(run: Run, name: str, query_rows: str) -> np.ndarray | None:
     """Stored scores (Q, N) in the folder of this name; None if missing, stale or damaged."""
     path = run.folder / f"influence/scores/{name}/pairwise_scores.json"
     return None if why_stale(path, run, query_rows) else read_scores(path)
+
+
+def mean_self_influence(run: Run, spec: ScoreSpec) -> float | None:
+    """Mean of the stored self-influence of a checkpoint, by which a mean over members divides its
+    scores of this spec; None if it is missing, stale or damaged.
+    """
+    path = run.folder / f"influence/scores/{spec.of_self.name}/self_scores.json"
+    return None if why_stale(path, run) else float(read_scores(path).mean(dtype=np.float64))
 
 
 def recorded_queries(run: Run, name: str) -> int | None:

@@ -17,7 +17,7 @@ from attribution.draws import uniform_hash
 from attribution.files import Refused, describe_parts
 from attribution.training.run import Run
 
-MEAN = "each divided by its standard deviation"
+MEAN = "each divided by its mean self-influence"
 GROUP = "members"
 
 
@@ -27,8 +27,8 @@ class Members:
 
     num_members: int = option(
         1,
-        "train K checkpoints with K seeds from --seed up, or average their scores; train.py keeps "
-        "existing ones (1)",
+        "train K checkpoints with K seeds from --seed up, or average their scores, each divided by "
+        "its mean self-influence; train.py keeps existing ones (1)",
         group=GROUP,
         name="members{}",
     )
@@ -177,18 +177,17 @@ def fingerprint_of_members(members: Members, run: Run) -> dict:
     return parts | {"mean": MEAN} if len(found) > 1 else parts
 
 
-def mean_of(scores: Iterable[np.ndarray]) -> np.ndarray:
+def mean_of(scores: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
     """Mean over checkpoints of arrays of one shape, float64, in which each counts the same.
 
-    Scores of a checkpoint that has fitted its rows less are larger as a whole and would dominate a
-    plain mean. So each array is divided by its standard deviation (one number a checkpoint: queries
-    stay comparable), and the mean is multiplied by the mean standard deviation, which keeps the
-    unit.
+    scores: (array, divisor) of each checkpoint. Scores of a checkpoint that has fitted its rows
+    less are larger as a whole and would dominate a plain mean. So each array is divided by a number
+    of its checkpoint, which depends on no query, and the mean is multiplied by the mean divisor,
+    which keeps the unit.
     """
     total = np.zeros(())
-    spreads = []
-    for values in scores:
-        spread = float(np.std(values, dtype=np.float64))
-        spreads.append(spread)
-        total = total + values.astype(np.float64) / (spread or 1.0)
-    return total / len(spreads) * np.mean(spreads)
+    divisors = []
+    for values, divisor in scores:
+        divisors.append(divisor)
+        total = total + values.astype(np.float64) / (divisor or 1.0)
+    return total / len(divisors) * np.mean(divisors)

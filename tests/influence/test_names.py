@@ -165,12 +165,13 @@ def test_a_field_with_a_fingerprint_makes_its_kind_stale_and_those_after_it(fiel
     assert (field.name in OTHER) == (first < 3)
     for place, kind in enumerate(KINDS):
         before, after = ({kind: one.parts(kind, 100)} for one in (Settings(), other))
-        ScoreFolder(tmp_path, before).save(kind, torch.ones(1, 2), Settings(), {})
+        ScoreFolder(tmp_path, Settings(), before).save(kind, torch.ones(1, 2), {})
+        stored = ScoreFolder(tmp_path, Settings(), after)
         if place < first:
-            assert ScoreFolder(tmp_path, after).load(kind) is not None
+            assert stored.load(kind) is not None
             continue
         with pytest.raises(Refused, match=f"other {field.name.replace('_', ' ')}( and .*)?; pass"):
-            ScoreFolder(tmp_path, after).load(kind)
+            stored.load(kind)
 
 
 def test_settings_without_an_effect_on_the_numbers_have_no_part():

@@ -78,7 +78,7 @@ def test_the_same_scores_are_not_computed_twice_at_once(run_copy):
 
 def other_scores(folder, fingerprint: str) -> ScoreFolder:
     """Folder of scores made from something of this name."""
-    return ScoreFolder(folder / "scores", {"pairwise": {"made from": fingerprint}})
+    return ScoreFolder(folder, ScoreSpec(), {"pairwise": {"made from": fingerprint}})
 
 
 def test_scores_never_count_under_the_fingerprint_of_another_writer(tmp_path, monkeypatch, capsys):
@@ -92,7 +92,7 @@ def test_scores_never_count_under_the_fingerprint_of_another_writer(tmp_path, mo
         return digest
 
     monkeypatch.setattr("attribution.influence.stored.write_tensors", replaced)
-    own.save("pairwise", torch.ones(2, 3), ScoreSpec(), {})
+    own.save("pairwise", torch.ones(2, 3), {})
     assert own.load("pairwise") is None and "damaged" in capsys.readouterr().err
 
 
@@ -102,14 +102,14 @@ def test_of_two_writers_one_leaves_both_scores_and_record(tmp_path):
     def write(number: int) -> None:
         for _ in range(20):
             scores = torch.full((2, 3), float(number))
-            other_scores(tmp_path, str(number)).save("pairwise", scores, ScoreSpec(), {})
+            other_scores(tmp_path, str(number)).save("pairwise", scores, {})
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    record = read_json(tmp_path / "scores/pairwise_scores.json")
+    record = read_json(tmp_path / "ekfac/pairwise_scores.json")
     assert record is not None
     made = record["fingerprint"]["made from"]
     found = other_scores(tmp_path, made).load("pairwise")

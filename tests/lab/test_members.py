@@ -24,9 +24,8 @@ def test_a_checkpoint_counts_as_much_as_the_learning_rate_of_the_steps_before_it
     )
     assert members.rate_before(run, "linear", 4) == pytest.approx(np.mean([4, 3, 2, 1]) / 8)
     assert members.rate_before(run, "constant", 4) == 1.0
-    scores = [np.array([[1.0, -1.0]]), np.array([[4.0, -4.0]])]
-    assert members.weights_of("scaled", scores, [0.5, 0.1]) == [1.0, 0.25]
-    assert members.weights_of("plain", scores, [0.5, 0.1]) == [1.0, 1.0]
+    assert members.weights_of("scaled", [1.0, 4.0], [0.5, 0.1]) == [1.0, 0.25]
+    assert members.weights_of("plain", [1.0, 4.0], [0.5, 0.1]) == [1.0, 1.0]
 
 
 def test_sets_are_compared_as_the_study_does_or_what_is_missing_is_named(
