@@ -198,16 +198,16 @@ def construct_bert(
     model_name_or_path: str | None = None,
     seed: int = 0,
     num_hidden_layers: int | None = None,
-    new_head: bool = False,
+    new_head: bool | None = False,
     task: GlueTask | None = None,
 ) -> torch.nn.Module:
     """Encoder with a head for the task, in float32; a head that the folder lacks is drawn from
     `seed`.
 
     model_name_or_path: folder or hub id, or None (see `resolve_model`). num_hidden_layers: number
-    of layers to keep, from the first on. new_head: draw the head even if there is one. task: of a
-    data set that is not in TASKS. `model.drawn` names the parameters that were drawn. The random
-    state of the process is left as it was. Raises Refused as `models.open_model` does.
+    of layers to keep, from the first on. new_head: see `models.open_model`. task: of a data set
+    that is not in TASKS. `model.drawn` names the parameters that were drawn. The random state of
+    the process is left as it was. Raises Refused as `models.open_model` does.
     """
     with torch.random.fork_rng(devices=[]):  # nothing is drawn on a GPU
         torch.manual_seed(seed)

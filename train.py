@@ -24,7 +24,7 @@ from pathlib import Path
 from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
 from attribution.engine.modules import check_attribution
 from attribution.files import Refused, exclusive, fingerprint_of_tensors
-from attribution.models import fingerprint_of_start, name_classes
+from attribution.models import fingerprint_of_start, name_classes, shortened
 from attribution.processes import (
     TIMEOUT,
     TRAINING_TIMEOUT,
@@ -36,7 +36,7 @@ from attribution.processes import (
 )
 from attribution.provenance import environment
 from attribution.training.adopt import FLAG as ADOPT
-from attribution.training.adopt import judge, open_adopted
+from attribution.training.adopt import judge, names_of_outputs, open_adopted, open_config
 from attribution.training.checkpoints import Trainer, evaluate_splits, show_metrics
 from attribution.training.data import Tables, add_custom_arguments, open_tables, read_rows
 from attribution.training.fit import evaluate_model
@@ -143,8 +143,9 @@ def open_tokenizer(args: argparse.Namespace):
 def open_start(args: argparse.Namespace, tables: Tables, seed: int):
     """Start model with the head of this seed."""
     layers = args.num_hidden_layers
+    new_head = None if args.adopt else args.new_head
     return construct_bert(
-        args.dataset_name, args.model_name_or_path, seed, layers, args.new_head, tables.task
+        args.dataset_name, args.model_name_or_path, seed, layers, new_head, tables.task
     )
 
 
@@ -215,8 +216,7 @@ def fine_tune(
     model = open_start(args, tables, seed)
     for state, names in (("drawn at random", model.drawn), ("stored, but not used", model.unused)):
         if names:
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            print(f"{state}: {', '.join(sorted(names)[:6])}{more}")
+            print(f"{state}: {shortened(sorted(names), 6)}")
     rows = read_rows(tables, model, tokenizer, args.max_length, limit)
     check_attribution(model, rows.train)
     device = choose_device()
@@ -245,7 +245,10 @@ def main(argv=None) -> None:
     with launched(TRAINING_TIMEOUT if several else TIMEOUT) as processes:
         check_launcher(choose_device(), processes)
         folder = args.checkpoint_dir / args.dataset_name
-        tables = open_tables(args.dataset_name, args.dataset_path, vars(args))
+        classes = (
+            names_of_outputs(open_config(args.adopt), args.label_order) if args.adopt else None
+        )
+        tables = open_tables(args.dataset_name, args.dataset_path, vars(args), classes)
         limit = args.max_train_samples or tables.task.max_train_samples
         if args.adopt:
             check_place(folder, args.adopt, ADOPT)

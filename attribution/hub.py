@@ -4,6 +4,9 @@ soon after a hub does not answer.
 
 import contextlib
 import errno
+import json
+import pickle
+import re
 import threading
 from pathlib import Path
 
@@ -59,6 +62,8 @@ def open_asset(name: str, flag: str, what: str, load):
     local = path.exists()
     if path.is_dir():
         refuse_pointers(path)
+        if what == "model":
+            refuse_outer(path, flag)
     # A hub id is `name` or `owner/name`, and does not begin with a dot.
     if not local and (path.is_absolute() or len(path.parts) > 2 or name.startswith((".", "~"))):
         raise Refused(f"there is no {name!r}; check {flag}")
@@ -89,11 +94,30 @@ def refuse_pointers(folder: Path) -> None:
             continue
         if path.read_bytes().startswith(b"version https://git-lfs"):
             raise Refused(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
         raise Refused(
             f"{folder} holds an adapter, not a model; merge it into its model first (PEFT: "
             "merge_and_unload)"
         )
+
+
+def refuse_outer(folder: Path, flag: str) -> None:
+    """Raises Refused for a folder around models, such as a Trainer's output, which names the best
+    of them (by the Trainer's own record), else the last.
+
+    flag: the argument that named the folder.
+    """
+    inner = {path.parent.name: path.parent for path in folder.glob("[!.]*/config.json")}
+    if (folder / "config.json").is_file() or not inner:
+        return
+    # checkpoint-1000 comes after checkpoint-500
+    last = max(inner, key=lambda name: (int("0" + re.sub(r"\D", "", name)), name))
+    best = ""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        state = json.loads((inner[last] / "trainer_state.json").read_bytes())
+        best = Path(state["best_model_checkpoint"]).name
+    found = inner.get(best) or inner[last]
+    raise Refused(f"{folder} holds no model, but folders with one; name one: {flag} {found}")
 
 
 def reason_of(error: BaseException) -> str:
@@ -106,6 +130,8 @@ def reason_of(error: BaseException) -> str:
     for one in chain:
         if isinstance(one, UnicodeDecodeError):
             return "a file is not encoded as UTF-8"
+        if isinstance(one, pickle.UnpicklingError):
+            return "a file of weights is damaged, or holds more than weights"
         if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return (
                 f"{one.filename} may not be read or written: {one.strerror}; HF_HOME sets the "

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from attribution.data.dataset import GlueDataset
 from attribution.data.tables import GlueTask
 from attribution.files import Refused, fingerprint_of_tensors
-from attribution.hub import open_asset
+from attribution.hub import open_asset, refuse_outer
 
 FLAG = "--model_name_or_path"
 VOCABULARIES = (
@@ -41,6 +41,8 @@ def open_tokenizer(name: str, flag: str = FLAG):
     tokenizer = None
     if not folder.is_dir() or any((folder / file).is_file() for file in VOCABULARIES):
         tokenizer = open_asset(name, flag, "tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+    else:
+        refuse_outer(folder, flag)
     if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise Refused(
             f"{name!r} has no tokenizer files; name a folder or hub id with them: "
@@ -58,14 +60,19 @@ def open_tokenizer(name: str, flag: str = FLAG):
 
 
 def open_model(
-    name: str, task: GlueTask, num_hidden_layers: int | None = None, new_head: bool = False
+    name: str,
+    task: GlueTask,
+    num_hidden_layers: int | None = None,
+    new_head: bool | None = False,
+    flag: str = FLAG,
 ) -> nn.Module:
     """Model of a folder or hub id with a head for the task, float32; missing parts are drawn from
     torch's seed.
 
-    new_head: draw the head even if there is one. `model.drawn` names the parameters that were
-    drawn, `model.unused` the stored ones that the model does not have. Raises Refused if an encoder
-    weight is missing, does not fit or is not finite, or if the head has another number of classes.
+    new_head: draw the head even if there is one; None: no, and a refusal does not offer it. flag:
+    the argument that named the model. `model.drawn` names the parameters that were drawn,
+    `model.unused` the stored ones that the model does not have. Raises Refused if an encoder weight
+    is missing, does not fit or is not finite, or if the head has another number of classes.
     """
 
     def load():
@@ -87,18 +94,18 @@ def open_model(
             if not is_head(model, key) and not key.startswith(pooler)
         )
         if lost:
-            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise Refused(
                 f"the model {name!r} lacks weights of the encoder, or they do not fit: "
-                f"{', '.join(lost[:3])}{more}"
+                f"{shortened(lost, 3)}"
             )
         for key, value in model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise Refused(f"the model {name!r} has a weight that is not finite: {key}")
         if misfits and not new_head:
+            remedy = "" if new_head is None else "; pass --new_head to draw a new one"
             raise Refused(
                 f"the model {name!r} has a head of another number of classes than "
-                f"{task.num_labels} ({sorted(misfits)[0]}); pass --new_head to draw a new one"
+                f"{task.num_labels} ({sorted(misfits)[0]}){remedy}"
             )
         if new_head:
             missing |= head
@@ -111,7 +118,13 @@ def open_model(
         model.unused = tuple(sorted(info["unexpected_keys"]))
         return model
 
-    return open_asset(name, FLAG, "model", load)
+    return open_asset(name, flag, "model", load)
+
+
+def shortened(names: list[str], count: int) -> str:
+    """The first of the names, as `a, b and 4 more`."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def open_config(name: str, task: GlueTask, num_hidden_layers: int | None):

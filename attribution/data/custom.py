@@ -9,7 +9,7 @@ Symbols: N rows, C classes.
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -63,10 +63,12 @@ def open_custom(
     name: str,
     task: GlueTask | None = None,
     drawn: list[int] | None = None,
+    classes: list[str] | None = None,
 ) -> CustomTables:
     """Custom rows, labelled and split.
 
     task, drawn: those of before, to be taken again; task None: as the training rows' labels are.
+    classes: of an adopted model, which the task then has (`with_classes`).
     Validation rows are a split (`validation` where there are several), a second file, or a share
     of the only split. Raises Refused for rows, columns, labels or a split that cannot be used.
     """
@@ -82,6 +84,8 @@ def open_custom(
     where = data.path if len(splits) == 1 else f"the split 'train' of {data.path}"
     train = read_source(splits.get("train", first), data, where)
     task = task or make_task(train, data, where)
+    if classes is not None and not task.regression:
+        task = with_classes(task, classes)
     train = encode(train, task, where)
     wanted = data.validation_split
     share = SHARE if wanted is None and len(splits) == 1 else parse_share(wanted)
@@ -196,6 +200,32 @@ def make_task(train: datasets.Dataset, data: CustomData, where: str) -> GlueTask
         if fold(name) == fold(other):
             print(f"the classes {name!r} and {other!r} differ in case or blanks only")
     return GlueTask(data.text_columns, len(names), names, metrics=("accuracy", "macro_f1"))
+
+
+def with_classes(task: GlueTask, names: list[str]) -> GlueTask:
+    """Task of custom rows with all classes of an adopted model, in the order of its outputs; the
+    rows' spelling counts.
+
+    names: of the outputs. A class without rows keeps its output. Raises Refused if a class of the
+    rows is not among them.
+    """
+    if len(names) == 1:
+        raise Refused(
+            f"the model has one output, as for a regression, but the rows have {task.num_labels} "
+            "classes; --task regression reads their labels as numbers"
+        )
+    spelled: dict[int, str] = {}
+    for name in task.class_names:
+        place = class_of(name, names)
+        if place is None or place in spelled:
+            raise Refused(
+                f"the training rows have the class {name!r}, but the model's are "
+                f"{printable(', '.join(names))}; pass --label_order with all of its classes, as "
+                "the rows spell them, in the order of its outputs"
+            )
+        spelled[place] = name
+    found = tuple(spelled.get(place, name) for place, name in enumerate(names))
+    return replace(task, num_labels=len(found), class_names=found)
 
 
 def kind_of(values: list, where: str) -> str:

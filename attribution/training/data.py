@@ -57,9 +57,12 @@ class Tables:
     record: dict  # parts of run.json
 
 
-def open_tables(name: str, dataset_path: str | None, values: dict) -> Tables:
+def open_tables(
+    name: str, dataset_path: str | None, values: dict, classes: list[str] | None = None
+) -> Tables:
     """Tables of GLUE, the demo, or custom rows. values: argument name -> value, see CUSTOM.
 
+    classes: names of an adopted model's outputs, which custom rows then have (`custom.with_classes`).
     Raises Refused for arguments that do not go together and for rows that cannot be used.
     """
     folders = {"dataset_path": absolute(dataset_path)}
@@ -89,7 +92,7 @@ def open_tables(name: str, dataset_path: str | None, values: dict) -> Tables:
     split = values["validation_split"]
     seed = values["split_seed"] or 0
     data = CustomData(dataset_path, columns, label, values["task"], split, seed)
-    custom = open_custom(data, name)
+    custom = open_custom(data, name, classes=classes)
     task = custom.task
     tables = custom.splits
     kind = "a regression" if task.regression else describe_classes(tables["train"], task)
