@@ -23,7 +23,7 @@ from pathlib import Path
 
 from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
 from attribution.engine.modules import check_attribution
-from attribution.files import Refused, exclusive, fingerprint_of_tensors
+from attribution.files import Refused, describe_parts, exclusive, fingerprint_of_tensors
 from attribution.models import fingerprint_of_start, name_classes, shortened
 from attribution.processes import (
     TIMEOUT,
@@ -36,7 +36,13 @@ from attribution.processes import (
 )
 from attribution.provenance import environment
 from attribution.training.adopt import FLAG as ADOPT
-from attribution.training.adopt import judge, names_of_outputs, open_adopted, open_config
+from attribution.training.adopt import (
+    judge,
+    names_of_outputs,
+    open_adopted,
+    open_config,
+    parts_lost,
+)
 from attribution.training.checkpoints import Trainer, evaluate_splits, show_metrics
 from attribution.training.data import Tables, add_custom_arguments, open_tables, read_rows
 from attribution.training.fit import evaluate_model
@@ -168,18 +174,21 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
     known = any(value is not None for value in stated)
     start = fingerprint_of_start(open_start(args, tables, 0)) if known else None
     model = name_classes(model, tables.task).to(device)
-    run = Run.read(folder)
-    if run and not args.overwrite and run.weights != fingerprint_of_tensors(model.state_dict()):
-        raise Refused(
-            f"{folder} holds another run; pass --overwrite to replace it, or use another "
-            "--checkpoint_dir"
-        )
-    results = evaluate_splits(model, rows, args.eval_batch_size)
-    seen = evaluate_model(model, rows.train, args.eval_batch_size)
     record = describe_start(args, start, rows.record) | environment(device)
     record |= {
         "seed": args.seed,
         "recipe": recipe_of(vars(args), args.dataset_name) if known else None,
+        "weights": fingerprint_of_tensors(model.state_dict()),
+    }
+    run = Run.read(folder)
+    if run and not args.overwrite and (parts := parts_lost(run, record)):
+        raise Refused(
+            f"{folder} holds a run with {describe_parts(parts)}; pass --overwrite to replace it, "
+            "or use another --checkpoint_dir"
+        )
+    results = evaluate_splits(model, rows, args.eval_batch_size)
+    seen = evaluate_model(model, rows.train, args.eval_batch_size)
+    record |= {
         "evaluation": results,
         "doubts": doubts(results, rows.validation),
         "adopted": {

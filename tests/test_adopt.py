@@ -208,3 +208,20 @@ def test_rows_of_a_class_that_the_model_lacks_are_refused(
     argv = [*reviews(tmp_path, *labels), "--checkpoint_dir", str(tmp_path), "--adopt", folder]
     error = refusal(capsys, train.main, [*argv, *extra])
     assert re.search(message, error) and error.count("\n") == 1, error
+
+
+def test_what_a_run_knows_is_not_lost_to_its_own_weights(run_copy, model, capsys):
+    path = run_copy / "demo/run.json"
+    known = path.read_bytes()
+    argv = [*DEMO, "--max_train_samples", "120", "--checkpoint_dir", str(run_copy)]
+    argv += ["--adopt", model()]
+    recipe = ["--num_train_epochs", "2", "--seed", "0"]
+    assert "another recipe" in refusal(capsys, train.main, argv)
+    same = "a run with another training; pass --overwrite"
+    assert same in refusal(capsys, train.main, [*argv, *recipe])
+    assert path.read_bytes() == known
+    train.main([*argv, *recipe, "--overwrite"])
+    train.main([*argv, *recipe])  # the same again loses nothing
+    for other in ([], [*recipe, "--seed", "3"], [*recipe, "--max_train_samples", "60"]):
+        assert "pass --overwrite to replace it" in refusal(capsys, train.main, [*argv, *other])
+    assert Run.open(run_copy, "demo").recipe

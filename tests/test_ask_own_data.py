@@ -296,7 +296,7 @@ def test_classes_in_another_order_are_mapped_and_other_names_refused(trained, tm
     assert "--label_order" in refused(capsys, train.main, *plain)
     train.main([*plain, "--label_order", "negative", "positive"])
     again = [*plain, "--label_order", "positive", "negative"]
-    assert "another run" in refused(capsys, train.main, *again)
+    assert "other weights" in refused(capsys, train.main, *again)
     train.main([*again, "--overwrite"])
 
 

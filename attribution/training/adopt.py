@@ -15,10 +15,11 @@ from transformers.utils import cached_file
 from attribution.data.dataset import GlueDataset
 from attribution.data.labels import fold
 from attribution.data.tables import GlueTask
-from attribution.files import Refused, printable
+from attribution.files import Refused, differing_parts, printable
 from attribution.hub import open_asset
 from attribution.models import is_head, open_model, shortened
 from attribution.training.metrics import doubts
+from attribution.training.run import Run
 
 FLAG = "--adopt"
 # Parts of the names of weights that are left from pretraining; a classification does without them.
@@ -193,6 +194,16 @@ def reorder_head(model: torch.nn.Module, order: list[int]) -> None:
     with torch.no_grad():
         for parameter in layers[-1].parameters():
             parameter.copy_(parameter[order].clone())
+
+
+def parts_lost(run: Run, record: dict) -> list[str]:
+    """Parts of the run in the folder that are gone if an adopted model with this record of run.json
+    replaces it; empty if it is the same model, adopted again.
+    """
+    stored = {"weights": run.weights, "seed": run.seed, "data": run.data}
+    new = json.loads(json.dumps({name: record.get(name) for name in stored}))  # tuples are lists
+    parts = differing_parts(stored, new) + run.differences(record)
+    return [part.replace("_", " ") for part in parts] + ["training"] * (run.adopted is None)
 
 
 def judge(seen: dict, new: dict, train: GlueDataset, valid: GlueDataset) -> list[str]:
