@@ -6,6 +6,8 @@ import difflib
 import errno
 import io
 import math
+import os
+import select
 import sys
 from typing import Any
 
@@ -190,33 +192,61 @@ def refuse_idle(idle: set[str], beside: str) -> None:
 
 
 def run_script(main, argv: list[str] | None = None) -> int:
-    """Exit status of main(argv): 0 done, 2 refused, 130 interrupted; other exceptions pass (1)."""
+    """Exit status of main(argv): 0 done, 2 refused, 130 interrupted, 141 if nobody reads the output
+    any more, as after `| head -1`; other exceptions pass (1).
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the shell: >&-
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     try:
-        main(argv)
-        return 0
-    except Refused as refusal:
-        message = str(refusal)
-    except KeyboardInterrupt:
-        print("interrupted; finished work is kept, and the same command continues", file=sys.stderr)
-        return 130
-    except (OSError, safetensors.SafetensorError) as error:
-        message = explanation_of(error)
-        if not message:
+        try:
+            main(argv)
+            sys.stdout.flush()
+            return 0
+        except BaseException as error:
+            status, message = explanation_of(error)
+            if not message:
+                raise
+            print(printable(message), file=sys.stderr)  # it may quote the user's data
+            return status
+    except BrokenPipeError:
+        if is_read(sys.stdout) and is_read(sys.stderr):
             raise
-    print(f"error: {printable(message)}", file=sys.stderr)  # it may quote the user's data
-    return 2
+        return 141
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # Python would try again at its end, and complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def explanation_of(error: Exception) -> str:
-    """One sentence about an error of the file system; empty if only a traceback can tell."""
-    if is_disk_full(error):
-        return "the disk is full; free some space and run the same command again"
-    if isinstance(error, FileNotFoundError):
-        return f"a file disappeared ({error.filename or error}); run the same command again"
+def is_read(stream) -> bool:
+    """Whether what is written to the stream can arrive: it is no pipe whose reader has ended."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def explanation_of(error: BaseException) -> tuple[int, str]:
+    """(exit status, one sentence) about an error; the sentence is empty if only a traceback can
+    tell.
+    """
     denied = (errno.EACCES, errno.EPERM, errno.EROFS)
-    if isinstance(error, OSError) and error.errno in denied and error.filename:
-        return f"{error.filename} may not be read or written ({error.strerror})"
-    return ""
+    text = ""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; finished work is kept, and the same command continues"
+    if isinstance(error, Refused):
+        text = str(error)
+    elif not isinstance(error, (OSError, safetensors.SafetensorError)):
+        return 1, ""
+    elif is_disk_full(error):
+        text = "the disk is full; free some space and run the same command again"
+    elif isinstance(error, FileNotFoundError):
+        text = f"a file disappeared ({error.filename or error}); run the same command again"
+    elif isinstance(error, OSError) and error.errno in denied and error.filename:
+        text = f"{error.filename} may not be read or written ({error.strerror})"
+    return 2, text and f"error: {text}"

@@ -44,6 +44,57 @@ def test_a_terminal_that_knows_ascii_only_shows_the_rest_as_escapes(monkeypatch)
     )
 
 
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_output_that_nobody_reads_ends_the_script_in_silence(monkeypatch, capfd, unbuffered):
+    reads, writes = os.pipe()
+    os.close(reads)
+    raw = io.FileIO(writes, "w")
+    buffer = raw if unbuffered else io.BufferedWriter(raw)
+    out = io.TextIOWrapper(buffer, write_through=unbuffered)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdout", out)
+    assert run_script(lambda _: print("a line")) == 141
+    out.close()  # writes what is left, as Python's end does
+    assert capfd.readouterr().err == ""
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_no_reader_that_left(tmp_path, monkeypatch):
+    def main(argv):
+        raise BrokenPipeError
+
+    with open(tmp_path / "out", "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", out)
+        with pytest.raises(BrokenPipeError):
+            run_script(main)
+
+
+def test_closed_streams_read_nothing_and_take_everything(monkeypatch):
+    def main(argv):
+        assert not sys.stdout.isatty() and sys.stdin.read() == ""
+        print("a line", file=sys.stderr)
+
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert run_script(main) == 0
+
+
+def test_a_full_disk_behind_the_output_is_said_although_python_writes_last_at_its_end(
+    monkeypatch, capsys
+):
+    out = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert run_script(lambda _: print("a line")) == 2
+    out.close()
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_a_process_whose_reader_left_is_silent_to_its_end():
+    code = "import sys; from attribution.cli import run_script; sys.exit(run_script(print))"
+    command = f"{sys.executable} -c '{code}' | true"
+    done = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
 def test_bfloat16_ground_truth_is_read(tmp_path):
     torch.save(torch.arange(6).view(2, 3).to(torch.bfloat16), tmp_path / "margins.pt")
     assert np.array_equal(
