@@ -4,16 +4,20 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import gc
 import io
 import math
 import os
 import select
 import sys
+import time
 from typing import Any
 
 import safetensors
 
 from attribution.files import Refused, is_disk_full, printable
+
+WAIT = 2.0  # seconds until a process other than the first of its launch says why it fails
 
 
 class HelpLayout(argparse.RawDescriptionHelpFormatter):
@@ -194,6 +198,9 @@ def refuse_idle(idle: set[str], beside: str) -> None:
 def run_script(main, argv: list[str] | None = None) -> int:
     """Exit status of main(argv): 0 done, 2 refused, 130 interrupted, 141 if nobody reads the output
     any more, as after `| head -1`; other exceptions pass (1).
+
+    A process of a launch waits before it says why it fails, unless it is the first: the launcher
+    ends it as soon as the first has said so.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell: >&-
@@ -207,6 +214,8 @@ def run_script(main, argv: list[str] | None = None) -> int:
             sys.stdout.flush()
             return 0
         except BaseException as error:
+            if os.environ.get("RANK", "0") != "0":
+                time.sleep(WAIT)
             status, message = explanation_of(error)
             if not message:
                 raise
@@ -222,6 +231,7 @@ def run_script(main, argv: list[str] | None = None) -> int:
                 stream.flush()
             except OSError:  # Python would try again at its end, and complain
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        gc.freeze()  # Python's end takes 3 s if it looks at every object of the libraries
 
 
 def is_read(stream) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from running import ROOT, analyze_quickly, scores_of
 
-from attribution.cli import run_script
+from attribution.cli import WAIT, run_script
 from attribution.engine.analyzer import symmetric_eigen
 from attribution.evidence.baselines import tfidf_cosine
 from attribution.evidence.ground_truth import load_array
@@ -93,6 +93,19 @@ def test_a_process_whose_reader_left_is_silent_to_its_end():
     command = f"{sys.executable} -c '{code}' | true"
     done = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_a_process_that_is_not_the_first_of_its_launch_waits_before_it_refuses(monkeypatch, capsys):
+    waits: list[float] = []
+    monkeypatch.setattr("attribution.cli.time.sleep", waits.append)
+
+    def main(argv):
+        raise Refused("no such row")
+
+    for rank, expected in (("0", []), ("1", [WAIT])):
+        monkeypatch.setenv("RANK", rank)
+        assert run_script(main) == 2 and waits == expected
+        assert capsys.readouterr().err == "error: no such row\n"
 
 
 def test_bfloat16_ground_truth_is_read(tmp_path):
