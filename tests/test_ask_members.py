@@ -107,7 +107,7 @@ def test_a_custom_query_is_forgotten_with_what_was_computed_beside_it(copied):
     shutil.rmtree(copied / "demo/influence")
     three = [*QUICK, "--checkpoint_dir", str(copied), "--num_members", "2"]
     analyze.main([*three, "--query_text", "A secret soup.", "--query_label", "positive"])
-    analyze.main([*three, "--forget_queries"])
+    analyze.main(["--dataset_name", "demo", "--checkpoint_dir", str(copied), "--forget_queries"])
     files = [path for path in (copied / "demo").rglob("*") if path.is_file()]
     assert any(path.name == "self_scores.json" for path in files)
     assert not any(b"secret" in path.read_bytes() for path in files)

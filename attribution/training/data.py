@@ -62,7 +62,7 @@ def open_tables(
 ) -> Tables:
     """Tables of GLUE, the demo, or custom rows. values: argument name -> value, see CUSTOM.
 
-    classes: names of an adopted model's outputs, which custom rows then have (`custom.with_classes`).
+    classes: names of an adopted model's outputs, which custom rows then have.
     Raises Refused for arguments that do not go together and for rows that cannot be used.
     """
     folders = {"dataset_path": absolute(dataset_path)}
