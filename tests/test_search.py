@@ -6,6 +6,7 @@ both, and `make faults` also has it write how often it ended in which way (SEARC
 file).
 """
 
+import json
 import os
 import random
 import shutil
@@ -118,6 +119,106 @@ def test_any_rows_run_or_are_refused(tiny, tmp_path, capsys):
     search()
     assert min(clock.ends.values()) > 0, clock.ends
     clock.keep("any rows, train.py")
+
+
+# --- files of the user's own rows and queries, and adopted models ---
+
+CELLS = st.one_of(TEXTS, st.sampled_from(["01", "1.0", "true", "nan", "1e3", "\u2028", "\ud83d"]))
+VALUES = st.one_of(CELLS, st.integers(-2, 3), st.booleans(), st.none(), st.just([1]))
+PLAIN = st.sampled_from(["a", "b"])
+NAMES = st.sampled_from(["sentence", "label", "stars", "Label", "id", ""])
+
+
+@st.composite
+def files(draw) -> tuple[str, bytes]:
+    """(suffix, content) of a file of rows: of a spreadsheet or of JSON, odd in some way or not."""
+    kind = draw(st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet", "txt", ""]))
+    head = ["sentence", "stars"]
+    if draw(st.integers(0, 3)) == 0:
+        head = draw(st.lists(NAMES, min_size=1, max_size=3))
+    cells = draw(st.sampled_from([PLAIN, PLAIN, VALUES if kind in ("jsonl", "json") else CELLS]))
+    rows = [[draw(cells) for _ in head] for _ in range(draw(st.integers(0, 8)))]
+    if kind in ("jsonl", "json"):
+        objects = [dict(zip(head, row, strict=True)) for row in rows]
+        text = "\n".join(map(json.dumps, objects)) if kind == "jsonl" else json.dumps(objects)
+    else:
+        gap = "\t" if kind == "tsv" else ","
+        quote = "" if kind == "tsv" else draw(st.sampled_from(['"', ""]))
+        text = "\n".join(gap.join(f"{quote}{cell}{quote}" for cell in row) for row in [head, *rows])
+    content = text.encode("utf-8", "surrogatepass")
+    if draw(st.integers(0, 5)) == 0:  # cut, marked, or of another encoding
+        content = draw(
+            st.sampled_from([content[:-3], b"\xef\xbb\xbf" + content, content + b"\xff"])
+        )
+    return f".{kind}" if kind else "", content
+
+
+def test_any_file_of_own_rows_and_of_queries_runs_or_is_refused(tiny, run_copy, tmp_path, capsys):
+    clock = Clock()
+
+    @SETTINGS
+    @given(files())
+    def search(made):
+        if time.monotonic() - clock.start > SECONDS:
+            return
+        suffix, content = made
+        path = tmp_path / f"rows{suffix}"
+        path.write_bytes(content)
+        rows = ["--dataset_path", str(path), "--text_columns", "sentence"]
+        rows += ["--label_column", "stars", "--model_name_or_path", str(tiny)]
+        runs = ["--checkpoint_dir", str(tmp_path / "runs"), "--num_train_epochs", "1"]
+        end_of(train.main, ["--dataset_name", "own", *rows, *runs], capsys, clock)
+        asked = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+        asked += ["--factor_strategy", "identity", "--query_path", str(path)]
+        end_of(analyze.main, asked, capsys, clock)
+
+    search()
+    assert min(clock.ends.values()) > 0, clock.ends
+    clock.keep("any file of rows, train.py and analyze.py")
+
+
+CONFIGS = {
+    "problem_type": ("multi_label_classification", "regression", "single_label_classification", 3),
+    "num_labels": (1, 2, 3),
+    "id2label": (
+        {"0": "negative", "1": "positive"},
+        {"0": "POSITIVE", "1": "Negative"},
+        {"0": "x"},
+    ),
+    "label2id": ({"negative": 1, "positive": 0}, {}, {"a": 0}),
+    "architectures": (["BertModel"], ["BertForTokenClassification"], []),
+    "sentence_transformers": ({"activation_fn": "torch.nn.Sigmoid"}, {}),
+    "sbert_ce_default_activation_function": ("torch.nn.modules.linear.Identity", "x"),
+    "model_type": ("roberta", "gpt2", "x"),
+    "num_hidden_layers": (1, 0, 9),
+    "vocab_size": (5, 100_000),
+}
+
+
+CHANGES = st.lists(st.sampled_from(sorted(CONFIGS)), max_size=2, unique=True).flatmap(
+    lambda keys: st.fixed_dictionaries({key: st.sampled_from(CONFIGS[key]) for key in keys})
+)
+
+
+def test_any_adopted_configuration_runs_or_is_refused(trained, tmp_path, capsys):
+    clock = Clock()
+    model = tmp_path / "model"
+    shutil.copytree(trained / "demo", model, ignore=shutil.ignore_patterns("run.json", "influence"))
+    config = json.loads((model / "config.json").read_bytes())
+
+    @SETTINGS
+    @given(CHANGES)
+    def search(changes):
+        if time.monotonic() - clock.start > SECONDS:
+            return
+        (model / "config.json").write_text(json.dumps(config | changes))
+        adopted = ["--adopt", str(model), "--checkpoint_dir", str(tmp_path / "runs")]
+        rows = ["--dataset_name", "demo", "--max_train_samples", "20", "--overwrite"]
+        end_of(train.main, [*rows, *adopted], capsys, clock)
+
+    search()
+    assert min(clock.ends.values()) > 0, clock.ends
+    clock.keep("any adopted configuration, train.py")
 
 
 # --- flags ---
