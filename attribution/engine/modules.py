@@ -40,6 +40,7 @@ from attribution.files import Refused
 from pipeline import model_inputs
 
 KNOWN_VERSIONS = ("1.0.1",)
+EIGENVALUES = names.ACTIVATION_EIGENVALUES_NAME, names.GRADIENT_EIGENVALUES_NAME
 CACHE_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # size of a block of per-example gradients
 
 
@@ -54,6 +55,9 @@ class EigenLinear(TrackedLinear):
         # Dtype of covariance products, with sums in float64; None: the dtype of the sums.
         self.covariance_products: torch.dtype | None = None
         self.pass_queries = 0  # queries of a pass; 0: as many as kronfluence's arguments say
+        # Whether inputs, and output gradients, of the scored rows lie in the span of those that the
+        # covariances are made of.
+        self.spanned = (False, False)
         # Pairwise scores: training tokens are rotated, or else query gradients rotated back.
         self.rotate_rows = True
         self._trackers |= {
@@ -65,12 +69,28 @@ class EigenLinear(TrackedLinear):
         }
 
     def prepare_storage(self, device: torch.device) -> None:
-        """Inverts the damped eigenvalues as kronfluence does, and puts all on the device."""
+        """Inverts the damped eigenvalues as kronfluence does, and puts all on the device.
+
+        Directions in which no scored row has a gradient (see `spanned`) get the weight 0. That
+        changes no score: the rows' components there are zero but for rounding, which one over the
+        damping would blow up.
+        """
+        inputs, outputs = (
+            unreached(values.to(device)) if spanned and values is not None else None
+            for values, spanned in zip(
+                map(self.storage.get, EIGENVALUES), self.spanned, strict=True
+            )
+        )
         super().prepare_storage(device=device)
         inverse = self.storage[names.LAMBDA_MATRIX_NAME]
         if inverse is not None:
             # (D_out, D_in), without the leading dimension that kfac's has
-            self.storage[names.LAMBDA_MATRIX_NAME] = inverse.to(device).view(inverse.shape[-2:])
+            inverse = inverse.to(device).view(inverse.shape[-2:])
+            if inputs is not None:
+                inverse[:, inputs] = 0
+            if outputs is not None:
+                inverse[outputs] = 0
+            self.storage[names.LAMBDA_MATRIX_NAME] = inverse
         if self.storage[names.ACTIVATION_EIGENVECTORS_NAME] is None:
             self.drop_bases()
         else:
@@ -161,6 +181,16 @@ class EigenLinear(TrackedLinear):
             if a_basis is not None:
                 block = g_basis.t().to(block.dtype) @ (block @ a_basis.to(block.dtype))
             yield block
+
+
+def unreached(eigenvalues: torch.Tensor) -> torch.Tensor:
+    """(D,) bool: eigenvalues (D,) of a covariance that are zero but for rounding in float64.
+
+    The bound is that of a numerical rank: D times the rounding of the largest. Covariances in lower
+    precision have no eigenvalues as small, so that nothing is left out there.
+    """
+    size = eigenvalues.abs()
+    return size <= len(size) * torch.finfo(torch.float64).eps * size.max()
 
 
 # --- entry ----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from kronfluence.analyzer import prepare_model as prepare_stock_model
+from kronfluence.utils.constants import GRADIENT_EIGENVALUES_NAME
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine import factors, memory, modules, scoring, stock
@@ -118,17 +119,45 @@ class Analysis(Scored):
         if settings.stock:
             model = prepare_stock_model(model, task)
             return FolderAnalyzer(self.folder, model, task, **common)
+        all_rows = settings.max_factor_rows >= len(self.train)
+        spanned = all_rows, all_rows and not self.few_labels
         model = modules.prepare_model(model, task)
         for module in modules.tracked(model):
             module.projection_seed = settings.seed
             mixed = settings.covariances == "mixed"
             module.covariance_products = torch.float32 if mixed else None
+            module.spanned = spanned
         analyzer = EigenAnalyzer(self.folder, model, task, self.processes, **common)
         if analyzer.shared is None and task.columns > 1:
             raise Refused(
                 "--fisher exact with more than two classes needs a model of linear layers only"
             )
         return analyzer
+
+    @property
+    def few_labels(self) -> bool:
+        """Whether the gradients behind the factors are of some of a row's labels only: those of two
+        labels are multiples of one another, those of more labels are not.
+        """
+        return not self.settings.exact and self.run.num_labels > 2
+
+    def tell_if_undetermined(self, loaded: dict) -> None:
+        """Prints that scores depend on rounding, if these factors leave them undetermined.
+
+        Where no gradient of a sampled label reaches, any eigenvectors are as good as others, but
+        lambda, from other labels, gives each its own eigenvalue; scores depend on the choice.
+        """
+        if self.settings.factor_strategy != "ekfac" or not self.few_labels:
+            return
+        values = loaded[GRADIENT_EIGENVALUES_NAME].values()
+        if self.processes.main and any(modules.unreached(one).sum() > 1 for one in values):
+            rows = min(self.settings.max_factor_rows, len(self.train))
+            print(
+                f"the labels sampled for {rows:,} rows leave part of the curvature undetermined: "
+                "scores differ by some percent with the batch size and the number of processes; "
+                "--fisher exact determines all of it",
+                file=sys.stderr,
+            )
 
     def tables(self) -> list[str]:
         """Tables of actions and their seconds, of every model that computed something."""
@@ -277,6 +306,8 @@ class Analysis(Scored):
                 return scores, seconds, work
             with self.analyzer.profiler.profile("Load All Factors"):
                 loaded = self.analyzer.load_all_factors(factors_name)
+            if kind == "pairwise":
+                self.tell_if_undetermined(loaded)
             self.processes.meet()
         work = self.work("scores", name, self.scores.parts[kind], kind)
         scorer = scoring.Scorer(

@@ -165,7 +165,8 @@ class Settings(ScoreSpec):
     covariance_dtype: str | None = option(
         None,
         "dtype in which covariances are accumulated (float64; with --stock float32); "
-        "mixed: float32 products accumulated in float64, faster on consumer GPUs",
+        "mixed: float32 products accumulated in float64, faster on consumer GPUs; below float64, "
+        "scores of fewer rows than a layer's width depend on the batches",
         group=SCORES,
         rare=True,
         choices=("float32", "float64", "mixed"),

@@ -260,6 +260,31 @@ def test_scores_equal_stock_in_float64_whichever_side_is_rotated(stock, tmp_path
     assert distance(ours_own, own) < 1e-9
 
 
+@pytest.mark.parametrize("strategy", ["kfac", "ekfac"])
+def test_directions_without_a_gradient_of_the_rows_are_left_out_of_no_score(
+    tmp_path, monkeypatch, strategy
+):
+    """Five rows reach five directions of eight; in float64 stock's scores are the same."""
+    monkeypatch.setitem(globals(), "N", 5)
+    _, pairwise, own = run(False, tmp_path / "stock", strategy, regression=True)
+    real = modules.prepare_model
+
+    def prepared(model, task):
+        for module in modules.tracked(model := real(model, task)):
+            module.spanned = (True, True)
+        return model
+
+    monkeypatch.setattr(modules, "prepare_model", prepared)
+    folder = tmp_path / "stock/kronfluence/factors_f"
+    factors, ours, ours_own = run(
+        True, tmp_path / "ours", strategy, regression=True, from_factors=folder
+    )
+    left_out = {name: modules.unreached(v) for name, v in factors["gradient_eigenvalues"].items()}
+    assert left_out["bert.pooler.dense"].sum() == 3
+    assert distance(ours, pairwise) < 1e-9
+    assert distance(ours_own, own) < 1e-9
+
+
 def test_factors_equal_stock_in_float64(stock, tmp_path):
     folder, (reference, _, _) = stock("ekfac")
     ours, pairwise, _ = run(True, tmp_path, "ekfac")

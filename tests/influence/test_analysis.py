@@ -2,10 +2,17 @@
 wanted.
 """
 
-import pytest
-import torch
-from running import influence_of
+import shutil
 
+import pytest
+import small
+import torch
+from processes import together
+from running import influence_of
+from safetensors.torch import load_file
+
+import analyze
+import train
 from attribution.influence.settings import Settings, make_factor_arguments, make_score_arguments
 
 
@@ -29,3 +36,45 @@ def test_half_precision_rounds_gradients_and_leaves_model_rotations_and_covarian
     assert (score.damping_factor, score.query_gradient_low_rank) == (0.5, 3)
     stock = make_factor_arguments(Settings(use_half_precision=True, stock=True))
     assert stock.amp_dtype == stock.activation_covariance_dtype == torch.bfloat16
+
+
+FEW = ["--max_train_samples", "24", "--num_train_epochs", "4"]  # rows, of a model of width 64
+UNDETERMINED = "leave part of the curvature undetermined:"
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "exact"])
+def test_scores_of_few_rows_depend_on_neither_batches_nor_processes(tmp_path, capsys, fisher):
+    """Fewer rows than directions: in the others a row's gradient is rounding, and the damping is
+    small.
+    """
+    where = ["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path)]
+    train.main([*where, *FEW])
+    command = [*where, "--max_queries", "9", "--fisher", fisher]
+
+    def scored(*extra: str, count: int = 1) -> torch.Tensor:
+        shutil.rmtree(tmp_path / "demo/influence", ignore_errors=True)
+        if count == 1:
+            analyze.main([*command, *extra])
+        else:
+            assert together(count, lambda: analyze.main([*command, *extra])) == [0] * count
+        (path,) = tmp_path.glob("demo/influence/scores/*/pairwise_scores.safetensors")
+        return load_file(path)["all_modules"].clone()
+
+    expected = scored()
+    for found in (scored("--train_batch_size", "1"), scored(count=2)):
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert UNDETERMINED not in capsys.readouterr().err
+
+
+def test_it_is_said_where_labels_sampled_of_three_classes_leave_scores_undetermined(
+    tmp_path, capsys
+):
+    data = small.write(tmp_path / "data", "mnli", small.tables("mnli"))
+    where = ["--dataset_name", "mnli", "--checkpoint_dir", str(tmp_path)]
+    train.main([*where, "--dataset_path", data, "--model_name_or_path", "demo"])
+    analyze.main(where)
+    error = capsys.readouterr().err
+    assert f"sampled for 24 rows {UNDETERMINED}" in error and "--fisher exact" in error
+    for known in (["--fisher", "exact"], ["--factor_strategy", "kfac"]):
+        analyze.main([*where, *known])
+    assert UNDETERMINED not in capsys.readouterr().err
