@@ -76,6 +76,7 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come back as exceptions
     huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.logging.set_verbosity(huggingface_hub.logging.CRITICAL)
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")

@@ -16,6 +16,7 @@ from typing import Any
 import safetensors
 
 from attribution.files import Refused, is_disk_full, printable
+from attribution.hub import fault_of_cache
 
 WAIT = 2.0  # seconds until a process other than the first of its launch says why it fails
 
@@ -255,6 +256,8 @@ def explanation_of(error: BaseException) -> tuple[int, str]:
         return 1, ""
     elif is_disk_full(error):
         text = "the disk is full; free some space and run the same command again"
+    elif fault := fault_of_cache(error):
+        text = fault
     elif isinstance(error, FileNotFoundError):
         text = f"a file disappeared ({error.filename or error}); run the same command again"
     elif isinstance(error, OSError) and error.errno in denied and error.filename:

@@ -5,6 +5,7 @@ soon after a hub does not answer.
 import contextlib
 import errno
 import json
+import os
 import pickle
 import re
 import threading
@@ -74,6 +75,8 @@ def open_asset(name: str, flag: str, what: str, load):
     except Refused:
         raise
     except Exception as error:
+        if fault := fault_of_cache(error):
+            raise Refused(fault) from error
         if not local and constants.HF_HUB_OFFLINE:
             models = "--model_name_or_path" if flag == "--dataset_path" else flag
             raise Refused(
@@ -120,23 +123,47 @@ def refuse_outer(folder: Path, flag: str) -> None:
     raise Refused(f"{folder} holds no model, but folders with one; name one: {flag} {found}")
 
 
-def reason_of(error: BaseException) -> str:
-    """Reason of an error in a few words: the message, among it and its causes, that says most."""
+def causes_of(error: BaseException) -> list[BaseException]:
+    """The error and its causes."""
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         if cause in chain:
             break
         chain.append(cause)
+    return chain
+
+
+def fault_of_cache(error: BaseException) -> str:
+    """One sentence about the cache of the hub's libraries if it is behind the error, else empty."""
+    places = {
+        "HF_DATASETS_CACHE": Path(datasets.config.HF_DATASETS_CACHE),
+        "HF_HUB_CACHE": Path(constants.HF_HUB_CACHE),
+        "HF_HOME": Path(constants.HF_HOME),
+    }
+    for one in causes_of(error):
+        if not isinstance(one, OSError) or not isinstance(one.filename, str):
+            continue
+        path = Path(one.filename)
+        for name, place in places.items():
+            if path.is_relative_to(place) or place.is_relative_to(path):
+                variable = name if name in os.environ else "HF_HOME"
+                return (
+                    f"the cache folder {place} of models and data sets cannot be used "
+                    f"({one.filename}: {one.strerror}); set {variable} to another folder"
+                )
+    return ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Reason of an error in a few words: the message, among it and its causes, that says most."""
+    chain = causes_of(error)
     for one in chain:
         if isinstance(one, UnicodeDecodeError):
             return "a file is not encoded as UTF-8"
         if isinstance(one, pickle.UnpicklingError):
             return "a file of weights is damaged, or holds more than weights"
         if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return (
-                f"{one.filename} may not be read or written: {one.strerror}; HF_HOME sets the "
-                "folder of the cache"
-            )
+            return f"{one.filename} may not be read or written: {one.strerror}"
     messages = [str(one).strip() for one in chain]
     vague = ("", "An error occurred while generating the dataset")
     text = next((text for text in messages if text not in vague), type(error).__name__)

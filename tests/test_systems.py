@@ -4,7 +4,9 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from attribution.engine.analyzer import symmetric_eigen
 from attribution.evidence.baselines import tfidf_cosine
 from attribution.evidence.ground_truth import load_array
 from attribution.files import Refused
-from attribution.hub import reason_of
+from attribution.hub import fault_of_cache, open_asset, reason_of
 
 
 def test_windows_is_refused_before_anything_else_is_imported():
@@ -142,14 +144,36 @@ def test_texts_of_single_characters_or_none_have_similarities():
     assert not tfidf_cosine(["a"], ["", " "]).any() and tfidf_cosine(["a"], [" | "]).shape == (1, 1)
 
 
-def test_a_cache_that_may_not_be_written_is_named():
-    inner = PermissionError(13, os.strerror(13), "/cache/lock")
-    try:
-        raise RuntimeError("An error occurred while generating the dataset") from inner
-    except RuntimeError as error:
-        assert "/cache/lock may not be read or written" in reason_of(
-            error
-        ) and "HF_HOME" in reason_of(error)
+@pytest.mark.parametrize("below", ["", "/below/it"])
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_DATASETS_CACHE"])
+def test_a_cache_that_cannot_be_made_is_named_with_its_variable(
+    tmp_path, monkeypatch, capsys, below, variable
+):
+    (tmp_path / "file").write_text("")
+    place = f"{tmp_path}/file{below}"
+    if variable != "HF_HOME":
+        monkeypatch.setenv(variable, place)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place)
+
+    def load():
+        try:
+            Path(place, "x").mkdir(parents=True)
+        except OSError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    with pytest.raises(Refused) as refusal:
+        open_asset(str(tmp_path / "file"), "--dataset_path", "file", load)
+    said = str(refusal.value)
+    assert f"the cache folder {place} " in said and f"set {variable} to" in said
+    assert "--dataset_path" not in said
+    assert run_script(lambda _: Path(place, "x").mkdir(parents=True)) == 2
+    assert f"set {variable} to" in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_read_is_not_the_caches_fault():
+    error = PermissionError(13, os.strerror(13), "/data/rows.csv")
+    assert not fault_of_cache(error)
+    assert reason_of(error) == "/data/rows.csv may not be read or written: Permission denied"
 
 
 def test_with_two_threads_scores_of_the_same_weights_are_those_of_one_up_to_rounding(run_copy):
