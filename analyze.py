@@ -17,7 +17,6 @@ float32, shape (Q queries, N training rows), both in the order of the data set.
 import argparse
 import gc
 import sys
-from pathlib import Path
 
 import torch
 
@@ -29,12 +28,13 @@ from attribution.cli import (
     options_of,
     run_script,
 )
-from attribution.files import Refused
+from attribution.files import Refused, check_file
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.influence.stored import recorded_queries
 from attribution.processes import launched
 from attribution.show.asking import (
+    BESIDE_SCORES,
     View,
     add_asking_arguments,
     check_asking,
@@ -77,6 +77,8 @@ def main(argv=None) -> None:
     quiet_libraries()
     args = parse_args(argv)
     settings = options_of(Settings, args)
+    if args.report not in (None, BESIDE_SCORES):
+        check_file(args.report, "--report")
     with launched() as processes:
         if settings.stock and processes.count > 1:  # each process would compute everything
             raise Refused("analyze.py --stock runs in one process; start it without a launcher")
@@ -110,7 +112,7 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
     elif args.report is None and places is None:
         show_scores(influence, args.self_influence, view)
     elif influence.processes.main and args.report is not None:
-        path = None if args.report == Path() else args.report
+        path = None if args.report is BESIDE_SCORES else args.report
         print(f"wrote {write_report(influence, path, places, args.top_k)}")
     elif influence.processes.main and places is not None:
         show_validation_rows(influence, places, args.query_target, view)

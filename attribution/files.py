@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -46,17 +47,39 @@ def temporary_name(path: Path) -> Path:
 def check_writable(*folders: Path) -> None:
     """Makes the folders and tries to write in each, before long work. Raises Refused on failure."""
     for folder in folders:
-        probe = temporary_name(folder / "probe")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            raise Refused(
-                f"nothing can be written to {folder} ({error.strerror or error})"
-            ) from error
+        _try_writing(folder / "probe")
+
+
+def check_file(path: Path, flag: str) -> None:
+    """Makes the folder of a file and tries to write there, before long work. Raises Refused on
+    failure, and where there is a folder in the file's place.
+
+    flag: the argument that named the place.
+    """
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise Refused(f"{flag}: {path} cannot be a file ({error.strerror})") from error
+        is_folder = False
+    if is_folder:
+        raise Refused(f"{flag}: {path} is a folder, and a file would be written there; name a file")
+    _try_writing(path)
+
+
+def _try_writing(path: Path) -> None:
+    """Makes the folder of the file, and a temporary file there, which goes again."""
+    probe = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise Refused(
+            f"nothing can be written to {path.parent} ({error.strerror or error})"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from attribution.cli import check_numbers, run_script
 from attribution.evidence import stats
-from attribution.files import write_json
+from attribution.files import check_file, write_json
 from attribution.provenance import origin
 from lab.common import add_results_argument, noise_ceiling
 
@@ -78,6 +78,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     """Simulates, writes and prints the mean of each number over the studies."""
     args = parse_args(argv)
+    check_file(args.results_dir / "ceiling.json", "--results_dir")
     rows = []
     for name, (low, high) in QUERIES.items():
         for repeats in REPEATS:

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from attribution.cli import check_numbers, run_script
 from attribution.evidence.stats import mean_spearman
-from attribution.files import Refused, read_json, write_json
+from attribution.files import Refused, check_writable, read_json, write_json
 from attribution.provenance import origin
 from attribution.show.tables import markdown
 from attribution.training.run import Run
@@ -184,6 +184,7 @@ def main(argv=None) -> None:
     what is new.
     """
     args = parse_args(argv)
+    check_writable(args.results_dir)
     if args.tasks:
         write_json(args.results_dir / "glue_tasks.json", (found := task_table()) | origin())
         print(markdown(**found))

@@ -11,6 +11,7 @@ import argparse
 import collections
 import functools
 import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attribution.training.fit as fit_module
-from attribution.files import write_json
+from attribution.cli import run_script
+from attribution.files import check_file, write_json
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.training.run import Run
@@ -189,8 +191,9 @@ def main(argv=None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     args = parser.parse_args(argv)
+    check_file(args.output, "--output")
     write_json(args.output, measurements[args.what](args))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -14,6 +14,7 @@ mean representation then reaches 0.75 after 12 epochs, instead of 0.95 after 8).
 
 import argparse
 import random
+import sys
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
+from attribution.cli import run_script
+from attribution.files import check_writable
 from lab import demo_rows as demo
 from pipeline import DEMO_MODEL
 
@@ -125,6 +128,7 @@ def mask_tokens(ids: torch.Tensor, rates: torch.Tensor, generator: torch.Generat
 def main(argv=None) -> None:
     """Builds the tokenizer, trains the masked language model and saves both."""
     args = parse_args(argv)
+    check_writable(args.output_dir)
     corpus = make_corpus(args.num_sentences)
     tokenizer = build_tokenizer(corpus, args.output_dir)
     torch.manual_seed(args.seed)
@@ -175,4 +179,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

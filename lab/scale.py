@@ -22,7 +22,7 @@ import datasets
 import numpy as np
 
 from attribution.cli import run_script
-from attribution.files import Refused, read_json, write_json
+from attribution.files import Refused, check_file, read_json, write_json
 from attribution.provenance import environment
 from lab.common import ROOT, add_results_argument, write_tables
 from lab.timings import scale_table
@@ -133,6 +133,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     """Measures what is missing, and prints the table."""
     args = parse_args(argv)
+    check_file(args.results_dir / "scale.json", "--results_dir")
     measured = {}
     for size in args.sizes:
         path = args.work_dir.resolve() / f"{size}.json"

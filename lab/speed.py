@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from attribution.cli import check_numbers, run_script
 from attribution.evidence import stats
-from attribution.files import Refused, read_json, write_bytes, write_json
+from attribution.files import Refused, check_file, read_json, write_bytes, write_json
 from attribution.provenance import origin
 from lab import timings
 from lab.common import ROOT, add_results_argument
@@ -348,6 +348,7 @@ def pairwise_rate(bench: Bench, case: Case, compared: dict) -> dict:
 def main(argv=None) -> None:
     """Measures what is missing, writes and prints the tables."""
     args = parse_args(argv)
+    check_file(args.results_dir / "speed.json", "--results_dir")
     bench = Bench(args)
     bench.work.mkdir(parents=True, exist_ok=True)
     result: dict = {"cases": {name: compare(bench, CASES[name]) for name in args.cases}}

@@ -34,7 +34,7 @@ from attribution.evidence.baselines import cosine, represent
 from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.evidence.store import Job
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
-from attribution.files import Refused
+from attribution.files import Refused, check_writable
 from attribution.influence.stored import read_scores, why_stale
 from attribution.processes import choose_device
 from attribution.show import results
@@ -109,6 +109,7 @@ def write(args) -> None:
     """Writes the data folder of `--write`: training rows with wrong labels, other splits as they
     are.
     """
+    check_writable(args.write)
     splits = load_tables(args.dataset_name, args.dataset_path)
     task = TASKS[args.dataset_name]
     count = min(len(splits["train"]), args.max_train_samples or len(splits["train"]))

@@ -145,6 +145,45 @@ def test_places_that_cannot_be_written_are_named_before_the_work(
         assert "nothing can be written to" in capsys.readouterr().err
 
 
+LONG = "n" * 300 + ".png"
+
+
+@pytest.mark.parametrize("script", [analyze, evaluate_lds, run_counterfactual])
+@pytest.mark.parametrize("name", [".", "", "folder", "folder.png", LONG, "a file/x.png"])
+def test_a_file_that_cannot_be_there_is_named_before_the_work(
+    run_copy, tmp_path, capsys, monkeypatch, script, name
+):
+    for folder in ("folder", "folder.png"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "attribution.evidence.study.Study.run_jobs", lambda *_: pytest.fail("began")
+    )
+    monkeypatch.setattr(Run, "rows", Run.rows if script is not analyze else pytest.fail)
+    argv = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+    argv += ["--report" if script is analyze else "--figure_path", name]
+    if script is run_counterfactual:
+        argv += ["--strategies", "random", "--removals", "2"]
+    assert run_script(script.main, argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and (name in error or "a file" in error)
+
+
+@pytest.mark.parametrize("ending", ["json", "md", "npz", "run.json", "png"])
+def test_a_folder_in_the_place_of_a_studys_file_is_named_before_the_work(
+    run_copy, capsys, monkeypatch, ending
+):
+    folder = run_copy / f"demo/studies/lds.{ending}"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(
+        "attribution.evidence.study.Study.run_jobs", lambda *_: pytest.fail("began")
+    )
+    argv = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+    assert run_script(evaluate_lds.main, argv) == 2
+    assert f"{folder} is a" in capsys.readouterr().err
+
+
 def test_results_of_a_read_only_checkpoint_are_shown(run_copy, capsys, monkeypatch):
     arguments = [*QUICK, "--checkpoint_dir", str(run_copy)]
     analyze.main(arguments)

@@ -25,6 +25,7 @@ from attribution.show.listing import Context, Query
 from attribution.training.queries import Questions, ask, predict_run, read_queries
 from attribution.training.run import Run, queries_flag
 
+BESIDE_SCORES = True  # value of --report without a file
 # Arguments of computing, without an effect where stored scores are read.
 OF_COMPUTING = {"overwrite", "profile"}
 
@@ -51,7 +52,7 @@ def add_asking_arguments(parser: Parser) -> None:
         "--report",
         nargs="?",
         type=Path,
-        const=Path(),
+        const=BESIDE_SCORES,
         metavar="FILE",
         help="write a page about --query_index or telling queries (report.html beside the scores)",
     )

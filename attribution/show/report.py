@@ -19,7 +19,7 @@ from attribution.evidence import baselines, stats
 from attribution.evidence.calibration import random_subsets
 from attribution.evidence.study import models_of
 from attribution.evidence.verdict import stored_verdicts
-from attribution.files import Refused, printable, read_json, write_bytes
+from attribution.files import Refused, check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import analyze_command
 from attribution.influence.stored import scores_named
@@ -68,6 +68,7 @@ def write_report(
             f"{analyze_command(influence.run, influence.settings)}"
         )
     path = path or influence.scores.path / "report.html"
+    check_file(path, "--report")
     write_bytes(path, render(build(influence, scores.numpy(), indices, top_k)).encode())
     return path
 

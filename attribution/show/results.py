@@ -8,7 +8,7 @@ import numpy as np
 
 from attribution.files import (
     Refused,
-    check_writable,
+    check_file,
     describe_parts,
     read_json,
     write_bytes,
@@ -52,9 +52,17 @@ class Place:
                 f"{path} is a study of a run with {describe_parts(parts)}; name another "
                 "--results_dir, or delete the file"
             )
-        check_writable(self.stem.parent)
-        if self.figure is not None:
-            check_writable(self.figure.parent)
+        for suffix in (".json", ".md", ".npz", ".run.json"):
+            check_file(self.file(suffix), "--results_dir")
+        self.check_figure()
+
+    def check_figure(self) -> None:
+        """Raises Refused where the figure, if there is one, cannot be written."""
+        if self.figure is None:
+            return
+        if self.figure.suffix.lower() != ".png":
+            raise Refused(f"--figure_path: {self.figure} will be a PNG; let its name end in .png")
+        check_file(self.figure, "--figure_path")
 
 
 def place_of(
@@ -113,6 +121,6 @@ def redraw(place: Place, draw: Draw) -> None:
     result = read_json(path)
     if result is None:
         raise Refused(f"there is no {path}; run without --plot_only first")
-    check_writable(place.figure.parent)
+    place.check_figure()
     draw(result, place.figure)
     print(f"wrote {place.figure}")

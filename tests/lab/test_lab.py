@@ -6,6 +6,7 @@ import pytest
 import torch
 from running import ROOT
 
+from attribution.cli import run_script
 from lab import (
     additive,
     ceiling,
@@ -77,6 +78,14 @@ def test_of_several_runs_the_median_counts():
         {"seconds": dict.fromkeys((*speed.PHASES, "all"), seconds)} for seconds in (1.0, 9.0, 3.0)
     ]
     assert speed.middle(runs)["lambda"] == 3.0
+
+
+@pytest.mark.parametrize("script", [ceiling, gpu, scale, speed])
+def test_a_place_that_cannot_be_written_is_named_before_the_work(script, tmp_path, capsys):
+    (tmp_path / "a file").write_text("")
+    place = ["--results_dir", str(tmp_path / "a file/results")]
+    assert run_script(script.main, place) == 2
+    assert "nothing can be written to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", [additive, ceiling, gpu, members, scale, speed, wrong_labels])
