@@ -383,9 +383,8 @@ class Influence(Scored):
         if self.settings.single:
             return self.analyses[0].compute(kind)
         divisors: list[float] = []
-        found = self._of_each(
-            kind, divisors
-        )  # one after the other: they need not fit into memory together
+        # One after the other: they need not fit into memory together.
+        found = self._of_each(kind, divisors)
         if not self.processes.main:
             return next(found, None)
         scores = torch.from_numpy(mean_of(found)).float()
