@@ -29,6 +29,7 @@ TIMEOUT = datetime.timedelta(hours=2)  # for the slowest process; a dead one is 
 # The same if each process trains other checkpoints, one of them perhaps one more than the rest.
 TRAINING_TIMEOUT = datetime.timedelta(days=7)
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # memory limits of containers and cluster jobs, on Linux
+LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torch reads them all
 OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -125,18 +126,41 @@ ALONE = Processes()
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Rank and number of processes of this launch, from the launcher's RANK and WORLD_SIZE."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """Rank and number of processes of this launch, from the launcher's RANK and WORLD_SIZE.
+
+    Raises Refused if there is no such rank.
+    """
+    rank, count = number_in("RANK", 0), number_in("WORLD_SIZE", 1)
+    if rank >= count:
+        size = os.environ.get("WORLD_SIZE", "not set")
+        raise Refused(f"RANK is {rank}, but WORLD_SIZE is {size}; start it with torchrun")
+    return rank, count
+
+
+def number_in(variable: str, default: int) -> int:
+    """Number in a launcher's environment variable. Raises Refused for another value."""
+    value = os.environ.get(variable, str(default))
+    if not value.isdecimal():
+        raise Refused(f"the environment variable {variable} must be a number, not {value!r}")
+    return int(value)
 
 
 def here() -> Processes:
     """Place of this process in its launch. Raises Refused if the launcher does not tell it."""
+    given = [name for name in LAUNCH if name in os.environ]
+    missing = [name for name in LAUNCH if name not in os.environ]
+    lonely = "RANK" in given and "WORLD_SIZE" in missing
+    if missing and (lonely or number_in("WORLD_SIZE", 1) > 1):
+        raise Refused(
+            f"a launcher sets all of {', '.join(LAUNCH)}; here are {', '.join(given)}, missing are "
+            f"{', '.join(missing)}; start it with torchrun, or unset them"
+        )
     rank, count = rank_and_size()
-    if count > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+    if count > 1:
         gpus = torch.cuda.device_count()
-        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", min(count, gpus or count)))
-        return Processes(rank, count, int(os.environ.get("LOCAL_RANK", "0")), local_count)
-    if count > 1 or max(int(os.environ.get(name, "1")) for name in OTHER_LAUNCHERS) > 1:
+        local_count = number_in("LOCAL_WORLD_SIZE", min(count, gpus or count))
+        return Processes(rank, count, number_in("LOCAL_RANK", 0), local_count)
+    if max(number_in(name, 1) for name in OTHER_LAUNCHERS) > 1:
         raise Refused(
             "this launcher does not say what torch needs to know (RANK, WORLD_SIZE); start it with "
             "torchrun"
@@ -148,7 +172,7 @@ def choose_device() -> torch.device:
     """GPU of this process (LOCAL_RANK modulo the visible ones), made current; else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    number = number_in("LOCAL_RANK", 0) % torch.cuda.device_count()
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device

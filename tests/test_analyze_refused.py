@@ -88,7 +88,7 @@ def test_the_short_help_leaves_rare_arguments_and_the_json_format_out(capsys, mo
 def test_a_launcher_that_does_not_say_who_is_who_is_refused(trained, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(trained)])
-    assert "this launcher does not say what torch needs to know" in error
+    assert "a launcher sets all of RANK, WORLD_SIZE" in error
 
 
 def test_stock_under_a_launcher_of_two_ends_with_the_refusal_and_writes_nothing(run_copy):

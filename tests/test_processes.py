@@ -19,7 +19,7 @@ from attribution.engine import resume
 from attribution.engine.resume import PartialResults
 from attribution.evidence.stats import mean_spearman
 from attribution.files import Refused
-from attribution.processes import Processes, here
+from attribution.processes import Processes, here, rank_and_size
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes
 
@@ -142,6 +142,40 @@ def test_a_launcher_that_says_too_little_is_refused(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(Refused, match="torchrun"):
         here()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ("RANK=1", "here are RANK, missing are WORLD_SIZE, MASTER_ADDR, MASTER_PORT;"),
+        ("RANK=0", "here are RANK, missing are WORLD_SIZE, MASTER_ADDR, MASTER_PORT;"),
+        ("WORLD_SIZE=2", "here are WORLD_SIZE, missing are RANK, MASTER_ADDR, MASTER_PORT;"),
+        ("RANK=1 WORLD_SIZE=2 MASTER_PORT=1", "MASTER_PORT, missing are MASTER_ADDR;"),
+        ("RANK=1 WORLD_SIZE=1 MASTER_ADDR=x MASTER_PORT=1", "RANK is 1, but WORLD_SIZE is 1"),
+        ("RANK=first WORLD_SIZE=1", "RANK must be a number, not 'first'"),
+        ("RANK=0 WORLD_SIZE=-2", "WORLD_SIZE must be a number, not '-2'"),
+    ],
+)
+def test_half_a_launch_is_refused_with_the_variables_that_are_set_and_missing(
+    monkeypatch, variables, message
+):
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(Refused, match=message):
+        here()
+
+
+def test_a_rank_that_its_launch_does_not_have_is_refused_where_no_address_is_needed(monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # retrains would be done, and their result never written
+    with pytest.raises(Refused, match="RANK is 1, but WORLD_SIZE is not set"):
+        rank_and_size()
+
+
+@pytest.mark.parametrize("variables", ["RANK=0 WORLD_SIZE=1", "MASTER_ADDR=x MASTER_PORT=1"])
+def test_one_process_alone_needs_no_launcher(monkeypatch, variables):
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    assert here() == processes.ALONE
 
 
 def test_processes_share_a_cards_memory(monkeypatch):
