@@ -243,7 +243,7 @@ def test_what_own_rows_cannot_be_is_refused_in_one_sentence(tmp_path, capsys):
         "--dataset_name",
         "x",
     )
-    assert "'three', which is not one of the training rows'" in error
+    assert "'three', which is not one of the classes" in error
     many = Dataset.from_dict(
         {"text": [f"t{i}" for i in range(200)], "stars": [f"c{i}" for i in range(200)]}
     )

@@ -279,7 +279,7 @@ def encode(table: datasets.Dataset, task: GlueTask, where: str) -> datasets.Data
     known = "a number"
     feature = datasets.Value("float64")
     if not task.regression:
-        known = f"one of the training rows' ({', '.join(task.class_names[:8])})"
+        known = f"one of the classes ({', '.join(task.class_names[:8])})"
         feature = datasets.ClassLabel(names=list(task.class_names))
     # Many rows have few labels.
     labels = {value: label_in(value, task) for value in set(values)}

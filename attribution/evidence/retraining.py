@@ -44,7 +44,7 @@ def open_start(run: Run, start: str | None) -> torch.nn.Module:
     start: its folder or hub id, None for the default. Raises Refused if its weights have changed.
     """
     model = construct_bert(
-        run.dataset_name, start, 0, run.num_hidden_layers, run.new_head, task=run.task
+        run.dataset_name, start, 0, run.num_hidden_layers, run.new_head or None, task=run.task
     )
     if fingerprint_of_start(model) != run.start:
         raise Refused(
