@@ -71,7 +71,8 @@ def test_retrains_store_both_and_the_lds_table_says_the_accuracy(runs, tmp_path)
         kept["margins"], truth["margins"]
     )
     external = [f"--{name}_path={tmp_path / 'lds_mnli.npz'}" for name in ("masks", "margins")]
-    evaluate_lds.main(arguments(runs, tmp_path / "external", *plan, *external))
+    place = ["--checkpoint_dir", str(runs), "--results_dir", str(tmp_path / "external")]
+    evaluate_lds.main(["--dataset_name", "mnli", *place, "--num_bootstrap", "20", *external])
     assert (
         json.loads((tmp_path / "external/lds_mnli.json").read_text())["retrained_accuracy"] is None
     )
