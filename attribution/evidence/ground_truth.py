@@ -182,12 +182,14 @@ class GroundTruth:
         return {name: values for name, values in vars(self).items() if values is not None}
 
     def accuracy(self, num_labels: int) -> float | None:
-        """Share of correct predictions; None where margins of more than two classes do not tell,
-        and for regression.
+        """Share of correct predictions, those of diverged retrains left out; None where margins of
+        more than two classes do not tell, and for regression.
         """
-        if num_labels == 1 or (self.correct is None and num_labels > 2):
+        there = np.isfinite(self.margins)
+        if num_labels == 1 or (self.correct is None and num_labels > 2) or not there.any():
             return None
-        return float((self.margins > 0).mean() if self.correct is None else self.correct.mean())
+        right = self.margins > 0 if self.correct is None else self.correct
+        return float(right[there].mean())
 
     def pearson(self, labels: np.ndarray) -> float | None:
         """Pearson correlation of a regression's outputs with labels (Q,), mean over retrains; None

@@ -124,3 +124,11 @@ def test_margins_get_their_repeats_and_wrong_shapes_are_refused():
     for bad in (np.ones((4, 5)), np.ones((3, 6)), np.ones(6), np.ones((4, 2, 6, 1))):
         with pytest.raises(Refused):
             check_margins(bad, 4, 6)
+
+
+def test_retrains_that_diverged_are_no_wrong_predictions():
+    margins = np.array([[[1.0, -1.0, np.nan]]], np.float32)
+    masks = np.ones((1, 4), np.uint8)
+    for correct in (None, np.array([[[True, False, False]]])):
+        assert GroundTruth(masks, margins, correct).accuracy(2) == 0.5
+    assert GroundTruth(masks, margins * np.nan, None).accuracy(2) is None
