@@ -84,6 +84,10 @@ class GlueDataset(torch.utils.data.Dataset):
             return "output" if np.isnan(label) else f"{label:.2f}"
         return self.task.class_names[label] if self.task.class_names else str(label)
 
+    def file_row(self, index: int) -> int | None:
+        """Number of the row in the file from which validation rows were drawn; None: none were."""
+        return None if self.file_rows is None else int(self.file_rows[index])
+
     def digests(self) -> np.ndarray:
         """(N, 16) uint8: for each row the first 16 bytes of a SHA-256 over its token and segment
         numbers and its label.

@@ -45,7 +45,7 @@ class Target:
 
     place: int  # among the study's queries
     scores: np.ndarray  # (N,)
-    about: dict  # query (its number or None), texts, label, target: entries of the verdict
+    about: dict  # query (its number or None), file_row, texts, label, target: of the verdict
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,13 @@ def validation_targets(
     for number in numbers:
         i = queries.place_of(number, "targets")
         texts = [queries.table[i][column] for column in queries.task.columns]
-        about = {"query": number, "texts": texts, "label": queries.label_name(i), "target": "label"}
+        about = {
+            "query": number,
+            "file_row": queries.file_row(i),
+            "texts": texts,
+            "label": queries.label_name(i),
+            "target": "label",
+        }
         targets.append(Target(i, scores[i], about))
     return targets
 
@@ -94,6 +100,7 @@ def custom_target(
         raise Refused(f"there are no scores {name} of this query; {command}")
     about = {
         "query": None,
+        "file_row": None,
         "texts": texts,
         "label": questions.data.label_name(0),
         "target": questions.targets[0],

@@ -173,7 +173,7 @@ def validation_queries(
             label=queries.label_name(i),
             scores=scores[i],
             number=queries.first_number + i,
-            file_row=listing.file_row(queries, i),
+            file_row=queries.file_row(i),
             logits=None if logits is None else logits[place],
             label_number=float(queries.labels[i]),
             members=members and [one[i] for one in members],

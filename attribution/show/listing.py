@@ -120,7 +120,7 @@ def describe_row(context: Context, row: int, score: float | None = None) -> dict
     values = train.table[row]
     return {
         "row": row,
-        "file_row": file_row(train, row),
+        "file_row": train.file_row(row),
         "score": score,
         "share": None,
         "texts": [values[column] for column in train.task.columns],
@@ -129,11 +129,6 @@ def describe_row(context: Context, row: int, score: float | None = None) -> dict
         "margin": None,
         "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
     }
-
-
-def file_row(data: GlueDataset, row: int) -> int | None:
-    """Number of a row in the file from which validation rows were drawn; None if none were."""
-    return None if data.file_rows is None else int(data.file_rows[row])
 
 
 def prediction_of(context: Context, query: Query) -> dict:
@@ -216,7 +211,7 @@ def headline(queries: GlueDataset, place: int) -> str:
     """Heading of a validation row, by its place among the queries."""
     about = {
         "query": queries.first_number + place,
-        "file_row": file_row(queries, place),
+        "file_row": queries.file_row(place),
         "label": queries.label_name(place),
         "target": "label",
     }
