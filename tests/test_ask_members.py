@@ -263,7 +263,11 @@ def test_steps_count_with_the_end_of_their_own_training_only(copied, tmp_path, c
     before = shutil.copytree(steps, tmp_path / "steps")
     train.main([*SMALL, *where, "--seed", "1"])
     assert not any(steps.iterdir())
-    assert "is missing" in refused(capsys, analyze.main, *two)
+    error = refused(capsys, analyze.main, *two)
+    assert (
+        "is missing" in error
+        and "python train.py --dataset_name demo --member_steps 2 and" in error
+    )
     shutil.copytree(before, steps, dirs_exist_ok=True)
     assert "trained with seed 0, not 1" in refused(capsys, analyze.main, *two)
     train.main([*SMALL, *where, "--seed", "1", "--member_steps", "2"])

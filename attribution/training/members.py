@@ -7,7 +7,7 @@ training's checkpoint after step t in <training>/steps/<t>.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -136,9 +136,10 @@ def open_members(run: Run, members: Members) -> list[Run]:
         raise Refused(
             f"the model in {run.folder} was adopted, and its recipe is not known: it has no members"
         )
+    own = Members(**{field.name: getattr(members, field.name) for field in fields(Members)})
     make = (
-        f"make it with: python train.py --dataset_name {run.dataset_name} {flags_of(members)} and "
-        "the arguments of the run's training"
+        f"make it with: python train.py --dataset_name {run.dataset_name} {flags_of(own)} and the "
+        "arguments of the run's training"
     )
     wanted = vars(run) | {"share": members.member_share}
     found = []
