@@ -61,6 +61,16 @@ class Parser(argparse.ArgumentParser):
             self.epilog = "--help_all shows every argument." if self.rare else None
         return super().format_help()
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Parsed arguments. Raises Refused for one whose value is empty, as of an unset variable in
+        a shell.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for flag, value in zip(words, [*words[1:], None], strict=True):
+            if flag.startswith("--") and (value == "" or flag.endswith("=")):
+                raise Refused(f"{printable(flag.rstrip('='))} is empty; give it a value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
         """Raises Refused: a wrong argument ends like other refused input."""
         kind, _, unknown = message.partition("unrecognized arguments: ")

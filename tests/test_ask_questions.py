@@ -169,6 +169,8 @@ def test_a_file_of_queries_may_have_labels_and_may_come_from_standard_input(
 def test_bad_questions_are_refused_in_one_sentence(copied, tmp_path, capsys):
     base = [*QUICK, "--checkpoint_dir", str(copied)]
     (tmp_path / "q.csv").write_text("text\nhello\n")
+    (tmp_path / "r.csv").write_text("sentence,label\nfine,positive\nfoo,neutral\n")
+    (tmp_path / "b.csv").write_text('sentence,label\nfine,positive\n" ",negative\n')
     for argv, said in (
         (["--query_text", "a", "b"], "takes 1 text"),
         (["--query_text", "  "], "empty text"),
@@ -178,6 +180,10 @@ def test_bad_questions_are_refused_in_one_sentence(copied, tmp_path, capsys):
         (["--query_label", "1"], "belongs to"),
         (["--query_path", str(tmp_path / "q.csv")], "no column 'sentence'"),
         (["--query_path", "no.csv"], "no file"),
+        (["--query_path", str(tmp_path / "r.csv")], "row 1 of"),
+        (["--query_path", str(tmp_path / "r.csv")], "column 'label': the task does not know"),
+        (["--query_path", str(tmp_path / "b.csv")], "(from 0 on) has no text in the column"),
+        (["--query_path", ""], "--query_path is empty"),
     ):
         assert said in refused(capsys, analyze.main, *base, *argv), argv
 

@@ -15,7 +15,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from attribution.data.labels import class_of, fold, is_missing, name_of, number_of
+from attribution.data.labels import (
+    LARGEST,
+    class_of,
+    fold,
+    is_missing,
+    name_of,
+    number_of,
+    value_of,
+)
 from attribution.data.reader import place_of
 from attribution.data.tables import (
     GlueTask,
@@ -159,7 +167,7 @@ def draw_rows(groups: np.ndarray, share: float, seed: int) -> list[int]:
     if free == 0:
         raise Refused(
             f"{count} rows cannot be split so that every class keeps a training row; name "
-            "validation rows with --validation_split"
+            "validation rows with --validation_split, or say --task regression if labels are values"
         )
     number = min(free, max(1, round(share * count)))
     chosen = order[np.argsort(places[order], kind="stable")[:number]]
@@ -186,7 +194,7 @@ def make_task(train: datasets.Dataset, data: CustomData, where: str) -> GlueTask
     if isinstance(feature, datasets.ClassLabel):
         names = tuple(name for name in feature.names if name in counts)
     elif all(map(math.isfinite, map(number_of, counts))):
-        names = tuple(sorted(counts, key=float))
+        names = tuple(sorted(counts, key=lambda name: (float(name), name)))
     else:
         names = tuple(sorted(counts))
     if len(names) < 2:
@@ -276,7 +284,7 @@ def encode(table: datasets.Dataset, task: GlueTask, where: str) -> datasets.Data
     Raises Refused for a label that the task does not know.
     """
     values = label_values(table, where)
-    known = "a number"
+    known = f"a number up to {LARGEST:g}"
     feature = datasets.Value("float64")
     if not task.regression:
         known = f"one of the classes ({', '.join(task.class_names[:8])})"
@@ -299,5 +307,4 @@ def label_in(value, task: GlueTask) -> float | int | None:
     """Class, or number of a regression, that a label names; None if the task does not know it."""
     if not task.regression:
         return class_of(value, task.class_names)
-    number = number_of(value)
-    return number if math.isfinite(number) else None
+    return value_of(value)

@@ -7,8 +7,11 @@ differ without them.
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 
+LARGEST = 1e15  # size of a regression's label: its square must fit into float32
+WHOLE = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -22,14 +25,24 @@ def is_missing(value) -> bool:
 def number_of(value) -> float:
     """Number of a cell (of true: 1); NaN if it is none, as the texts `nan` and `NA` are."""
     if isinstance(value, (bool, int, float)):
+        if abs(value) > sys.float_info.max:  # an integer that no float holds
+            return math.inf
         return float(value)
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         return float(value)
     return math.nan
 
 
+def value_of(value) -> float | None:
+    """Value of a regression's label; None if it is no number, or too large to be learned."""
+    number = number_of(value)
+    return number if abs(number) <= LARGEST else None
+
+
 def name_of(value) -> str:
-    """Class name of a label: 3, 3.0 and `03` are the same class."""
+    """Class name of a label: 3, 3.0 and `03` are the same class. Whole numbers stay exact."""
+    if not isinstance(value, bool) and WHOLE.fullmatch(str(value).strip()):
+        return str(int(value))
     number = math.nan if isinstance(value, bool) else number_of(value)
     if not math.isfinite(number):
         return str(value)

@@ -53,13 +53,16 @@ def read_file(
         raise Refused(f"{where} is no file of the kinds {', '.join(SUFFIXES)}{packed}")
     try:
         if kind == "parquet":
+            check_unique(pa.parquet.read_schema(path).names, where)
             table = datasets.Dataset(pa.parquet.read_table(path))
             return choose_columns(table, texts, label, where, unlabelled)
-        data = read_standard_input() if path == STANDARD_INPUT else path.read_bytes()
+        data = sys.stdin.buffer.read() if path == STANDARD_INPUT else path.read_bytes()
     except FileNotFoundError:
         raise Refused(f"there is no file {where}") from None
     except (OSError, pa.ArrowException) as error:
         raise Refused(f"{where} cannot be read ({str(error).splitlines()[0][:200]})") from error
+    if not data.strip():
+        raise Refused(f"{where} is empty")
     if data.startswith(b"version https://git-lfs"):
         raise Refused(f"{where} is a Git LFS pointer, not the file itself; run: git lfs pull")
     try:
@@ -75,13 +78,6 @@ def read_file(
     if label in columns:
         found["label"] = pa.array(as_labels(columns[label], label, where))
     return datasets.Dataset(pa.table(found))
-
-
-def read_standard_input() -> bytes:
-    """All of standard input. Raises Refused if it is closed."""
-    if sys.stdin is None:
-        raise Refused("standard input is closed, so it holds no rows")
-    return sys.stdin.buffer.read()
 
 
 # --- kinds of files -------------------------------------------------------------------------------
@@ -176,12 +172,18 @@ def check_names(
         if name not in columns:
             known = printable(", ".join(map(str, columns)))[:200] or "none"
             raise Refused(f"{where} has no column {name!r} (it has {known})")
-    alike = [name for name in columns if str(name).casefold() in ("label", label.casefold())]
-    if alike and label not in columns:
+    if label in columns:
+        return
+    others = [str(name) for name in columns if name not in texts]
+    alike = [one for one in others if one.strip().casefold() in ("label", label.casefold())]
+    if alike:
         raise Refused(
             f"{where} has a column {alike[0]!r}, but the labels of this run are in {label!r}; "
             "rename the column, or leave it out"
         )
+    if others:
+        named = printable(", ".join(others))[:200]
+        print(f"{where} has no labels in {label!r}; not used: {named}", file=sys.stderr)
 
 
 def choose_columns(
@@ -241,7 +243,7 @@ def is_unicode(text: str) -> bool:
 
 
 def as_labels(values: list, name: str, where: str) -> list:
-    """The labels of a column; as strings if they are of several types.
+    """The labels of a column; as strings if they are of several types, or very large.
 
     Raises Refused for a list or an object, and for what no table can hold.
     """
@@ -255,10 +257,8 @@ def as_labels(values: list, name: str, where: str) -> list:
                 f"{place_of(row, where)} has a label that is no Unicode in the column {name!r}"
             )
     kinds = {type(value) for value in values} - {type(None)}
-    huge = kinds == {int} and any(abs(value) >= 2**53 for value in values if value is not None)
-    if kinds == {int, float} or huge:
-        return [None if value is None else float(value) for value in values]
-    if len(kinds) > 1:
+    huge = kinds == {int} and any(abs(value) >= 2**63 for value in values if value is not None)
+    if len(kinds) > 1 or huge:
         return [None if value is None else str(value) for value in values]
     return values
 

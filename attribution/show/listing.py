@@ -104,6 +104,8 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
         result[side] = []
         for row in most_helpful(query.scores, side)[:top_k].tolist():
             score = float(query.scores[row])
+            if score and (score > 0) != (side == "helpful"):
+                break  # from here on the rows are of the other side
             more = {
                 "share": abs(score) / total,
                 "margin": slope and slope.margin(score),
@@ -253,7 +255,7 @@ def plain_lines(explained: dict) -> list[str]:
     """The listing with one line a row."""
     lines = ["", heading(explained)]
     for side, title in side_titles(explained).items():
-        lines.append(f"  {title}:")
+        lines.append(f"  {title}:" + " none" * (not explained[side]))
         lines += [plain_row(row, explained["members"]) for row in explained[side]]
     return lines
 
@@ -277,6 +279,9 @@ def block_lines(sides: dict[str, list[dict]], num_members: int, width: int) -> l
             break
         columns = [name for name in columns if name != dropped]
     for title, side in sides.items():
+        if not side:
+            lines.append(f"  {title}: none")
+            continue
         lines.append(f"  {title}:")
         lines += table_row(columns, widths, "text", width)
         for row in side:

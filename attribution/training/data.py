@@ -102,6 +102,8 @@ def open_tables(
         list(zip(*(tables[part][column] for column in columns), strict=True))
         for part in ("train", "validation")
     )
+    if blank := sum(not "".join(texts).strip() for texts in (*train, *valid)):
+        print(f"{blank:,} rows have an empty text")
     known = set(train)
     if equal := sum(texts in known for texts in valid):
         print(
@@ -164,6 +166,10 @@ def read_rows(
         task=task,
     )
     train = read("train", max_samples=limit)
+    if limit is not None and not task.regression and len(set(train.labels.tolist())) < 2:
+        raise Refused(
+            f"--max_train_samples {limit} leaves training rows of one class only; two are the least"
+        )
     validation = {split: read(split) for split in task.validation}
     check_tokens(model, train, *validation.values())
     record = tables.record | {

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from attribution.data.dataset import GlueDataset
-from attribution.data.labels import class_of, is_missing, number_of
-from attribution.data.reader import is_unicode, read_table
+from attribution.data.labels import class_of, is_missing, number_of, value_of
+from attribution.data.reader import is_unicode, place_of, read_table
 from attribution.data.tables import GlueTask
 from attribution.files import Refused, printable, write_json
 from attribution.processes import choose_device
@@ -97,12 +97,13 @@ def read_label(value, task: GlueTask) -> float | int:
     Raises Refused for a label outside the task.
     """
     shown = printable(str(value))[:80]
-    number = number_of(value)
     if task.regression:
         low, high = task.bounds or (-math.inf, math.inf)
-        if not (math.isfinite(number) and low <= number <= high):
+        found = value_of(value)
+        if found is None or not low <= found <= high:
             raise Refused(f"the query label {shown!r} is not a number that the task knows")
-        return number
+        return found
+    number = number_of(value)
     place = class_of(value, task.class_names)
     if place is not None:
         return place
@@ -129,9 +130,19 @@ def read_queries(path: str, run: Run) -> tuple[list[list[str]], list]:
     columns = run.task.columns
     label = run.data["asked"]["label_column"] if run.data else "label"
     table = read_table([Path(path)], columns, label, unlabelled=True)
+    where = "standard input" if path == "-" else path
     if len(table) == 0:
-        raise Refused(f"{'standard input' if path == '-' else path} holds no queries")
-    texts = zip(*(table[name] for name in columns), strict=True)
+        raise Refused(f"{where} holds no queries")
+    texts = [list(row) for row in zip(*(table[name] for name in columns), strict=True)]
     given = table["label"] if "label" in table.column_names else [None] * len(table)
     labels = [None if is_missing(value) else value for value in given]
-    return [[text or "" for text in row] for row in texts], labels
+    for row, (parts, value) in enumerate(zip(texts, labels, strict=True)):
+        for name, text in zip(columns, parts, strict=True):
+            if not (text or "").strip():
+                raise Refused(f"{place_of(row, where)} has no text in the column {name!r}")
+        try:
+            if value is not None:
+                read_label(value, run.task)
+        except Refused as refusal:
+            raise Refused(f"{place_of(row, where)}, column {label!r}: {refusal}") from None
+    return texts, labels

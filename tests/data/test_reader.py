@@ -86,7 +86,8 @@ def test_standard_input_is_read_as_its_file_with_a_byte_order_mark_or_without(
         ("a.tsv", "text\tstars\na\tb\tc\n", "row 0 .* has 3 cells, .* cannot hold a tab"),
         ("a.csv", "text,text,stars\na,b,1\n", "has the column 'text' twice"),
         ("a.csv", 'text,stars\na,1\n"b,2\nc,3\n', "from line 3 on"),
-        ("a.csv", "", "no column 'text' .it has none."),
+        ("a.csv", "", "a.csv is empty"),
+        ("a.jsonl", '{"text": "a", "stars": 1, "id": 2}\n{"text": "b"}\n3\n', "line 3 .* no JSON"),
         ("a.csv", "text\na\n", "no column 'stars' .it has text."),
         ("a.jsonl", '{"text": "a", "text": "b", "stars": 1}\n', "line 1 .* column 'text' twice"),
         ("a.jsonl", '{"text": "a", "stars": 1}\n{"text"\n', "line 2 .* cannot be read as JSON"),
@@ -104,8 +105,8 @@ def test_standard_input_is_read_as_its_file_with_a_byte_order_mark_or_without(
         ),
         ("a.jsonl", '{"text": "a", "stars": [1]}\n', "row 0 .* has a list in the column 'stars'"),
         ("a.csv", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        ("a.csv.gz", "", "is no file of the kinds .*; unpack it"),
-        ("a.txt", "", "is no file of the kinds .*json$"),
+        ("a.csv.gz", "x", "is no file of the kinds .*; unpack it"),
+        ("a.txt", "x", "is no file of the kinds .*json$"),
         ("a.parquet", "no parquet", "cannot be read"),
     ],
 )
@@ -115,14 +116,15 @@ def test_what_cannot_be_read_is_refused_by_row_and_column(tmp_path, name, conten
         read_table([tmp_path / name], ("text",), "stars")
 
 
-def test_a_column_that_seems_to_hold_labels_under_another_name_is_refused(tmp_path):
+def test_a_column_that_seems_to_hold_labels_under_another_name_is_refused(tmp_path, capsys):
     path = tmp_path / "q.csv"
-    for name in ("label", "Label", "STARS"):
+    for name in ("label", "Label", "STARS", " stars"):
         path.write_text(f"text,{name},id\na,1,2\n")
         with pytest.raises(Refused, match=f"'{name}', but the labels of this run are in 'stars'"):
             read_table([path], ("text",), "stars", unlabelled=True)
     path.write_text("text,id\na,2\n")
     assert read_table([path], ("text",), "stars", unlabelled=True).column_names == ["text"]
+    assert "has no labels in 'stars'; not used: id" in capsys.readouterr().err
 
 
 def test_a_files_name_is_a_name(tmp_path):
@@ -149,3 +151,24 @@ def test_labels_mean_the_same_however_they_are_written():
     assert [class_of(v, ("1", "2")) for v in ("01", 2.0, "2", "3", 0)] == [0, 1, 1, None, None]
     assert [class_of(v, ("False", "True")) for v in (True, "true", "FALSE")] == [1, 1, 0]
     assert [class_of(v, ("a-b", "a b", "c")) for v in ("a-b", "A B", "C")] == [0, None, 2]
+
+
+def test_whole_numbers_of_any_size_are_classes_of_their_own(tmp_path):
+    large = [2**53, 2**53 + 1, 10**25 + 1]
+    for kind in ("csv", "jsonl"):
+        rows = [{"text": f"t{i}", "stars": large[i % 3]} for i in range(12)]
+        if kind == "csv":
+            rows = [{"text": row["text"], "stars": str(row["stars"])} for row in rows]
+        path = str(as_file(tmp_path, kind, rows))
+        task = open_custom(CustomData(path, ("text",), "stars"), "rows").task
+        assert task.class_names == tuple(map(str, large))
+    assert number_of(10**400) == float("inf") and name_of(10**400) == str(10**400)
+
+
+def test_values_too_large_to_be_learned_are_refused_by_row(tmp_path):
+    rows = [{"text": f"t{i}", "stars": 1e308 if i == 5 else i + 0.5} for i in range(12)]
+    path = str(as_file(tmp_path, "jsonl", rows))
+    with pytest.raises(
+        Refused, match=r"row 5 of .* has the label '1e\+308', which is not a number"
+    ):
+        open_custom(CustomData(path, ("text",), "stars"), "rows")
