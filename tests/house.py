@@ -17,6 +17,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("pipeline.py",),
     ("attribution/training/",),
     ("attribution/engine/",),
+    ("attribution/replay/",),
     ("attribution/influence/",),
     ("attribution/evidence/",),
     ("attribution/show/",),

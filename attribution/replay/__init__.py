@@ -1,0 +1,1 @@
+"""Retraining, replayed in the tangent kernel of a checkpoint."""

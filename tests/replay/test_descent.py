@@ -1,0 +1,136 @@
+"""The replay is gradient flow of the linearised model, and the scores are its derivatives."""
+
+import pytest
+import torch
+
+from attribution.replay.descent import Targets, best_time, flow, replay, scores, step_of
+from pipeline import compute_loss, compute_margin
+
+N, Q, D = 12, 5, 30
+TIME = 1.5
+
+
+def case(num_labels: int, dtype=torch.float64):
+    """(features of rows and queries, their targets) of a small task."""
+    draw = torch.Generator().manual_seed(num_labels)
+    rows = torch.randn(N + Q, D, generator=draw, dtype=torch.float64) / D**0.5
+    if num_labels == 1:
+        labels = torch.randn(N + Q, generator=draw, dtype=torch.float64)
+    else:
+        labels = torch.arange(N + Q) % num_labels
+    rows, labels = rows.to(dtype), labels.to(dtype) if num_labels == 1 else labels
+    train, queries = Targets(labels[:N], num_labels), Targets(labels[N:], num_labels)
+    return rows[:N], rows[N:], train, queries
+
+
+def logits_of(f: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Logits (..., C) of outputs; for two classes their difference is given, and their sum is 0."""
+    return torch.cat([-f, f], -1) / 2 if num_labels == 2 else f
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3, 4])
+def test_the_flow_is_gradient_descent_of_a_linear_model(num_labels):
+    """The model's own loss, by autograd, with one row of weights a logit."""
+    x, x_queries, train, _ = case(num_labels)
+    w = torch.linspace(0, 1, N, dtype=torch.float64)
+    length, count = step_of(x @ x.T, train, 1.0, TIME)
+    start = (w @ train.labels.double() / w.sum()) if num_labels == 1 else 0.0
+    theta = torch.zeros(num_labels, D, dtype=torch.float64, requires_grad=True)
+    for _ in range(count):
+        logits = start + x @ theta.T
+        loss = sum(
+            w[i] * compute_loss(logits[i : i + 1], train.labels[i : i + 1]) for i in range(N)
+        )
+        (gradient,) = torch.autograd.grad(loss, theta)
+        theta = (theta - length * gradient).detach().requires_grad_()
+    expected = start + x_queries @ theta.detach().T
+    found = replay(x @ x.T, x_queries @ x.T, train, w[None], TIME)[0]
+    if num_labels == 2:
+        expected = expected[:, 1:] - expected[:, :1]
+    assert torch.allclose(found, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3, 4])
+def test_margins_and_their_slopes_are_the_pipelines(num_labels):
+    _, _, _, queries = case(num_labels)
+    f = torch.randn(Q, queries.outputs, dtype=torch.float64, requires_grad=True)
+    margins = queries.margins(f)
+    assert torch.allclose(margins, compute_margin(logits_of(f, num_labels), queries.labels))
+    (slope,) = torch.autograd.grad(margins.sum(), f)
+    assert torch.allclose(queries.margin_slope(f.detach()), slope)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3, 4])
+def test_scores_are_the_derivatives_of_the_replay(num_labels, monkeypatch):
+    x, x_queries, train, queries = case(num_labels)
+    kernel, others = x @ x.T, x_queries @ x.T
+    steps = step_of(kernel, train, 1.0, TIME)
+    monkeypatch.setattr("attribution.replay.descent.step_of", lambda *_: steps)
+    found = scores(kernel, others, train, queries, TIME, weight=0.5)
+    expected = torch.empty_like(found)
+    for i in range(N):
+        sides = []
+        for change in (1e-5, -1e-5):
+            w = torch.full((1, N), 0.5, dtype=torch.float64)
+            w[0, i] += change
+            sides.append(queries.margins(replay(kernel, others, train, w, TIME)[0]))
+        expected[:, i] = (sides[0] - sides[1]) / 2e-5
+    assert torch.allclose(found, expected, atol=1e-8)
+
+
+def test_two_classes_are_a_case_of_any_number():
+    """The same flow with both logits."""
+    x, x_queries, train, queries = case(2)
+    kernel, others = x @ x.T, x_queries @ x.T
+    w = torch.rand(3, N, dtype=torch.float64)
+    length, count = step_of(kernel, train, float(w.max()), TIME)
+    a = torch.zeros(3, N, 2, dtype=torch.float64)
+    one_hot = torch.nn.functional.one_hot(train.labels).double()
+    for _ in range(count):
+        a = a - length * w[..., None] * ((kernel @ a).softmax(-1) - one_hot)
+    both = others @ a
+    found = replay(kernel, others, train, w, TIME)
+    assert torch.allclose(found[..., 0], both[..., 1] - both[..., 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+def test_float32_gives_the_scores_of_float64(num_labels):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x, x_queries, train, queries = case(num_labels, dtype)
+        found.append(scores(x @ x.T, x_queries @ x.T, train, queries, TIME).double())
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_the_output_of_a_regression_without_a_label_is_its_own_margin():
+    x, x_queries, train, queries = case(1)
+    nobody = Targets(torch.full((Q,), torch.nan, dtype=torch.float64), 1)
+    kernel, others = x @ x.T, x_queries @ x.T
+    of_output = scores(kernel, others, train, nobody, TIME)
+    outputs = replay(kernel, others, train, torch.full((1, N), 0.5).double(), TIME)[0, :, 0]
+    residual = 2 * (queries.labels - outputs)
+    of_margin = scores(kernel, others, train, queries, TIME)
+    assert torch.allclose(of_margin, residual[:, None] * of_output)
+
+
+def test_steps_overshoot_in_no_direction():
+    """A regression with one steep direction would diverge with as few steps as the others need."""
+    kernel = torch.eye(N, dtype=torch.float64) + 500 * torch.ones(N, N, dtype=torch.float64)
+    train = Targets(torch.linspace(-1, 1, N, dtype=torch.float64), 1)
+    a = flow(kernel, train, torch.ones(1, N, dtype=torch.float64), 3.0)
+    outputs = train.labels.mean() + kernel @ a[0]
+    assert float((outputs[:, 0] - train.labels).abs().max()) < 0.01
+
+
+def test_the_time_is_that_at_which_the_replay_is_most_like_the_model():
+    """A model that is a replay itself, until some time, of rows that it left out."""
+    x, _, train, _ = case(2)
+    kernel = x @ x.T
+    w = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(N // 2)
+    rows = torch.arange(1, N, 2)
+    left_out = Targets(train.labels[rows], 2)
+    for time in (1.0, 4.0):
+        f = replay(kernel, kernel[rows], train, w[None], time)[0]
+        logits = torch.cat([-f, f], 1) / 2
+        found = best_time(kernel, kernel[rows], train, left_out, w, logits)
+        assert found == pytest.approx(time, abs=0.21)
