@@ -6,6 +6,7 @@ rows.
     python analyze.py --dataset_name demo --query_text "The soup was cold."       # a custom query
     python analyze.py --dataset_name demo --query_path questions.csv --format json
     python analyze.py --dataset_name demo --report                        # a page to look at
+    python analyze.py --dataset_name demo --factor_strategy replay        # scores in log-odds
     python analyze.py --dataset_name sst2 --query_batch_size 175 --train_batch_size 128 \\
         --checkpoint_dir ./checkpoints --factor_strategy ekfac --use_half_precision
 
@@ -15,6 +16,7 @@ float32, shape (Q queries, N training rows), both in the order of the data set.
 """
 
 import argparse
+import dataclasses
 import gc
 import sys
 
@@ -24,6 +26,7 @@ from attribution.cli import (
     Parser,
     add_options,
     check_numbers,
+    flags_of,
     given_arguments,
     options_of,
     run_script,
@@ -46,6 +49,7 @@ from attribution.show.asking import (
 )
 from attribution.show.listing import FORMAT
 from attribution.show.report import write_report
+from attribution.training.members import members_on_the_way
 from attribution.training.run import MAX_QUERIES, Run, add_data_arguments, add_query_arguments
 from pipeline import quiet_libraries
 
@@ -63,12 +67,21 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def as_scored(args: argparse.Namespace, run: Run) -> int:
+def with_members(settings: Settings, run: Run) -> Settings:
+    """Settings of a replay that names no members: with those that serve it best, which it says."""
+    if settings.factor_strategy != "replay" or not settings.single:
+        return settings
+    members = members_on_the_way(run)
+    if not members.single:
+        print(f"replay takes the checkpoints on the way of these members: {flags_of(members)}")
+    return dataclasses.replace(settings, **vars(members))
+
+
+def as_scored(args: argparse.Namespace, run: Run, name: str) -> int:
     """Number of queries: --max_queries, by default for a question as many as were scored before."""
     questions = (args.query_index, args.query_text, args.query_path, args.report)
     if args.max_queries != MAX_QUERIES or all(one is None for one in questions):
         return args.max_queries
-    name = options_of(Settings, args).name
     return recorded_queries(run, name) or args.max_queries
 
 
@@ -90,7 +103,8 @@ def main(argv=None) -> None:
         if args.forget_queries:
             forget_queries(run)
             return
-        args.max_queries = as_scored(args, run)
+        settings = with_members(settings, run)
+        args.max_queries = as_scored(args, run, settings.name)
         train, queries = run.rows(args.max_queries, args.first_query)
         influence = Influence(run, train, queries, settings, vars(args), processes=processes)
         answer(influence, args)

@@ -19,7 +19,7 @@ from attribution.cli import run_script
 from attribution.data.tables import GlueTask
 from attribution.engine import modules
 from attribution.files import Refused
-from attribution.influence import analysis
+from attribution.influence import checkpoint
 from attribution.training import queries
 from attribution.training.queries import ask, read_label, read_queries
 from attribution.training.run import Run
@@ -85,7 +85,7 @@ def test_in_float64_its_scores_are_the_stored_ones_to_1e9(run_copy, monkeypatch)
     prepare = modules.prepare_model
     monkeypatch.setattr(modules, "prepare_model", lambda model, task: prepare(model.double(), task))
     for name in ("make_factor_arguments", "make_score_arguments"):
-        monkeypatch.setattr(analysis, name, double(getattr(analysis, name)))
+        monkeypatch.setattr(checkpoint, name, double(getattr(checkpoint, name)))
     monkeypatch.setattr(queries, "predict_run", lambda folder, data: torch.zeros(len(data), 2))
     monkeypatch.setattr(
         "attribution.engine.scoring.STORED", torch.float64

@@ -19,7 +19,7 @@ import train
 from attribution import files
 from attribution.cli import check_numbers, run_script
 from attribution.files import Refused
-from attribution.influence import analysis
+from attribution.influence import checkpoint
 from attribution.influence.stored import ScoreFolder
 from attribution.training import fit as training
 from attribution.training.run import MARKER, Run
@@ -189,7 +189,7 @@ def test_results_of_a_read_only_checkpoint_are_shown(run_copy, capsys, monkeypat
     analyze.main(arguments)
     shown = capsys.readouterr().out.splitlines()[-10:]
     monkeypatch.setattr(files, "write_bytes", lambda *_: pytest.fail("written"))
-    monkeypatch.setattr(analysis, "exclusive", lambda *_, **__: pytest.fail("locked"))
+    monkeypatch.setattr(checkpoint, "exclusive", lambda *_, **__: pytest.fail("locked"))
     analyze.main(arguments)
     assert capsys.readouterr().out.splitlines()[-10:] == shown
 

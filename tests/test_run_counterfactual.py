@@ -86,7 +86,7 @@ def test_bad_input_is_refused_in_one_sentence(copied, tmp_path, capsys):
     unknown = "kfac_half_damping0.01"
     error = COUNTERFACTUAL.refused(capsys, copied, tmp_path, "--strategies", unknown)
     assert f"cannot remove by {unknown}: there are no such scores; stored are ekfac;" in error
-    assert "names begin with identity, diagonal, kfac, ekfac, see analyze.py" in error
+    assert "names begin with identity, diagonal, kfac, ekfac, replay, see analyze.py" in error
     for bad in (
         ["--removals", "30", "10"],
         ["--removals", "0"],

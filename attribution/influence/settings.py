@@ -18,7 +18,18 @@ from attribution.files import Refused
 from attribution.training.members import Members
 from attribution.training.run import Run, queries_flag
 
-STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
+STRATEGIES = ("identity", "diagonal", "kfac", "ekfac", "replay")
+# Settings of factors and of scores with them, which a replay does not have.
+OF_CURVATURE = {
+    "fisher",
+    "damping_factor",
+    "use_half_precision",
+    "stock",
+    "query_gradient_rank",
+    "covariance_dtype",
+    "tf32",
+    "max_factor_rows",
+}
 KINDS = ("factors", "self", "pairwise")
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
 SCORES = "how scores are computed"
@@ -54,7 +65,7 @@ class ScoreSpec(Members):
 
     factor_strategy: str = option(
         "ekfac",
-        "approximation of the curvature (ekfac)",
+        "approximation of the curvature (ekfac), or training replayed, in log-odds",
         group=SCORES,
         choices=STRATEGIES,
         fingerprint="factors",
@@ -113,6 +124,8 @@ class ScoreSpec(Members):
     @property
     def unused(self) -> set[str]:
         """Names of the fields that have no effect: those of a curvature where there is none."""
+        if self.factor_strategy == "replay":
+            return set(OF_CURVATURE)
         return {"fisher", "damping_factor"} if self.factor_strategy == "identity" else set()
 
     def name_of(self, *fields: str) -> str:
@@ -158,7 +171,7 @@ class Settings(ScoreSpec):
 
     seed: int = option(
         0,
-        "seed of the labels sampled for factors and of low-rank projections (0)",
+        "seed of sampled labels, low-rank projections and sketches (0)",
         group=SCORES,
         fingerprint="factors",
     )
@@ -206,7 +219,7 @@ class Settings(ScoreSpec):
         type=int,
     )
     overwrite: bool = option(
-        False, "replace stored results that were made from something else", group=RUNNING
+        False, "replace stored results made from something else", group=RUNNING
     )
     profile: bool = option(
         False,
@@ -220,6 +233,10 @@ class Settings(ScoreSpec):
         super().check()
         positive = ("query_batch_size", "train_batch_size", "data_partitions", "max_factor_rows")
         check_numbers(vars(self), *positive, "query_gradient_rank")
+        if self.factor_strategy == "replay":
+            for field in dataclasses.fields(self):
+                if field.name in OF_CURVATURE and getattr(self, field.name) != field.default:
+                    raise Refused(f"--{field.name} has no effect on a replay; leave it out")
         if self.stock and self.covariance_dtype == "mixed":
             raise Refused("--covariance_dtype mixed is ours; with --stock it is float32 or float64")
         if self.stock and self.fisher != "sampled":

@@ -256,10 +256,13 @@ def calibration_command(influence: Influence, bare: bool = False) -> str:
 
 def context_of(influence: Influence, scores: np.ndarray | None, rich: bool) -> Context:
     """Facts that all queries share. scores: of the validation rows (Q, N), if stored."""
-    context = Context(influence.train, influence.name, len(influence.analyses))
+    replayed = influence.settings.factor_strategy == "replay"
+    context = Context(influence.train, influence.name, len(influence.analyses), replayed=replayed)
     if not rich or scores is None:
         return context
-    truth = random_subsets(influence.run, influence.queries.fingerprint())
+    truth = None  # replayed scores need no slope
+    if not replayed:
+        truth = random_subsets(influence.run, influence.queries.fingerprint())
     return replace(
         context,
         slope=truth and slope(scores, *truth),

@@ -51,6 +51,7 @@ class Context:
     name: str = ""  # of the scores
     num_members: int = 1
     slope: Slope | None = None
+    replayed: bool = False  # whether scores are in units of the margin
     everywhere: np.ndarray | None = None  # (N,) see `rank_high_everywhere`
 
 
@@ -155,6 +156,13 @@ def prediction_of(context: Context, query: Query) -> dict:
 def meaning_of_scores(context: Context, command: str) -> str:
     """Sentence about the meaning of scores. command: the one that calibrates them."""
     slope = context.slope
+    if context.replayed:
+        unit = "squared units of the label" if context.train.task.regression else "log-odds"
+        return (
+            f"A score is in {unit}: what the row adds to the query's margin by being there, where "
+            "half of the others are, by a training that was replayed, not run. "
+            "run_counterfactual.py --targets measures it."
+        )
     if slope is None:
         return (
             "A score has no unit: compare it with others of the same query. What it is worth in "

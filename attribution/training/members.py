@@ -19,6 +19,7 @@ from attribution.training.run import Run
 
 MEAN = "each divided by its mean self-influence"
 GROUP = "members"
+MOST_MEMBERS = 1000  # that are looked for
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,28 @@ def is_trained(folder: Path, record: dict, steps: Iterable[int] = ()) -> bool:
         return False
     kept = (Run.read(folder / "steps" / str(step)) for step in steps)
     return all(one and end.has_kept(one) and one.intact() for one in kept)
+
+
+def members_on_the_way(run: Run) -> Members:
+    """Members whose trainings kept checkpoints on their way, as many as there are: those on a share
+    of the rows, else those on all rows, else the run alone.
+    """
+    best = Members()
+    if run.seed is None:
+        return best
+    halves = run.folder.glob(f"members/share*_seed{run.seed}")
+    shares = {float(place.name.removeprefix("share").partition("_")[0]) for place in halves}
+    for share in (1.0, *sorted(shares)):
+        steps = []
+        for place, _ in Members(MOST_MEMBERS, 1, share).trainings(run.folder, run.seed):
+            training = Run.read(place)
+            if training is None or not training.kept:
+                break
+            steps.append(len(training.kept) + 1)
+        alike = steps.count(steps[0]) if steps else 0
+        if alike and (best.single or best.member_share == 1 or alike > best.num_members):
+            best = Members(alike, steps[0], share)
+    return best
 
 
 def open_members(run: Run, members: Members) -> list[Run]:

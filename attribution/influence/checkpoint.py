@@ -1,0 +1,329 @@
+"""Scores of one checkpoint: factors of its curvature, scores with them, and their fingerprints.
+
+Symbols: Q queries, N training rows.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from kronfluence.analyzer import prepare_model as prepare_stock_model
+from kronfluence.utils.constants import GRADIENT_EIGENVALUES_NAME
+
+from attribution.data.dataset import GlueDataset
+from attribution.engine import factors, memory, modules, scoring, stock
+from attribution.engine.analyzer import EigenAnalyzer, FolderAnalyzer
+from attribution.engine.modules import check_attribution
+from attribution.engine.resume import Work
+from attribution.files import (
+    Refused,
+    exclusive,
+    fingerprint_of_tensors,
+    intact,
+    refuse_if_stale,
+)
+from attribution.influence.settings import (
+    Settings,
+    make_factor_arguments,
+    make_score_arguments,
+)
+from attribution.influence.stored import ScoreFolder
+from attribution.processes import ALONE, Processes, choose_device
+from attribution.provenance import environment
+from attribution.training.run import Run
+from pipeline import MARGIN, InfluenceTask
+
+
+@dataclass(eq=False)
+class Scored:
+    """Rows, queries and settings of which there are scores.
+
+    arguments: command line recorded beside scores. suffix: end of the name of scores of custom
+    queries. processes: of this launch; all of them do the same, and the main process writes.
+    """
+
+    run: Run
+    train: GlueDataset
+    queries: GlueDataset
+    settings: Settings
+    arguments: dict = field(default_factory=dict)
+    suffix: str = ""
+    processes: Processes = ALONE
+    scores: ScoreFolder = field(init=False)
+    # Kinds of scores computed here: overwriting replaces them once in a process.
+    computed: set[str] = field(init=False, default_factory=set)
+
+    def stored_unless_overwritten(self, kind: str) -> torch.Tensor | None:
+        """Stored scores on the main process; None on other processes, without any, or to
+        overwrite.
+        """
+        overwrite = self.settings.overwrite and kind not in self.computed
+        return None if overwrite or not self.processes.main else self.scores.load(kind)
+
+
+@dataclass(eq=False)
+class Analysis(Scored):
+    """Factors and scores of one checkpoint under one set of settings."""
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.folder = self.run.folder / "influence"
+        made = {"weights": self.run.weights, "training rows": self.run.train_rows}
+        rows = len(self.train)
+        self.factor_parts = made | settings.parts("factors", rows)
+        query_parts = {"query rows": self.queries.fingerprint(), "margin": MARGIN}
+        self.scores = ScoreFolder(
+            self.folder / "scores",
+            settings.of_one_checkpoint,
+            {
+                "self": made | settings.parts("self", rows),
+                "pairwise": made | settings.parts("pairwise", rows) | query_parts,
+            },
+            self.suffix,
+        )
+        self.about = {
+            "arguments": {name: str(value) for name, value in self.arguments.items()},
+            "custom_queries": bool(self.suffix),
+        }
+        self.profiles: list[str] = []  # of models that were released
+        # Overwriting replaces factors once in a process, not again for another kind of score.
+        self._fitted = False
+
+    def checked_model(self) -> torch.nn.Module:
+        """Trained model. Raises Refused if its weights are not those of run.json, or if scores of
+        such a model would be wrong.
+        """
+        model = self.run.model()
+        if fingerprint_of_tensors(model.state_dict()) != self.run.weights:
+            raise Refused(
+                f"the weights in {self.run.folder} are not those that run.json describes; train "
+                "again"
+            )
+        check_attribution(model, self.train)
+        return model
+
+    @functools.cached_property
+    def analyzer(self) -> FolderAnalyzer:
+        """kronfluence's Analyzer around the trained model, made when something must be computed."""
+        settings = self.settings
+        model = self.checked_model()
+        task = InfluenceTask(settings.seed, model.num_labels if settings.exact else None)
+        common = {"profile": settings.profile, "log_level": logging.WARNING}
+        if settings.stock:
+            model = prepare_stock_model(model, task)
+            return FolderAnalyzer(self.folder, model, task, **common)
+        all_rows = settings.max_factor_rows >= len(self.train)
+        spanned = all_rows, all_rows and not self.few_labels
+        model = modules.prepare_model(model, task)
+        for module in modules.tracked(model):
+            module.projection_seed = settings.seed
+            mixed = settings.covariances == "mixed"
+            module.covariance_products = torch.float32 if mixed else None
+            module.spanned = spanned
+        analyzer = EigenAnalyzer(self.folder, model, task, self.processes, **common)
+        if analyzer.shared is None and task.columns > 1:
+            raise Refused(
+                "--fisher exact with more than two classes needs a model of linear layers only"
+            )
+        return analyzer
+
+    @property
+    def few_labels(self) -> bool:
+        """Whether the gradients behind the factors are of some of a row's labels only: those of two
+        labels are multiples of one another, those of more labels are not.
+        """
+        return not self.settings.exact and self.run.num_labels > 2
+
+    def tell_if_undetermined(self, loaded: dict) -> None:
+        """Prints that scores depend on rounding, if these factors leave them undetermined.
+
+        Where no gradient of a sampled label reaches, any eigenvectors are as good as others, but
+        lambda, from other labels, gives each its own eigenvalue; scores depend on the choice.
+        """
+        if self.settings.factor_strategy != "ekfac" or not self.few_labels:
+            return
+        values = loaded[GRADIENT_EIGENVALUES_NAME].values()
+        if self.processes.main and any(modules.unreached(one).sum() > 1 for one in values):
+            rows = min(self.settings.max_factor_rows, len(self.train))
+            print(
+                f"the labels sampled for {rows:,} rows leave part of the curvature undetermined: "
+                "scores differ by some percent with the batch size and the number of processes; "
+                "--fisher exact determines all of it",
+                file=sys.stderr,
+            )
+
+    def tables(self) -> list[str]:
+        """Tables of actions and their seconds, of every model that computed something."""
+        here = [self.analyzer.profiler.summary()] if "analyzer" in self.__dict__ else []
+        return [*self.profiles, *filter(None, here)]
+
+    def release(self) -> None:
+        """Frees the model; it is opened again if something must be computed."""
+        self.profiles = self.tables()
+        self.__dict__.pop("analyzer", None)
+
+    def plan(self, kind: str) -> dict:
+        """Division of work on "factors", "pairwise" or "self" scores: stored, kept on resuming."""
+        settings = self.settings
+        asked = settings.data_partitions
+        lengths = self.train.lengths
+        if settings.stock:
+            if asked:
+                return {"partitions": min(asked, len(lengths))}
+            tokens = int(lengths.sum())
+            sizes = len(lengths), tokens, len(self.queries)
+            return stock.plan_partitions(self.analyzer, kind, *sizes)
+        if kind == "factors":
+            lengths = lengths[: settings.max_factor_rows]
+        assert isinstance(self.analyzer, EigenAnalyzer)
+        device = self.analyzer.state.device
+        shapes = memory.shapes_of(self.analyzer.model)
+        where = shapes, device, self.processes
+        wanted = settings.train_batch_size * self.run.max_length
+        budget = memory.affordable_tokens(memory.features_of(shapes), device, wanted)
+        queries = len(self.queries) if kind == "pairwise" else 0
+        plan = memory.plan_parts(*where, kind, budget, lengths, queries, asked)
+        if kind == "pairwise":
+            plan = memory.plan_pairwise(
+                plan,
+                *where,
+                lengths,
+                self.queries.lengths,
+                settings.query_batch_size,
+                make_score_arguments(settings),
+                groups=self.analyzer.shared is not None,
+            )
+        return dataclasses.asdict(plan)
+
+    def work(self, kind: str, name: str, parts: dict, plan_kind: str) -> Work:
+        """Work on "factors" or "scores" of this name, as far as an earlier run got.
+
+        parts: its fingerprint. plan_kind: kind of its plan, see `plan`.
+        """
+        folder = self.folder / "kronfluence" / f"{kind}_{name}"
+        plan = functools.partial(self.plan, plan_kind)
+        overwrite = self.settings.overwrite
+        return Work(folder, parts, f"unfinished {kind}", plan, overwrite, self.processes)
+
+    def fit_factors(self) -> dict[str, float]:
+        """Seconds of each phase of fitting the factors; empty if they are stored and intact."""
+        if self.processes.from_main(self._factors_are_stored):
+            return {}
+        name = self.settings.factors_name
+        work = self.work("factors", name, self.factor_parts, "factors")
+        factor_args = make_factor_arguments(self.settings)
+        if self.settings.stock:
+            size = self.settings.train_batch_size
+            batches = stock.loading(self.run.max_length, per_device_batch_size=size)
+            stock.fit_factors(self.analyzer, work, name, self.train, factor_args, batches)
+        else:
+            factors.fit_factors(self.analyzer, work, name, self.train, factor_args)
+        return work.record["seconds"]
+
+    def _factors_are_stored(self) -> bool:
+        """Whether intact factors are stored; deletes damaged ones, and those to be overwritten."""
+        target = self.folder / "factors" / self.settings.factors_name
+        record = None
+        if self._fitted or not self.settings.overwrite:
+            record = refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
+        self._fitted = True
+        if record and intact(target, record["files"]):
+            return True
+        if record:
+            print(f"{target}: factors are damaged and are fitted again", file=sys.stderr)
+        shutil.rmtree(target, ignore_errors=True)
+        return False
+
+    def compute(self, kind: str) -> torch.Tensor | None:
+        """Stored scores of this kind, or new ones: pairwise (Q, N), self (N,), float32.
+
+        None on all processes but the main one. Waits for factors that another process is fitting;
+        raises Refused for scores that another process is computing.
+        """
+        scores = self.stored_unless_overwritten(kind)
+        if self.processes.from_main(lambda: scores is not None):
+            return scores
+        start = time.perf_counter()
+        with self._held(f"scores_{self.scores.place(kind).name}_{kind}"):
+            scores, made, folder = self._new_scores(kind)
+            if self.processes.main:
+                made["seconds"] |= {"all": time.perf_counter() - start}
+                # Self-influence is no part of a custom query, and is not forgotten with it.
+                about = {} if kind == "self" and self.suffix else self.about
+                self.scores.save(kind, scores, about | environment(choose_device()) | made)
+                if folder is not None:
+                    shutil.rmtree(folder)
+            self.computed.add(kind)
+            self.processes.meet()
+        return scores
+
+    def divisor(self) -> float | None:
+        """Number by which a mean over members divides this checkpoint's scores of any queries: its
+        mean self-influence. None on all processes but the main one.
+        """
+        scores = self.compute("self")
+        return None if scores is None else scores.mean(dtype=torch.float64).item()
+
+    def _held(self, name: str, wait_for: str | None = None):
+        """Context in which the main process holds the lock of results of this name, for all."""
+        if not self.processes.main:
+            return contextlib.nullcontext()
+        return exclusive(self.folder / "kronfluence", f".lock_{name}", wait_for=wait_for)
+
+    def _new_scores(self, kind: str) -> tuple[torch.Tensor, dict, Path | None]:
+        """(scores, entries of their JSON, folder of unfinished work that they end)."""
+        scores, seconds, work = self._with_factors(kind)
+        if not self.processes.main:
+            return scores, {}, None
+        made = {name: work.record[name] for name in ("plan", "replanned") if name in work.record}
+        return scores, made | {"seconds": seconds | work.record["seconds"]}, work.folder
+
+    def _with_factors(self, kind: str) -> tuple[torch.Tensor, dict[str, float], Work]:
+        """(scores, seconds of fitting factors, work from which they came)."""
+        settings = self.settings
+        score_args = make_score_arguments(settings)
+        factors_name = settings.factors_name
+        name = f"{self.scores.place(kind).name}_{kind}"
+        with self._held(f"factors_{factors_name}", f"the {factors_name} factors"):
+            seconds = self.fit_factors()
+            if settings.stock:
+                work = self.work("scores", name, self.scores.parts[kind], kind)
+                batches = {"per_device_train_batch_size": settings.train_batch_size}
+                if kind == "pairwise":
+                    batches["per_device_query_batch_size"] = settings.query_batch_size
+                torch.manual_seed(settings.seed)  # of low-rank projections
+                scores = stock.compute_scores(
+                    self.analyzer,
+                    work,
+                    kind,
+                    name,
+                    factors_name,
+                    self.queries,
+                    self.train,
+                    score_args,
+                    stock.loading(self.run.max_length, **batches),
+                )
+                return scores, seconds, work
+            with self.analyzer.profiler.profile("Load All Factors"):
+                loaded = self.analyzer.load_all_factors(factors_name)
+            if kind == "pairwise":
+                self.tell_if_undetermined(loaded)
+            self.processes.meet()
+        work = self.work("scores", name, self.scores.parts[kind], kind)
+        scorer = scoring.Scorer(
+            self.analyzer,
+            loaded,
+            make_factor_arguments(settings),
+            score_args,
+            self.train,
+            self.queries if kind == "pairwise" else None,
+            work,
+        )
+        return scorer.compute(), seconds, work

@@ -1,0 +1,136 @@
+"""Replayed scores of a run: stored, asked and averaged as other scores are, in log-odds."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from processes import together
+from running import DEMO, SMALL, scores_of
+from safetensors.torch import load_file
+from scipy.stats import rankdata, spearmanr
+
+import analyze
+import train
+from attribution.cli import run_script
+from attribution.data.demo import read_rows
+from attribution.files import read_json
+from attribution.training.run import Run
+from pipeline import DEMO_MODEL
+
+HALVES = ["--num_members", "2", "--member_steps", "2", "--member_share", "0.5"]
+NAME = "replay_members2_steps2_share0.5"
+REPLAY = [*DEMO, "--max_queries", "9", "--factor_strategy", "replay"]
+
+
+@pytest.fixture(scope="module")
+def scored(trained, tmp_path_factory):
+    """A run with two halves of its rows, their middle checkpoints scored."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("replayed") / "checkpoints")
+    train.main([*SMALL, "--checkpoint_dir", str(folder), *HALVES])
+    analyze.main([*REPLAY, "--checkpoint_dir", str(folder), *HALVES])
+    return folder
+
+
+def again(folder, *extra: str) -> torch.Tensor:
+    """The scores, computed again."""
+    analyze.main([*REPLAY, "--checkpoint_dir", str(folder), *HALVES, *extra, "--overwrite"])
+    return scores_of(folder, NAME)
+
+
+def test_the_mean_is_over_the_checkpoints_on_the_way_which_no_flag_need_name(copied, capsys):
+    each = []
+    for seed in (0, 1):
+        end = copied / f"demo/members/share0.5_seed{seed}"
+        path = end / "steps/2/influence/scores/replay/pairwise_scores.safetensors"
+        each.append(load_file(path)["all_modules"])
+        assert 0 < read_json(path.with_suffix(".json"))["time"] <= 8
+        assert not (end / "influence").exists()
+    assert torch.allclose(scores_of(copied, NAME), torch.stack(each).mean(0))
+    analyze.main([*REPLAY, "--checkpoint_dir", str(copied), "--query_index", "1"])
+    out = capsys.readouterr().out
+    assert "--num_members 2 --member_steps 2 --member_share 0.5" in out and "query 1" in out
+
+
+def test_scores_depend_on_neither_batches_nor_processes(copied, monkeypatch):
+    before = scores_of(copied, NAME)
+    monkeypatch.setattr("attribution.replay.features.BUDGET", 100)
+    found = [again(copied)]
+    command = [*REPLAY, "--checkpoint_dir", str(copied), *HALVES, "--overwrite"]
+    assert together(2, lambda: analyze.main(command)) == [0, 0]
+    found.append(scores_of(copied, NAME))
+    for one in found:
+        assert (one - before).abs().max() < 1e-5 * before.abs().max()
+        assert spearmanr(one.flatten(), before.flatten()).statistic > 0.999999
+
+
+def test_a_custom_query_has_the_scores_of_the_same_validation_row(copied, capsys):
+    rows = read_rows()["validation"]
+    label = ("negative", "positive")[rows["label"][3]]
+    asked = [*REPLAY, "--checkpoint_dir", str(copied), *HALVES, "--format", "json"]
+    capsys.readouterr()
+    analyze.main([*asked, "--query_index", "3"])
+    stored = json.loads(capsys.readouterr().out)
+    analyze.main([*asked, "--query_text", rows["sentence"][3], "--query_label", label])
+    custom = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for side in ("helpful", "harmful"):
+        assert [row["row"] for row in custom[side]] == [row["row"] for row in stored[side]]
+        for one, other in zip(custom[side], stored[side], strict=True):
+            assert one["score"] == pytest.approx(other["score"], rel=1e-4)
+
+
+def test_another_sketch_or_another_end_makes_scores_stale(copied, capsys):
+    command = [*REPLAY, "--checkpoint_dir", str(copied), *HALVES]
+    assert run_script(analyze.main, [*command, "--seed", "1"]) == 2
+    assert "another seed" in capsys.readouterr().err
+    path = copied / "demo/members/share0.5_seed0/steps/2/influence/scores/replay"
+    assert "end of training" in read_json(path / "pairwise_scores.json")["fingerprint"]
+
+
+def test_settings_of_a_curvature_are_refused(trained, capsys):
+    for flag in (["--damping_factor", "1e-4"], ["--stock"], ["--fisher", "exact"]):
+        command = [*REPLAY, "--checkpoint_dir", str(trained), *flag]
+        assert run_script(analyze.main, command) == 2
+        assert f"{flag[0]} has no effect on a replay" in capsys.readouterr().err
+
+
+def test_more_rows_than_memory_are_refused_before_the_work(copied, capsys, monkeypatch):
+    monkeypatch.setattr("attribution.influence.replayed.free_host_memory", lambda: 2**20)
+    command = [*REPLAY, "--checkpoint_dir", str(copied), *HALVES, "--overwrite"]
+    assert run_script(analyze.main, command) == 2
+    error = capsys.readouterr().err
+    assert "a replay of 120 training rows takes about" in error and "--max_train_samples" in error
+
+
+def test_a_low_margin_of_a_row_that_was_left_out_finds_wrong_labels(tmp_path, capsys):
+    """On 400 rows of the demo, of which one in twenty is flipped on purpose."""
+    where = [*DEMO, "--checkpoint_dir", str(tmp_path)]
+    train.main([*where, "--max_train_samples", "400", "--num_train_epochs", "6"])
+    analyze.main([*where, "--max_queries", "2", "--factor_strategy", "replay", "--self_influence"])
+    path = tmp_path / "demo/influence/scores/replay/self_scores.safetensors"
+    scores = load_file(path)["all_modules"].numpy()
+    wrong = np.array(read_rows()["train"]["flipped"][:400])
+    ranks = rankdata(scores)
+    auroc = (ranks[wrong].mean() - (wrong.sum() + 1) / 2) / (~wrong).sum()
+    assert auroc > 0.9
+
+
+@pytest.mark.parametrize("kind", ["three classes", "regression"])
+def test_three_classes_and_regressions_are_replayed(tmp_path, capsys, kind):
+    texts = read_rows()["train"]["sentence"][:60]
+    labels = [i % 3 if kind == "three classes" else i % 7 + 0.5 for i in range(60)]
+    rows = "".join(f'"{text}",{label}\n' for text, label in zip(texts, labels, strict=True))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+    own = ["--dataset_path", str(tmp_path / "rows.csv"), "--text_columns", "text"]
+    where = ["--dataset_name", "own", "--checkpoint_dir", str(tmp_path)]
+    model = ["--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1"]
+    train.main([*where, *own, "--label_column", "label", *model])
+    ask = [*where, "--factor_strategy", "replay", "--format", "json"]
+    analyze.main([*ask, "--self_influence"])
+    capsys.readouterr()
+    analyze.main([*ask, "--query_text", "A fine soup."])
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["target"] == ("output" if kind == "regression" else "predicted")
+    assert answer["helpful"][0]["score"] > 0 > answer["harmful"][0]["score"]
+    assert Run.open(tmp_path, "own").num_labels == (1 if kind == "regression" else 3)
