@@ -189,7 +189,8 @@ def test_custom_rows_have_all_classes_of_the_model_and_one_without_rows_can_be_e
     capsys.readouterr()
     analyze.main([*quick, "--query_text", "The soup.", "--format", "json"])
     shown = json.loads(capsys.readouterr().out)
-    assert shown["prediction"] == shown["label"] == "neutral" and len(shown["helpful"]) == 5
+    assert shown["prediction"] == shown["label"] == "neutral"
+    assert len(shown["harmful"]) == 5 and not shown["helpful"]  # no row is neutral
 
 
 @pytest.mark.parametrize(

@@ -159,5 +159,6 @@ def test_a_data_sets_name_that_is_no_folders_name_is_refused(name, tmp_path, cap
     table.write_text("text,label\nx,a\ny,b\n")
     own = ["--dataset_path", str(table), "--text_columns", "text", "--label_column", "label"]
     argv = ["--dataset_name", name, "--checkpoint_dir", str(tmp_path / "checkpoints"), *own]
-    assert "must be letters" in refusal(capsys, train.main, argv)
+    wanted = "must be letters" if name else "--dataset_name is empty"
+    assert wanted in refusal(capsys, train.main, argv)
     assert {path.name for path in tmp_path.iterdir()} == {"rows.csv"}
