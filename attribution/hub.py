@@ -93,15 +93,21 @@ def refuse_pointers(folder: Path) -> None:
     pointer.
     """
     for path in (*folder.glob("*"), *folder.glob("*/*")):
-        if path.suffix not in SUFFIXES or not path.is_file() or path.stat().st_size >= 1024:
-            continue
-        if path.read_bytes().startswith(b"version https://git-lfs"):
-            raise Refused(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+        if path.suffix in SUFFIXES:
+            refuse_pointer(path)
     if (folder / "adapter_config.json").is_file():
         raise Refused(
             f"{folder} holds an adapter, not a model; merge it into its model first (PEFT: "
             "merge_and_unload)"
         )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises Refused for a file that is a Git LFS pointer."""
+    if not path.is_file() or path.stat().st_size >= 1024:
+        return
+    if path.read_bytes().startswith(b"version https://git-lfs"):
+        raise Refused(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
 
 
 def refuse_outer(folder: Path, flag: str) -> None:

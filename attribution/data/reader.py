@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from attribution.files import Refused, printable
+from attribution.hub import refuse_pointer
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl", "json")
 COMPRESSED = ("gz", "bz2", "xz", "zip", "zst")
@@ -52,6 +53,7 @@ def read_file(
         packed = "; unpack it" if kind in COMPRESSED else ""
         raise Refused(f"{where} is no file of the kinds {', '.join(SUFFIXES)}{packed}")
     try:
+        refuse_pointer(path)
         if kind == "parquet":
             check_unique(pa.parquet.read_schema(path).names, where)
             table = datasets.Dataset(pa.parquet.read_table(path))
@@ -63,8 +65,6 @@ def read_file(
         raise Refused(f"{where} cannot be read ({str(error).splitlines()[0][:200]})") from error
     if not data.strip():
         raise Refused(f"{where} is empty")
-    if data.startswith(b"version https://git-lfs"):
-        raise Refused(f"{where} is a Git LFS pointer, not the file itself; run: git lfs pull")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

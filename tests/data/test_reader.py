@@ -105,6 +105,7 @@ def test_standard_input_is_read_as_its_file_with_a_byte_order_mark_or_without(
         ),
         ("a.jsonl", '{"text": "a", "stars": [1]}\n', "row 0 .* has a list in the column 'stars'"),
         ("a.csv", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("a.csv.gz", "x", "is no file of the kinds .*; unpack it"),
         ("a.txt", "x", "is no file of the kinds .*json$"),
         ("a.parquet", "no parquet", "cannot be read"),
