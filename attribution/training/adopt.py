@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from attribution.data.dataset import GlueDataset
-from attribution.data.labels import fold
+from attribution.data.labels import class_of
 from attribution.data.tables import GlueTask
 from attribution.files import Refused, differing_parts, printable
 from attribution.hub import open_asset
@@ -159,25 +159,16 @@ def activation_of(config) -> str:
 def match_labels(names: list[str], wanted: tuple[str, ...], subject: str) -> list[int]:
     """Output of the model for each class of the task. names: of the outputs; wanted: of the task.
 
-    Raises Refused if names differ (see `alike`); subject: the beginning of that message.
+    Case, `-` and spaces do not count if classes differ without them: NOT-ENTAILMENT is
+    not_entailment. Raises Refused if names differ; subject: the beginning of that message.
     """
-    found, classes = alike(names, list(wanted))
-    if sorted(found) != sorted(classes):
+    places = [place for name in wanted if (place := class_of(name, names)) is not None]
+    if sorted(places) != list(range(len(names))) or len(places) < len(wanted):
         raise Refused(
             f"{subject} {printable(', '.join(names))}, but the task's are {', '.join(wanted)}; "
             "pass --label_order with the task's names in the order of the model's outputs"
         )
-    return [found.index(name) for name in classes]
-
-
-def alike(names: list[str], wanted: list[str]) -> tuple[list[str], list[str]]:
-    """Both lists of class names as they are compared: case, `-` and spaces do not count if classes
-    differ without them, so NOT-ENTAILMENT is not_entailment.
-    """
-    folded = [fold(name) for name in names], [fold(name) for name in wanted]
-    if any(len(set(some)) < len(some) for some in folded):
-        return names, wanted
-    return folded
+    return places
 
 
 def reorder_head(model: torch.nn.Module, order: list[int]) -> None:
