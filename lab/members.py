@@ -30,7 +30,7 @@ from attribution.evidence.ground_truth import Subsets, own_truth
 from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
 from attribution.files import Refused, read_json
 from attribution.influence.settings import STRATEGIES, ScoreSpec
-from attribution.influence.stored import mean_self_influence, scores_named
+from attribution.influence.stored import read_scores, scores_named, why_stale
 from attribution.show import results
 from attribution.show.tables import markdown, with_interval
 from attribution.training.members import Members
@@ -172,7 +172,11 @@ def open_sets(args, run: Run, queries) -> list[Scored]:
         if found is None:
             return None
         record = read_json(place / f"influence/scores/{name}/pairwise_scores.json") or {}
-        return found, mean_self_influence(member, ScoreSpec(**record["spec"])), member
+        spec = ScoreSpec(**record["spec"])
+        # A mean over members divides scores by the mean self-influence of their checkpoint.
+        own = place / f"influence/scores/{spec.of_self.name}/self_scores.json"
+        divisor = None if why_stale(own, member) else float(read_scores(own).mean(dtype=np.float64))
+        return found, divisor, member
 
     assert run.recipe is not None
     schedule = run.recipe["lr_schedule"]

@@ -189,14 +189,6 @@ def scores_named(run: Run, name: str, query_rows: str) -> np.ndarray | None:
     return None if why_stale(path, run, query_rows) else read_scores(path)
 
 
-def mean_self_influence(run: Run, spec: ScoreSpec) -> float | None:
-    """Mean of the stored self-influence of a checkpoint, by which a mean over members divides its
-    scores of this spec; None if it is missing, stale or damaged.
-    """
-    path = run.folder / f"influence/scores/{spec.of_self.name}/self_scores.json"
-    return None if why_stale(path, run) else float(read_scores(path).mean(dtype=np.float64))
-
-
 def recorded_queries(run: Run, name: str) -> int | None:
     """The --max_queries of the stored scores of this name; None if unknown."""
     path = run.folder / f"influence/scores/{name}/pairwise_scores.json"
