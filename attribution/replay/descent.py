@@ -5,23 +5,31 @@ Training on rows of weights w moves the outputs of all rows along
     df/dt = -K diag(w) s(f),        s_i = slope of row i's loss at its outputs
 
 (kernel regime of fine-tuning: arXiv:2210.05643, section 3), stopped early, as training is. The flow
-begins at 0, because heads are drawn at random, or at a regression's mean label. Its derivative with
-respect to w comes from the adjoint of its steps, for all queries and rows in one sweep (MAGIC,
-arXiv:2504.16430, takes the same derivative of real training, a query at a time).
+begins at 0, because heads are drawn at random, or at a regression's mean label. It has STEPS steps:
+a direction that is too steep for them is flattened, so that it ends where it would, but no sooner
+than they can. The derivative with respect to w comes from the adjoint of the steps, for all queries
+and rows in one sweep (MAGIC, arXiv:2504.16430, takes the same derivative of real training, a query
+at a time).
 
-Symbols: N training rows, Q queries, M weightings, O outputs of a row: the logits of C classes; for
-two classes their difference, the log-odds; for a regression its output. K (N, N) kernel of training
-rows, k (Q, N) of queries with them.
+Symbols: N training rows, Q queries, M weightings, L rows that training left out, O outputs of a
+row: the logits of C classes; for two classes their difference, the log-odds; for a regression its
+output. K (N, N) kernel of training rows, k (Q, N) of queries with them; a row's kernel with itself
+is 1 on average.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-ROUNDS = 30  # of the power iteration
-LEAST_STEPS = 40  # of a flow
-STEEPEST = 0.7  # of the step above which the steepest direction would overshoot
-LONGEST = 8.0  # time of a replay at most, where the mean kernel of a row with itself is 1
+from attribution.draws import uniform_hash
+
+STEPS = 40
+STEEPEST = 0.7  # of the curvature above which a step would overshoot
+TIMES = tuple(0.25 * 2 ** (i / 2) for i in range(11))  # 0.25 to 8: those that a replay may take
+FEWEST_STEEP = 64  # directions that are looked at for being too steep, at least
+BLOCK = 256  # queries whose derivatives are taken at a time
+FOLDS = 10  # of the training rows, each of which is left out once
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class Targets:
 
     labels: torch.Tensor  # (N,): classes, int64, or values of a regression; NaN: the output itself
     num_labels: int
+
+    def to(self, device: torch.device) -> "Targets":
+        """The same on a device."""
+        return replace(self, labels=self.labels.to(device))
 
     @property
     def outputs(self) -> int:
@@ -103,46 +115,17 @@ def start_of(train: Targets, weights: torch.Tensor) -> torch.Tensor:
     return (weights @ train.labels.to(weights) / weights.sum(1))[:, None, None]
 
 
-def step_of(kernel: torch.Tensor, train: Targets, most: float, time: float) -> tuple[float, int]:
-    """(length, number) of steps of a flow until `time` that overshoot in no direction.
-
-    most: the largest weight.
-    """
-    vector = kernel.new_ones(len(kernel), 1)
-    size = 1.0
-    for _ in range(ROUNDS):
-        vector = kernel @ (vector / vector.norm())
-        size = float(vector.norm())
-    count = max(LEAST_STEPS, int(time * train.steepest * size * most / STEEPEST) + 1)
-    return time / count, count
-
-
 def flow(kernel: torch.Tensor, train: Targets, weights: torch.Tensor, time: float) -> torch.Tensor:
     """Coefficients a (M, N, O) at a time: outputs are start + K a.
 
-    weights: (M, N).
+    weights: (M, N), at most 1.
     """
-    length, count = step_of(kernel, train, float(weights.max()), time)
     start = start_of(train, weights)
     a = kernel.new_zeros(*weights.shape, train.outputs)
-    for _ in range(count):
+    for _ in range(STEPS):
         f = start + kernel @ a
-        a = a - length * weights[..., None] * train.slope(f)
+        a = a - time / STEPS * weights[..., None] * train.slope(f)
     return a
-
-
-def replay(
-    kernel: torch.Tensor,
-    others: torch.Tensor,
-    train: Targets,
-    weights: torch.Tensor,
-    time: float,
-) -> torch.Tensor:
-    """Outputs (M, Q, O) of the queries after training on rows of these weights (M, N).
-
-    others: kernel (Q, N) of the queries with the training rows.
-    """
-    return start_of(train, weights) + others @ flow(kernel, train, weights, time)
 
 
 def scores(
@@ -156,13 +139,15 @@ def scores(
     """Derivative (Q, N) of the queries' replayed margins with respect to each row's weight, where
     all rows have the same weight: 1/2 is what the half of the rows measure that a random subset
     keeps.
+
+    others: kernel (Q, N) of the queries with the training rows.
     """
+    length = time / STEPS
     weights = kernel.new_full((1, len(kernel)), weight)
-    length, count = step_of(kernel, train, weight, time)
     start = start_of(train, weights)[0]
     a = kernel.new_zeros(len(kernel), train.outputs)
     seen = []
-    for _ in range(count):
+    for _ in range(STEPS):
         seen.append(start + kernel @ a)
         a = a - length * weight * train.slope(seen[-1])
     turn = queries.margin_slope(start + others @ a)
@@ -173,39 +158,121 @@ def scores(
         total -= length * (train.slope(f) * back).sum(-1)
         moved = length * weight * train.curve(f, back)
         shift -= moved.sum((1, 2))
-        back = back - torch.einsum("nm,qno->qmo", kernel, moved)
+        back = back - kernel @ moved
     if train.num_labels == 1:
         total += shift[:, None] * (train.labels - start) / weights.sum()
     return total
 
 
+# --- kernels --------------------------------------------------------------------------------------
+
+
+def steep_directions(kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest eigenvalues (R,) of a kernel, and their eigenvectors (N, R), found by subspace
+    iteration (Halko, Martinsson and Tropp, arXiv:0909.4061, section 4.5).
+    """
+    rank = min(len(kernel), max(FEWEST_STEEP, len(kernel) // 64))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vectors, values, _ = torch.svd_lowrank(kernel, rank, niter=6)
+    return values, vectors
+
+
+def flattened(
+    kernel: torch.Tensor,
+    others: torch.Tensor,
+    steep: tuple[torch.Tensor, torch.Tensor],
+    train: Targets,
+    time: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernels (N, N) and (Q, N) in which no direction is too steep for the steps until `time`.
+
+    The features' own directions are scaled, so that both stay kernels of one metric. steep: of
+    `steep_directions`.
+    """
+    most = STEEPEST * STEPS / (time * train.steepest)
+    values, vectors = steep
+    kept = most / values.clamp(min=most)
+    flat = torch.addmm(kernel, vectors * (values * (1 - kept)), vectors.T, alpha=-1)
+    return flat, others - (others @ vectors * (1 - kept)) @ vectors.T
+
+
 def best_time(
     kernel: torch.Tensor,
     others: torch.Tensor,
+    steep: tuple[torch.Tensor, torch.Tensor],
     train: Targets,
     left_out: Targets,
     weights: torch.Tensor,
     logits: torch.Tensor,
 ) -> float:
-    """Time at which the replay is most like the model's own training, up to LONGEST.
+    """Time, one of TIMES, at which the replay is most like the model's own training.
 
     There the margins of rows that the training left out (a regression's outputs) correlate most
     with those of the model: no retrain is needed to find it. others: kernel (L, N) of these rows
-    with the training rows. weights: (N,) of the model's training. logits: (L, C) of the model.
+    with the training rows. steep: of `steep_directions`. weights: (N,) of the model's training.
+    logits: (L, C) of the model.
     """
-    length, count = step_of(kernel, train, 1.0, LONGEST)
-    start = start_of(train, weights[None])[0]
     measured = left_out.comparable(logits.to(kernel) @ outputs_of(train.num_labels).to(kernel))
-    a = kernel.new_zeros(len(kernel), train.outputs)
-    best = (-torch.inf, LONGEST)
-    for step in range(1, count + 1):
-        a = a - length * weights[:, None] * train.slope(start + kernel @ a)
-        replayed = left_out.comparable(start + others @ a)
-        likeness = float(torch.corrcoef(torch.stack([measured, replayed]))[0, 1])
-        best = max(best, (likeness, step * length))
-    return best[1]
+    likeness = []
+    for time in TIMES:
+        flat, flat_others = flattened(kernel, others, steep, train, time)
+        replayed = Replay(flat, flat_others, train, left_out, time).outputs(weights[None])[0]
+        pair = torch.stack([measured, left_out.comparable(replayed)])
+        likeness.append(float(torch.corrcoef(pair)[0, 1]))
+    return TIMES[int(np.argmax(likeness))]
 
 
 def outputs_of(num_labels: int) -> torch.Tensor:
     """Map (C, O) from logits to the outputs of a replay."""
     return torch.tensor([[-1.0], [1.0]]) if num_labels == 2 else torch.eye(num_labels)
+
+
+# --- a replay -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One checkpoint's training, which can be replayed with other weights and labels."""
+
+    kernel: torch.Tensor  # (N, N), flattened
+    others: torch.Tensor  # (Q, N), flattened
+    train: Targets
+    queries: Targets
+    time: float
+
+    def scores(self, weight: float = 0.5) -> torch.Tensor:
+        """Scores (Q, N), see `scores`, a block of queries at a time."""
+        parts = []
+        for begin in range(0, len(self.others), BLOCK):
+            block = slice(begin, begin + BLOCK)
+            asked = replace(self.queries, labels=self.queries.labels[block])
+            others = self.others[block]
+            parts.append(scores(self.kernel, others, self.train, asked, self.time, weight))
+        return torch.cat(parts)
+
+    def outputs(self, weights: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Outputs (M, Q, O) of the queries after training on rows of these weights (M, N).
+
+        labels: (N,) of the training rows; None: their own.
+        """
+        train = self.train
+        if labels is not None:
+            train = replace(train, labels=labels.to(train.labels))
+        weights = weights.to(self.kernel)
+        a = flow(self.kernel, train, weights, self.time)
+        return start_of(train, weights) + self.others @ a
+
+    def margins_left_out(self, seed: int) -> torch.Tensor:
+        """Margins (N,) of training rows, each after training without its fold.
+
+        seed: of the folds.
+        """
+        count = len(self.kernel)
+        number = min(FOLDS, count)
+        order = np.argsort(uniform_hash(seed, "fold of a replay", np.arange(count)), kind="stable")
+        folds = np.empty(count, np.int64)
+        folds[order] = np.arange(count) % number
+        weights = torch.from_numpy(folds != np.arange(number)[:, None])
+        margins = self.train.margins(replace(self, others=self.kernel).outputs(weights))
+        return margins[torch.from_numpy(folds), torch.arange(count)]  # one of each row

@@ -1,6 +1,6 @@
 """Features of rows, whose inner products are the tangent kernel of a checkpoint.
 
-    sketch = Sketch(model, train, seed=0)
+    sketch = Sketch(model, second_moments(model, train), seed=0)
     kernel = sketch.features(queries) @ sketch.features(train).T       # (Q, N)
 
 A model that is linear around its weights changes its outputs z (C) by J dw, and two rows by each
@@ -12,10 +12,11 @@ the K = C - 1 orthonormal contrasts u_k of the outputs (of a regression, K = 1: 
 P = v^(-1/2) is AdamW's preconditioner; v, the mean squared gradient of the loss, has rank one a
 layer (Adafactor, arXiv:1804.04235, section 3). The gradient of a linear layer is a sum over tokens
 of outer products; both sides of it are sketched (LoGra, arXiv:2405.13954, section 3.1), so that no
-gradient is formed. Other layers are left out.
+gradient is formed. What that leaves is folded with random signs into at most FEATURES numbers (a
+count sketch: Charikar, Chen and Farach-Colton, 2002). Other layers are left out.
 
 Symbols: B rows of a batch, T tokens, D_in and D_out of a layer (D_in counts the bias), R width of
-the sketch, F features of a row.
+the sketch, S numbers of a row before they are folded, F features of a row.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ from attribution.engine.batching import batches_within
 from attribution.files import Refused
 from pipeline import model_inputs
 
-WIDTH = 48  # R
+WIDTH = 96  # R
+FEATURES = 2**15  # F at most
 MOMENT_ROWS = 512  # training rows from which squared gradients are estimated
 FLOOR = 1e-4  # least squared gradient, relative to the mean of its layer
 BUDGET = 4096  # tokens of a batch
@@ -42,38 +44,48 @@ class Sketch:
     """Preconditioned sketch of one checkpoint's gradients."""
 
     def __init__(
-        self, model: nn.Module, train: GlueDataset, seed: int = 0, width: int = WIDTH
+        self,
+        model: nn.Module,
+        moments: dict[str, tuple[torch.Tensor, torch.Tensor]],
+        seed: int = 0,
+        width: int = WIDTH,
     ) -> None:
-        """model: its parameters lose their gradients. seed: of the sketch. Raises Refused for a
-        model without linear layers.
-        """
+        """model: its parameters lose their gradients. moments: of `second_moments`."""
         self.model = model.eval().requires_grad_(False)
-        rows = np.linspace(0, len(train) - 1, MOMENT_ROWS).round().astype(int)
         draw = torch.Generator().manual_seed(seed)
+        device = next(model.parameters()).device
         # Layer -> (D_out, R) and (D_in, R), scaled by the root of the preconditioner.
         self.sides = {
-            name: tuple(side_of(moments, draw, width) for moments in pair)
-            for name, pair in second_moments(self.model, train, np.unique(rows)).items()
+            name: tuple(side_of(side, draw, width).to(device) for side in pair)
+            for name, pair in moments.items()
         }
-
-    @property
-    def num_features(self) -> int:
-        """F."""
         widths = [out.shape[1] * inner.shape[1] for out, inner in self.sides.values()]
-        return sum(widths) * len(contrasts(self.model.config.num_labels))
+        widths *= len(contrasts(model.config.num_labels))
+        size = sum(widths)  # S
+        self.num_features = min(size, FEATURES)  # F
+        signs = torch.ones(size)
+        if size > FEATURES:
+            signs = torch.randint(2, (size,), generator=draw) * 2.0 - 1
+        places = torch.arange(size) % self.num_features
+        # Of each contrast and layer: to which features its numbers are added, and their signs.
+        self.folds = list(
+            zip(places.to(device).split(widths), signs.to(device).split(widths), strict=True)
+        )
 
     def features(self, data: GlueDataset) -> torch.Tensor:
         """Features (N, F) of the rows, float32, on the CPU."""
-        count = len(contrasts(self.model.config.num_labels))
         made = torch.empty(len(data), self.num_features)
         for batch, _, found in gradients(self.model, data, np.arange(len(data))):
-            parts = []
+            folded = next(iter(found[0].values()))[0].new_zeros(len(batch), self.num_features)
+            folds = iter(self.folds)
             for tokens in found:
                 for name, (out, inner) in self.sides.items():
                     a, g = tokens[name]
-                    parts.append(((g @ out).transpose(1, 2) @ (a @ inner)).flatten(1))
-            made[batch] = torch.cat(parts, 1).cpu()
-        return made / count**0.5
+                    gradient = ((g @ out).transpose(1, 2) @ (a @ inner)).flatten(1)
+                    places, signs = next(folds)
+                    folded[:, places] += gradient * signs
+            made[batch] = folded.cpu() / len(found) ** 0.5
+        return made
 
 
 def contrasts(num_labels: int) -> torch.Tensor:
@@ -128,15 +140,17 @@ def gradients(
 
 
 def second_moments(
-    model: nn.Module, data: GlueDataset, rows: np.ndarray
+    model: nn.Module, data: GlueDataset
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Layer -> sums of the squared gradient of the loss over its rows (D_out,) and its columns
-    (D_in,), added up over the data set's rows.
+    (D_in,), added up over MOMENT_ROWS of the data set's rows, evenly spaced. On the CPU.
 
     Its mean over the labels that the model expects: with B B' = U (diag p - p p') U', which is the
     Fisher matrix of the contrasts, the squares of sum_k B_kj g_k are added up over j.
     """
+    rows = np.unique(np.linspace(0, len(data) - 1, MOMENT_ROWS).round().astype(int))
     sums: dict[str, list[torch.Tensor]] = {}
+    model.eval().requires_grad_(False)
     directions = contrasts(model.config.num_labels)
     for _, logits, found in gradients(model, data, rows):
         mix = root_of_fisher(logits, directions.to(logits))
@@ -149,7 +163,7 @@ def second_moments(
                 inner = (((g @ g.transpose(1, 2)) @ a) * a).sum((0, 1))
                 old = sums.get(name, [0, 0])
                 sums[name] = [old[0] + out, old[1] + inner]
-    return {name: (out, inner) for name, (out, inner) in sums.items()}
+    return {name: (out.cpu(), inner.cpu()) for name, (out, inner) in sums.items()}
 
 
 def root_of_fisher(logits: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -171,4 +185,4 @@ def side_of(moments: torch.Tensor, draw: torch.Generator, width: int) -> torch.T
     if size > width:
         sketch = torch.randn(size, width, generator=draw) / width**0.5
     scale = (moments / moments.mean() + FLOOR).pow(-0.25)
-    return scale[:, None] * sketch.to(moments)
+    return scale[:, None] * sketch

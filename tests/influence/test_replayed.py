@@ -96,7 +96,7 @@ def test_settings_of_a_curvature_are_refused(trained, capsys):
 
 
 def test_more_rows_than_memory_are_refused_before_the_work(copied, capsys, monkeypatch):
-    monkeypatch.setattr("attribution.influence.replayed.free_host_memory", lambda: 2**20)
+    monkeypatch.setattr("attribution.influence.replayed.free_memory", lambda device: 2**20)
     command = [*REPLAY, "--checkpoint_dir", str(copied), *HALVES, "--overwrite"]
     assert run_script(analyze.main, command) == 2
     error = capsys.readouterr().err

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from attribution.replay.descent import Targets, best_time, flow, replay, scores, step_of
+from attribution.replay.descent import (
+    STEEPEST,
+    STEPS,
+    TIMES,
+    Replay,
+    Targets,
+    best_time,
+    flattened,
+    scores,
+    steep_directions,
+)
 from pipeline import compute_loss, compute_margin
 
 N, Q, D = 12, 5, 30
@@ -23,6 +33,11 @@ def case(num_labels: int, dtype=torch.float64):
     return rows[:N], rows[N:], train, queries
 
 
+def replay(kernel, others, train, weights, time=TIME) -> torch.Tensor:
+    """Outputs (M, Q, O) after training on rows of these weights (M, N)."""
+    return Replay(kernel, others, train, train, time).outputs(weights)
+
+
 def logits_of(f: torch.Tensor, num_labels: int) -> torch.Tensor:
     """Logits (..., C) of outputs; for two classes their difference is given, and their sum is 0."""
     return torch.cat([-f, f], -1) / 2 if num_labels == 2 else f
@@ -33,18 +48,17 @@ def test_the_flow_is_gradient_descent_of_a_linear_model(num_labels):
     """The model's own loss, by autograd, with one row of weights a logit."""
     x, x_queries, train, _ = case(num_labels)
     w = torch.linspace(0, 1, N, dtype=torch.float64)
-    length, count = step_of(x @ x.T, train, 1.0, TIME)
     start = (w @ train.labels.double() / w.sum()) if num_labels == 1 else 0.0
     theta = torch.zeros(num_labels, D, dtype=torch.float64, requires_grad=True)
-    for _ in range(count):
+    for _ in range(STEPS):
         logits = start + x @ theta.T
         loss = sum(
             w[i] * compute_loss(logits[i : i + 1], train.labels[i : i + 1]) for i in range(N)
         )
         (gradient,) = torch.autograd.grad(loss, theta)
-        theta = (theta - length * gradient).detach().requires_grad_()
+        theta = (theta - TIME / STEPS * gradient).detach().requires_grad_()
     expected = start + x_queries @ theta.detach().T
-    found = replay(x @ x.T, x_queries @ x.T, train, w[None], TIME)[0]
+    found = replay(x @ x.T, x_queries @ x.T, train, w[None])[0]
     if num_labels == 2:
         expected = expected[:, 1:] - expected[:, :1]
     assert torch.allclose(found, expected, atol=1e-10)
@@ -61,11 +75,9 @@ def test_margins_and_their_slopes_are_the_pipelines(num_labels):
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 3, 4])
-def test_scores_are_the_derivatives_of_the_replay(num_labels, monkeypatch):
+def test_scores_are_the_derivatives_of_the_replay(num_labels):
     x, x_queries, train, queries = case(num_labels)
     kernel, others = x @ x.T, x_queries @ x.T
-    steps = step_of(kernel, train, 1.0, TIME)
-    monkeypatch.setattr("attribution.replay.descent.step_of", lambda *_: steps)
     found = scores(kernel, others, train, queries, TIME, weight=0.5)
     expected = torch.empty_like(found)
     for i in range(N):
@@ -73,7 +85,7 @@ def test_scores_are_the_derivatives_of_the_replay(num_labels, monkeypatch):
         for change in (1e-5, -1e-5):
             w = torch.full((1, N), 0.5, dtype=torch.float64)
             w[0, i] += change
-            sides.append(queries.margins(replay(kernel, others, train, w, TIME)[0]))
+            sides.append(queries.margins(replay(kernel, others, train, w)[0]))
         expected[:, i] = (sides[0] - sides[1]) / 2e-5
     assert torch.allclose(found, expected, atol=1e-8)
 
@@ -83,13 +95,12 @@ def test_two_classes_are_a_case_of_any_number():
     x, x_queries, train, queries = case(2)
     kernel, others = x @ x.T, x_queries @ x.T
     w = torch.rand(3, N, dtype=torch.float64)
-    length, count = step_of(kernel, train, float(w.max()), TIME)
     a = torch.zeros(3, N, 2, dtype=torch.float64)
     one_hot = torch.nn.functional.one_hot(train.labels).double()
-    for _ in range(count):
-        a = a - length * w[..., None] * ((kernel @ a).softmax(-1) - one_hot)
+    for _ in range(STEPS):
+        a = a - TIME / STEPS * w[..., None] * ((kernel @ a).softmax(-1) - one_hot)
     both = others @ a
-    found = replay(kernel, others, train, w, TIME)
+    found = replay(kernel, others, train, w)
     assert torch.allclose(found[..., 0], both[..., 1] - both[..., 0], atol=1e-12)
 
 
@@ -107,30 +118,71 @@ def test_the_output_of_a_regression_without_a_label_is_its_own_margin():
     nobody = Targets(torch.full((Q,), torch.nan, dtype=torch.float64), 1)
     kernel, others = x @ x.T, x_queries @ x.T
     of_output = scores(kernel, others, train, nobody, TIME)
-    outputs = replay(kernel, others, train, torch.full((1, N), 0.5).double(), TIME)[0, :, 0]
+    outputs = replay(kernel, others, train, torch.full((1, N), 0.5).double())[0, :, 0]
     residual = 2 * (queries.labels - outputs)
     of_margin = scores(kernel, others, train, queries, TIME)
     assert torch.allclose(of_margin, residual[:, None] * of_output)
 
 
-def test_steps_overshoot_in_no_direction():
-    """A regression with one steep direction would diverge with as few steps as the others need."""
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_steep_directions_are_flattened_to_what_the_steps_can_follow(num_labels):
+    """In the kernel and, by the same change of metric, in that with other rows; others stay."""
+    x, x_queries, train, _ = case(num_labels)
+    x = x + 20 * x[:1].mean(1, keepdim=True).sign()
+    kernel, others = x @ x.T, x_queries @ x.T
+    most = STEEPEST * STEPS / (TIME * train.steepest)
+    flat, flat_others = flattened(kernel, others, steep_directions(kernel), train, TIME)
+    values, vectors = torch.linalg.eigh(kernel)
+    assert values[-2] < most < values[-1]
+    assert torch.allclose(flat, (vectors * values.clamp(max=most)) @ vectors.T)
+    features = vectors.T @ x / values.sqrt()[:, None]  # directions of the features
+    scale = values.clamp(max=most) / values
+    assert torch.allclose(flat_others, x_queries @ features.T * scale @ features @ x.T)
+
+
+def test_a_steep_direction_ends_where_it_would():
+    """A regression in which all rows move together reaches their mean label."""
     kernel = torch.eye(N, dtype=torch.float64) + 500 * torch.ones(N, N, dtype=torch.float64)
     train = Targets(torch.linspace(-1, 1, N, dtype=torch.float64), 1)
-    a = flow(kernel, train, torch.ones(1, N, dtype=torch.float64), 3.0)
-    outputs = train.labels.mean() + kernel @ a[0]
-    assert float((outputs[:, 0] - train.labels).abs().max()) < 0.01
+    w = torch.ones(1, N, dtype=torch.float64)
+    w[0, : N // 2] = 0.1
+    flat, others = flattened(kernel, kernel, steep_directions(kernel), train, 3.0)
+    outputs = replay(flat, others, train, w, 3.0)[0, :, 0]
+    mean = (w[0] * (outputs - train.labels)).sum() / w.sum()
+    assert abs(float(mean)) < 0.05
 
 
 def test_the_time_is_that_at_which_the_replay_is_most_like_the_model():
     """A model that is a replay itself, until some time, of rows that it left out."""
     x, _, train, _ = case(2)
     kernel = x @ x.T
+    steep = steep_directions(kernel)
     w = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(N // 2)
     rows = torch.arange(1, N, 2)
     left_out = Targets(train.labels[rows], 2)
-    for time in (1.0, 4.0):
-        f = replay(kernel, kernel[rows], train, w[None], time)[0]
+    for time in TIMES[4], TIMES[8]:
+        flat, others = flattened(kernel, kernel[rows], steep, train, time)
+        f = replay(flat, others, train, w[None], time)[0]
         logits = torch.cat([-f, f], 1) / 2
-        found = best_time(kernel, kernel[rows], train, left_out, w, logits)
-        assert found == pytest.approx(time, abs=0.21)
+        assert best_time(kernel, kernel[rows], steep, train, left_out, w, logits) == time
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+def test_a_row_left_out_with_its_fold_has_the_margin_of_a_training_without_it(num_labels):
+    x, _, train, _ = case(num_labels)
+    kernel = x @ x.T
+    one = Replay(kernel, kernel, train, train, TIME)
+    alone = torch.ones(N, N, dtype=torch.float64) - torch.eye(N, dtype=torch.float64)
+    expected = train.margins(one.outputs(alone)).diagonal()
+    found = one.margins_left_out(seed=0)  # ten folds of twelve rows: most have one row
+    assert (torch.isclose(found, expected).sum() >= 8) and not torch.equal(found, expected)
+
+
+def test_other_labels_are_replayed_as_if_they_were_the_rows_own():
+    x, x_queries, train, queries = case(3)
+    kernel, others = x @ x.T, x_queries @ x.T
+    labels = train.labels.roll(1)
+    w = torch.ones(1, N)
+    found = Replay(kernel, others, train, queries, TIME).outputs(w, labels)
+    assert torch.equal(found, replay(kernel, others, Targets(labels, 3), w.double()))
+    assert not torch.equal(found, replay(kernel, others, train, w.double()))

@@ -6,7 +6,7 @@ from torch import nn
 
 from attribution.data.tables import GlueTask
 from attribution.files import Refused
-from attribution.replay.features import FLOOR, Sketch, contrasts, root_of_fisher
+from attribution.replay.features import FLOOR, Sketch, contrasts, root_of_fisher, second_moments
 from pipeline import construct_bert, get_glue_dataset, model_inputs
 
 ROWS = 6
@@ -19,6 +19,10 @@ def rows_and_model(num_labels: int):
     task = GlueTask(("sentence",), num_labels, names)
     model = construct_bert("demo", num_hidden_layers=1, new_head=True, task=task)
     return data, model.eval()
+
+
+def sketched(model: nn.Module, data, seed: int = 0, width: int = WIDE) -> Sketch:
+    return Sketch(model, second_moments(model, data), seed, width)
 
 
 def jacobian(model: nn.Module, data) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
@@ -48,7 +52,8 @@ def jacobian(model: nn.Module, data) -> tuple[torch.Tensor, dict[str, list[torch
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 3])
-def test_the_kernel_is_that_of_autograds_gradients_with_the_preconditioner(num_labels):
+def test_the_kernel_is_that_of_autograds_gradients_with_the_preconditioner(num_labels, monkeypatch):
+    monkeypatch.setattr("attribution.replay.features.FEATURES", 10**7)
     data, model = rows_and_model(num_labels)
     logits, gradients = jacobian(model, data)
     directions = contrasts(num_labels).double()
@@ -61,7 +66,7 @@ def test_the_kernel_is_that_of_autograds_gradients_with_the_preconditioner(num_l
         out, inner = (side / side.mean() + FLOOR for side in (out, inner))
         scaled = (g / (out[:, None] * inner).pow(0.25)).flatten(2)
         expected += torch.einsum("nkd,mkd->nm", scaled, scaled) / len(directions)
-    features = Sketch(model, data, width=WIDE).features(data).double()
+    features = sketched(model, data).features(data).double()
     assert torch.allclose(features @ features.T, expected, rtol=1e-4)
 
 
@@ -76,13 +81,16 @@ def test_the_root_of_the_fisher_matrix_is_its_root():
     assert torch.allclose(root @ root.mT, directions @ fisher @ directions.T)
 
 
-def test_a_sketch_is_a_function_of_its_seed_and_near_the_kernel():
+def test_a_sketch_is_a_function_of_its_seed_and_near_the_kernel(monkeypatch):
+    """Sketched, then folded to less than half of its numbers."""
+    monkeypatch.setattr("attribution.replay.features.FEATURES", 10**7)
     data, model = rows_and_model(2)
-    exact = Sketch(model, data, width=WIDE).features(data)
+    exact = sketched(model, data).features(data)
     exact = exact @ exact.T
     kernels = []
+    monkeypatch.setattr("attribution.replay.features.FEATURES", 3000)
     for seed in (0, 0, 1):
-        features = Sketch(model, data, seed, width=32).features(data)
+        features = sketched(model, data, seed, width=32).features(data)
         kernels.append(features @ features.T)
     assert torch.equal(kernels[0], kernels[1]) and not torch.equal(kernels[0], kernels[2])
     assert all((one - exact).norm() < 0.3 * exact.norm() for one in kernels)
@@ -90,7 +98,7 @@ def test_a_sketch_is_a_function_of_its_seed_and_near_the_kernel():
 
 def test_features_depend_on_neither_batches_nor_other_rows(monkeypatch):
     data, model = rows_and_model(2)
-    sketch = Sketch(model, data)
+    sketch = sketched(model, data, width=32)
     whole = sketch.features(data)
     monkeypatch.setattr("attribution.replay.features.BUDGET", 1)
     alone = sketch.features(data)
@@ -107,4 +115,4 @@ def test_a_model_without_linear_layers_is_refused():
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], nn.Identity())
     with pytest.raises(Refused, match="no linear layers"):
-        Sketch(model, data)
+        second_moments(model, data)
