@@ -7,13 +7,18 @@ flip.
         --num_base_seeds 5 --num_retrain_seeds 3
     python run_counterfactual.py --dataset_name demo --targets 3 79 --removals 20 60  # verdicts
     python run_counterfactual.py --dataset_name demo --query_index 3 --show 20  # rows to remove
+    python run_counterfactual.py --dataset_name demo --remove_rows 412 --targets 3    # what if
+    python run_counterfactual.py --dataset_name demo --smallest_set --targets 3
     accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte  # shares retrains
 
 The subset-removal study of arXiv:2405.12186: targets are validation rows that every base seed
 classifies correctly. A target counts as flipped when fewer than half of its retrains classify it
 correctly, and, unless --no_carry_forward is given, at every larger removal too. An arm decides
 which rows are removed: the top of any stored score (analyze.py makes them) or of a baseline, or
-`random` rows of the target's class; --strategies names them. Writes
+`random` rows of the target's class; --strategies names them.
+
+A what-if replays the training without rows, or with other labels, in the checkpoints that
+analyze.py --factor_strategy replay scored: seconds instead of retrains. --check retrains. Writes
 CHECKPOINT_DIR/DATASET_NAME/studies/counterfactual.json, .md and .png.
 """
 
@@ -23,7 +28,7 @@ import sys
 import numpy as np
 
 from attribution.cli import Parser, check_numbers, given_arguments, refuse_idle, run_script
-from attribution.evidence import baselines, counterfactual, verdict
+from attribution.evidence import baselines, counterfactual, verdict, what_if
 from attribution.evidence.counterfactual import Arm, Removals, by_score, run_study
 from attribution.evidence.study import (
     add_retrain_seed,
@@ -61,6 +66,9 @@ OF_RETRAINS = {
     "retrain_queries",
     "dry_run",
 }
+# Arguments that say what a what-if asks for, and those that only its check uses.
+OF_WHAT_IF = ("remove_rows", "flip_labels", "smallest_set")
+OF_CHECKS = {"num_retrain_seeds", "retrain_seed", "jobs_per_device", "retrain_queries", "dry_run"}
 ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 
 
@@ -81,6 +89,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_query_arguments(data, first_query=False)
     add_start_argument(data)
     add_removal_arguments(parser)
+    add_what_if_arguments(parser)
     add_retrain_arguments(parser)
     add_recipe_arguments(parser, default="that of run.json")
     add_study_arguments(parser, STUDY)
@@ -111,8 +120,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     if args.query_label is not None and args.query_text is None:
         raise Refused("--query_label goes with --query_text")
     check_idle(args, given_arguments(argv))
-    args.num_retrain_seeds = args.num_retrain_seeds or (MIN_SEEDS if is_single(args) else 3)
-    if is_single(args) and args.num_retrain_seeds < MIN_SEEDS:
+    single = is_single(args) or args.check
+    args.num_retrain_seeds = args.num_retrain_seeds or (MIN_SEEDS if single else 3)
+    if single and args.num_retrain_seeds < MIN_SEEDS:
         raise Refused(
             f"a verdict takes at least {MIN_SEEDS} retrains a removal; raise --num_retrain_seeds"
         )
@@ -127,6 +137,17 @@ def check_idle(args: argparse.Namespace, given: set[str]) -> None:
     recipe = {name for name in given if name.removeprefix("no-") in RECIPE}
     if args.plot_only:
         check_plot_only(given, "direction")
+    if way := asked_what_if(args):
+        idle = OF_RETRAINS | OF_TARGETS | OF_RESULTS | recipe
+        idle |= {"strategies", "direction", "random_seed", "query_text", "query_index", "show"}
+        refuse_idle(given & (idle - OF_CHECKS if args.check else idle), way)
+        if way == "smallest_set" and args.targets is None:
+            raise Refused("--smallest_set goes with --targets")
+        if way == "smallest_set" and args.check:
+            raise Refused("--smallest_set names the rows; check them by --remove_rows and --check")
+        return
+    if args.check:
+        raise Refused("--check goes with --remove_rows or --flip_labels")
     if args.query_index is not None:
         retrained = OF_TARGETS | OF_VERDICTS | OF_RETRAINS | OF_RESULTS | recipe
         refuse_idle(given & retrained, "query_index")
@@ -148,6 +169,40 @@ def check_idle(args: argparse.Namespace, given: set[str]) -> None:
 def is_single(args: argparse.Namespace) -> bool:
     """Whether single predictions are checked."""
     return args.targets is not None or args.query_text is not None
+
+
+def asked_what_if(args: argparse.Namespace) -> str | None:
+    """Name of the argument by which a what-if is asked; None without one.
+
+    Raises Refused for --smallest_set together with others.
+    """
+    asked = [name for name in OF_WHAT_IF if getattr(args, name)]
+    if "smallest_set" in asked and len(asked) > 1:
+        raise Refused(f"--smallest_set and --{asked[0]} exclude each other; ask one at a time")
+    return asked[0] if asked else None
+
+
+def add_what_if_arguments(parser: Parser) -> None:
+    """Adds the group of arguments about what-ifs."""
+    add = parser.group("what if").add_argument
+    add(
+        "--remove_rows",
+        nargs="+",
+        metavar="ROW",
+        help="replay training without these rows: numbers, or a file with one in each line",
+    )
+    add(
+        "--flip_labels",
+        nargs="+",
+        metavar="ROW",
+        help="replay it with other labels: 12 (of two classes), 12=LABEL, or a file of 12,LABEL",
+    )
+    add(
+        "--smallest_set",
+        action="store_true",
+        help="find the fewest rows whose replayed removal turns the --targets",
+    )
+    add("--check", action="store_true", help="retrain too, and print replayed beside measured")
 
 
 def add_removal_arguments(parser: Parser) -> None:
@@ -328,21 +383,57 @@ def check_predictions(args, run: Run, train, valid, found: dict) -> None:
     queries = valid.first(args.max_queries)
     known = valid
     suffix = ""
+    replays = what_if.stored_replay(run, train, queries, found)
     if args.query_text is not None:
-        known, target, suffix = verdict.custom_target(run, name, args.query_text, args.query_label)
+        questions, target = verdict.custom_target(run, name, args.query_text, args.query_label)
+        known = questions.data
+        suffix = questions.suffix
+        replays = replays and replays.of_questions(questions)
         targets = [target]
     elif why := why_unusable(run, name, found, args.max_queries):
         raise Refused(f"cannot check by {name}: {why}")
     else:
         targets = verdict.validation_targets(queries, found[name].values(), args.targets)
     study = open_study_of(args, run, (train, known))
-    slope = verdict.known_slope(run, name, queries)
-    made = verdict.run_check(study, targets, check, slope, args.dry_run)
+    made = verdict.run_check(study, targets, check, replays, args.dry_run)
     if made is None or rank_and_size()[0] > 0:
         return
     for one in made:
         path = verdict.save_verdict(run, one, suffix)
         print(f"\n{verdicts.text(one)}\n  stored in {path}")
+
+
+def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
+    """Replays a change of the training rows, and with --check retrains; prints both.
+
+    found: stored scores.
+    """
+    queries = valid.first(args.max_queries)
+    places = [queries.place_of(number, "targets") for number in args.targets or []]
+    edit = what_if.read_edit(train, args.remove_rows, args.flip_labels)
+    influence = what_if.stored_replay(run, train, queries, found)
+    if influence is None:
+        raise what_if.no_replay(run, found, args.max_queries)
+    print(f"replaying in the checkpoints of {influence.name}")
+    if args.smallest_set:
+        scores = found[influence.name].values()
+        for place in places:
+            rows = what_if.smallest_set(influence, place, scores[place])
+            print(f"\n{verdicts.smallest_text(queries, train, place, rows)}")
+        return
+    answers = {"replayed": what_if.what_if(influence, edit)}
+    if args.check:
+        check_recipe_known(run)
+        start = changed = open_study_of(args, run, (train, valid))
+        if edit.relabelled:
+            relabelled = train.relabelled(edit.labels(train))
+            changed = open_study_of(args, run, (relabelled, valid))
+        seeds = list(removals_of(args).retrain_seeds)
+        measured = what_if.retrained(start, changed, edit, seeds, args.dry_run)
+        if measured is not None:
+            answers["measured"] = measured
+    if rank_and_size()[0] == 0:
+        print(f"\n{verdicts.what_if_text(edit, queries, places, answers)}")
 
 
 def main(argv=None) -> None:
@@ -356,7 +447,9 @@ def main(argv=None) -> None:
         results.redraw(place, plotting.draw_counterfactual)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
-    check_recipe_known(run)
+    asked = asked_what_if(args)
+    if asked is None:
+        check_recipe_known(run)
     plan = removals_of(args)
     train, valid = run.rows(max(args.max_queries, args.retrain_queries))
     queries = valid.first(args.max_queries)
@@ -365,12 +458,17 @@ def main(argv=None) -> None:
         index = queries.place_of(args.query_index, "query_index")
     found = find_scores(run, queries.fingerprint())
     specs = [found[name].spec for name in args.strategies if name in found]
+    if args.check:
+        specs = [one.spec for one in found.values() if one.spec.factor_strategy == "replay"]
     shared = sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds})
     if shared and index is None:
         raise Refused(
             f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
             "again"
         )
+    if asked:
+        answer_what_if(args, run, train, valid, found)
+        return
     if is_single(args):
         check_predictions(args, run, train, valid, found)
         return

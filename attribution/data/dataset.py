@@ -141,6 +141,12 @@ class GlueDataset(torch.utils.data.Dataset):
         }
         return part
 
+    def relabelled(self, labels: np.ndarray) -> "GlueDataset":
+        """The same rows with other labels (N,)."""
+        changed = copy.copy(self)
+        changed.labels = labels
+        return changed
+
     def fingerprint(self) -> str:
         """SHA-256 over token numbers, segment numbers, lengths, labels and order."""
         tensors = {

@@ -13,14 +13,16 @@ from attribution.data.dataset import GlueDataset
 from attribution.evidence import baselines, stats
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
-from attribution.files import Refused
+from attribution.files import Refused, read_json, sha256_of
 from attribution.influence.stored import StoredScores, find_scores, scores_named, seeds_of
 from attribution.training.members import mean_of
 from attribution.training.queries import predict_run
 from attribution.training.run import Run, queries_flag
+from pipeline import MARGIN
 
 REFERENCE = "ekfac"  # the score with which each is compared
 TOP = 10  # rows of a query that count as its largest
+MIN_MASKS = 10  # of stored ground truth that a page shows
 
 
 @dataclass(frozen=True)
@@ -289,3 +291,37 @@ def disagreeing_residuals(residuals: list[np.ndarray]) -> dict | None:
     signs = np.sign(np.stack(residuals))
     apart = int((signs != signs[0]).any(0).sum())
     return {"apart": apart, "queries": signs.shape[1], "models": len(signs)}
+
+
+# --- stored ground truth --------------------------------------------------------------------------
+
+
+def random_subsets(run: Run, query_rows: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(masks (M, N), margins (M, R, Q)) of the largest stored ground truth of the run's recipe.
+
+    None without one. query_rows: fingerprint of the validation rows. Reads the exports of
+    evaluate_lds.py, which are of random subsets by construction.
+    """
+    best: tuple[np.ndarray, np.ndarray] | None = None
+    wanted = {
+        "recipe": run.recipe,
+        "training rows": run.train_rows,
+        "query rows": query_rows,
+        "run's start": run.start_parts(),
+        "margin": MARGIN,
+    }
+    for path in sorted((run.folder / "retraining").glob("*/lds_*.npz")):
+        record = read_json(path.with_suffix(".json")) or {}
+        made = record.get("fingerprint", {})
+        fits = all(made.get(part) == value for part, value in wanted.items())
+        if not fits or record.get("arrays") != sha256_of(path):
+            continue
+        with np.load(path, allow_pickle=False) as arrays:
+            masks = arrays["masks"]
+            margins = arrays["margins"]
+        complete = stats.complete_masks(margins)
+        masks = masks[complete]
+        margins = margins[complete]
+        if len(masks) >= MIN_MASKS and (best is None or margins.size > best[1].size):
+            best = masks, margins
+    return best

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 
 MIN_MASKS = 3
 # a share of the ceiling is shown where the interval of the ceiling begins above this part of it
@@ -274,3 +275,16 @@ def wilson(hits: float, count: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def t_interval(differences: np.ndarray) -> tuple[float, list[float] | None]:
+    """(mean, its 95 % interval by Student's t) of differences (R,), those that are not finite left
+    out; no interval of a single one.
+    """
+    values = differences[np.isfinite(differences)]
+    mean = float(values.mean()) if values.size else float("nan")
+    if len(values) < 2:
+        return mean, None
+    quantile = student.ppf(0.975, len(values) - 1)
+    half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, [mean - half, mean + half]

@@ -1,8 +1,9 @@
 """Verdict on one prediction: its most helpful (or harmful) rows are removed and the model is
 retrained.
 
-A verdict has the predicted and the measured change of the margin, and whether the prediction
-flipped (or was mended). The control arm removes as many random rows of the same classes.
+A verdict has the change of the margin, as a replay of the same removal predicts it and as measured,
+and whether the prediction flipped (or was mended). The control arm removes as many random rows of
+the same classes.
 
 Symbols: N training rows, L removals, R retrain seeds, D draws of the random arm.
 """
@@ -12,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student
 
 from attribution.data.dataset import GlueDataset
-from attribution.evidence.calibration import Slope, random_subsets, slope
 from attribution.evidence.counterfactual import (
     TURNED,
     Removals,
@@ -24,11 +23,15 @@ from attribution.evidence.counterfactual import (
     most_helpful,
     same_groups,
 )
+from attribution.evidence.stats import t_interval
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
+from attribution.evidence.what_if import predicted_changes
 from attribution.files import Refused, read_json, write_json
+from attribution.influence.analysis import Influence
 from attribution.influence.stored import find_scores, remedy, scores_named
-from attribution.training.queries import ask
+from attribution.processes import rank_and_size
+from attribution.training.queries import Questions, ask
 from attribution.training.run import Run
 from pipeline import MARGIN
 
@@ -84,8 +87,8 @@ def validation_targets(
 
 def custom_target(
     run: Run, name: str, texts: list[str], label: str | None
-) -> tuple[GlueDataset, Target, str]:
-    """(data set of a custom query, its target, end of the name of its scores).
+) -> tuple[Questions, Target]:
+    """(custom query, its target).
 
     Raises Refused if analyze.py has stored no scores of this name for it.
     """
@@ -105,17 +108,7 @@ def custom_target(
         "label": questions.data.label_name(0),
         "target": questions.targets[0],
     }
-    return questions.data, Target(0, scores[0], about), questions.suffix
-
-
-def known_slope(run: Run, name: str, queries: GlueDataset) -> Slope | None:
-    """Slope of margins on scores of this name; None without scores of the validation rows, or
-    without retrains on random subsets.
-    """
-    rows = queries.fingerprint()
-    truth = random_subsets(run, rows)
-    scores = scores_named(run, name, rows)
-    return None if truth is None or scores is None else slope(scores, *truth)
+    return questions, Target(0, scores[0], about)
 
 
 # --- the check ------------------------------------------------------------------------------------
@@ -139,12 +132,16 @@ def removed_rows(train: GlueDataset, target: Target, check: Check) -> dict[tuple
 
 
 def run_check(
-    study: Study, targets: list[Target], check: Check, slope: Slope | None, dry_run: bool
+    study: Study,
+    targets: list[Target],
+    check: Check,
+    replays: Influence | None,
+    dry_run: bool,
 ) -> list[dict] | None:
     """Verdict on each target; None after a dry run. Stored retrains are not repeated.
 
-    slope: of the score, measured on random subsets; None if it is not known. Raises Refused if more
-    rows are to be removed than there are.
+    replays: of the study's queries, to predict changes; None without stored ones. Raises Refused if
+    more rows are to be removed than there are.
     """
     count = len(study.train)
     if check.removals.counts[-1] >= count:
@@ -167,11 +164,17 @@ def run_check(
         return None
     start = study.run_keyed(starts, "nothing removed")
     retrains = study.run_keyed(jobs, "rows removed")
+    predicted: dict = {}
+    if replays is not None and rank_and_size()[0] == 0:
+        places = [target.place for target in targets]
+        groups = [list(arms.values()) for arms in removed]
+        predicted = predicted_changes(replays, dict(zip(places, groups, strict=True)))
     verdicts = []
     for t, (target, arms) in enumerate(zip(targets, removed, strict=True)):
         before = {seed: found[target.place] for seed, found in start.items()}
         after = {key[1:]: found[target.place] for key, found in retrains.items() if key[0] == t}
-        verdicts.append(judge(study, target, check, arms, before, after, slope))
+        changes = dict(zip(arms, predicted.get(target.place, []), strict=False))
+        verdicts.append(judge(study, target, check, arms, before, after, changes))
     return verdicts
 
 
@@ -182,12 +185,13 @@ def judge(
     removed: dict[tuple, np.ndarray],
     before: dict,
     after: dict,
-    slope: Slope | None,
+    predicted: dict,
 ) -> dict:
     """Verdict on one target.
 
     before: seed -> (margin, correctness) with nothing removed; after: (arm, level, draw, seed) ->
-    the same without the removed rows.
+    the same without the removed rows. predicted: (arm, level, draw) -> replayed change of each
+    member, if known.
     """
     seeds = list(check.removals.retrain_seeds)
     base = np.array([before[seed][1] for seed in check.removals.base_seeds])
@@ -211,12 +215,9 @@ def judge(
             retrains = np.array([[after[*place, seed] for seed in seeds] for place in draws])
             margins = retrains[..., 0].mean(0)
             correct = retrains[..., 1].ravel()
-            change, interval = paired(margins - start[:, 0])
+            change, interval = t_interval(margins - start[:, 0])
             rows = [removed[place] for place in draws]
-            predicted = None
-            if slope is not None and arm == check.score:
-                total = float(np.sum(target.scores[rows[0]], dtype=np.float64))
-                predicted = slope.margin(-total)
+            changes = [predicted[place] for place in draws if place in predicted]
             verdict["arms"][arm].append(
                 {
                     "removed": count,
@@ -224,26 +225,13 @@ def judge(
                     "change": change,
                     "interval": interval,
                     "right": share_right(correct),
-                    "predicted": predicted,
+                    "predicted": t_interval(np.mean(changes, axis=0)) if changes else None,
                     "outcome": None
                     if verdict["regression"]
                     else outcome(start[:, 1], correct, check.removals.direction),
                 }
             )
     return verdict
-
-
-def paired(differences: np.ndarray) -> tuple[float, list[float] | None]:
-    """(mean, 95 % t interval) of differences (R,) paired by seed, without those of diverged
-    retrains.
-    """
-    values = differences[np.isfinite(differences)]
-    mean = float(values.mean()) if values.size else float("nan")
-    if len(values) < 2:
-        return mean, None
-    quantile = student.ppf(0.975, len(values) - 1)
-    half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, [mean - half, mean + half]
 
 
 def share_right(correct: np.ndarray) -> float | None:

@@ -20,6 +20,7 @@ from attribution.influence.replayed import ReplayAnalysis
 from attribution.influence.stored import ScoreFolder
 from attribution.processes import ALONE, choose_device, name_of
 from attribution.provenance import environment
+from attribution.replay.descent import Replay
 from attribution.training.members import fingerprint_of_members, mean_of, open_members
 from attribution.training.queries import Questions
 
@@ -114,6 +115,15 @@ class Influence(Scored):
                     print(f"  its mean self-influence: {divisor:.4g}")
                 divisors.append(divisor)
                 yield scores.numpy(), divisor
+
+    def replays(self) -> Iterator[Replay]:
+        """Replay of one checkpoint after the other, for the queries; of replayed scores only."""
+        for analysis in self.analyses:
+            assert isinstance(analysis, ReplayAnalysis)
+            found = analysis.replay()
+            analysis.release()
+            if found is not None:
+                yield found
 
     def of_members(self) -> list[np.ndarray] | None:
         """Stored pairwise scores (Q, N) of each member; None without members, or if one lacks."""

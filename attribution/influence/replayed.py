@@ -5,8 +5,8 @@ where every other row is there by half, as in a random half; of a regression, in
 the label. A row's self score is minus its margin where it was left out: a high one says that the
 label may be wrong.
 
-Features of training rows and of validation rows are kept in <checkpoint>/influence/replay, so that
-other questions need no pass over them. Symbols: Q queries, N training rows, F features.
+Features and kernels are kept in <checkpoint>/influence/replay, so that other questions need no pass
+over the training rows, and a what-if none at all. Symbols: Q queries, N training rows, F features.
 """
 
 import functools
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from attribution.data.dataset import GlueDataset
 from attribution.engine.memory import SAFETY, free_memory
 from attribution.engine.resume import Work
-from attribution.files import Refused, read_json, write_json, write_tensors
+from attribution.files import Refused, write_tensors
 from attribution.influence.checkpoint import Analysis
 from attribution.processes import choose_device, share_out
 from attribution.replay import descent
@@ -33,6 +33,7 @@ from attribution.training.run import Run
 VERSION = 2  # of everything in a replay that changes numbers
 HELD_OUT = 256  # validation rows at most that set the time where training left no row out
 GROUP = 2048  # rows after which their features are kept
+KERNEL = "kernel.safetensors"
 
 
 @dataclass(eq=False)
@@ -64,31 +65,72 @@ class ReplayAnalysis(Analysis):
         replay = self.replay()
         if replay is None:
             return torch.empty(0), {}, None
-        about = {"time": replay.time, "seconds": dict(self._work("rows").record["seconds"])}
+        about = {"time": replay.time, "seconds": {}}
         if kind == "pairwise":
             return replay.scores().cpu(), about, None
         return -replay.margins_left_out(self.settings.seed).cpu(), about, None
 
     def replay(self) -> Replay | None:
         """Replay of this checkpoint's training for the queries; None on all processes but the main
-        one.
+        one. Kernels and features are kept.
 
         Raises Refused if it does not fit into memory.
         """
         sizes = len(self.train), len(self.queries), self.train.task.num_labels
         device = self.processes.from_main(lambda: place_for(*sizes))
-        name = self.scores.place("pairwise").name
+        rows = self._work("rows")
+        asked = self._work(self.scores.place("pairwise").name)
         with self._held("replay", "a replay of this checkpoint"):
-            rows = self._features("rows", self.train)
-            asked = self._features(name, self.queries)
-            made = None if rows is None else Kernel.of(rows.to(device))
-            time = self._time(made)
-        if made is None or asked is None:
+            rows.run("kernel", [KERNEL], lambda: self._keep_kernel(rows, device))
+            asked.run("kernel", [KERNEL], lambda: self._keep_others(asked, rows, device))
+        if not self.processes.main:
             return None
-        others = made.with_others(asked.to(device))
-        train = targets_of(self.train).to(device)
-        kernel, others = descent.flattened(made.kernel, others, made.steep, train, time)
-        return Replay(kernel, others, train, targets_of(self.queries).to(device), time)
+        kernel = load_file(rows.folder / KERNEL, str(device))
+        others = load_file(asked.folder / KERNEL, str(device))["others"]
+        train, queries = (targets_of(data).to(device) for data in (self.train, self.queries))
+        return Replay(kernel["kernel"], others, train, queries, float(kernel["time"]))
+
+    def _keep_kernel(self, work: Work, device: torch.device) -> None:
+        """Keeps the kernel of the training rows, for the time at which the replay is most like the
+        training. Its unit is the mean kernel of a row with itself.
+        """
+        features = self._features(work, self.train, device)
+        if features is None:
+            return
+        kernel = features @ features.T
+        unit = kernel.diagonal().mean()
+        kernel /= unit
+        steep = descent.steep_directions(kernel)
+        kept = draw_share(len(self.train), self.run.share, self.run.seed or 0)
+        left_out = np.setdiff1d(np.arange(len(self.train)), kept)
+        if len(left_out):
+            held = self.train.subset(left_out.tolist())
+            others = kernel[left_out]
+        else:
+            held = self.run.rows(HELD_OUT)[1]
+            others = self.sketch.features(held).to(device) @ features.T / unit
+        weights = kernel.new_zeros(len(kernel))
+        weights[kept] = 1
+        train, targets = (targets_of(data).to(device) for data in (self.train, held))
+        logits = predict_run(self.end, held)
+        time = descent.best_time(kernel, others, steep, train, targets, weights, logits)
+        kernel = descent.flattened(kernel, steep, train, time)
+        values, vectors = steep
+        kept_tensors = {"kernel": kernel, "unit": unit, "values": values, "vectors": vectors}
+        write_tensors(work.folder / KERNEL, kept_tensors | {"time": torch.tensor(time)})
+
+    def _keep_others(self, work: Work, rows: Work, device: torch.device) -> None:
+        """Keeps the kernel of the queries with the training rows. rows: work on those."""
+        asked = self._features(work, self.queries, device)
+        features = self._features(rows, self.train, device)
+        if features is None or asked is None:
+            return
+        kept = load_file(rows.folder / KERNEL, str(device))
+        others = asked @ features.T / kept["unit"]
+        steep = kept["values"], kept["vectors"]
+        train = targets_of(self.train)
+        others = descent.flattened(others, steep, train, float(kept["time"]))
+        write_tensors(work.folder / KERNEL, {"others": others})
 
     def _work(self, name: str) -> Work:
         """Work on the features of the rows of this name: "rows" are those of training."""
@@ -123,22 +165,19 @@ class ReplayAnalysis(Analysis):
         moments = {name: (sides[f"{name}/0"], sides[f"{name}/1"]) for name in sorted(names)}
         return Sketch(self.model, moments, self.settings.seed)
 
-    def _features(self, name: str, data: GlueDataset) -> torch.Tensor | None:
-        """Features (N, F) of the rows, kept under this name; None on all processes but the main
-        one. Each process computes those of its share of the tokens.
+    def _features(self, work: Work, data: GlueDataset, device: torch.device) -> torch.Tensor | None:
+        """Features (N, F) of the rows, kept by this work; None on all processes but the main one.
+
+        Each process computes those of its share of the tokens.
         """
-        work = self._work(name)
         for begin in range(0, len(data), GROUP):
             self._keep_features(work, data, begin)
         if not self.processes.main:
             return None
-        made = torch.empty(0)
-        for path in work.folder.glob("features_*.safetensors"):
-            part = load_file(path)
-            if not len(made):
-                made = torch.empty(len(data), part["features"].shape[1])
-            made[part["rows"]] = part["features"].float()
-        return made
+        parts = [load_file(path) for path in sorted(work.folder.glob("features_*.safetensors"))]
+        features = torch.cat([part["features"] for part in parts]).float()
+        order = torch.cat([part["rows"] for part in parts]).argsort()
+        return features[order].to(device)
 
     def _keep_features(self, work: Work, data: GlueDataset, begin: int) -> None:
         """Computes and keeps the features of a group of rows, unless they are kept."""
@@ -154,61 +193,6 @@ class ReplayAnalysis(Analysis):
             self.processes.meet()
 
         work.run(f"features, {begin}", [f"features_{begin}_*.safetensors"], compute)
-
-    def _time(self, made: "Kernel | None") -> float:
-        """Time of the replay: that at which it is most like the training; kept.
-
-        made: kernel of the training rows, on the main process.
-        """
-        work = self._work("rows")
-        path = work.folder / "time.json"
-
-        def find() -> None:
-            if made is None:
-                return
-            kept = draw_share(len(self.train), self.run.share, self.run.seed or 0)
-            left_out = np.setdiff1d(np.arange(len(self.train)), kept)
-            if len(left_out):
-                held = self.train.subset(left_out.tolist())
-                others = made.kernel[left_out]
-            else:
-                held = self.run.rows(HELD_OUT)[1]
-                others = made.with_others(self.sketch.features(held).to(made.rows))
-            weights = made.kernel.new_zeros(len(self.train))
-            weights[kept] = 1
-            train, targets = (targets_of(data).to(weights.device) for data in (self.train, held))
-            logits = predict_run(self.end, held)
-            time = descent.best_time(
-                made.kernel, others, made.steep, train, targets, weights, logits
-            )
-            write_json(path, {"time": time})
-
-        work.run("time", [path.name], find)
-        record = read_json(path)
-        assert record is not None  # intact a moment ago
-        return record["time"]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Kernel of the training rows, in units of its mean diagonal."""
-
-    rows: torch.Tensor  # features (N, F)
-    unit: torch.Tensor
-    kernel: torch.Tensor  # (N, N)
-    steep: tuple[torch.Tensor, torch.Tensor]  # see `descent.steep_directions`
-
-    @classmethod
-    def of(cls, rows: torch.Tensor) -> "Kernel":
-        """Kernel of these features (N, F)."""
-        kernel = rows @ rows.T
-        unit = kernel.diagonal().mean()
-        kernel /= unit
-        return cls(rows, unit, kernel, descent.steep_directions(kernel))
-
-    def with_others(self, features: torch.Tensor) -> torch.Tensor:
-        """Kernel (Q, N) of rows of these features (Q, F) with the training rows."""
-        return features @ self.rows.T / self.unit
 
 
 def place_for(rows: int, queries: int, labels: int) -> torch.device:

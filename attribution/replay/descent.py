@@ -87,6 +87,14 @@ class Targets:
         own = self._one_hot(f).bool()
         return f.masked_fill(~own, 0).sum(-1) - f.masked_fill(own, -torch.inf).logsumexp(-1)
 
+    def correct(self, f: torch.Tensor) -> torch.Tensor:
+        """Whether the label has the largest output (..., N); False for a regression."""
+        if self.num_labels == 1:
+            return torch.zeros_like(f[..., 0], dtype=torch.bool)
+        if self.num_labels == 2:
+            return self.margins(f) > 0
+        return f.argmax(-1) == self.labels
+
     def comparable(self, f: torch.Tensor) -> torch.Tensor:
         """Margins (..., N) of outputs; of a regression the outputs, whose errors have no sign."""
         return f[..., 0] if self.num_labels == 1 else self.margins(f)
@@ -180,21 +188,19 @@ def steep_directions(kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def flattened(
     kernel: torch.Tensor,
-    others: torch.Tensor,
     steep: tuple[torch.Tensor, torch.Tensor],
     train: Targets,
     time: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kernels (N, N) and (Q, N) in which no direction is too steep for the steps until `time`.
+) -> torch.Tensor:
+    """Kernel (Q, N) of rows with the training rows, or (N, N) of those, in which no direction of
+    the features is too steep for the steps until `time`.
 
-    The features' own directions are scaled, so that both stay kernels of one metric. steep: of
-    `steep_directions`.
+    steep: of `steep_directions`.
     """
     most = STEEPEST * STEPS / (time * train.steepest)
     values, vectors = steep
-    kept = most / values.clamp(min=most)
-    flat = torch.addmm(kernel, vectors * (values * (1 - kept)), vectors.T, alpha=-1)
-    return flat, others - (others @ vectors * (1 - kept)) @ vectors.T
+    over = 1 - most / values.clamp(min=most)
+    return torch.addmm(kernel, kernel @ vectors * over, vectors.T, alpha=-1)
 
 
 def best_time(
@@ -216,7 +222,7 @@ def best_time(
     measured = left_out.comparable(logits.to(kernel) @ outputs_of(train.num_labels).to(kernel))
     likeness = []
     for time in TIMES:
-        flat, flat_others = flattened(kernel, others, steep, train, time)
+        flat, flat_others = (flattened(one, steep, train, time) for one in (kernel, others))
         replayed = Replay(flat, flat_others, train, left_out, time).outputs(weights[None])[0]
         pair = torch.stack([measured, left_out.comparable(replayed)])
         likeness.append(float(torch.corrcoef(pair)[0, 1]))
@@ -250,6 +256,11 @@ class Replay:
             others = self.others[block]
             parts.append(scores(self.kernel, others, self.train, asked, self.time, weight))
         return torch.cat(parts)
+
+    def of(self, places: list[int]) -> "Replay":
+        """The replay for some of the queries, by their places."""
+        queries = replace(self.queries, labels=self.queries.labels[places])
+        return replace(self, others=self.others[places], queries=queries)
 
     def outputs(self, weights: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Outputs (M, Q, O) of the queries after training on rows of these weights (M, N).

@@ -31,7 +31,7 @@ from attribution.files import Refused
 from pipeline import model_inputs
 
 WIDTH = 96  # R
-FEATURES = 2**15  # F at most
+FEATURES = 2**16  # F at most
 MOMENT_ROWS = 512  # training rows from which squared gradients are estimated
 FLOOR = 1e-4  # least squared gradient, relative to the mean of its layer
 BUDGET = 4096  # tokens of a batch

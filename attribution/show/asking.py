@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from attribution.cli import Parser, refuse_idle
-from attribution.evidence.calibration import random_subsets, slope
 from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
@@ -245,8 +244,8 @@ def predicted_queries(influence: Influence, indices: list[int], scores: np.ndarr
 # --- answers ------------------------------------------------------------------------------------
 
 
-def calibration_command(influence: Influence, bare: bool = False) -> str:
-    """Command whose retrains calibrate the scores. bare: without an absolute path."""
+def lds_command(influence: Influence, bare: bool = False) -> str:
+    """Command that measures how true the scores are. bare: without an absolute path."""
     place = influence.run.folder.parent
     where = shlex.quote(place.name if bare and place.is_absolute() else str(place))
     limit = queries_flag(influence.arguments.get("max_queries"), influence.settings.first_query)
@@ -260,14 +259,7 @@ def context_of(influence: Influence, scores: np.ndarray | None, rich: bool) -> C
     context = Context(influence.train, influence.name, len(influence.analyses), replayed=replayed)
     if not rich or scores is None:
         return context
-    truth = None  # replayed scores need no slope
-    if not replayed:
-        truth = random_subsets(influence.run, influence.queries.fingerprint())
-    return replace(
-        context,
-        slope=truth and slope(scores, *truth),
-        everywhere=listing.rank_high_everywhere(scores),
-    )
+    return replace(context, everywhere=listing.rank_high_everywhere(scores))
 
 
 def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, view: View) -> None:
@@ -276,7 +268,7 @@ def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, 
     for query in queries:
         listing.show(listing.explain(context, query, view.top_k), view.form)
     if view.form == "table":
-        meaning = listing.meaning_of_scores(context, calibration_command(influence))
+        meaning = listing.meaning_of_scores(context)
         print("\n" + textwrap.fill(meaning, max(listing.terminal_width(), 40)))
 
 

@@ -9,14 +9,13 @@ Symbols: Q queries, N training rows, M masks, R repeats, C classes.
 import json
 import shutil
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence import stats, wrong_labels
-from attribution.evidence.calibration import Slope
 from attribution.evidence.counterfactual import Arm, most_helpful
 from attribution.evidence.lds import REFERENCE, TOP, usable_masks
 from attribution.files import Refused, printable
@@ -24,7 +23,7 @@ from attribution.show import tables
 from pipeline import compute_margin
 
 FORMATS = ("plain", "table", "json")
-COLUMNS = ("score", "share", "margin [95 %]", "members", "row", "label")
+COLUMNS = ("score", "share", "members", "row", "label")
 NARROWEST = 20  # characters of a column of text
 MIN_QUERIES = 20  # from which it can be judged that a row ranks high for every query
 MARK = 0.1  # share of the queries from which a row is marked as high for every query
@@ -32,12 +31,11 @@ MARK = 0.1  # share of the queries from which a row is marked as high for every 
 FORMAT = """--format json prints one object a query:
   query (null, or number of the validation row), file_row (as below), texts, label, target (label,
   predicted or output), prediction, probability, margin, scores (their name), members (number),
-  calibration (null, or value, low, high, masks, repeats, kept), helpful and harmful: lists of row,
-  file_row (null, or its number, from 0 on, in a file from which validation rows were drawn), rank
-  (1: largest absolute score),
-  score, share (of the summed absolute scores), texts, label, flipped (demo only), margin (null, or
-  [value, low, high] that the row adds), agreement (null, or members that have it among their top),
-  everywhere (null, or share of queries that have it among their ten).
+  helpful and harmful: lists of row, file_row (null, or its number, from 0 on, in a file from which
+  validation rows were drawn), rank (1: largest absolute score), score (of a replay in log-odds),
+  share (of the summed absolute scores), texts, label, flipped (demo only), agreement (null, or
+  members that have it among their top), everywhere (null, or share of queries that have it among
+  their ten).
 With --self_influence it prints one object a row instead, the top_k of the highest self-influence:
   row, file_row, rank, score, share, texts, label, flipped, scores, members, all as above."""
 SELF_KEYS = ("row", "file_row", "rank", "score", "share", "texts", "label", "flipped")
@@ -50,7 +48,6 @@ class Context:
     train: GlueDataset
     name: str = ""  # of the scores
     num_members: int = 1
-    slope: Slope | None = None
     replayed: bool = False  # whether scores are in units of the margin
     everywhere: np.ndarray | None = None  # (N,) see `rank_high_everywhere`
 
@@ -88,7 +85,6 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
     """Everything that is shown of one query; see FORMAT."""
     ranks = np.argsort(np.argsort(-np.abs(query.scores), kind="stable"))
     total = float(np.abs(query.scores).sum(dtype=np.float64)) or 1.0
-    slope = context.slope
     result = {
         "query": query.number,
         "file_row": query.file_row,
@@ -98,7 +94,6 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
         **prediction_of(context, query),
         "scores": context.name,
         "members": context.num_members,
-        "calibration": slope and asdict(slope),
     }
     for side in ("helpful", "harmful"):  # in the order in which the studies remove rows
         tops = [most_helpful(scores, side)[:top_k] for scores in query.members or []]
@@ -109,7 +104,6 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
                 break  # from here on the rows are of the other side
             more = {
                 "share": abs(score) / total,
-                "margin": slope and slope.margin(score),
                 "rank": int(ranks[row]) + 1,
                 "agreement": sum(row in top for top in tops) if tops else None,
             }
@@ -118,7 +112,7 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
 
 
 def describe_row(context: Context, row: int, score: float | None = None) -> dict:
-    """One training row, with its score; its share and margin depend on the query."""
+    """One training row, with its score; its share depends on the query."""
     train = context.train
     values = train.table[row]
     return {
@@ -129,7 +123,6 @@ def describe_row(context: Context, row: int, score: float | None = None) -> dict
         "texts": [values[column] for column in train.task.columns],
         "label": train.label_name(row),
         "flipped": None if train.truth is None else bool(train.truth[row]),
-        "margin": None,
         "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
     }
 
@@ -153,37 +146,18 @@ def prediction_of(context: Context, query: Query) -> dict:
     return {"prediction": prediction, "probability": probability, "margin": margin}
 
 
-def meaning_of_scores(context: Context, command: str) -> str:
-    """Sentence about the meaning of scores. command: the one that calibrates them."""
-    slope = context.slope
-    if context.replayed:
-        unit = "squared units of the label" if context.train.task.regression else "log-odds"
+def meaning_of_scores(context: Context) -> str:
+    """Sentence about the meaning of scores."""
+    if not context.replayed:
         return (
-            f"A score is in {unit}: what the row adds to the query's margin by being there, where "
-            "half of the others are, by a training that was replayed, not run. "
-            "run_counterfactual.py --targets measures it."
+            "A score has no unit: compare it with others of the same query. Those of analyze.py "
+            "--factor_strategy replay are in log-odds."
         )
-    if slope is None:
-        return (
-            "A score has no unit: compare it with others of the same query. What it is worth in "
-            f"units of the margin is measured by: {command}"
-        )
-    measured = (
-        "{masks} random subsets that keep {kept:.0%} of the rows, {repeats} retrains each".format(
-            **asdict(slope)
-        )
-    )
-    if not slope.usable:
-        found = "is negative" if slope.high < 0 else "cannot be told from 0"
-        return (
-            f"No margin is shown: the slope of margins on scores {found} (measured on {measured}, "
-            "and is extrapolated to single rows)."
-        )
+    unit = "squared units of the label" if context.train.task.regression else "log-odds"
     return (
-        "The margin is what a row adds to the query's: its score times a slope that was measured "
-        f"on {measured}, and is extrapolated to single rows; brackets are 95 % intervals of the "
-        "slope alone. Of a single row the size is not to be relied on; run_counterfactual.py "
-        "--targets measures it."
+        f"A score is in {unit}: what the row adds to the query's margin by being there, where half "
+        "of the others are, by a training that was replayed, not run. run_counterfactual.py "
+        "--remove_rows replays any removal, and with --check retrains."
     )
 
 
@@ -281,7 +255,7 @@ def block_lines(sides: dict[str, list[dict]], num_members: int, width: int) -> l
     lines = []
     rows = [cells_of(row, num_members) for side in sides.values() for row in side]
     columns = [name for name in COLUMNS if any(row[name] != "-" for row in rows)]
-    for dropped in ("share", "members", "margin [95 %]", ""):
+    for dropped in ("share", "members", ""):
         widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
         if width - sum(widths) - 2 * len(widths) - 4 >= NARROWEST:
             break
@@ -301,7 +275,6 @@ def block_lines(sides: dict[str, list[dict]], num_members: int, width: int) -> l
 
 def cells_of(row: dict, num_members: int) -> dict[str, str]:
     """Columns of one row without its text; "-" for an unknown value. "mark" precedes the text."""
-    margin = row["margin"]
     agreed = row["agreement"]
     everywhere = row["everywhere"] or 0.0
     mark = f"(in the top ten of {everywhere:.0%} of all queries) "
@@ -309,7 +282,6 @@ def cells_of(row: dict, num_members: int) -> dict[str, str]:
         "mark": mark if everywhere >= MARK else "",
         "score": f"{row['score']:+.3g}",
         "share": f"{row['share']:.1%}",
-        "margin [95 %]": "-" if margin is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*margin),
         "members": "-" if agreed is None else f"{agreed} of {num_members}",
         "row": f"{row['row']}{file_place(row)}",
         "label": label_of(row),

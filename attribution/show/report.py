@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from attribution.evidence import baselines, stats
-from attribution.evidence.calibration import random_subsets
+from attribution.evidence.lds import random_subsets
 from attribution.evidence.study import models_of
 from attribution.evidence.verdict import stored_verdicts
 from attribution.files import Refused, check_file, printable, read_json, write_bytes
@@ -25,9 +25,9 @@ from attribution.influence.settings import analyze_command
 from attribution.influence.stored import scores_named
 from attribution.show import tables, verdicts
 from attribution.show.asking import (
-    calibration_command,
     context_of,
     custom_queries,
+    lds_command,
     validation_queries,
 )
 from attribution.show.listing import (
@@ -114,13 +114,13 @@ def build(influence: Influence, scores: np.ndarray, indices: list[int] | None, t
     for number, one in enumerate((one for _, cards in groups for one in cards), 1):
         one["anchor"] = f"q{number}"
     known = measured(influence, scores)
-    command = calibration_command(influence, bare=True)
+    command = lds_command(influence, bare=True)
     return {
         "name": run.dataset_name,
         "groups": groups,
         "run": about(influence),
         "context": context,
-        "words": [lds_words(known, command), meaning_of_scores(context, command)],
+        "words": [lds_words(known, command), meaning_of_scores(context)],
         "lds": lds_table(known),
         "flips": counterfactual_table(influence),
         **suspects(influence, context),

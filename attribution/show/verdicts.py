@@ -1,9 +1,17 @@
-"""Verdicts on single predictions as tables and sentences."""
+"""Verdicts on single predictions, and answers to what-ifs, as tables and sentences.
+
+Symbols: K members, R seeds, Q queries.
+"""
 
 import textwrap
 
+import numpy as np
+
+from attribution.data.dataset import GlueDataset
+from attribution.evidence.stats import t_interval
+from attribution.evidence.what_if import Edit
 from attribution.files import printable
-from attribution.show.listing import heading
+from attribution.show.listing import Context, describe_row, heading, headline, plain_row
 from attribution.show.tables import aligned
 
 # The arm, rows removed, change of the margin as predicted and as measured, share of right retrains.
@@ -36,7 +44,7 @@ def lines_of(verdict: dict) -> list[list[str]]:
                 [
                     printable(name),
                     str(level["removed"]),
-                    number(predicted[0], predicted[1:]) if predicted else "-",
+                    number(*predicted) if predicted else "-",
                     number(level["change"], level["interval"]),
                     f"{right:.0%}" if outcome and right is not None else "-",
                     outcome or "-",
@@ -75,3 +83,81 @@ def text(verdict: dict) -> str:
         )
     table = aligned(HEADER, lines_of(verdict))
     return "\n".join([*lines, textwrap.indent(table, "  "), "  " + sentence(verdict)])
+
+
+# --- what if --------------------------------------------------------------------------------------
+
+
+def edit_text(edit: Edit) -> str:
+    """The change of the rows in a few words."""
+    parts = [
+        f"{count:,} {'row' if count == 1 else 'rows'} {what}"
+        for count, what in (
+            (len(edit.removed), "removed"),
+            (len(edit.relabelled), "with another label"),
+        )
+        if count
+    ]
+    return " and ".join(parts)
+
+
+def change_line(found: dict[str, np.ndarray], place: int, how: str, regression: bool) -> str:
+    """Margin and correctness of one query before and after.
+
+    found: "margins" and "right", each (K or R, 2, Q). how: "replayed" or "measured".
+    """
+    before, after = found["margins"][:, :, place].T
+    margins = f"{np.nanmean(before):+.2f} -> {np.nanmean(after):+.2f}"
+    line = f"  {how}: margin {margins}, change {number(*t_interval(after - before))}"
+    if regression:
+        return line
+    was, becomes = (np.nanmean(one) for one in found["right"][:, :, place].T)
+    models = "members" if how == "replayed" else "retrains"
+    return f"{line}; right in {was:.0%} of the {models} before, {becomes:.0%} after"
+
+
+def whole_line(found: dict[str, np.ndarray], how: str, regression: bool) -> str:
+    """Accuracy (of a regression: mean squared error) of all queries before and after."""
+    what, values = "accuracy", found["right"]
+    if regression:
+        what, values = "mean squared error", -found["margins"]
+    before, after = values.mean(2).T
+    mean, interval = t_interval(after - before)
+    spread = f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else ""
+    return (
+        f"  {how}: {what} {np.nanmean(before):.3f} -> {np.nanmean(after):.3f}, change "
+        f"{mean:+.4f}{spread}"
+    )
+
+
+def what_if_text(
+    edit: Edit,
+    queries: GlueDataset,
+    places: list[int],
+    found: dict[str, dict[str, np.ndarray]],
+) -> str:
+    """Answer to a what-if for the screen.
+
+    places: of the targets among the queries. found: "replayed", and "measured" where it was
+    checked -> margins and correctness, see `change_line`.
+    """
+    regression = queries.task.regression
+    lines = [f"with {edit_text(edit)} (95 % intervals over members, or over seeds):"]
+    for place in places:
+        lines += ["", headline(queries, place)]
+        for how, one in found.items():
+            lines.append(change_line(one, place, how, regression))
+    lines += ["", f"all {len(queries):,} validation rows"]
+    lines += [whole_line(one, how, regression) for how, one in found.items()]
+    return "\n".join(lines)
+
+
+def smallest_text(
+    queries: GlueDataset, train: GlueDataset, place: int, rows: list[int] | None
+) -> str:
+    """The smallest set of rows that turns a prediction, for the screen; None: there is none."""
+    if rows is None:
+        return f"{headline(queries, place)}\n  no half of the rows turns it in a replay"
+    many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
+    shown = [plain_row(describe_row(Context(train), row)) for row in rows]
+    return "\n".join([headline(queries, place), f"  turns in a replay without {many}:", *shown])

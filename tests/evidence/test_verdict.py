@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import ttest_rel
 
 from attribution.evidence.counterfactual import Removals
+from attribution.evidence.stats import t_interval
 from attribution.evidence.verdict import (
     CONTROL,
     Check,
     Target,
     outcome,
-    paired,
     removed_rows,
     share_right,
 )
@@ -69,13 +69,13 @@ def test_the_interval_is_students_of_differences_paired_by_seed():
     generator = np.random.default_rng(2)
     before = generator.normal(size=6)
     after = before + generator.normal(-1, 0.1, size=6)
-    mean, interval = paired(after - before)
+    mean, interval = t_interval(after - before)
     expected = ttest_rel(after, before).confidence_interval(0.95)
     assert (
         interval == pytest.approx([expected.low, expected.high])
         and interval[0] < mean < interval[1]
     )
-    assert paired(np.array([1.0, np.nan])) == (1.0, None)  # one retrain diverged
+    assert t_interval(np.array([1.0, np.nan])) == (1.0, None)  # one retrain diverged
 
 
 def test_flipped_and_mended_are_about_half_of_the_retrains():

@@ -131,7 +131,8 @@ def test_steep_directions_are_flattened_to_what_the_steps_can_follow(num_labels)
     x = x + 20 * x[:1].mean(1, keepdim=True).sign()
     kernel, others = x @ x.T, x_queries @ x.T
     most = STEEPEST * STEPS / (TIME * train.steepest)
-    flat, flat_others = flattened(kernel, others, steep_directions(kernel), train, TIME)
+    steep = steep_directions(kernel)
+    flat, flat_others = (flattened(one, steep, train, TIME) for one in (kernel, others))
     values, vectors = torch.linalg.eigh(kernel)
     assert values[-2] < most < values[-1]
     assert torch.allclose(flat, (vectors * values.clamp(max=most)) @ vectors.T)
@@ -146,8 +147,8 @@ def test_a_steep_direction_ends_where_it_would():
     train = Targets(torch.linspace(-1, 1, N, dtype=torch.float64), 1)
     w = torch.ones(1, N, dtype=torch.float64)
     w[0, : N // 2] = 0.1
-    flat, others = flattened(kernel, kernel, steep_directions(kernel), train, 3.0)
-    outputs = replay(flat, others, train, w, 3.0)[0, :, 0]
+    flat = flattened(kernel, steep_directions(kernel), train, 3.0)
+    outputs = replay(flat, flat, train, w, 3.0)[0, :, 0]
     mean = (w[0] * (outputs - train.labels)).sum() / w.sum()
     assert abs(float(mean)) < 0.05
 
@@ -161,8 +162,8 @@ def test_the_time_is_that_at_which_the_replay_is_most_like_the_model():
     rows = torch.arange(1, N, 2)
     left_out = Targets(train.labels[rows], 2)
     for time in TIMES[4], TIMES[8]:
-        flat, others = flattened(kernel, kernel[rows], steep, train, time)
-        f = replay(flat, others, train, w[None], time)[0]
+        flat = flattened(kernel, steep, train, time)
+        f = replay(flat, flat[rows], train, w[None], time)[0]
         logits = torch.cat([-f, f], 1) / 2
         assert best_time(kernel, kernel[rows], steep, train, left_out, w, logits) == time
 
