@@ -189,6 +189,18 @@ def scores_named(run: Run, name: str, query_rows: str) -> np.ndarray | None:
     return None if why_stale(path, run, query_rows) else read_scores(path)
 
 
+def replayed_self_scores(run: Run) -> tuple[str, np.ndarray] | None:
+    """(name, values (N,)) of the stored self scores of a replay, those of the most members; None
+    without any that count.
+    """
+    best: tuple[int, str, Path] | None = None
+    for path in run.folder.glob("influence/scores/replay*/self_scores.json"):
+        if why_stale(path, run) is None:
+            members = (read_json(path) or {})["spec"]["num_members"]
+            best = max(best or (0, "", path), (members, path.parent.name, path))
+    return best and (best[1], read_scores(best[2]))
+
+
 def recorded_queries(run: Run, name: str) -> int | None:
     """The --max_queries of the stored scores of this name; None if unknown."""
     path = run.folder / f"influence/scores/{name}/pairwise_scores.json"

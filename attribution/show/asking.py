@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from attribution.cli import Parser, refuse_idle
 from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
+from attribution.influence.stored import replayed_self_scores
 from attribution.processes import Processes, choose_device
 from attribution.show import listing
 from attribution.show.listing import Context, Query
@@ -334,5 +336,13 @@ def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
     if view.form != "json" and truth_of(influence.train) is not None:
         models = [one.run.model(choose_device()) for one in influence.analyses]
         losses = np.mean([row_losses(model, influence.train) for model in models], axis=0)
-    context = Context(influence.train, influence.name, len(influence.analyses))
+    context = context_of(influence, None, rich=False)
+    if (
+        not context.replayed
+        and view.form != "json"
+        and (replayed := replayed_self_scores(influence.run))
+    ):
+        name, margins = replayed
+        first = replace(context, name=name, replayed=True)
+        listing.show_self_influence(first, torch.from_numpy(margins), view.top_k, view.form)
     listing.show_self_influence(context, self_scores, view.top_k, view.form, losses)

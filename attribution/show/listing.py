@@ -311,7 +311,8 @@ def show_self_influence(
     losses: np.ndarray | None = None,
 ) -> None:
     """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds
-    (not in JSON, see FORMAT).
+    (not in JSON, see FORMAT). That of a replay is minus the margin of the row where it was left
+    out.
 
     scores: self-influence (N,). form: one of FORMATS. losses: of the rows (N,), the ranking that is
     compared with it.
@@ -328,7 +329,11 @@ def show_self_influence(
             about = {"scores": context.name, "members": context.num_members}
             print(json.dumps({key: row[key] for key in SELF_KEYS} | about))
         return
+    ranking = "self-influence"
     title = "highest self-influence"
+    if context.replayed:
+        ranking = "margin left out"
+        title = "lowest margins of rows left out of a replayed training (score: minus that margin)"
     if form == "table":
         lines = block_lines({title: rows}, context.num_members, terminal_width())
     else:
@@ -339,7 +344,7 @@ def show_self_influence(
         return
     top = min(50, len(wrong))
     print(
-        f"  {wrong[order[:top].numpy()].sum()} of the top {top} rows by self-influence are planted "
+        f"  {wrong[order[:top].numpy()].sum()} of the top {top} rows by {ranking} are planted "
         f"flips; chance gives {top * wrong.mean():.1f}"
     )
     if losses is None:
@@ -348,7 +353,7 @@ def show_self_influence(
         f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over "
         "rows):"
     )
-    rankings = {"self-influence": scores.numpy(), "loss of the row": losses}
+    rankings = {ranking: scores.numpy(), "loss of the row": losses}
     found = {name: wrong_labels.found(ranking, wrong) for name, ranking in rankings.items()}
     print(tables.wrong_labels_text(found))
 

@@ -22,7 +22,7 @@ from attribution.evidence.verdict import stored_verdicts
 from attribution.files import Refused, check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import analyze_command
-from attribution.influence.stored import scores_named
+from attribution.influence.stored import replayed_self_scores, scores_named
 from attribution.show import tables, verdicts
 from attribution.show.asking import (
     context_of,
@@ -230,10 +230,14 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def suspects(influence: Influence, context: Context) -> dict:
-    """Rows to look at first: the highest self-influence, and those high for many queries."""
+    """Rows to look at first: the lowest margins of rows left out of a replay, or else the highest
+    self-influence, and those high for many queries.
+    """
     top = []
+    replayed = replayed_self_scores(influence.run)
     try:
-        if (scores := influence.scores.load("self")) is not None:
+        scores = torch.from_numpy(replayed[1]) if replayed else influence.scores.load("self")
+        if scores is not None:
             order = torch.argsort(scores, descending=True, stable=True)[:SUSPECTS].tolist()
             top = [describe_row(context, row, float(scores[row])) for row in order]
     except Refused as refusal:
@@ -244,6 +248,7 @@ def suspects(influence: Influence, context: Context) -> dict:
         high = [describe_row(context, row) for row in order if shares[row] >= MARK]
     return {
         "self_rows": top,
+        "left_out": replayed is not None,
         "high_rows": high,
         "self_command": f"{command_of(influence)} --self_influence",
     }

@@ -1,0 +1,87 @@
+"""A what-if is asked of stored replayed scores, in seconds, and checked by retraining."""
+
+import json
+import shutil
+
+import pytest
+from running import DEMO, SMALL
+
+import analyze
+import run_counterfactual
+import train
+from attribution.cli import run_script
+
+HALVES = ["--num_members", "2", "--member_steps", "2", "--member_share", "0.5"]
+NAME = "replay_members2_steps2_share0.5"
+ASKED = [*DEMO, "--max_queries", "9"]
+FEW = ["--jobs_per_device", "1", "--retrain_queries", "9"]
+
+
+@pytest.fixture(scope="module")
+def scored(trained, tmp_path_factory):
+    """A run with replayed scores in two halves."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("what_if") / "checkpoints")
+    train.main([*SMALL, "--checkpoint_dir", str(folder), *HALVES])
+    analyze.main([*ASKED, "--checkpoint_dir", str(folder), "--factor_strategy", "replay"])
+    return folder
+
+
+def told(capsys, folder, *argv: str) -> str:
+    capsys.readouterr()
+    run_counterfactual.main([*ASKED, "--checkpoint_dir", str(folder), *argv])
+    return capsys.readouterr().out
+
+
+def refused(capsys, folder, *argv: str) -> str:
+    capsys.readouterr()
+    command = [*ASKED, "--checkpoint_dir", str(folder), *argv]
+    assert run_script(run_counterfactual.main, command) == 2
+    return capsys.readouterr().err
+
+
+def test_removed_and_relabelled_rows_are_replayed_without_a_model(copied, capsys, monkeypatch):
+    def opened(*_):
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr("attribution.training.run.Run.model", opened)
+    out = told(capsys, copied, "--remove_rows", "3", "17", "--targets", "2", "5")
+    assert NAME in out and "with 2 rows removed" in out
+    assert out.count("replayed: margin") == 2 and "replayed: accuracy" in out
+    out = told(capsys, copied, "--flip_labels", "4")
+    assert "with 1 row with another label" in out and "query" not in out
+    out = told(capsys, copied, "--smallest_set", "--targets", "2")
+    assert "in a replay" in out and "query 2" in out
+
+
+def test_a_check_retrains_with_the_same_rows_and_labels(copied, capsys):
+    out = told(capsys, copied, "--remove_rows", "3", "--flip_labels", "4", "--check", *FEW)
+    assert "replayed: accuracy" in out and "measured: accuracy" in out
+    stores = [one for one in (copied / "demo/retraining").iterdir() if one.name != "verdicts"]
+    assert len(stores) == 2  # with the rows' own labels, and with others
+    out = told(capsys, copied, "--remove_rows", "3", "--check", *FEW, "--targets", "1")
+    assert "10 retrains, 5 of them stored" in out and "measured: margin" in out
+
+
+def test_a_verdict_predicts_both_arms_by_a_replay(copied, capsys):
+    plan = ["--targets", "3", "--strategies", NAME, "--removals", "10", "--num_base_seeds", "1"]
+    told(capsys, copied, *plan, *FEW)
+    path = copied / f"demo/retraining/verdicts/{NAME}_helpful_query3.json"
+    found = json.loads(path.read_text())
+        (copied / f"demo/retraining/verdicts/{NAME}_helpful_query3.json").read_text()
+    )
+    for (level,) in found["arms"].values():
+        mean, (low, high) = level["predicted"]
+        assert low < mean < high
+    assert found["arms"][NAME][0]["predicted"][0] < 0  # without rows that help
+
+
+def test_what_a_what_if_cannot_use_is_refused(copied, trained, capsys):
+    assert "--smallest_set goes with --targets" in refused(capsys, copied, "--smallest_set")
+    asked = ["--remove_rows", "3"]
+    assert "exclude each other" in refused(capsys, copied, *asked, "--smallest_set")
+    for idle in (["--removals", "9"], ["--num_retrain_seeds", "5"], ["--strategies", "random"]):
+        assert f"{idle[0]} has no effect" in refused(capsys, copied, *asked, *idle)
+    assert "--check goes with" in refused(capsys, copied, "--check")
+    assert "0 to 119" in refused(capsys, copied, "--remove_rows", "120")
+    error = refused(capsys, trained, *asked)
+    assert "there are no replayed scores" in error and "--factor_strategy replay" in error
