@@ -8,13 +8,16 @@ import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence import baselines, stats
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused, read_json, sha256_of
+from attribution.influence.analysis import Influence, stored_influence
 from attribution.influence.stored import StoredScores, find_scores, scores_named, seeds_of
+from attribution.replay.descent import Targets
 from attribution.training.members import mean_of
 from attribution.training.queries import predict_run
 from attribution.training.run import Run, queries_flag
@@ -233,8 +236,10 @@ def evaluate_run(
         for place in sorted(places)
         if queries.task.regression and (checkpoint := Run.read(place)) is not None
     }
-    members = member_scores(run, queries, stored, residuals)
+    members = member_scores(run, train, queries, stored, residuals)
     result = evaluate(scores, evidence_of(truth, train, queries, models), num_bootstrap, members)
+    for name, found in stored.items():
+        result["scores"][name]["seconds"] = found.seconds and round(found.seconds)
     result["residuals"] = disagreeing_residuals(list(residuals.values()))
     return result, seeds_of(run, [found.spec for found in stored.values()])
 
@@ -249,9 +254,13 @@ def evidence_of(truth: GroundTruth, train, queries, models: baselines.Models) ->
 
 
 def member_scores(
-    run: Run, queries: GlueDataset, stored: dict[str, StoredScores], residuals: dict
+    run: Run,
+    train: GlueDataset,
+    queries: GlueDataset,
+    stored: dict[str, StoredScores],
+    residuals: dict,
 ) -> MemberScores:
-    """Scores of the single members behind stored means.
+    """Scores of the single members behind stored means, and scores of a regression's output.
 
     A checkpoint's scores of the margin, divided by its residuals, are its scores of a regression's
     output; the mean of them is taken as of scores, by the same divisors. residuals: folder of a
@@ -262,6 +271,8 @@ def member_scores(
     rows = queries.fingerprint()
     for name, found in stored.items():
         spec = found.spec
+        if residuals and spec.factor_strategy == "replay":
+            outputs[name] = replayed_outputs(stored_influence(run, train, queries, found))
         if spec.single:
             continue
         places = spec.places(run)
@@ -273,13 +284,23 @@ def member_scores(
         ]
         if there and len(places) > 1:
             singles[name] = there
-        if residuals and len(there) == len(places):
+        if residuals and len(there) == len(places) and name not in outputs:
             divided = []
             for part, place in zip(there, places, strict=True):
                 by = residuals[place][:, None]
                 divided.append(np.divide(part, by, out=np.zeros(part.shape), where=by != 0))
             outputs[name] = mean_of(zip(divided, found.divisors, strict=True))
     return MemberScores(singles, outputs)
+
+
+def replayed_outputs(influence: Influence) -> np.ndarray:
+    """Scores (Q, N) of a regression's replayed output, the mean over members."""
+    total = np.zeros((len(influence.queries), len(influence.train)))
+    for replay in influence.replays():
+        unlabelled = torch.full_like(replay.queries.labels, torch.nan)
+        asked = replace(replay, queries=Targets(unlabelled, 1))
+        total += asked.scores().cpu().numpy()
+    return total / len(influence.analyses)
 
 
 def disagreeing_residuals(residuals: list[np.ndarray]) -> dict | None:

@@ -16,9 +16,8 @@ from attribution.data.labels import number_of
 from attribution.evidence.counterfactual import most_helpful
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
-from attribution.files import Refused, printable, read_json
-from attribution.influence.analysis import Influence
-from attribution.influence.settings import Settings
+from attribution.files import Refused, printable
+from attribution.influence.analysis import Influence, stored_influence
 from attribution.influence.stored import StoredScores, remedy
 from attribution.training.queries import read_label
 from attribution.training.run import Run
@@ -119,8 +118,7 @@ def stored_replay(
     if not replayed:
         return None
     best = max(replayed, key=lambda one: one.spec.num_members)
-    made = (read_json(best.path) or {})["fingerprint"]
-    return Influence(run, train, queries, Settings(**vars(best.spec), seed=made["seed"]))
+    return stored_influence(run, train, queries, best)
 
 
 def replayed(

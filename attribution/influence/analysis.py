@@ -13,16 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from attribution.data.dataset import GlueDataset
 from attribution.engine import modules
-from attribution.files import check_writable
+from attribution.files import check_writable, read_json
 from attribution.influence.checkpoint import Analysis, Scored
 from attribution.influence.replayed import ReplayAnalysis
-from attribution.influence.stored import ScoreFolder
+from attribution.influence.settings import Settings
+from attribution.influence.stored import ScoreFolder, StoredScores
 from attribution.processes import ALONE, choose_device, name_of
 from attribution.provenance import environment
 from attribution.replay.descent import Replay
 from attribution.training.members import fingerprint_of_members, mean_of, open_members
 from attribution.training.queries import Questions
+from attribution.training.run import Run
 
 
 @dataclass(eq=False)
@@ -138,3 +141,12 @@ class Influence(Scored):
     def profile(self) -> str:
         """Tables of actions and their seconds; empty if nothing was computed."""
         return "\n".join(table for analysis in self.analyses for table in analysis.tables())
+
+
+def stored_influence(
+    run: Run, train: GlueDataset, queries: GlueDataset, found: StoredScores
+) -> Influence:
+    """Influence whose scores these are. found: scores of these queries, which count."""
+    made = (read_json(found.path) or {})["fingerprint"]
+    seed = made.get("seed", Settings.seed)
+    return Influence(run, train, queries, Settings(**vars(found.spec), seed=seed))

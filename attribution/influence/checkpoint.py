@@ -213,9 +213,10 @@ class Analysis(Scored):
         return Work(folder, parts, f"unfinished {kind}", plan, overwrite, self.processes)
 
     def fit_factors(self) -> dict[str, float]:
-        """Seconds of each phase of fitting the factors; empty if they are stored and intact."""
-        if self.processes.from_main(self._factors_are_stored):
-            return {}
+        """Seconds of each phase of fitting the factors, which are stored if they are not yet."""
+        stored = self.processes.from_main(self._stored_factors)
+        if stored is not None:
+            return stored["seconds"]
         name = self.settings.factors_name
         work = self.work("factors", name, self.factor_parts, "factors")
         factor_args = make_factor_arguments(self.settings)
@@ -227,19 +228,19 @@ class Analysis(Scored):
             factors.fit_factors(self.analyzer, work, name, self.train, factor_args)
         return work.record["seconds"]
 
-    def _factors_are_stored(self) -> bool:
-        """Whether intact factors are stored; deletes damaged ones, and those to be overwritten."""
+    def _stored_factors(self) -> dict | None:
+        """Record of intact stored factors; deletes damaged ones, and those to be overwritten."""
         target = self.folder / "factors" / self.settings.factors_name
         record = None
         if self._fitted or not self.settings.overwrite:
             record = refuse_if_stale(target / "factors.json", self.factor_parts, "factors")
         self._fitted = True
         if record and intact(target, record["files"]):
-            return True
+            return record
         if record:
             print(f"{target}: factors are damaged and are fitted again", file=sys.stderr)
         shutil.rmtree(target, ignore_errors=True)
-        return False
+        return None
 
     def compute(self, kind: str) -> torch.Tensor | None:
         """Stored scores of this kind, or new ones: pairwise (Q, N), self (N,), float32.

@@ -10,6 +10,7 @@ over the training rows, and a what-if none at all. Symbols: Q queries, N trainin
 """
 
 import functools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +66,17 @@ class ReplayAnalysis(Analysis):
         replay = self.replay()
         if replay is None:
             return torch.empty(0), {}, None
-        about = {"time": replay.time, "seconds": {}}
+        start = time.perf_counter()
         if kind == "pairwise":
-            return replay.scores().cpu(), about, None
-        return -replay.margins_left_out(self.settings.seed).cpu(), about, None
+            scores = replay.scores().cpu()
+        else:
+            scores = -replay.margins_left_out(self.settings.seed).cpu()
+        seconds = {
+            "kernel of the rows": self._work("rows").record["seconds"]["kernel"],
+            "kernel of the queries": self._queries_work().record["seconds"]["kernel"],
+            "descent": time.perf_counter() - start,
+        }
+        return scores, {"time": replay.time, "seconds": seconds}, None
 
     def replay(self) -> Replay | None:
         """Replay of this checkpoint's training for the queries; None on all processes but the main
@@ -79,7 +87,7 @@ class ReplayAnalysis(Analysis):
         sizes = len(self.train), len(self.queries), self.train.task.num_labels
         device = self.processes.from_main(lambda: place_for(*sizes))
         rows = self._work("rows")
-        asked = self._work(self.scores.place("pairwise").name)
+        asked = self._queries_work()
         with self._held("replay", "a replay of this checkpoint"):
             rows.run("kernel", [KERNEL], lambda: self._keep_kernel(rows, device))
             asked.run("kernel", [KERNEL], lambda: self._keep_others(asked, rows, device))
@@ -113,11 +121,11 @@ class ReplayAnalysis(Analysis):
         weights[kept] = 1
         train, targets = (targets_of(data).to(device) for data in (self.train, held))
         logits = predict_run(self.end, held)
-        time = descent.best_time(kernel, others, steep, train, targets, weights, logits)
-        kernel = descent.flattened(kernel, steep, train, time)
+        best = descent.best_time(kernel, others, steep, train, targets, weights, logits)
+        kernel = descent.flattened(kernel, steep, train, best)
         values, vectors = steep
         kept_tensors = {"kernel": kernel, "unit": unit, "values": values, "vectors": vectors}
-        write_tensors(work.folder / KERNEL, kept_tensors | {"time": torch.tensor(time)})
+        write_tensors(work.folder / KERNEL, kept_tensors | {"time": torch.tensor(best)})
 
     def _keep_others(self, work: Work, rows: Work, device: torch.device) -> None:
         """Keeps the kernel of the queries with the training rows. rows: work on those."""
@@ -141,6 +149,10 @@ class ReplayAnalysis(Analysis):
             overwrite = self.settings.overwrite
             self.works[name] = Work(folder, parts, "replay", dict, overwrite, self.processes)
         return self.works[name]
+
+    def _queries_work(self) -> Work:
+        """Work on the features of the queries."""
+        return self._work(self.scores.place("pairwise").name)
 
     @functools.cached_property
     def model(self) -> torch.nn.Module:

@@ -131,6 +131,7 @@ class StoredScores:
     spec: ScoreSpec
     stale: str | None  # why they do not count; None if they do
     divisors: tuple[float, ...] = (1.0,)  # of the members, if they are a mean
+    seconds: float | None = None  # that they took, with factors, of all members; None: not known
 
     def values(self) -> np.ndarray:
         """The scores (Q, N)."""
@@ -157,8 +158,24 @@ def find_scores(run: Run, query_rows: str, first_query: int = 0) -> dict[str, St
         if spec.first_query == first_query:
             name = path.parent.name.removesuffix(f"_from{first_query}")
             stale = why_stale(path, run, query_rows)
-            found[name] = StoredScores(path, spec, stale, tuple(record.get("divisors", (1.0,))))
+            divisors = tuple(record.get("divisors", (1.0,)))
+            seconds = None if stale else seconds_of(run, spec)
+            found[name] = StoredScores(path, spec, stale, divisors, seconds)
     return found
+
+
+def seconds_of(run: Run, spec: ScoreSpec) -> float | None:
+    """Seconds of all phases behind scores of this spec, of all its members; None if not recorded.
+
+    Training is not among them.
+    """
+    name = spec.of_one_checkpoint.name
+    paths = (place / f"influence/scores/{name}/pairwise_scores.json" for place in spec.places(run))
+    records = [read_json(path) for path in paths if path.exists()]
+    phases = [one["seconds"] for one in records if one and one.get("seconds")]
+    if not phases:
+        return None
+    return sum(took for one in phases for phase, took in one.items() if phase != "all")
 
 
 def remedy(

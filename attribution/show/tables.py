@@ -13,6 +13,7 @@ KINDS = {
 ASIDES = {
     "rows_at_top": "rows in all top 10s",
     "spearman_with_ekfac": "Spearman with ekfac",
+    "seconds": "seconds",
 }
 
 
