@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Replay beside EKFAC on SST-2 with MiniLM, on the stored retrains of lds_sst2.sh:
+# results/replay/lds_sst2.*. About half an hour on two cores.
+set -euo pipefail
+source lab/commands/clean.sh
+: "${GLUE_DIR:?a folder with the data of nyu-mll/glue}"
+: "${MODEL_DIR:?a folder with a pretrained BERT}"
+
+run=(--dataset_name sst2 --checkpoint_dir checkpoints/replay)
+halves=(--member_steps 2 --member_share 0.5)
+train() {
+    python train.py "${run[@]}" --dataset_path "$GLUE_DIR" --model_name_or_path "$MODEL_DIR" \
+        --max_train_samples 1024 --freeze_embeddings --learning_rate 4e-4 --lr_schedule linear \
+        --num_train_epochs 2 "$@"
+}
+analyze() { python analyze.py "${run[@]}" --max_queries 200 "$@"; }
+
+train --member_steps 4
+train --num_members 8 "${halves[@]}"
+analyze
+analyze --factor_strategy identity
+analyze --fisher exact --damping_factor 1e-4 --num_members 4 "${halves[@]}"
+for count in 1 2 4 8; do
+    analyze --factor_strategy replay --num_members $count "${halves[@]}"
+done
+analyze --factor_strategy replay --member_steps 4
+
+truth=results/lds_sst2.npz
+python evaluate_lds.py "${run[@]}" --max_queries 200 --masks_path $truth --margins_path $truth \
+    --results_dir results/replay --figure_path results/replay/lds_sst2.png
