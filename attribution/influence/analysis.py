@@ -99,6 +99,9 @@ class Influence(Scored):
             return next(found, None)
         scores = torch.from_numpy(mean_of(found)).float()
         about = self.about | environment(choose_device()) | {"seconds": {}, "divisors": divisors}
+        likeness = [one.likeness for one in self.analyses if isinstance(one, ReplayAnalysis)]
+        if likeness:
+            about["likeness"] = float(np.mean(likeness))
         self.scores.save(kind, scores, about)
         self.computed.add(kind)
         return scores

@@ -49,6 +49,7 @@ class ReplayAnalysis(Analysis):
             raise Refused(f"the training that kept {self.run.folder} is gone; train it again")
         self.end = end
         self.works: dict[str, Work] = {}
+        self.likeness = np.nan  # see `descent.best_time`
         for parts in self.scores.parts.values():
             parts |= {"replay": VERSION, "end of training": end.weights}
 
@@ -76,7 +77,8 @@ class ReplayAnalysis(Analysis):
             "kernel of the queries": self._queries_work().record["seconds"]["kernel"],
             "descent": time.perf_counter() - start,
         }
-        return scores, {"time": replay.time, "seconds": seconds}, None
+        about = {"time": replay.time, "likeness": self.likeness, "seconds": seconds}
+        return scores, about, None
 
     def replay(self) -> Replay | None:
         """Replay of this checkpoint's training for the queries; None on all processes but the main
@@ -95,6 +97,7 @@ class ReplayAnalysis(Analysis):
             return None
         kernel = load_file(rows.folder / KERNEL, str(device))
         others = load_file(asked.folder / KERNEL, str(device))["others"]
+        self.likeness = float(kernel["likeness"])
         train, queries = (targets_of(data).to(device) for data in (self.train, self.queries))
         return Replay(kernel["kernel"], others, train, queries, float(kernel["time"]))
 
@@ -106,6 +109,11 @@ class ReplayAnalysis(Analysis):
         if features is None:
             return
         kernel = features @ features.T
+        if not kernel.isfinite().all():
+            raise Refused(
+                f"gradients of the model in {self.run.folder} are not finite, so its training "
+                "cannot be replayed; train with a lower --learning_rate"
+            )
         unit = kernel.diagonal().mean()
         kernel /= unit
         steep = descent.steep_directions(kernel)
@@ -121,11 +129,16 @@ class ReplayAnalysis(Analysis):
         weights[kept] = 1
         train, targets = (targets_of(data).to(device) for data in (self.train, held))
         logits = predict_run(self.end, held)
-        best = descent.best_time(kernel, others, steep, train, targets, weights, logits)
+        best, likeness = descent.best_time(kernel, others, steep, train, targets, weights, logits)
+        print(
+            f"  replayed to time {best:.3g}: margins of {len(held):,} rows that training left out "
+            f"correlate with the model's by {likeness:.2f}"
+        )
         kernel = descent.flattened(kernel, steep, train, best)
         values, vectors = steep
-        kept_tensors = {"kernel": kernel, "unit": unit, "values": values, "vectors": vectors}
-        write_tensors(work.folder / KERNEL, kept_tensors | {"time": torch.tensor(best)})
+        made = {"kernel": kernel, "unit": unit, "values": values, "vectors": vectors}
+        found = {"time": torch.tensor(best), "likeness": torch.tensor(likeness)}
+        write_tensors(work.folder / KERNEL, made | found)
 
     def _keep_others(self, work: Work, rows: Work, device: torch.device) -> None:
         """Keeps the kernel of the queries with the training rows. rows: work on those."""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from attribution.draws import uniform_hash
+from attribution.files import Refused
 
 STEPS = 40
 STEEPEST = 0.7  # of the curvature above which a step would overshoot
@@ -211,13 +212,13 @@ def best_time(
     left_out: Targets,
     weights: torch.Tensor,
     logits: torch.Tensor,
-) -> float:
-    """Time, one of TIMES, at which the replay is most like the model's own training.
+) -> tuple[float, float]:
+    """(time, one of TIMES, at which the replay is most like the model's own training; likeness).
 
     There the margins of rows that the training left out (a regression's outputs) correlate most
     with those of the model: no retrain is needed to find it. others: kernel (L, N) of these rows
     with the training rows. steep: of `steep_directions`. weights: (N,) of the model's training.
-    logits: (L, C) of the model.
+    logits: (L, C) of the model. Raises Refused if margins do not vary, or are not finite.
     """
     measured = left_out.comparable(logits.to(kernel) @ outputs_of(train.num_labels).to(kernel))
     likeness = []
@@ -226,7 +227,13 @@ def best_time(
         replayed = Replay(flat, flat_others, train, left_out, time).outputs(weights[None])[0]
         pair = torch.stack([measured, left_out.comparable(replayed)])
         likeness.append(float(torch.corrcoef(pair)[0, 1]))
-    return TIMES[int(np.argmax(likeness))]
+    if not np.isfinite(likeness).any():
+        raise Refused(
+            "the model's margins do not vary over the rows that it left out, or are not finite, so "
+            "its training cannot be replayed; train with another --learning_rate"
+        )
+    best = int(np.nanargmax(likeness))
+    return TIMES[best], likeness[best]
 
 
 def outputs_of(num_labels: int) -> torch.Tensor:

@@ -261,7 +261,9 @@ def context_of(influence: Influence, scores: np.ndarray | None, rich: bool) -> C
     context = Context(influence.train, influence.name, len(influence.analyses), replayed=replayed)
     if not rich or scores is None:
         return context
-    return replace(context, everywhere=listing.rank_high_everywhere(scores))
+    record = influence.scores.record("pairwise") or {}
+    everywhere = listing.rank_high_everywhere(scores)
+    return replace(context, everywhere=everywhere, likeness=record.get("likeness"))
 
 
 def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, view: View) -> None:

@@ -49,6 +49,7 @@ class Context:
     name: str = ""  # of the scores
     num_members: int = 1
     replayed: bool = False  # whether scores are in units of the margin
+    likeness: float | None = None  # of replayed and real margins, of rows that training left out
     everywhere: np.ndarray | None = None  # (N,) see `rank_high_everywhere`
 
 
@@ -153,11 +154,17 @@ def meaning_of_scores(context: Context) -> str:
             "A score has no unit: compare it with others of the same query. Those of analyze.py "
             "--factor_strategy replay are in log-odds."
         )
+    alike = ""
+    if context.likeness is not None:
+        alike = (
+            f" (of rows that training left out, its margins correlate with the model's by "
+            f"{context.likeness:.2f})"
+        )
     unit = "squared units of the label" if context.train.task.regression else "log-odds"
     return (
         f"A score is in {unit}: what the row adds to the query's margin by being there, where half "
-        "of the others are, by a training that was replayed, not run. run_counterfactual.py "
-        "--remove_rows replays any removal, and with --check retrains."
+        f"of the others are, by a training that was replayed, not run{alike}. "
+        "run_counterfactual.py --remove_rows replays any removal, and with --check retrains."
     )
 
 

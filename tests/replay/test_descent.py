@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attribution.files import Refused
 from attribution.replay.descent import (
     STEEPEST,
     STEPS,
@@ -165,7 +166,10 @@ def test_the_time_is_that_at_which_the_replay_is_most_like_the_model():
         flat = flattened(kernel, steep, train, time)
         f = replay(flat, flat[rows], train, w[None], time)[0]
         logits = torch.cat([-f, f], 1) / 2
-        assert best_time(kernel, kernel[rows], steep, train, left_out, w, logits) == time
+        best, likeness = best_time(kernel, kernel[rows], steep, train, left_out, w, logits)
+        assert best == time and likeness == pytest.approx(1)
+    with pytest.raises(Refused, match="do not vary"):
+        best_time(kernel, kernel[rows], steep, train, left_out, w, torch.zeros_like(logits))
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 3])
