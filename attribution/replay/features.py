@@ -32,7 +32,7 @@ from pipeline import model_inputs
 
 WIDTH = 96  # R
 FEATURES = 2**16  # F at most
-MOMENT_ROWS = 512  # training rows from which squared gradients are estimated
+MOMENT_ROWS = 128  # training rows from which squared gradients are estimated
 FLOOR = 1e-4  # least squared gradient, relative to the mean of its layer
 BUDGET = 4096  # tokens of a batch
 
@@ -66,26 +66,33 @@ class Sketch:
         signs = torch.ones(size)
         if size > FEATURES:
             signs = torch.randint(2, (size,), generator=draw) * 2.0 - 1
-        places = torch.arange(size) % self.num_features
-        # Of each contrast and layer: to which features its numbers are added, and their signs.
-        self.folds = list(
-            zip(places.to(device).split(widths), signs.to(device).split(widths), strict=True)
-        )
+        # Of each contrast and layer, in this order: the signs of its numbers.
+        self.signs = signs.to(device).split(widths)
 
     def features(self, data: GlueDataset) -> torch.Tensor:
         """Features (N, F) of the rows, float32, on the CPU."""
         made = torch.empty(len(data), self.num_features)
         for batch, _, found in gradients(self.model, data, np.arange(len(data))):
             folded = next(iter(found[0].values()))[0].new_zeros(len(batch), self.num_features)
-            folds = iter(self.folds)
+            signs = iter(self.signs)
+            place = 0
             for tokens in found:
                 for name, (out, inner) in self.sides.items():
                     a, g = tokens[name]
                     gradient = ((g @ out).transpose(1, 2) @ (a @ inner)).flatten(1)
-                    places, signs = next(folds)
-                    folded[:, places] += gradient * signs
+                    gradient *= next(signs)
+                    for part in split_at(gradient, self.num_features - place, self.num_features):
+                        folded[:, place : place + part.shape[1]] += part
+                        place = (place + part.shape[1]) % self.num_features
             made[batch] = folded.cpu() / len(found) ** 0.5
         return made
+
+
+def split_at(values: torch.Tensor, first: int, others: int) -> list[torch.Tensor]:
+    """Columns of values (B, S) in parts: `first` of them, then `others` at a time."""
+    parts = [values[:, :first]]
+    parts += values[:, first:].split(others, 1) if values.shape[1] > first else []
+    return parts
 
 
 def contrasts(num_labels: int) -> torch.Tensor:
