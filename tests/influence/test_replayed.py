@@ -16,6 +16,7 @@ import train
 from attribution.cli import run_script
 from attribution.data.demo import read_rows
 from attribution.files import read_json
+from attribution.replay.features import Sketch
 from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
@@ -63,6 +64,42 @@ def test_scores_depend_on_neither_batches_nor_processes(copied, monkeypatch):
     for one in found:
         assert (one - before).abs().max() < 1e-5 * before.abs().max()
         assert spearmanr(one.flatten(), before.flatten()).statistic > 0.999999
+
+
+def test_a_killed_replay_goes_on_where_it_was(copied, monkeypatch):
+    before = scores_of(copied, NAME)
+    monkeypatch.setattr("attribution.influence.replayed.GROUP", 50)
+    made = []
+    features = Sketch.features
+
+    def dies(self, data):
+        made.append(len(data))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return features(self, data)
+
+    monkeypatch.setattr(Sketch, "features", dies)
+    for folder in copied.glob("demo/**/influence"):
+        shutil.rmtree(folder)
+    with pytest.raises(KeyboardInterrupt):
+        analyze.main([*REPLAY, "--checkpoint_dir", str(copied), *HALVES])
+    assert made == [50, 50, 20]
+    analyze.main([*REPLAY, "--checkpoint_dir", str(copied), *HALVES])
+    assert made[3:5] == [20, 9]  # the third group of rows, and the queries
+    after = scores_of(copied, NAME)
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_features_that_are_damaged_are_made_again(copied, capsys):
+    before = scores_of(copied, NAME)
+    folder = copied / "demo/members/share0.5_seed0/steps/2/influence/replay/rows"
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    shutil.rmtree(copied / "demo/members/share0.5_seed0/steps/2/influence/scores")
+    shutil.rmtree(copied / "demo/influence")
+    analyze.main([*REPLAY, "--checkpoint_dir", str(copied), *HALVES])
+    assert "damaged and is done again" in capsys.readouterr().out
+    assert torch.allclose(scores_of(copied, NAME), before, rtol=1e-4, atol=1e-6)
 
 
 def test_a_custom_query_has_the_scores_of_the_same_validation_row(copied, capsys):
