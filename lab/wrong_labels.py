@@ -9,10 +9,11 @@
 nyu-mll/glue. Which rows, and what their labels become, is a function of seed and row. The column
 `flipped` of the training table records which labels are wrong.
 
-Without it, the training rows of a run are ranked by every stored self-influence, by the loss of the
-row under the run and as a mean over members, by its loss under models that did not see it (five
-folds, retrained and stored like every retrain), by the disagreement of its nearest rows ([CLS]
-cosine), and by how rare its label is, which sees no text. Writes
+Without it, the training rows of a run are ranked by every stored self-influence (of a replay: the
+margin of the row where it was left out), by the loss of the row under the run and as a mean over
+members, by its loss under models that did not see it (five folds, retrained and stored like every
+retrain), by the disagreement of its nearest rows ([CLS] cosine), and by how rare its label is,
+which sees no text. Writes
 RESULTS_DIR/wrong_labels_DATASET_NAME.json and .md.
 """
 
@@ -176,10 +177,11 @@ def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
     """Name -> ranking (N,), suspicious rows high."""
     members = open_members(run, Members(args.num_members))
     losses = [wrong_labels.row_losses(member.model(), train) for member in members]
-    stored = stored_self_influence(run)
-    found = {f"self-influence, {name}": values for name, values in stored.items()} | {
-        "loss, one model": losses[0]
-    }
+    found = {}
+    for name, values in stored_self_influence(run).items():
+        kind = "replayed margin left out" if name.startswith("replay") else "self-influence"
+        found[f"{kind}, {name}"] = values
+    found["loss, one model"] = losses[0]
     if len(losses) > 1:
         found[f"loss, mean of {len(losses)} models"] = np.mean(losses, axis=0)
     found[f"loss, models that did not see the row ({FOLDS} folds)"] = unseen_losses(
