@@ -300,7 +300,7 @@ def replayed_outputs(influence: Influence) -> np.ndarray:
         unlabelled = torch.full_like(replay.queries.labels, torch.nan)
         asked = replace(replay, queries=Targets(unlabelled, 1))
         total += asked.scores().cpu().numpy()
-    return total / len(influence.analyses)
+    return influence.unit() * total / len(influence.analyses)
 
 
 def disagreeing_residuals(residuals: list[np.ndarray]) -> dict | None:

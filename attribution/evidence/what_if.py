@@ -130,9 +130,11 @@ def replayed(
     """Margins and correctness (1 or 0) of queries after replays with these weights (M, N):
     "margins" and "right", each (K, M, T).
 
+    The changes from the first replay on are in the unit of the members, see `Influence.unit`.
     places: of the targets among the queries. labels: (N,) of the training rows in all replays but
     the first; None: their own.
     """
+    unit = influence.unit()
     made = torch.from_numpy(weights)
     found: dict[str, list] = {"margins": [], "right": []}
     for replay in influence.replays():
@@ -140,6 +142,7 @@ def replayed(
         outputs = part.outputs(made)
         if labels is not None:
             outputs[1:] = part.outputs(made[1:], torch.from_numpy(labels))
+        outputs = outputs[:1] + unit * (outputs - outputs[:1])
         found["margins"].append(part.queries.margins(outputs).cpu().numpy())
         found["right"].append(part.queries.correct(outputs).cpu().numpy())
     return {name: np.stack(values).astype(np.float64) for name, values in found.items()}
@@ -161,6 +164,7 @@ def predicted_changes(
 
     removed: place of a query -> groups of rows.
     """
+    unit = influence.unit()
     found: dict[int, list] = {place: [] for place in removed}
     for replay in influence.replays():
         for place, groups in removed.items():
@@ -168,7 +172,9 @@ def predicted_changes(
             for row, group in zip(weights[1:], groups, strict=True):
                 row[group] = 0
             part = replay.of([place])
-            margins = part.queries.margins(part.outputs(torch.from_numpy(weights)))[:, 0]
+            outputs = part.outputs(torch.from_numpy(weights))
+            outputs = outputs[:1] + unit * (outputs - outputs[:1])
+            margins = part.queries.margins(outputs)[:, 0]
             found[place].append((margins[1:] - margins[0]).cpu().numpy())
     return {place: list(np.array(changes).T) for place, changes in found.items()}
 
@@ -184,21 +190,21 @@ def smallest_set(influence: Influence, place: int, scores: np.ndarray) -> list[i
     orders = {way: most_helpful(scores, way) for way in ("helpful", "harmful")}
 
     def right_without(counts: list[int], order: np.ndarray) -> np.ndarray:
-        """Whether the prediction is right without so many rows."""
-        weights = np.ones((len(counts), count))
-        for row, number in zip(weights, counts, strict=True):
+        """Whether the prediction is right with all rows, and without so many."""
+        weights = np.ones((1 + len(counts), count))
+        for row, number in zip(weights[1:], counts, strict=True):
             row[order[:number]] = 0
         return replayed(influence, [place], weights)["right"].mean(0)[:, 0] > 0.5
 
     grid = sorted({int(GRID**i) for i in range(100) if GRID**i <= count / 2})
-    found = {way: right_without([0, *grid], order) for way, order in orders.items()}
+    found = {way: right_without(grid, order) for way, order in orders.items()}
     way = "helpful" if found["helpful"][0] else "harmful"
     turned = found[way][1:] != found[way][0]
     if not turned.any():
         return None
     first = int(turned.argmax())
     between = list(range(grid[first - 1] + 1 if first else 1, grid[first]))
-    right = right_without(between, orders[way]) if between else np.empty(0)
+    right = right_without(between, orders[way])[1:]
     earlier = [n for n, one in zip(between, right, strict=True) if one != found[way][0]]
     return orders[way][: min([grid[first], *earlier])].tolist()
 

@@ -15,17 +15,25 @@ import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine import modules
-from attribution.files import check_writable, read_json
+from attribution.files import check_writable, read_json, write_json
 from attribution.influence.checkpoint import Analysis, Scored
-from attribution.influence.replayed import ReplayAnalysis
+from attribution.influence.replayed import ReplayAnalysis, targets_of
 from attribution.influence.settings import Settings
 from attribution.influence.stored import ScoreFolder, StoredScores
 from attribution.processes import ALONE, choose_device, name_of
 from attribution.provenance import environment
+from attribution.replay import descent
 from attribution.replay.descent import Replay
-from attribution.training.members import fingerprint_of_members, mean_of, open_members
-from attribution.training.queries import Questions
+from attribution.training.members import (
+    draw_share,
+    fingerprint_of_members,
+    mean_of,
+    open_members,
+)
+from attribution.training.queries import Questions, predict_run
 from attribution.training.run import Run
+
+MIN_TRAININGS = 3  # from which the unit of replayed scores can be told
 
 
 @dataclass(eq=False)
@@ -95,13 +103,19 @@ class Influence(Scored):
         divisors: list[float] = []
         # One after the other: they need not fit into memory together.
         found = self._of_each(kind, divisors)
+        mean = np.zeros(())
+        if self.processes.main:
+            mean = mean_of(found)
+        else:
+            next(found, None)
+        unit = self.unit() if kind == "pairwise" else 1.0
         if not self.processes.main:
-            return next(found, None)
-        scores = torch.from_numpy(mean_of(found)).float()
+            return None
+        scores = torch.from_numpy(mean * unit).float()
         about = self.about | environment(choose_device()) | {"seconds": {}, "divisors": divisors}
         likeness = [one.likeness for one in self.analyses if isinstance(one, ReplayAnalysis)]
         if likeness:
-            about["likeness"] = float(np.mean(likeness))
+            about |= {"likeness": float(np.mean(likeness)), "unit": unit}
         self.scores.save(kind, scores, about)
         self.computed.add(kind)
         return scores
@@ -121,6 +135,43 @@ class Influence(Scored):
                     print(f"  its mean self-influence: {divisor:.4g}")
                 divisors.append(divisor)
                 yield scores.numpy(), divisor
+
+    def unit(self) -> float:
+        """Real changes of margins in units of replayed ones, see `descent.unit_of`; kept.
+
+        1 for other scores than replayed ones, and with fewer than MIN_TRAININGS trainings, or where
+        they left no rows out.
+        """
+        ends = {one.end.folder: one.end for one in self.analyses if isinstance(one, ReplayAnalysis)}
+        if len(ends) < MIN_TRAININGS or self.settings.member_share == 1:
+            return 1.0
+        path = self.run.folder / "influence/replay" / f"{self.settings.of_self.name}.json"
+        wanted = {"fingerprint": self.scores.parts["self"]}
+
+        def known() -> float | None:
+            record = read_json(path) or {}
+            return record["unit"] if wanted.items() <= record.items() else None
+
+        found = self.processes.from_main(known)
+        if found is not None:
+            return found
+        kept = [draw_share(len(self.train), one.share, one.seed or 0) for one in ends.values()]
+        weights = torch.zeros(len(ends), len(self.train))
+        for row, rows in zip(weights, kept, strict=True):
+            row[rows] = 1
+        total = torch.zeros_like(weights)
+        for replay in self.replays():
+            of_rows = replay.of_rows()
+            total += of_rows.queries.comparable(of_rows.outputs(weights)).cpu()
+        if self.processes.main:
+            train = targets_of(self.train)
+            outputs = descent.outputs_of(train.num_labels)
+            logits = torch.stack([predict_run(one, self.train) for one in ends.values()])
+            measured = train.comparable(logits @ outputs)
+            unit = descent.unit_of(measured, total / len(self.analyses), weights == 0)
+            print(f"  margins of the {len(ends)} trainings differ by {unit:.2f} times the replayed")
+            write_json(path, wanted | {"unit": unit})
+        return self.processes.from_main(known)
 
     def replays(self) -> Iterator[Replay]:
         """Replay of one checkpoint after the other, for the queries; of replayed scores only."""

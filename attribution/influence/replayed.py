@@ -31,7 +31,7 @@ from attribution.training.members import draw_share
 from attribution.training.queries import predict_run
 from attribution.training.run import Run
 
-VERSION = 2  # of everything in a replay that changes numbers
+VERSION = 3  # of everything in a replay that changes numbers
 HELD_OUT = 256  # validation rows at most that set the time where training left no row out
 GROUP = 2048  # rows after which their features are kept
 KERNEL = "kernel.safetensors"

@@ -236,6 +236,26 @@ def best_time(
     return TIMES[best], likeness[best]
 
 
+def unit_of(measured: torch.Tensor, replayed: torch.Tensor, left_out: torch.Tensor) -> float:
+    """Real changes of margins in units of replayed ones, from K trainings on parts of the rows.
+
+    The slope of the members' own margins (K, N) on replayed ones, of rows that two members or more
+    left out, both without their mean over these members: what differs is what the members saw.
+    left_out: (K, N). 1 where it cannot be told.
+    """
+    several = left_out.sum(0) >= 2
+    left_out = left_out[:, several].to(measured)
+
+    def deviations(margins: torch.Tensor) -> torch.Tensor:
+        margins = margins[:, several]
+        mean = (margins * left_out).sum(0) / left_out.sum(0)
+        return (margins - mean) * left_out
+
+    x, y = deviations(replayed), deviations(measured)
+    slope = float((x * y).sum() / (x * x).sum())
+    return slope if slope > 0 else 1.0
+
+
 def outputs_of(num_labels: int) -> torch.Tensor:
     """Map (C, O) from logits to the outputs of a replay."""
     return torch.tensor([[-1.0], [1.0]]) if num_labels == 2 else torch.eye(num_labels)
@@ -281,6 +301,10 @@ class Replay:
         a = flow(self.kernel, train, weights, self.time)
         return start_of(train, weights) + self.others @ a
 
+    def of_rows(self) -> "Replay":
+        """The replay in which the training rows are the queries."""
+        return replace(self, others=self.kernel, queries=self.train)
+
     def margins_left_out(self, seed: int) -> torch.Tensor:
         """Margins (N,) of training rows, each after training without its fold.
 
@@ -292,5 +316,5 @@ class Replay:
         folds = np.empty(count, np.int64)
         folds[order] = np.arange(count) % number
         weights = torch.from_numpy(folds != np.arange(number)[:, None])
-        margins = self.train.margins(replace(self, others=self.kernel).outputs(weights))
+        margins = self.train.margins(self.of_rows().outputs(weights))
         return margins[torch.from_numpy(folds), torch.arange(count)]  # one of each row

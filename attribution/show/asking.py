@@ -263,7 +263,8 @@ def context_of(influence: Influence, scores: np.ndarray | None, rich: bool) -> C
         return context
     record = influence.scores.record("pairwise") or {}
     everywhere = listing.rank_high_everywhere(scores)
-    return replace(context, everywhere=everywhere, likeness=record.get("likeness"))
+    found = {"likeness": record.get("likeness"), "unit": record.get("unit", 1.0)}
+    return replace(context, everywhere=everywhere, **found)
 
 
 def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, view: View) -> None:

@@ -50,6 +50,7 @@ class Context:
     num_members: int = 1
     replayed: bool = False  # whether scores are in units of the margin
     likeness: float | None = None  # of replayed and real margins, of rows that training left out
+    unit: float = 1.0  # of replayed scores, by which they were multiplied
     everywhere: np.ndarray | None = None  # (N,) see `rank_high_everywhere`
 
 
@@ -158,8 +159,11 @@ def meaning_of_scores(context: Context) -> str:
     if context.likeness is not None:
         alike = (
             f" (of rows that training left out, its margins correlate with the model's by "
-            f"{context.likeness:.2f})"
+            f"{context.likeness:.2f}"
         )
+        if context.unit != 1:
+            alike += f"; sizes are {context.unit:.2f} times the replayed, as the members differ"
+        alike += ")"
     unit = "squared units of the label" if context.train.task.regression else "log-odds"
     return (
         f"A score is in {unit}: what the row adds to the query's margin by being there, where half "

@@ -19,6 +19,7 @@ from attribution.replay.descent import Replay, Targets
 from pipeline import get_glue_dataset
 
 N, Q = 40, 6
+UNIT = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,9 @@ def influence(train, members: int = 3):
         x[N:, 0] += queries - 0.5
         targets = Targets(labels, 2), Targets(queries, 2)
         replays.append(Replay(x[:N] @ x[:N].T, x[N:] @ x[:N].T, *targets, 1.0))
-    return SimpleNamespace(train=train, queries=range(Q), replays=lambda: iter(replays))
+    return SimpleNamespace(
+        train=train, queries=range(Q), replays=lambda: iter(replays), unit=lambda: UNIT
+    )
 
 
 def test_rows_and_labels_are_those_of_the_arguments_or_of_a_file(train, tmp_path):
@@ -92,7 +95,8 @@ def test_a_what_if_is_the_replay_of_the_rows_that_are_left(train):
         kernel, others = replay.kernel[kept][:, kept], replay.others[:, kept]
         alone = Replay(kernel, others, targets, replay.queries, replay.time)
         outputs = alone.outputs(torch.ones(1, len(kept)))
-        expected = alone.queries.margins(outputs)[0]
+        before = replay.outputs(torch.ones(1, N))
+        expected = alone.queries.margins(before + UNIT * (outputs - before))[0]
         assert np.allclose(margins[1], expected, atol=1e-5)
         assert not np.allclose(margins[0], expected, atol=1e-3)
 

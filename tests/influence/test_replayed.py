@@ -66,6 +66,26 @@ def test_scores_depend_on_neither_batches_nor_processes(copied, monkeypatch):
         assert spearmanr(one.flatten(), before.flatten()).statistic > 0.999999
 
 
+def test_three_members_tell_the_unit_of_their_mean(copied, capsys):
+    three = ["--num_members", "3", "--member_steps", "2", "--member_share", "0.5"]
+    train.main([*SMALL, "--checkpoint_dir", str(copied), *three])
+    analyze.main([*REPLAY, "--checkpoint_dir", str(copied), *three])
+    assert "margins of the 3 trainings differ by" in capsys.readouterr().out
+    name = "replay_members3_steps2_share0.5"
+    record = read_json(copied / f"demo/influence/scores/{name}/pairwise_scores.json")
+    end = "steps/2/influence/scores/replay/pairwise_scores.safetensors"
+    places = [copied / f"demo/members/share0.5_seed{seed}/{end}" for seed in range(3)]
+    mean = torch.stack([load_file(path)["all_modules"] for path in places]).mean(0)
+    assert record["unit"] != 1
+    assert torch.allclose(scores_of(copied, name), record["unit"] * mean, rtol=1e-5)
+    capsys.readouterr()
+    asked = [*REPLAY, "--checkpoint_dir", str(copied), *three, "--query_text", "A fine soup."]
+    analyze.main([*asked, "--format", "table"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"sizes are {record['unit']:.2f} times the replayed" in out
+    assert "trainings differ" not in out  # it is kept
+
+
 def test_a_killed_replay_goes_on_where_it_was(copied, monkeypatch):
     before = scores_of(copied, NAME)
     monkeypatch.setattr("attribution.influence.replayed.GROUP", 50)

@@ -14,6 +14,7 @@ from attribution.replay.descent import (
     flattened,
     scores,
     steep_directions,
+    unit_of,
 )
 from pipeline import compute_loss, compute_margin
 
@@ -191,3 +192,15 @@ def test_other_labels_are_replayed_as_if_they_were_the_rows_own():
     found = Replay(kernel, others, train, queries, TIME).outputs(w, labels)
     assert torch.equal(found, replay(kernel, others, Targets(labels, 3), w.double()))
     assert not torch.equal(found, replay(kernel, others, train, w.double()))
+
+
+def test_the_unit_is_the_slope_of_what_members_differ_by_on_rows_that_they_left_out():
+    draw = torch.Generator().manual_seed(0)
+    replayed = torch.randn(4, 50, generator=draw)
+    left_out = torch.rand(4, 50, generator=draw) < 0.5
+    of_rows = 3 * torch.randn(50, generator=draw)  # the same in all trainings
+    measured = 1.7 * replayed + of_rows
+    measured[~left_out] += 5  # rows that were trained on do not count
+    assert unit_of(measured, replayed, left_out) == pytest.approx(1.7, rel=1e-5)
+    assert unit_of(-measured, replayed, left_out) == 1
+    assert unit_of(measured, replayed, torch.zeros(4, 50, dtype=torch.bool)) == 1
