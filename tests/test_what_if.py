@@ -51,6 +51,7 @@ def test_removed_and_relabelled_rows_are_replayed_without_a_model(copied, capsys
     assert "with 1 row with another label" in out and "query" not in out
     out = told(capsys, copied, "--smallest_set", "--targets", "2")
     assert "in a replay" in out and "query 2" in out
+    assert "--remove_rows" in out or "no half of the rows" in out
 
 
 def test_a_check_retrains_with_the_same_rows_and_labels(copied, capsys):

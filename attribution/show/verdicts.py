@@ -14,6 +14,7 @@ from attribution.files import printable
 from attribution.show.listing import Context, describe_row, heading, headline, plain_row
 from attribution.show.tables import aligned
 
+SHOWN = 10  # rows of a smallest set, with their texts
 # The arm, rows removed, change of the margin as predicted and as measured, share of right retrains.
 HEADER = ["removed by", "rows", "predicted [95 %]", "measured [95 %]", "right", "the prediction"]
 
@@ -159,5 +160,9 @@ def smallest_text(
     if rows is None:
         return f"{headline(queries, place)}\n  no half of the rows turns it in a replay"
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
-    shown = [plain_row(describe_row(Context(train), row)) for row in rows]
-    return "\n".join([headline(queries, place), f"  turns in a replay without {many}:", *shown])
+    shown = [plain_row(describe_row(Context(train), row)) for row in rows[:SHOWN]]
+    more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+    check = f"  check it with: --remove_rows {' '.join(map(str, rows))} --check"
+    return "\n".join(
+        [headline(queries, place), f"  turns in a replay without {many}:", *shown, *more, check]
+    )
