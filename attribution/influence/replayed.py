@@ -106,6 +106,9 @@ class ReplayAnalysis(Analysis):
         training. Its unit is the mean kernel of a row with itself.
         """
         features = self._features(work, self.train, device)
+        kept = draw_share(len(self.train), self.run.share, self.run.seed or 0)
+        left_out = np.setdiff1d(np.arange(len(self.train)), kept)
+        sketch = None if len(left_out) else self.sketch  # on all processes, which make it together
         if features is None:
             return
         kernel = features @ features.T
@@ -117,14 +120,12 @@ class ReplayAnalysis(Analysis):
         unit = kernel.diagonal().mean()
         kernel /= unit
         steep = descent.steep_directions(kernel)
-        kept = draw_share(len(self.train), self.run.share, self.run.seed or 0)
-        left_out = np.setdiff1d(np.arange(len(self.train)), kept)
-        if len(left_out):
+        if sketch is None:
             held = self.train.subset(left_out.tolist())
             others = kernel[left_out]
         else:
             held = self.run.rows(HELD_OUT)[1]
-            others = self.sketch.features(held).to(device) @ features.T / unit
+            others = sketch.features(held).to(device) @ features.T / unit
         weights = kernel.new_zeros(len(kernel))
         weights[kept] = 1
         train, targets = (targets_of(data).to(device) for data in (self.train, held))

@@ -66,6 +66,21 @@ def test_scores_depend_on_neither_batches_nor_processes(copied, monkeypatch):
         assert spearmanr(one.flatten(), before.flatten()).statistic > 0.999999
 
 
+def test_processes_go_on_together_where_only_the_kernel_is_missing(copied):
+    """Of a training on all rows, which needs features of validation rows for its time."""
+    own = [*DEMO, "--max_queries", "9", "--factor_strategy", "replay", "--num_members", "1"]
+    command = [*own, "--member_steps", "2", "--checkpoint_dir", str(copied)]
+    train.main([*SMALL, "--checkpoint_dir", str(copied), "--member_steps", "2"])
+    analyze.main(command)
+    before = scores_of(copied, "replay_steps2")
+    shutil.rmtree(copied / "demo/influence/scores")
+    (folder,) = copied.glob("demo/steps/*/influence")
+    shutil.rmtree(folder / "scores")
+    (folder / "replay/rows/kernel.safetensors").unlink()
+    assert together(2, lambda: analyze.main(command)) == [0, 0]
+    assert torch.allclose(scores_of(copied, "replay_steps2"), before, atol=1e-5)
+
+
 def test_three_members_tell_the_unit_of_their_mean(copied, capsys):
     three = ["--num_members", "3", "--member_steps", "2", "--member_share", "0.5"]
     train.main([*SMALL, "--checkpoint_dir", str(copied), *three])
