@@ -161,7 +161,7 @@ class ReplayAnalysis(Analysis):
             folder = self.folder / "replay" / name
             parts = self.scores.parts[kind]
             overwrite = self.settings.overwrite
-            self.works[name] = Work(folder, parts, "replay", dict, overwrite, self.processes)
+            self.works[name] = Work(folder, parts, "kernels", dict, overwrite, self.processes)
         return self.works[name]
 
     def _queries_work(self) -> Work:
