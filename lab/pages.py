@@ -22,6 +22,7 @@ from lab import timings
 from lab.additive import additive_markdown
 from lab.common import RESULTS, ROOT, read_result
 from lab.members import members_markdown
+from lab.predicted import predicted_markdown
 from lab.timings import CASES
 from lab.wrong_labels import wrong_labels_markdown
 
@@ -42,19 +43,15 @@ RECIPE_SCORES = {
     "tfidf2": "squared TF-IDF",
 }
 SHORT_LDS = {  # label -> score on the demo, on SST-2
-    "EKFAC, mean of ten halves (SST-2: eight), damping 1e-4": (
-        "ekfac_damping0.0001_members10_share0.5",
-        "ekfac_exact_damping0.0001_members8_share0.5",
-    ),
-    "the same at the default damping": (
-        "ekfac_members10_share0.5",
-        "ekfac_exact_members8_share0.5",
+    "replay, eight halves": ("replay_members8_steps2_share0.5",) * 2,
+    "replay, two halves": ("replay_members2_steps2_share0.5",) * 2,
+    "EKFAC, eight halves (SST-2: four)": (
+        "ekfac_damping0.0001_members8_steps2_share0.5",
+        "ekfac_exact_damping0.0001_members4_steps2_share0.5",
     ),
     "EKFAC, one checkpoint": ("ekfac", "ekfac"),
     "plain gradients, one checkpoint": ("identity", "identity"),
-    "[CLS] cosine": ("representation", "representation"),
-    "squared TF-IDF cosine": ("tfidf2", "tfidf2"),
-    "label agreement alone": ("label", "label"),
+    "word overlap (squared TF-IDF cosine)": ("tfidf2", "tfidf2"),
 }
 SEARCH_ENDS = {"ran": "ran to its end", "refused": "refused in one sentence"}
 ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
@@ -102,7 +99,7 @@ def lds_short(read: Reader) -> str:
         "SST-2": (1, "plain"),
         "SST-2, class balance controlled": (1, "balanced"),
     }
-    studies = read("lds_demo"), read("lds_sst2")
+    studies = read("replay/lds_demo"), read("replay/lds_sst2")
     parts = [(studies[place], place, kind) for place, kind in columns.values()]
     rows = [
         [label, *(lds_cell(result, names[place], kind) for result, place, kind in parts)]
@@ -257,6 +254,9 @@ TABLES: dict[str, Table] = {
     "wrong_labels_demo": of_result("wrong_labels_demo", wrong_labels_markdown),
     "wrong_labels_sst2": of_result("wrong_labels_sst2", wrong_labels_markdown),
     "wrong_labels_cola": of_result("wrong_labels_cola", wrong_labels_markdown),
+    "replay_demo": of_result("replay/lds_demo", tables.lds_markdown),
+    "replay_sst2": of_result("replay/lds_sst2", tables.lds_markdown),
+    "predicted_demo": of_result("predicted_demo", predicted_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
     "ceiling": ceiling,
