@@ -15,7 +15,7 @@ python run_counterfactual.py "${run[@]}" --targets 79 --removals 20 60 \
 python analyze.py "${run[@]}" --factor_strategy replay --query_index 79 \
     --report $folder/report.html
 
-shot=(chromium --headless --hide-scrollbars)
+shot=(chromium --headless --no-sandbox --hide-scrollbars)
 "${shot[@]}" --window-size=1180,1010 --screenshot=figure/report_demo.png $folder/report.html
 "${shot[@]}" --window-size=1080,2400 --screenshot=$folder/page.png $folder/report.html
 python - <<END
