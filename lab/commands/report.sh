@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One prediction of the demo, asked and checked: figure/report_demo.png, figure/report_verdict.png.
-# Needs chromium and Pillow; about five minutes on two cores.
+# One prediction of the demo, asked and checked: figure/report_demo.png. Needs chromium; about five
+# minutes on two cores.
 set -euo pipefail
 source lab/commands/clean.sh
 
@@ -17,10 +17,3 @@ python analyze.py "${run[@]}" --factor_strategy replay --query_index 79 \
 
 shot=(chromium --headless --no-sandbox --hide-scrollbars)
 "${shot[@]}" --window-size=1180,1010 --screenshot=figure/report_demo.png $folder/report.html
-"${shot[@]}" --window-size=1080,2400 --screenshot=$folder/page.png $folder/report.html
-python - <<END
-from PIL import Image
-
-page = Image.open("$folder/page.png")
-page.crop((0, 1288, 1080, 1588)).save("figure/report_verdict.png")
-END
