@@ -54,6 +54,8 @@ figures: .venv/ready
 	done
 	$(BIN)/python run_counterfactual.py --dataset_name sst2 --direction harmful --plot_only \
 		--results_dir results --figure_path figure/counterfactual_sst2_harmful.png
+	$(BIN)/python -m lab.predicted --dataset_name demo --plot_only \
+		--results_dir results --figure_path figure/predicted_demo.png
 	cp figure/counterfactual_sst2.png figure/counterfactual.png
 
 bench: .venv/ready

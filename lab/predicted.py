@@ -37,6 +37,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = parser.add_argument_group("results").add_argument
     add_results_argument(add, "predicted_DATASET_NAME.json, .md and .png")
     add("--figure_path", type=Path, metavar="FILE", help="place of the figure (beside the results)")
+    add("--plot_only", action="store_true", help="draw the figure again from the JSON")
     return parser.parse_args(argv)
 
 
@@ -162,6 +163,9 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     stem = args.results_dir / f"predicted_{args.dataset_name}"
     place = results.Place(stem, args.figure_path or stem.with_suffix(".png"))
+    if args.plot_only:
+        results.redraw(place, draw)
+        return
     place.check()
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     verdicts = [one for one in stored_verdicts(run) if one["query"] is not None]

@@ -84,8 +84,9 @@ def test_lines_and_intervals_are_the_shares_of_their_arms(drawn, name):
 
 
 def test_every_committed_figure_of_a_study_has_its_result(drawn):
-    figures = {path.stem for path in (ROOT / "figure").glob("*_*.png")} - {
-        "report_demo",
-    }
-    assert figures == set(STUDIES)
-    assert all(read_json(ROOT / "results" / f"{name}.run.json") for name in STUDIES)
+    figures = {path.stem for path in (ROOT / "figure").glob("*_*.png")} - {"report_demo"}
+    predicted = {
+        one for one in figures if one.startswith("predicted")
+    }  # tests/lab/test_predicted.py
+    assert figures - predicted == set(STUDIES)
+    assert all(read_json(ROOT / "results" / f"{name}.run.json") for name in figures)
