@@ -113,9 +113,11 @@ class Influence(Scored):
             return None
         scores = torch.from_numpy(mean * unit).float()
         about = self.about | environment(choose_device()) | {"seconds": {}, "divisors": divisors}
-        likeness = [one.likeness for one in self.analyses if isinstance(one, ReplayAnalysis)]
-        if likeness:
-            about |= {"likeness": float(np.mean(likeness)), "unit": unit}
+        if self.settings.factor_strategy == "replay":
+            # Of the members' records: their scores may have been stored before.
+            records = [one.scores.record(kind) or {} for one in self.analyses]
+            likeness = float(np.mean([one["likeness"] for one in records]))
+            about |= {"likeness": likeness, "unit": unit}
         self.scores.save(kind, scores, about)
         self.computed.add(kind)
         return scores

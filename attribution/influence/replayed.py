@@ -49,7 +49,6 @@ class ReplayAnalysis(Analysis):
             raise Refused(f"the training that kept {self.run.folder} is gone; train it again")
         self.end = end
         self.works: dict[str, Work] = {}
-        self.likeness = np.nan  # see `descent.best_time`
         for parts in self.scores.parts.values():
             parts |= {"replay": VERSION, "end of training": end.weights}
 
@@ -77,7 +76,7 @@ class ReplayAnalysis(Analysis):
             "kernel of the queries": self._queries_work().record["seconds"]["kernel"],
             "descent": time.perf_counter() - start,
         }
-        about = {"time": replay.time, "likeness": self.likeness, "seconds": seconds}
+        about = {"time": replay.time, "likeness": replay.likeness, "seconds": seconds}
         return scores, about, None
 
     def replay(self) -> Replay | None:
@@ -97,9 +96,9 @@ class ReplayAnalysis(Analysis):
             return None
         kernel = load_file(rows.folder / KERNEL, str(device))
         others = load_file(asked.folder / KERNEL, str(device))["others"]
-        self.likeness = float(kernel["likeness"])
         train, queries = (targets_of(data).to(device) for data in (self.train, self.queries))
-        return Replay(kernel["kernel"], others, train, queries, float(kernel["time"]))
+        found = float(kernel["time"]), float(kernel["likeness"])
+        return Replay(kernel["kernel"], others, train, queries, *found)
 
     def _keep_kernel(self, work: Work, device: torch.device) -> None:
         """Keeps the kernel of the training rows, for the time at which the replay is most like the

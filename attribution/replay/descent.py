@@ -273,6 +273,7 @@ class Replay:
     train: Targets
     queries: Targets
     time: float
+    likeness: float = np.nan  # to the real training at this time, see `best_time`
 
     def scores(self, weight: float = 0.5) -> torch.Tensor:
         """Scores (Q, N), see `scores`, a block of queries at a time."""

@@ -92,6 +92,8 @@ def test_three_members_tell_the_unit_of_their_mean(copied, capsys):
     places = [copied / f"demo/members/share0.5_seed{seed}/{end}" for seed in range(3)]
     mean = torch.stack([load_file(path)["all_modules"] for path in places]).mean(0)
     assert record["unit"] != 1
+    each = [read_json(path.with_suffix(".json"))["likeness"] for path in places]
+    assert record["likeness"] == pytest.approx(sum(each) / 3)  # two of them were stored before
     assert torch.allclose(scores_of(copied, name), record["unit"] * mean, rtol=1e-5)
     capsys.readouterr()
     asked = [*REPLAY, "--checkpoint_dir", str(copied), *three, "--query_text", "A fine soup."]
