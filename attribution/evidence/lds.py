@@ -16,7 +16,13 @@ from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused, read_json, sha256_of
 from attribution.influence.analysis import Influence, stored_influence
-from attribution.influence.stored import StoredScores, find_scores, scores_named, seeds_of
+from attribution.influence.stored import (
+    StoredScores,
+    find_scores,
+    scores_named,
+    seconds_of,
+    seeds_of,
+)
 from attribution.replay.descent import Targets
 from attribution.training.members import mean_of
 from attribution.training.queries import predict_run
@@ -239,7 +245,8 @@ def evaluate_run(
     members = member_scores(run, train, queries, stored, residuals)
     result = evaluate(scores, evidence_of(truth, train, queries, models), num_bootstrap, members)
     for name, found in stored.items():
-        result["scores"][name]["seconds"] = found.seconds and round(found.seconds)
+        seconds = seconds_of(run, found.spec)
+        result["scores"][name]["seconds"] = seconds and round(seconds)
     result["residuals"] = disagreeing_residuals(list(residuals.values()))
     return result, seeds_of(run, [found.spec for found in stored.values()])
 

@@ -131,7 +131,6 @@ class StoredScores:
     spec: ScoreSpec
     stale: str | None  # why they do not count; None if they do
     divisors: tuple[float, ...] = (1.0,)  # of the members, if they are a mean
-    seconds: float | None = None  # that they took, with factors, of all members; None: not known
 
     def values(self) -> np.ndarray:
         """The scores (Q, N)."""
@@ -159,8 +158,7 @@ def find_scores(run: Run, query_rows: str, first_query: int = 0) -> dict[str, St
             name = path.parent.name.removesuffix(f"_from{first_query}")
             stale = why_stale(path, run, query_rows)
             divisors = tuple(record.get("divisors", (1.0,)))
-            seconds = None if stale else seconds_of(run, spec)
-            found[name] = StoredScores(path, spec, stale, divisors, seconds)
+            found[name] = StoredScores(path, spec, stale, divisors)
     return found
 
 
