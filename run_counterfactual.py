@@ -424,12 +424,9 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
     answers = {"replayed": what_if.what_if(influence, edit)}
     if args.check:
         check_recipe_known(run)
-        start = changed = open_study_of(args, run, (train, valid))
-        if edit.relabelled:
-            relabelled = train.relabelled(edit.labels(train))
-            changed = open_study_of(args, run, (relabelled, valid))
+        study = open_study_of(args, run, (train, valid))
         seeds = list(removals_of(args).retrain_seeds)
-        measured = what_if.retrained(start, changed, edit, seeds, args.dry_run)
+        measured = what_if.retrained(study, edit, seeds, args.dry_run)
         if measured is not None:
             answers["measured"] = measured
     if rank_and_size()[0] == 0:

@@ -1,7 +1,8 @@
 """A run opened for retraining, and the arguments that both studies of retraining share."""
 
+import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,12 @@ class Study:
     def train(self) -> GlueDataset:
         """Training rows."""
         return self.retrain.train
+
+    def relabelled(self, labels: np.ndarray) -> "Study":
+        """The same with other labels (N,) of the training rows."""
+        retrain = copy.copy(self.retrain)
+        retrain.train = self.train.relabelled(labels)
+        return replace(self, retrain=retrain)
 
     def announce(self, jobs: list[Job], dry_run: bool) -> bool:
         """Whether to go on, after the number of jobs and their time are printed; see `announce`."""

@@ -19,6 +19,7 @@ from attribution.evidence.study import Study
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence, stored_influence
 from attribution.influence.stored import StoredScores, remedy
+from attribution.replay.descent import Replay
 from attribution.training.queries import read_label
 from attribution.training.run import Run
 
@@ -31,12 +32,6 @@ class Edit:
 
     removed: list[int]
     relabelled: dict[int, float | int]  # row -> class, or value of a regression
-
-    def weights(self, count: int) -> np.ndarray:
-        """Weights (N,) of the rows: 0 of removed ones, else 1."""
-        weights = np.ones(count)
-        weights[self.removed] = 0
-        return weights
 
     def labels(self, train: GlueDataset) -> np.ndarray:
         """Labels (N,) of the rows."""
@@ -135,24 +130,39 @@ def replayed(
     the first; None: their own.
     """
     unit = influence.unit()
-    made = torch.from_numpy(weights)
     found: dict[str, list] = {"margins": [], "right": []}
     for replay in influence.replays():
         part = replay.of(places)
-        outputs = part.outputs(made)
-        if labels is not None:
-            outputs[1:] = part.outputs(made[1:], torch.from_numpy(labels))
-        outputs = outputs[:1] + unit * (outputs - outputs[:1])
+        outputs = outputs_of(part, unit, weights, labels)
         found["margins"].append(part.queries.margins(outputs).cpu().numpy())
         found["right"].append(part.queries.correct(outputs).cpu().numpy())
     return {name: np.stack(values).astype(np.float64) for name, values in found.items()}
+
+
+def outputs_of(
+    replay: Replay, unit: float, weights: np.ndarray, labels: np.ndarray | None = None
+) -> torch.Tensor:
+    """Outputs (M, T, O), see `replayed`, of one member's replay for the targets."""
+    made = torch.from_numpy(weights)
+    outputs = replay.outputs(made)
+    if labels is not None:
+        outputs[1:] = replay.outputs(made[1:], torch.from_numpy(labels))
+    return outputs[:1] + unit * (outputs - outputs[:1])
+
+
+def weights_without(count: int, groups: list) -> np.ndarray:
+    """Weights (1 + M, N): with all rows, then without each of M groups of rows."""
+    weights = np.ones((1 + len(groups), count))
+    for row, group in zip(weights[1:], groups, strict=True):
+        row[group] = 0
+    return weights
 
 
 def what_if(influence: Influence, edit: Edit) -> dict[str, np.ndarray]:
     """Replayed margins and correctness of all queries, see `replayed`, with nothing changed and
     after the edit: (K, 2, Q).
     """
-    weights = np.stack([np.ones(len(influence.train)), edit.weights(len(influence.train))])
+    weights = weights_without(len(influence.train), [edit.removed])
     labels = edit.labels(influence.train) if edit.relabelled else None
     return replayed(influence, list(range(len(influence.queries))), weights, labels)
 
@@ -168,12 +178,8 @@ def predicted_changes(
     found: dict[int, list] = {place: [] for place in removed}
     for replay in influence.replays():
         for place, groups in removed.items():
-            weights = np.ones((1 + len(groups), len(influence.train)))
-            for row, group in zip(weights[1:], groups, strict=True):
-                row[group] = 0
             part = replay.of([place])
-            outputs = part.outputs(torch.from_numpy(weights))
-            outputs = outputs[:1] + unit * (outputs - outputs[:1])
+            outputs = outputs_of(part, unit, weights_without(len(influence.train), groups))
             margins = part.queries.margins(outputs)[:, 0]
             found[place].append((margins[1:] - margins[0]).cpu().numpy())
     return {place: list(np.array(changes).T) for place, changes in found.items()}
@@ -191,9 +197,7 @@ def smallest_set(influence: Influence, place: int, scores: np.ndarray) -> list[i
 
     def right_without(counts: list[int], order: np.ndarray) -> np.ndarray:
         """Whether the prediction is right with all rows, and without so many."""
-        weights = np.ones((1 + len(counts), count))
-        for row, number in zip(weights[1:], counts, strict=True):
-            row[order[:number]] = 0
+        weights = weights_without(count, [order[:number] for number in counts])
         return replayed(influence, [place], weights)["right"].mean(0)[:, 0] > 0.5
 
     grid = sorted({int(GRID**i) for i in range(100) if GRID**i <= count / 2})
@@ -213,15 +217,14 @@ def smallest_set(influence: Influence, place: int, scores: np.ndarray) -> list[i
 
 
 def retrained(
-    start: Study, changed: Study, edit: Edit, seeds: list[int], dry_run: bool
+    start: Study, edit: Edit, seeds: list[int], dry_run: bool
 ) -> dict[str, np.ndarray] | None:
     """Margins and correctness as `what_if` has them, of R seeds in the place of members; None after
-    a dry run.
-
-    start, changed: the run opened for retraining, with its own labels and with those of the edit.
+    a dry run. start: the run opened for retraining.
     """
-    rows = np.flatnonzero(edit.weights(len(start.train)))
+    changed = start.relabelled(edit.labels(start.train)) if edit.relabelled else start
     everything = np.arange(len(start.train))
+    rows = np.delete(everything, edit.removed)
     before = {seed: Job.of(everything, seed) for seed in seeds}
     after = {seed: Job.of(rows, seed) for seed in seeds}
     same = start is changed

@@ -12,6 +12,7 @@ from attribution.evidence.what_if import (
     read_edit,
     replayed,
     smallest_set,
+    weights_without,
     what_if,
 )
 from attribution.files import Refused
@@ -48,7 +49,8 @@ def test_rows_and_labels_are_those_of_the_arguments_or_of_a_file(train, tmp_path
     other = 1 - int(train.labels[5])
     edit = read_edit(train, ["3", "17"], ["5", "7=positive"])
     assert edit == Edit([3, 17], {5: other, 7: 1})
-    assert np.flatnonzero(edit.weights(N) == 0).tolist() == [3, 17]
+    everything, without = weights_without(N, [edit.removed])
+    assert everything.all() and np.flatnonzero(without == 0).tolist() == [3, 17]
     labels = edit.labels(train)
     assert labels[5] == other and labels[7] == 1
     assert np.array_equal(np.delete(labels, [5, 7]), np.delete(train.labels, [5, 7]))
