@@ -90,8 +90,10 @@ class ReplayAnalysis(Analysis):
         rows = self._work("rows")
         asked = self._queries_work()
         with self._held("replay", "a replay of this checkpoint"):
-            rows.run("kernel", [KERNEL], lambda: self._keep_kernel(rows, device))
-            asked.run("kernel", [KERNEL], lambda: self._keep_others(asked, rows, device))
+            # Read once, for both kernels, and only if one is missing.
+            features = functools.cache(lambda: self._features(rows, self.train, device))
+            rows.run("kernel", [KERNEL], lambda: self._keep_kernel(rows, features()))
+            asked.run("kernel", [KERNEL], lambda: self._keep_others(asked, rows, features()))
         if not self.processes.main:
             return None
         kernel = load_file(rows.folder / KERNEL, str(device))
@@ -100,16 +102,16 @@ class ReplayAnalysis(Analysis):
         found = float(kernel["time"]), float(kernel["likeness"])
         return Replay(kernel["kernel"], others, train, queries, *found)
 
-    def _keep_kernel(self, work: Work, device: torch.device) -> None:
+    def _keep_kernel(self, work: Work, features: torch.Tensor | None) -> None:
         """Keeps the kernel of the training rows, for the time at which the replay is most like the
-        training. Its unit is the mean kernel of a row with itself.
+        training. Its unit is the mean kernel of a row with itself. features: of the rows, (N, F).
         """
-        features = self._features(work, self.train, device)
         kept = draw_share(len(self.train), self.run.share, self.run.seed or 0)
         left_out = np.setdiff1d(np.arange(len(self.train)), kept)
         sketch = None if len(left_out) else self.sketch  # on all processes, which make it together
         if features is None:
             return
+        device = features.device
         kernel = features @ features.T
         if not kernel.isfinite().all():
             raise Refused(
@@ -140,13 +142,16 @@ class ReplayAnalysis(Analysis):
         found = {"time": torch.tensor(best), "likeness": torch.tensor(likeness)}
         write_tensors(work.folder / KERNEL, made | found)
 
-    def _keep_others(self, work: Work, rows: Work, device: torch.device) -> None:
-        """Keeps the kernel of the queries with the training rows. rows: work on those."""
-        asked = self._features(work, self.queries, device)
-        features = self._features(rows, self.train, device)
+    def _keep_others(self, work: Work, rows: Work, features: torch.Tensor | None) -> None:
+        """Keeps the kernel of the queries with the training rows, of these features (N, F).
+
+        rows: work on those.
+        """
+        asked = self._features(work, self.queries, torch.device("cpu"))
         if features is None or asked is None:
             return
-        kept = load_file(rows.folder / KERNEL, str(device))
+        asked = asked.to(features.device)
+        kept = load_file(rows.folder / KERNEL, str(features.device))
         others = asked @ features.T / kept["unit"]
         steep = kept["values"], kept["vectors"]
         train = targets_of(self.train)
