@@ -16,42 +16,100 @@ float32, shape (Q queries, N training rows), both in the order of the data set.
 """
 
 import argparse
-import dataclasses
-import gc
 import sys
-
-import torch
+from pathlib import Path
 
 from attribution.cli import (
     Parser,
     add_options,
     check_numbers,
-    flags_of,
     given_arguments,
     options_of,
+    refuse_idle,
     run_script,
 )
-from attribution.files import Refused, check_file
-from attribution.influence.analysis import Influence
-from attribution.influence.settings import Settings
-from attribution.influence.stored import recorded_queries
-from attribution.processes import launched
-from attribution.show.asking import (
-    BESIDE_SCORES,
-    View,
-    add_asking_arguments,
-    check_asking,
-    forget_queries,
-    read_questions,
-    show_questions,
-    show_scores,
-    show_validation_rows,
-)
-from attribution.show.listing import FORMAT
-from attribution.show.report import write_report
-from attribution.training.members import members_on_the_way
-from attribution.training.run import MAX_QUERIES, Run, add_data_arguments, add_query_arguments
-from pipeline import quiet_libraries
+from attribution.files import Refused
+from attribution.influence.settings import Settings, with_members
+from attribution.show.listing import FORMAT, FORMATS, view_of
+from attribution.show.scored import show_stored
+from attribution.training.arguments import add_data_arguments, add_query_arguments
+from attribution.training.run import Run
+
+# Arguments of computing, without an effect where stored scores are read.
+OF_COMPUTING = {"overwrite", "profile"}
+
+
+def add_asking_arguments(parser: Parser) -> None:
+    """Adds the group of arguments about questions and the form of their answers."""
+    add = parser.group("queries and answers").add_argument
+    add(
+        "--query_index",
+        type=int,
+        nargs="+",
+        help="show the most influential rows of these validation rows, from stored scores",
+    )
+    add("--query_text", nargs="+", metavar="TEXT", help="a custom query: one text a text column")
+    add("--query_label", help="its class, by name or number (the predicted class)")
+    add("--query_path", help="custom queries in a CSV, JSONL or Parquet file; - is standard input")
+    add(
+        "--query_target",
+        choices=("label", "predicted"),
+        default="label",
+        help="target of --query_index: the label or the predicted class (label)",
+    )
+    add(
+        "--report",
+        nargs="?",
+        type=Path,
+        const=True,
+        metavar="FILE",
+        help="write a page about --query_index or telling queries (report.html beside the scores)",
+    )
+    add(
+        "--forget_queries",
+        action="store_true",
+        help="delete all custom queries and their scores, then stop",
+    )
+    add(
+        "--format",
+        choices=FORMATS,
+        help="form of the answer (table on a terminal, else plain)",
+    )
+    add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
+    add(
+        "--self_influence",
+        action="store_true",
+        help="score every training row against itself; show the top rows",
+    )
+
+
+def check_asking(values: dict, given: set[str]) -> None:
+    """Raises Refused for questions that exclude each other, and for arguments that a question
+    would ignore.
+
+    given: names of the arguments on the command line.
+    """
+    if values["forget_queries"]:
+        refuse_idle(given - {"forget_queries", "dataset_name", "checkpoint_dir"}, "forget_queries")
+    ways = [
+        name for name in ("query_index", "query_text", "query_path") if values[name] is not None
+    ]
+    if len(ways) > 1:
+        raise Refused(f"--{ways[0]} and --{ways[1]} exclude each other; ask one at a time")
+    if values["report"] is not None and ways and ways[0] != "query_index":
+        raise Refused(f"--{ways[0]} is answered without --report; the next report shows it")
+    if values["query_label"] is not None and values["query_text"] is None:
+        raise Refused("--query_label belongs to --query_text; a file of queries has a label column")
+    if values["report"] is not None:
+        if values["self_influence"]:
+            raise Refused("--self_influence is computed without --report; the next report shows it")
+        refuse_idle(given & {"format", "query_target", *OF_COMPUTING}, "report")
+    for way in ways:
+        refuse_idle(given & {"self_influence"}, way)
+    if values["query_index"] is not None:
+        refuse_idle(given & OF_COMPUTING, "query_index")
+    elif "query_target" in given:
+        raise Refused("--query_target belongs to --query_index")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -67,69 +125,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def with_members(settings: Settings, run: Run) -> Settings:
-    """Settings of a replay that names no members: with those that serve it best, which it says."""
-    if settings.factor_strategy != "replay" or not settings.single:
-        return settings
-    members = members_on_the_way(run)
-    if not members.single:
-        print(f"replay takes the checkpoints on the way of these members: {flags_of(members)}")
-    return dataclasses.replace(settings, **vars(members))
-
-
-def as_scored(args: argparse.Namespace, run: Run, name: str) -> int:
-    """Number of queries: --max_queries, by default for a question as many as were scored before."""
-    questions = (args.query_index, args.query_text, args.query_path, args.report)
-    if args.max_queries != MAX_QUERIES or all(one is None for one in questions):
-        return args.max_queries
-    return recorded_queries(run, name) or args.max_queries
-
-
 def main(argv=None) -> None:
     """Computes scores that are not stored, then prints an answer. Raises Refused on bad input."""
-    quiet_libraries()
     args = parse_args(argv)
-    settings = options_of(Settings, args)
-    if args.report not in (None, BESIDE_SCORES):
-        check_file(args.report, "--report")
-    with launched() as processes:
-        if settings.stock and processes.count > 1:  # each process would compute everything
-            raise Refused("analyze.py --stock runs in one process; start it without a launcher")
-        gc.freeze()  # kronfluence collects garbage in every phase; imported objects need no look
-        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-        # Partial sums of bfloat16 products stay in float32.
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
-        if args.forget_queries:
-            forget_queries(run)
+    run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
+    settings = with_members(options_of(Settings, args), run)
+    if args.query_index is not None and args.report is None:
+        view = view_of(args.format, args.top_k)
+        if show_stored(run, settings, args.query_index, args.max_queries, args.query_target, view):
             return
-        settings = with_members(settings, run)
-        args.max_queries = as_scored(args, run, settings.name)
-        train, queries = run.rows(args.max_queries, args.first_query)
-        influence = Influence(run, train, queries, settings, vars(args), processes=processes)
-        answer(influence, args)
-        if settings.profile and (table := influence.profile()):
-            print(table, file=sys.stderr if args.format == "json" else sys.stdout)
+    from attribution.commands.analyze import analyze  # torch takes seconds to import
 
-
-def answer(influence: Influence, args: argparse.Namespace) -> None:
-    """Prints the answer to the question of the command line, or scores all validation rows."""
-    # Columns on a terminal; plain lines where the output is piped.
-    form = args.format or ("table" if sys.stdout.isatty() else "plain")
-    view = View(form, args.top_k)
-    places = None
-    if args.query_index is not None:
-        places = [influence.queries.place_of(one, "query_index") for one in args.query_index]
-    questions = read_questions(influence.run, vars(args), influence.processes)
-    if questions is not None:
-        show_questions(influence, questions, view)
-    elif args.report is None and places is None:
-        show_scores(influence, args.self_influence, view)
-    elif influence.processes.main and args.report is not None:
-        path = None if args.report is BESIDE_SCORES else args.report
-        print(f"wrote {write_report(influence, path, places, args.top_k)}")
-    elif influence.processes.main and places is not None:
-        show_validation_rows(influence, places, args.query_target, view)
+    analyze(args, run, settings)
 
 
 if __name__ == "__main__":

@@ -19,21 +19,17 @@ import sys
 from pathlib import Path
 
 from attribution.cli import Parser, check_numbers, given_arguments, refuse_idle, run_script
-from attribution.evidence import lds, stats
-from attribution.evidence.ground_truth import Subsets, external_truth, own_truth
-from attribution.evidence.study import (
+from attribution.evidence.arguments import (
+    MIN_MASKS,
     add_retrain_seed,
     add_start_argument,
     add_study_arguments,
     check_plot_only,
-    open_study,
 )
 from attribution.files import Refused
-from attribution.show import plotting, results, tables
-from attribution.show.listing import show_query_lds
-from attribution.training.recipe import add_recipe_arguments, check_recipe, recipe_of
-from attribution.training.run import Run, add_data_arguments, add_query_arguments
-from pipeline import quiet_libraries
+from attribution.training.arguments import add_data_arguments, add_query_arguments
+from attribution.training.recipe import add_recipe_arguments, check_recipe
+from attribution.training.run import Run
 
 # Arguments without an effect where nothing is retrained, where nothing is written, and where
 # subsets are external.
@@ -86,8 +82,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     counts = ("max_queries", "num_repeats", "num_bootstrap", "jobs_per_device", "retrain_queries")
     check_numbers(vars(args), *counts)
     check_recipe(vars(args))
-    if args.num_masks < stats.MIN_MASKS:
-        raise Refused(f"--num_masks must be at least {stats.MIN_MASKS}, not {args.num_masks}")
+    if args.num_masks < MIN_MASKS:
+        raise Refused(f"--num_masks must be at least {MIN_MASKS}, not {args.num_masks}")
     if not 0 < args.alpha < 1:
         raise Refused(f"--alpha must lie between 0 and 1, not {args.alpha}")
     if (args.masks_path is None) != (args.margins_path is None):
@@ -104,84 +100,18 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     """Retrains what is missing, evaluates, stores and prints. Raises Refused on bad input."""
-    quiet_libraries()
     args = parse_args(argv)
-    folder = args.checkpoint_dir / args.dataset_name
-    place = results.place_of("lds", folder, args.results_dir, args.figure_path)
     if args.plot_only:
+        from attribution.show import plotting, results
+
+        folder = args.checkpoint_dir / args.dataset_name
+        place = results.place_of("lds", folder, args.results_dir, args.figure_path)
         results.redraw(place, plotting.draw_lds)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
-    train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
-    queries = known.window(args.first_query, args.max_queries)
-    index = None
-    if args.query_index is not None:
-        index = queries.place_of(args.query_index, "query_index")
-    elif not args.dry_run:
-        place.check(run.fingerprints(queries))
-    recipe = recipe_of(vars(args), args.dataset_name, run.recipe)
-    study = open_study(
-        run,
-        (train, known),
-        recipe,
-        max_queries=args.max_queries,
-        first_query=args.first_query,
-        model_name_or_path=args.model_name_or_path,
-        jobs_per_device=args.jobs_per_device,
-        retrains=not args.dry_run and args.query_index is None and args.masks_path is None,
-    )
-    if args.query_index is None:
-        lds.announce(run, queries, args.first_query, args.max_queries)
-    subsets = Subsets(
-        args.num_masks,
-        args.num_repeats,
-        args.alpha,
-        args.mask_seed,
-        args.stratify,
-        args.retrain_seed,
-    )
-    external = args.masks_path is not None
-    if external:
-        truth = external_truth(args.masks_path, args.margins_path, study)
-    else:
-        truth = own_truth(study, subsets, wait=args.query_index is None, dry_run=args.dry_run)
-    if truth is None:
-        return
-    if index is not None:
-        stored = lds.fitting_scores(run, queries, args.first_query)
-        scores = {name: found.values() for name, found in stored.items()}
-        show_query_lds(queries, train, scores, index, truth.masks, truth.margins)
-        return
-    result, seeds = lds.evaluate_run(
-        run,
-        train,
-        queries,
-        truth,
-        first_query=args.first_query,
-        num_bootstrap=args.num_bootstrap,
-        model_name_or_path=args.model_name_or_path,
-    )
-    result |= {
-        "dataset": args.dataset_name,
-        "recipe": recipe,
-        "evaluation": run.evaluation,
-        "stratified": args.stratify,
-        "foreign": external,
-        "shared_seeds": [] if external else sorted({*seeds} & {*subsets.retrain_seeds}),
-        "retrained_accuracy": truth.accuracy(train.task.num_labels),
-        "retrained_pearson": truth.pearson(queries.labels),
-    }
-    print(tables.lds_text(result))
-    results.save(
-        result,
-        place,
-        markdown=tables.lds_markdown(result),
-        draw=plotting.draw_lds,
-        arguments=vars(args),
-        device=study.retrain.device,
-        fingerprints=run.fingerprints(queries),
-        arrays=truth.arrays(),
-    )
+    from attribution.commands.evaluate_lds import evaluate_lds  # torch takes seconds to import
+
+    evaluate_lds(args, run)
 
 
 if __name__ == "__main__":

@@ -17,58 +17,17 @@ import huggingface_hub
 import numpy as np
 import torch
 import transformers
-from kronfluence.task import Task
 
 from attribution import models
-from attribution.cli import did_you_mean
 from attribution.data import demo
 from attribution.data.dataset import GlueDataset, tokenize
-from attribution.data.tables import GlueTask, check_texts, find_splits, labels_of, read_splits
-from attribution.draws import fisher_column, sample_labels, uniform_hash
+from attribution.data.tables import check_texts, find_splits, labels_of, read_splits
+from attribution.data.tasks import MAX_LENGTH, GlueTask, task_named
 from attribution.files import Refused
 
 DEFAULT_MODEL = "bert-base-cased"
 DEFAULT_DATASET = "nyu-mll/glue"
 DEMO_MODEL = Path(__file__).parent / "demo"
-MAX_LENGTH = 128
-# Name and version of `compute_margin`, part of the fingerprints of scores and retrains: another
-# margin gets another name, so that results stored before do not count.
-MARGIN = "log-odds of the label; for regression minus the squared error (1)"
-
-ACCURACY_F1 = ("accuracy", "f1")
-ENTAILMENT = ("entailment", "not_entailment")
-# Class names in the order of GLUE's own labels (https://huggingface.co/datasets/nyu-mll/glue).
-TASKS = {
-    "cola": GlueTask(
-        ("sentence",), 2, ("unacceptable", "acceptable"), metrics=("matthews_correlation",)
-    ),
-    "sst2": GlueTask(("sentence",), 2, ("negative", "positive")),
-    "mrpc": GlueTask(
-        ("sentence1", "sentence2"), 2, ("not_equivalent", "equivalent"), metrics=ACCURACY_F1
-    ),
-    "qqp": GlueTask(
-        ("question1", "question2"), 2, ("not_duplicate", "duplicate"), metrics=ACCURACY_F1
-    ),
-    "stsb": GlueTask(
-        ("sentence1", "sentence2"), 1, bounds=(0.0, 5.0), metrics=("pearson", "spearmanr")
-    ),
-    "mnli": GlueTask(
-        ("premise", "hypothesis"),
-        3,
-        ("entailment", "neutral", "contradiction"),
-        validation=("validation_matched", "validation_mismatched"),
-    ),
-    "qnli": GlueTask(("question", "sentence"), 2, ENTAILMENT),
-    # The published study (arXiv:2405.12186) scores the first 2,432 training rows.
-    "rte": GlueTask(("sentence1", "sentence2"), 2, ENTAILMENT, max_train_samples=2432),
-    "wnli": GlueTask(("sentence1", "sentence2"), 2, ("not_entailment", "entailment")),
-    "demo": GlueTask(
-        ("sentence",),
-        2,
-        tuple(demo.LABEL_NAMES),
-        recipe={"learning_rate": 3e-4, "num_train_epochs": 8, "freeze_embeddings": True},
-    ),
-}
 
 
 def quiet_libraries() -> None:
@@ -80,18 +39,6 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")
-
-
-def task_named(data_name: str) -> GlueTask:
-    """Entry of TASKS. Raises Refused for an unknown name."""
-    if data_name not in TASKS:
-        raise Refused(unknown_task(data_name))
-    return TASKS[data_name]
-
-
-def unknown_task(name: str) -> str:
-    """Message about a name that is not the name of a task: the nearest one, and all known ones."""
-    return f"unknown task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -258,47 +205,3 @@ def compute_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if logits.shape[-1] == 1:
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     return (logits.argmax(-1) == labels) & logits.isfinite().all(-1)
-
-
-class InfluenceTask(Task):
-    """Task in kronfluence's interface: training loss, sampled labels, and measurement on queries.
-
-    The measurement is *minus* the summed margin, so that its gradient times the inverse Hessian
-    times the gradient of the loss is positive for training rows that help.
-    """
-
-    def __init__(self, seed: int = 0, exact_labels: int | None = None) -> None:
-        """exact_labels: outputs C, for the mean over all labels; None for sampled labels."""
-        self.seed = seed
-        self.phase = "factors"  # sampled labels are a function of seed, phase and row
-        self.exact = exact_labels is not None
-        # Passes over a batch for the factors: C - 1 for the mean over C classes, else one. And the
-        # column of the current pass.
-        self.columns = max(1, (exact_labels or 1) - 1)
-        self.column = 0
-
-    def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:
-        """Summed loss of the batch. sample: for the Fisher matrix, with labels drawn from the model
-        or their mean.
-        """
-        logits = model(**model_inputs(batch)).logits
-        if sample and self.exact:
-            return fisher_column(logits, self.column).sum()
-        labels = self.sample_labels(batch["row"], logits) if sample else batch["labels"]
-        return compute_loss(logits, labels)
-
-    def compute_measurement(self, batch, model) -> torch.Tensor:
-        """Minus the summed margin, so that a positive score means that the training row helps."""
-        logits = model(**model_inputs(batch)).logits
-        return -compute_margin(logits, batch["labels"]).sum()
-
-    def get_attention_mask(self, batch) -> torch.Tensor:
-        """(B, T), zero on padding, which input covariances leave out."""
-        return batch["attention_mask"]
-
-    @torch.no_grad()
-    def sample_labels(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Labels (B,) drawn from the model's distribution: a function of seed, phase and row
-        (see `draws`).
-        """
-        return sample_labels(uniform_hash(self.seed, self.phase, rows.cpu().numpy()), logits)

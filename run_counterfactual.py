@@ -25,31 +25,25 @@ CHECKPOINT_DIR/DATASET_NAME/studies/counterfactual.json, .md and .png.
 import argparse
 import sys
 
-import numpy as np
-
 from attribution.cli import Parser, check_numbers, given_arguments, refuse_idle, run_script
-from attribution.evidence import baselines, counterfactual, verdict, what_if
-from attribution.evidence.counterfactual import Arm, Removals, by_score, run_study
-from attribution.evidence.study import (
+from attribution.evidence.arguments import (
+    ARMS,
+    BASELINES,
+    DIRECTIONS,
+    MIN_SEEDS,
+    STUDY,
     add_retrain_seed,
     add_start_argument,
     add_study_arguments,
+    asked_what_if,
     check_plot_only,
-    check_recipe_known,
-    models_of,
-    open_study,
+    is_single,
 )
-from attribution.evidence.verdict import DIRECTIONS, MIN_SEEDS, Check
 from attribution.files import Refused
-from attribution.influence.stored import find_scores, remedy, seeds_of
-from attribution.processes import rank_and_size
-from attribution.show import plotting, results, tables, verdicts
-from attribution.show.listing import show_removed
-from attribution.training.recipe import RECIPE, add_recipe_arguments, check_recipe, recipe_of
-from attribution.training.run import Run, add_data_arguments, add_query_arguments
-from pipeline import quiet_libraries
+from attribution.training.arguments import add_data_arguments, add_query_arguments
+from attribution.training.recipe import RECIPE, add_recipe_arguments, check_recipe
+from attribution.training.run import Run
 
-STUDY = "counterfactual"  # the beginning of the names of its files
 REMOVALS = [20, 40, 60, 80, 100, 120]
 # Arguments without an effect where single predictions are checked, or rows are only shown.
 OF_TARGETS = {"num_targets", "max_targets", "no_carry_forward"}
@@ -66,10 +60,7 @@ OF_RETRAINS = {
     "retrain_queries",
     "dry_run",
 }
-# Arguments that say what a what-if asks for, and those that only its check uses.
-OF_WHAT_IF = ("remove_rows", "flip_labels", "smallest_set")
 OF_CHECKS = {"num_retrain_seeds", "retrain_seed", "jobs_per_device", "retrain_queries", "dry_run"}
-ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -126,8 +117,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         raise Refused(
             f"a verdict takes at least {MIN_SEEDS} retrains a removal; raise --num_retrain_seeds"
         )
-    plan = removals_of(args)
-    if {*plan.base_seeds} & {*plan.retrain_seeds}:
+    base_seeds = range(args.base_seed, args.base_seed + args.num_base_seeds)
+    if {*base_seeds} & {*range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds)}:
         raise Refused("retrain seeds and base seeds must differ; change --retrain_seed")
     return args
 
@@ -166,22 +157,6 @@ def check_idle(args: argparse.Namespace, given: set[str]) -> None:
         raise Refused(f"--{min(draws)} is of the arm random, which --strategies does not name")
 
 
-def is_single(args: argparse.Namespace) -> bool:
-    """Whether single predictions are checked."""
-    return args.targets is not None or args.query_text is not None
-
-
-def asked_what_if(args: argparse.Namespace) -> str | None:
-    """Name of the argument by which a what-if is asked; None without one.
-
-    Raises Refused for --smallest_set together with others.
-    """
-    asked = [name for name in OF_WHAT_IF if getattr(args, name)]
-    if "smallest_set" in asked and len(asked) > 1:
-        raise Refused(f"--smallest_set and --{asked[0]} exclude each other; ask one at a time")
-    return asked[0] if asked else None
-
-
 def add_what_if_arguments(parser: Parser) -> None:
     """Adds the group of arguments about what-ifs."""
     add = parser.group("what if").add_argument
@@ -213,7 +188,7 @@ def add_removal_arguments(parser: Parser) -> None:
         nargs="+",
         default=ARMS,
         metavar="ARM",
-        help=f"stored scores, {', '.join(baselines.NAMES)}; each is compared with those before it "
+        help=f"stored scores, {', '.join(BASELINES)}; each is compared with those before it "
         f"({' '.join(ARMS)}; where no identity is stored, without it)",
     )
     add(
@@ -293,210 +268,21 @@ def add_retrain_arguments(parser: Parser) -> None:
     )
 
 
-def removals_of(args: argparse.Namespace) -> Removals:
-    """Removals and seeds of the study."""
-    return Removals(
-        counts=args.removals,
-        num_targets=args.num_targets,
-        base_seeds=range(args.base_seed, args.base_seed + args.num_base_seeds),
-        retrain_seeds=range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds),
-        carry_forward=args.carry_forward,
-        direction=args.direction,
-        max_targets=args.max_targets,
-    )
-
-
-def make_arms(args, run: Run, train, queries, found: dict) -> dict[str, Arm]:
-    """Arms by name: functions of a query that return training rows in removal order, by draw.
-
-    found: stored scores.
-    """
-    models = models_of(run, args.model_name_or_path)
-    arms: dict[str, Arm] = {}
-    draws = args.random_seed, args.num_random_draws
-    for name in args.strategies:
-        if name == "random" and args.direction == "harmful":
-            arms[name] = counterfactual.by_classes(train, arms[args.strategies[0]], *draws)
-        elif name == "random":
-            arms[name] = counterfactual.by_chance(train, queries, *draws)
-        elif name in baselines.NAMES:
-            scores = baselines.baseline_scores(name, queries, train, models)
-            arms[name] = by_score(scores, args.direction)
-        elif (why := why_unusable(run, name, found, args.max_queries)) is None:
-            arms[name] = by_score(found[name].values(), args.direction)
-        elif arms and args.strategies is ARMS:
-            print(f"{name} is left out: {why}", file=sys.stderr)
-        else:  # the first arm, or one that was named
-            raise Refused(f"cannot remove by {name}: {why}")
-    return arms
-
-
-def why_unusable(run: Run, name: str, found: dict, max_queries: int) -> str | None:
-    """Reason, and remedy, why there are no usable scores of this name; None if there are.
-
-    found: of `find_scores`.
-    """
-    why = found[name].stale if name in found else "there are no such scores"
-    return why and f"{why}; {remedy(run, name, found, max_queries)}"
-
-
-def check_sizes(args, train, queries) -> None:
-    """Raises Refused for a regression, and if more rows are removed than there are (for random: of
-    the smallest class).
-    """
-    if train.task.regression:
-        raise Refused(
-            f"{args.dataset_name} is a regression task: it has margins, but no prediction that "
-            "could flip"
-        )
-    most = len(train) - 1  # at least one row is left to train on
-    if "random" in args.strategies and args.direction == "helpful":
-        sizes = [int((train.labels == label).sum()) for label in np.unique(queries.labels)]
-        most = min(most, *sizes)
-    if args.query_index is None and args.removals[-1] > most:
-        raise Refused(
-            f"--removals {args.removals[-1]} is more than the {most} training rows that can go "
-            "(random removes rows of the target's class)"
-        )
-
-
-def open_study_of(args, run: Run, rows: tuple):
-    """The run opened for retraining. rows: training rows, and queries that retrains predict."""
-    return open_study(
-        run,
-        rows,
-        recipe_of(vars(args), args.dataset_name, run.recipe),
-        max_queries=args.max_queries,
-        model_name_or_path=args.model_name_or_path,
-        jobs_per_device=args.jobs_per_device,
-        retrains=not args.dry_run and args.query_index is None,
-    )
-
-
-def check_predictions(args, run: Run, train, valid, found: dict) -> None:
-    """Checks single predictions by retraining; stores and prints a verdict on each.
-
-    found: stored scores.
-    """
-    name = args.strategies[0]
-    check = Check(name, removals_of(args), args.num_random_draws, args.random_seed)
-    queries = valid.first(args.max_queries)
-    known = valid
-    suffix = ""
-    replays = what_if.stored_replay(run, train, queries, found)
-    if args.query_text is not None:
-        questions, target = verdict.custom_target(run, name, args.query_text, args.query_label)
-        known = questions.data
-        suffix = questions.suffix
-        replays = replays and replays.of_questions(questions)
-        targets = [target]
-    elif why := why_unusable(run, name, found, args.max_queries):
-        raise Refused(f"cannot check by {name}: {why}")
-    else:
-        targets = verdict.validation_targets(queries, found[name].values(), args.targets)
-    study = open_study_of(args, run, (train, known))
-    made = verdict.run_check(study, targets, check, replays, args.dry_run)
-    if made is None or rank_and_size()[0] > 0:
-        return
-    for one in made:
-        path = verdict.save_verdict(run, one, suffix)
-        print(f"\n{verdicts.text(one)}\n  stored in {path}")
-
-
-def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
-    """Replays a change of the training rows, and with --check retrains; prints both.
-
-    found: stored scores.
-    """
-    queries = valid.first(args.max_queries)
-    places = [queries.place_of(number, "targets") for number in args.targets or []]
-    edit = what_if.read_edit(train, args.remove_rows, args.flip_labels)
-    influence = what_if.stored_replay(run, train, queries, found)
-    if influence is None:
-        raise what_if.no_replay(run, found, args.max_queries)
-    print(f"replaying in the checkpoints of {influence.name}")
-    if args.smallest_set:
-        scores = found[influence.name].values()
-        for place in places:
-            rows = what_if.smallest_set(influence, place, scores[place])
-            print(f"\n{verdicts.smallest_text(queries, train, place, rows)}")
-        return
-    answers = {"replayed": what_if.what_if(influence, edit)}
-    if args.check:
-        check_recipe_known(run)
-        study = open_study_of(args, run, (train, valid))
-        seeds = list(removals_of(args).retrain_seeds)
-        measured = what_if.retrained(study, edit, seeds, args.dry_run)
-        if measured is not None:
-            answers["measured"] = measured
-    if rank_and_size()[0] == 0:
-        print(f"\n{verdicts.what_if_text(edit, queries, places, answers)}")
-
-
 def main(argv=None) -> None:
     """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
-    quiet_libraries()
     args = parse_args(argv)
-    end = "_harmful" if args.direction == "harmful" else ""
-    folder = args.checkpoint_dir / args.dataset_name
-    place = results.place_of(STUDY, folder, args.results_dir, args.figure_path, end)
     if args.plot_only:
+        from attribution.show import plotting, results
+
+        end = "_harmful" if args.direction == "harmful" else ""
+        folder = args.checkpoint_dir / args.dataset_name
+        place = results.place_of(STUDY, folder, args.results_dir, args.figure_path, end)
         results.redraw(place, plotting.draw_counterfactual)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
-    asked = asked_what_if(args)
-    if asked is None:
-        check_recipe_known(run)
-    plan = removals_of(args)
-    train, valid = run.rows(max(args.max_queries, args.retrain_queries))
-    queries = valid.first(args.max_queries)
-    index = None
-    if args.query_index is not None:
-        index = queries.place_of(args.query_index, "query_index")
-    found = find_scores(run, queries.fingerprint())
-    specs = [found[name].spec for name in args.strategies if name in found]
-    if args.check:
-        specs = [one.spec for one in found.values() if one.spec.factor_strategy == "replay"]
-    shared = sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds})
-    if shared and index is None:
-        raise Refused(
-            f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
-            "again"
-        )
-    if asked:
-        answer_what_if(args, run, train, valid, found)
-        return
-    if is_single(args):
-        check_predictions(args, run, train, valid, found)
-        return
-    if index is None and not args.dry_run:
-        place.check(run.fingerprints(queries))
-    check_sizes(args, train, queries)
-    arms = make_arms(args, run, train, queries, found)
-    if index is not None:
-        show_removed(queries, train, arms, index, args.show)
-        return
-    study = open_study_of(args, run, (train, valid))
-    result = run_study(study, plan, arms, args.dry_run)
-    if result is None or rank_and_size()[0] > 0:
-        return
-    result |= {
-        "dataset": args.dataset_name,
-        "strategies": list(arms),
-        "random_seed": args.random_seed,
-        "recipe": study.retrain.recipe,
-    }
-    print(tables.counterfactual_text(result))
-    results.save(
-        result,
-        place,
-        markdown=tables.counterfactual_markdown(result),
-        draw=plotting.draw_counterfactual,
-        arguments=vars(args),
-        device=study.retrain.device,
-        fingerprints=run.fingerprints(queries),
-        compact=True,
-    )
+    from attribution.commands.run_counterfactual import run_counterfactual  # torch takes seconds
+
+    run_counterfactual(args, run)
 
 
 if __name__ == "__main__":

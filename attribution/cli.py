@@ -16,7 +16,6 @@ from typing import Any
 import safetensors
 
 from attribution.files import Refused, is_disk_full, printable
-from attribution.hub import fault_of_cache
 
 WAIT = 2.0  # seconds until a process other than the first of its launch says why it fails
 
@@ -67,6 +66,12 @@ class Parser(argparse.ArgumentParser):
         """
         words = sys.argv[1:] if args is None else list(args)
         for flag, value in zip(words, [*words[1:], None], strict=True):
+            # Before argparse finds other faults of the line: a slip of the pen explains them.
+            if flag.startswith("--") and flag.split("=")[0] not in {
+                *self._option_string_actions,
+                "--",
+            }:
+                self.error(f"unrecognized arguments: {flag}")
             if flag.startswith("--") and (value == "" or flag.endswith("=")):
                 raise Refused(f"{printable(flag.rstrip('='))} is empty; give it a value")
         return super().parse_known_args(args, namespace)
@@ -256,20 +261,27 @@ def explanation_of(error: BaseException) -> tuple[int, str]:
     """(exit status, one sentence) about an error; the sentence is empty if only a traceback can
     tell.
     """
-    denied = (errno.EACCES, errno.EPERM, errno.EROFS)
     text = ""
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; finished work is kept, and the same command continues"
     if isinstance(error, Refused):
         text = str(error)
-    elif not isinstance(error, (OSError, safetensors.SafetensorError)):
-        return 1, ""
-    elif is_disk_full(error):
-        text = "the disk is full; free some space and run the same command again"
-    elif fault := fault_of_cache(error):
-        text = fault
-    elif isinstance(error, FileNotFoundError):
-        text = f"a file disappeared ({error.filename or error}); run the same command again"
-    elif isinstance(error, OSError) and error.errno in denied and error.filename:
-        text = f"{error.filename} may not be read or written ({error.strerror})"
-    return 2, text and f"error: {text}"
+    elif isinstance(error, (OSError, safetensors.SafetensorError)):
+        text = explanation_of_file(error)
+    return (2, f"error: {text}") if text else (1, "")
+
+
+def explanation_of_file(error: Exception) -> str:
+    """One sentence about an error of a file; empty if only a traceback can tell."""
+    from attribution.hub import fault_of_cache  # datasets takes a second to import
+
+    if is_disk_full(error):
+        return "the disk is full; free some space and run the same command again"
+    if fault := fault_of_cache(error):
+        return fault
+    if isinstance(error, FileNotFoundError):
+        return f"a file disappeared ({error.filename or error}); run the same command again"
+    denied = (errno.EACCES, errno.EPERM, errno.EROFS)
+    if isinstance(error, OSError) and error.errno in denied and error.filename:
+        return f"{error.filename} may not be read or written ({error.strerror})"
+    return ""

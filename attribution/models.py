@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from attribution.data.dataset import GlueDataset
-from attribution.data.tables import GlueTask
-from attribution.files import Refused, fingerprint_of_tensors
+from attribution.data.tasks import GlueTask
+from attribution.files import Refused
 from attribution.hub import open_asset, refuse_outer
+from attribution.tensors import fingerprint_of_tensors
 
 FLAG = "--model_name_or_path"
 VOCABULARIES = (

@@ -29,14 +29,16 @@ import numpy as np
 
 from attribution.cli import Parser, run_script
 from attribution.evidence import stats
+from attribution.evidence.arguments import add_start_argument
 from attribution.evidence.ground_truth import Subsets
 from attribution.evidence.store import Job
-from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
+from attribution.evidence.study import check_recipe_known, open_study
 from attribution.files import Refused
 from attribution.influence.stored import scores_named
 from attribution.show import results
 from attribution.show.tables import markdown, share_of, with_interval
-from attribution.training.run import Run, add_data_arguments, add_query_arguments
+from attribution.training.arguments import add_data_arguments, add_query_arguments
+from attribution.training.run import Run
 from lab.common import add_results_argument, add_tuning_arguments, from_query, noise_ceiling
 from pipeline import quiet_libraries
 

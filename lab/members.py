@@ -26,15 +26,17 @@ import numpy as np
 
 from attribution.cli import Parser, flags_of, run_script
 from attribution.evidence import stats
+from attribution.evidence.arguments import add_start_argument
 from attribution.evidence.ground_truth import Subsets, own_truth
-from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
+from attribution.evidence.study import check_recipe_known, open_study
 from attribution.files import Refused, read_json
 from attribution.influence.settings import STRATEGIES, ScoreSpec
 from attribution.influence.stored import read_scores, scores_named, why_stale
 from attribution.show import results
 from attribution.show.tables import markdown, with_interval
+from attribution.training.arguments import add_data_arguments, add_query_arguments
 from attribution.training.members import Members
-from attribution.training.run import Run, add_data_arguments, add_query_arguments
+from attribution.training.run import Run
 from lab.common import add_results_argument, add_tuning_arguments, from_query, noise_ceiling
 from pipeline import quiet_libraries
 

@@ -23,7 +23,8 @@ from attribution.files import Refused
 from attribution.processes import choose_device
 from attribution.show import plotting, results
 from attribution.show.tables import markdown, with_interval
-from attribution.training.run import Run, add_data_arguments
+from attribution.training.arguments import add_data_arguments
+from attribution.training.run import Run
 from lab.common import add_results_argument
 from pipeline import quiet_libraries
 

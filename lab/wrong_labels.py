@@ -28,22 +28,24 @@ import pyarrow.parquet
 
 from attribution.cli import Parser, run_script
 from attribution.data.dataset import GlueDataset
-from attribution.data.tables import GlueTask, find_splits, labels_of
+from attribution.data.tables import find_splits, labels_of
+from attribution.data.tasks import TASKS, GlueTask
 from attribution.draws import uniform_hash
 from attribution.evidence import wrong_labels
+from attribution.evidence.arguments import RETRAIN_SEED, add_start_argument
 from attribution.evidence.baselines import cosine, represent
-from attribution.evidence.retraining import RETRAIN_SEED
 from attribution.evidence.store import Job
-from attribution.evidence.study import add_start_argument, check_recipe_known, open_study
+from attribution.evidence.study import check_recipe_known, open_study
 from attribution.files import Refused, check_writable
 from attribution.influence.stored import read_scores, why_stale
 from attribution.processes import choose_device
 from attribution.show import results
 from attribution.show.tables import markdown, wrong_label_rows, wrong_labels_text
+from attribution.training.arguments import add_data_arguments
 from attribution.training.members import Members, open_members
-from attribution.training.run import Run, add_data_arguments
+from attribution.training.run import Run
 from lab.common import add_results_argument, write_tables
-from pipeline import TASKS, load_tables, quiet_libraries
+from pipeline import load_tables, quiet_libraries
 
 FOLDS = 5
 NEIGHBOURS = 10

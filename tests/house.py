@@ -10,7 +10,17 @@ from pathlib import Path
 LAYERS: list[tuple[str, ...]] = [
     tuple(
         f"attribution/{name}.py"
-        for name in ("__init__", "files", "cli", "processes", "provenance", "hub", "draws")
+        for name in (
+            "__init__",
+            "files",
+            "tensors",
+            "cli",
+            "processes",
+            "provenance",
+            "hub",
+            "draws",
+            "fisher",
+        )
     ),
     ("attribution/data/",),
     ("attribution/models.py",),
@@ -21,6 +31,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("attribution/influence/",),
     ("attribution/evidence/",),
     ("attribution/show/",),
+    ("attribution/commands/",),
     ("train.py", "analyze.py", "evaluate_lds.py", "run_counterfactual.py"),
 ]
 SCRIPTS = LAYERS[-1]

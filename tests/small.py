@@ -7,7 +7,8 @@ import torch
 import transformers as tf
 
 from attribution.data.demo import LABEL_NAMES, read_rows
-from pipeline import DEMO_MODEL, TASKS
+from attribution.data.tasks import TASKS
+from pipeline import DEMO_MODEL
 
 ROWS = read_rows()
 SIZES = {"train": 24, "validation": 12}

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import analyze
 import train
+from attribution.engine.task import InfluenceTask
 from attribution.evidence.stats import mean_spearman
 from attribution.training.fit import fit, predict
-from pipeline import InfluenceTask, compute_margin, construct_bert, get_glue_dataset
+from pipeline import compute_margin, construct_bert, get_glue_dataset
 
 
 def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_copy):

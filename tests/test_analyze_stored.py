@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):
 
 def test_another_margin_makes_pairwise_scores_stale_and_self_influence_not(run_copy, monkeypatch):
     analyze_quickly(run_copy, "--self_influence")
-    monkeypatch.setattr("attribution.influence.checkpoint.MARGIN", "another function")
+    monkeypatch.setattr("attribution.influence.stored.MARGIN", "another function")
     with pytest.raises(Refused, match="pairwise scores .* with another margin; pass --overwrite"):
         analyze_quickly(run_copy)
     scores = influence_of(run_copy).scores

@@ -16,7 +16,7 @@ import analyze
 import evaluate_lds
 import train
 from attribution.cli import run_script
-from attribution.data.tables import GlueTask
+from attribution.data.tasks import GlueTask
 from attribution.engine import modules
 from attribution.files import Refused
 from attribution.influence import checkpoint

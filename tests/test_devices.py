@@ -10,6 +10,7 @@ import analyze
 import train
 from attribution import processes
 from attribution.cli import run_script
+from attribution.commands import analyze as commands
 from attribution.processes import Processes
 
 
@@ -39,7 +40,7 @@ def test_stock_in_one_of_two_processes_is_refused_with_or_without_gpus(
     trained, capsys, monkeypatch, gpus
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
-    monkeypatch.setattr(analyze, "launched", lambda: contextlib.nullcontext(Processes(0, 2, 0, 2)))
+    monkeypatch.setattr(commands, "launched", lambda: contextlib.nullcontext(Processes(0, 2, 0, 2)))
     assert run_script(analyze.main, [*QUICK, "--checkpoint_dir", str(trained), "--stock"]) == 2
     assert "runs in one process" in capsys.readouterr().err
 

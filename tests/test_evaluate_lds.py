@@ -14,8 +14,7 @@ from scipy.stats import spearmanr
 import analyze
 import evaluate_lds
 import train
-from attribution.evidence import baselines
-from attribution.evidence.retraining import RETRAIN_SEED
+from attribution.evidence.arguments import BASELINES, RETRAIN_SEED
 from attribution.evidence.study import Study
 from attribution.files import read_json
 from attribution.training.queries import predict_run
@@ -45,7 +44,7 @@ def test_the_table_has_every_stored_score_and_baseline_and_a_rerun_retrains_noth
     assert len(stored) == 8
     result = LDS.run(copied, tmp_path)
     assert retrains(copied) == stored
-    assert set(result["scores"]) == {"ekfac", "identity", *baselines.NAMES}
+    assert set(result["scores"]) == {"ekfac", "identity", *BASELINES}
     assert (result["masks"], result["repeats"], result["queries"], result["rows"]) == (
         4,
         2,

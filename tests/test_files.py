@@ -8,6 +8,7 @@ import torch
 from attribution import files
 from attribution.cli import check_numbers, run_script
 from attribution.files import Refused, exclusive, intact, refuse_if_stale, write_bytes, write_json
+from attribution.tensors import fingerprint_of_tensors
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -78,13 +79,11 @@ def test_numbers_that_were_given_must_be_above_0_and_the_refusal_names_the_argum
 def test_fingerprint_sees_names_types_shapes_and_values():
     x = torch.arange(4.0)
     prints = {
-        files.fingerprint_of_tensors(tensors)
+        fingerprint_of_tensors(tensors)
         for tensors in ({"a": x}, {"b": x}, {"a": x.double()}, {"a": x.view(2, 2)}, {"a": x + 1})
     }
     assert len(prints) == 5
-    assert files.fingerprint_of_tensors({"a": x, "b": x}) == files.fingerprint_of_tensors(
-        {"b": x, "a": x}
-    )
+    assert fingerprint_of_tensors({"a": x, "b": x}) == fingerprint_of_tensors({"b": x, "a": x})
 
 
 def test_a_changed_byte_of_a_json_file_is_noticed_wherever_it_is(tmp_path, capsys):

@@ -27,11 +27,11 @@ MODULES = {
 UNDOCUMENTED: dict[str, str] = {}  # `file: name` -> why it needs no docstring
 # Questions of a newcomer -> file and name that answer it; CONTRIBUTING.md lists them.
 ANSWERS = {
-    "the sign": ("pipeline.py", "InfluenceTask.compute_measurement"),
+    "the sign": ("attribution/engine/task.py", "InfluenceTask.compute_measurement"),
     "damping": ("attribution/engine/modules.py", "EigenLinear.prepare_storage"),
     "a mask": ("attribution/evidence/ground_truth.py", "draw_masks"),
     "keyed by": ("attribution/evidence/store.py", "Job.key"),
-    "a task": ("pipeline.py", "TASKS"),
+    "a task": ("attribution/data/tasks.py", "TASKS"),
     "the margin": ("pipeline.py", "compute_margin"),
 }
 

@@ -16,8 +16,9 @@ from running import ROOT, save_tables
 
 from attribution import hub as hub_module
 from attribution.data.demo import read_rows
+from attribution.data.tasks import TASKS
 from attribution.files import Refused
-from pipeline import DEMO_MODEL, TASKS
+from pipeline import DEMO_MODEL
 
 # The commands of the README, with their own arguments; the data behind the names are the demo's.
 TRAIN_SST2 = (

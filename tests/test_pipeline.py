@@ -5,17 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attribution.data.tasks import TASKS, task_named
+from attribution.engine.task import InfluenceTask
 from attribution.files import Refused
 from pipeline import (
-    TASKS,
-    InfluenceTask,
     compute_loss,
     compute_margin,
     construct_bert,
     get_glue_dataset,
     load_tables,
     model_inputs,
-    task_named,
 )
 
 

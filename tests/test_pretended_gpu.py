@@ -16,8 +16,8 @@ import train
 from attribution.engine import factors, memory, scoring, trackers
 from attribution.engine.analyzer import EigenAnalyzer
 from attribution.engine.memory import Plan
+from attribution.engine.task import InfluenceTask
 from attribution.processes import Processes, choose_device
-from pipeline import InfluenceTask
 
 FULL = bool(os.environ.get("LONG_TESTS"))  # make test-processes
 FLAGS = (

@@ -13,8 +13,10 @@ from transformers import pipeline as transformers_pipeline
 
 import analyze
 import train
+from attribution.commands import train as commands
+from attribution.data.tasks import TASKS
 from attribution.files import Refused
-from pipeline import DEMO_MODEL, TASKS
+from pipeline import DEMO_MODEL
 
 
 def test_the_saved_run_opens_with_transformers_and_is_described(trained):
@@ -138,9 +140,9 @@ def test_a_share_that_keeps_no_row_is_refused(tmp_path, capsys):
 def test_an_adopted_model_gets_as_many_rows_as_a_trained_one(tmp_path, monkeypatch):
     limits = []
     tables = SimpleNamespace(task=TASKS["rte"])
-    monkeypatch.setattr(train, "open_tables", lambda *_: tables)
-    monkeypatch.setattr(train, "adopt", lambda *given: limits.append(given[3]))
-    monkeypatch.setattr(train, "fine_tune", lambda *given: limits.append(given[3]))
+    monkeypatch.setattr(commands, "open_tables", lambda *_: tables)
+    monkeypatch.setattr(commands, "adopt", lambda *given: limits.append(given[3]))
+    monkeypatch.setattr(commands, "fine_tune", lambda *given: limits.append(given[3]))
     command = ["--dataset_name", "rte", "--checkpoint_dir", str(tmp_path)]
     for extra in ([], ["--adopt", str(DEMO_MODEL)]):
         train.main([*command, *extra])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import train
 from attribution import processes
+from attribution.commands import train as commands
 from attribution.files import Refused
 from attribution.processes import Processes, check_launcher
 from attribution.training import fit as fitting
@@ -167,7 +168,7 @@ def test_processes_that_train_members_wait_for_each_other_for_days(monkeypatch, 
     def stop(timeout):
         raise Refused(str(timeout))
 
-    monkeypatch.setattr(train, "launched", stop)
+    monkeypatch.setattr(commands, "launched", stop)
     for flags, wait in (
         ([], "2:00:00"),
         (["--num_members", "2"], "7 days"),

@@ -25,19 +25,12 @@ from attribution.data.labels import (
     value_of,
 )
 from attribution.data.reader import place_of
-from attribution.data.tables import (
-    GlueTask,
-    Source,
-    arrow_column,
-    check_texts,
-    find_splits,
-)
+from attribution.data.tables import Source, arrow_column, check_texts, find_splits
+from attribution.data.tasks import SHARE, GlueTask
 from attribution.draws import uniform_hash
 from attribution.files import Refused, printable
 
-SHARE = 0.1  # of the rows that are kept for validation where there is one split only
 MOST_CLASSES = 100  # without --task
-KINDS = ("classification", "regression")
 SUPPORT = 0.9  # share of the labels from which a guess of their kind needs no --task, or all
 
 

@@ -16,22 +16,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from attribution.data.tables import GlueTask
-from attribution.files import Refused, exclusive, fingerprint_of_tensors, read_json, write_json
+from attribution.data.rows import Rows
+from attribution.data.tasks import GlueTask
+from attribution.files import Refused, exclusive, read_json, write_json
 from attribution.processes import num_cores
+from attribution.tensors import fingerprint_of_tensors
 
 
-class GlueDataset(torch.utils.data.Dataset):
+class GlueDataset(Rows, torch.utils.data.Dataset):
     """Tokenized rows in memory, and their table.
 
     An item is (this data set, row number), from which `collate` makes batches in any order.
     """
-
-    # (N,) numbers of these rows in their file, from 0 on, if it holds the validation rows too
-    file_rows: np.ndarray | None = None
-    first_number = 0  # of the first of these rows among the validation rows
-    # (N,) bool: which labels are known to be wrong; recorded of the embedded demo only
-    truth: np.ndarray | None = None
 
     def __init__(
         self, table: datasets.Dataset, task: GlueTask, labels: np.ndarray, encoded: dict[str, tuple]
@@ -43,9 +39,6 @@ class GlueDataset(torch.utils.data.Dataset):
         self.lengths = encoded["input_ids"][1]
         # name -> int32 tensor (N, longest row), padded with 0, which the mask hides
         self.inputs = {name: pad(*values) for name, values in encoded.items()}
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple["GlueDataset", int]:
         return self, int(index)
@@ -67,26 +60,18 @@ class GlueDataset(torch.utils.data.Dataset):
         batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
         return batch | {"labels": torch.from_numpy(self.labels)[rows], "row": rows}
 
-    def text(self, index: int) -> str:
-        """Text columns of the row, joined by ' | '."""
+    def columns_of(self, index: int) -> list[str]:
+        """Text columns of the row."""
         row = self.table[int(index)]
-        return " | ".join(row[column] for column in self.task.columns)
+        return [row[column] for column in self.task.columns]
 
     def texts(self) -> list[str]:
         """`text` of every row."""
-        columns = [self.table[column] for column in self.task.columns]
-        return [" | ".join(parts) for parts in zip(*columns, strict=True)]
+        return [" | ".join(parts) for parts in zip(*self.columns(), strict=True)]
 
-    def label_name(self, index: int) -> str:
-        """Name of the row's class; for a regression the number, or `output` for none (NaN)."""
-        label = self.labels[index]
-        if self.task.regression:
-            return "output" if np.isnan(label) else f"{label:.2f}"
-        return self.task.class_names[label] if self.task.class_names else str(label)
-
-    def file_row(self, index: int) -> int | None:
-        """Number of the row in the file from which validation rows were drawn; None: none were."""
-        return None if self.file_rows is None else int(self.file_rows[index])
+    def columns(self) -> list[list[str]]:
+        """Text columns, each of all rows."""
+        return [list(self.table[column]) for column in self.task.columns]
 
     def digests(self) -> np.ndarray:
         """(N, 16) uint8: for each row the first 16 bytes of a SHA-256 over its token and segment
@@ -116,16 +101,6 @@ class GlueDataset(torch.utils.data.Dataset):
         part = self.subset(list(rows))
         part.first_number = self.first_number + start
         return part
-
-    def place_of(self, number: int, flag: str) -> int:
-        """Place of a validation row among these rows, by its number.
-
-        flag: the argument that named it. Raises Refused if it is not among them.
-        """
-        first = self.first_number
-        if not first <= number < first + len(self):
-            raise Refused(f"--{flag} must be from {first} to {first + len(self) - 1}, not {number}")
-        return number - first
 
     def subset(self, rows: list[int]) -> "GlueDataset":
         """Data set of the given rows, in this order."""

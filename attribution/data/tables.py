@@ -5,8 +5,7 @@ names split, row and value. Symbols: N rows, C classes.
 """
 
 import csv
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -15,48 +14,9 @@ import pyarrow as pa
 
 from attribution.data.labels import class_of, number_of
 from attribution.data.reader import SUFFIXES, choose_columns, place_of, read_table
+from attribution.data.tasks import GlueTask
 from attribution.files import Refused, printable
 from attribution.hub import open_asset
-
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-
-
-@dataclass(frozen=True)
-class GlueTask:
-    """Task of a data set: its columns, classes, metrics and splits."""
-
-    columns: tuple[str, ...]  # of texts, in the order in which BERT reads them
-    num_labels: int  # C classes; 1 for regression
-    class_names: tuple[str, ...] = ()  # of the classes, in order
-    bounds: tuple[float, float] | None = None  # smallest and largest label of a regression
-    metrics: tuple[str, ...] = ("accuracy",)
-    validation: tuple[str, ...] = ("validation",)
-    max_train_samples: int | None = None
-    # training arguments that differ from train.py's defaults
-    recipe: dict = field(default_factory=dict)
-
-    @property
-    def regression(self) -> bool:
-        """Whether labels are numbers instead of classes."""
-        return self.num_labels == 1
-
-
-def task_from(record: dict) -> GlueTask:
-    """Task of a record of run.json, in which tuples have become lists."""
-    lists = {name: tuple(value) for name, value in record.items() if isinstance(value, list)}
-    return GlueTask(**record | lists)
-
-
-def check_name(name: str) -> None:
-    """Raises Refused for a data set's name that cannot be the name of a folder: letters, digits,
-    - _ . without a leading dot.
-    """
-    if not NAME.fullmatch(name):
-        raise Refused(
-            f"--dataset_name {name!r} must be letters, digits, '-', '_' and '.', without a leading "
-            "dot"
-        )
-
 
 LAYOUT = (
     "make a folder that holds {0}/train-0.parquet and {0}/validation-0.parquet, for instance with "

@@ -17,8 +17,9 @@ from attribution.data.dataset import collate
 from attribution.engine.batching import WeighedLoader
 from attribution.engine.contractions import accumulator
 from attribution.engine.modules import EigenLinear, tracked
-from attribution.files import Refused, write_tensors
+from attribution.files import Refused
 from attribution.processes import ALONE, Processes, choose_device, share_out
+from attribution.tensors import write_tensors
 
 # Covariance, its count, eigenvectors and eigenvalues, of inputs and of output gradients.
 EIGEN_PAIRS = (

@@ -25,7 +25,8 @@ from attribution.engine.contractions import accumulator
 from attribution.engine.memory import SMALLEST_BUDGET, Plan
 from attribution.engine.modules import tracked
 from attribution.engine.resume import PartialResults, Work
-from attribution.files import write_bytes, write_tensors
+from attribution.files import write_bytes
+from attribution.tensors import write_tensors
 
 Sums = dict[str, torch.Tensor]  # flat, see above
 

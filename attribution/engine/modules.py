@@ -18,14 +18,12 @@ influence functions with it, Grosse et al. 2023 (arXiv:2308.03296), equation 17.
 import importlib.metadata
 
 import kronfluence.analyzer
-import numpy as np
 import torch
 from kronfluence.module.linear import TrackedLinear
 from kronfluence.module.tracked_module import ModuleMode, TrackedModule
 from kronfluence.utils import constants as names
 from torch import nn
 
-from attribution.data.dataset import GlueDataset
 from attribution.engine.contractions import accumulator, rotate, rotation_pays, widened
 from attribution.engine.trackers import (
     EigenCovarianceTracker,
@@ -37,7 +35,6 @@ from attribution.engine.trackers import (
     SharedInput,
 )
 from attribution.files import Refused
-from pipeline import model_inputs
 
 KNOWN_VERSIONS = ("1.0.1",)
 EIGENVALUES = names.ACTIVATION_EIGENVALUES_NAME, names.GRADIENT_EIGENVALUES_NAME
@@ -224,51 +221,3 @@ def prepare_model(model: nn.Module, task) -> nn.Module:
 def tracked(model) -> list[TrackedModule]:
     """Modules of the model that kronfluence tracks."""
     return [module for module in model.modules() if isinstance(module, TrackedModule)]
-
-
-# --- support -------------------------------------------------------------------------------------
-
-# kronfluence attributes to a row what a module read at the row's place in the batch, once a pass. A
-# weight that is used twice (ALBERT's layers, DeBERTa's shared keys), or an input that has no rows
-# (relative positions), would give wrong scores without a word.
-
-
-@torch.no_grad()
-def check_attribution(model: nn.Module, dataset: GlueDataset) -> None:
-    """Raises Refused if a module that kronfluence would track runs twice, or reads no rows.
-
-    dataset: rows for the trial; its longest and its shortest are taken. The model's state is left
-    as it was.
-    """
-    kinds = tuple(TrackedModule.SUPPORTED_MODULES)
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-    seen: dict[str, list[int]] = {name: [] for name in modules}
-    hooks = [
-        module.register_forward_hook(
-            lambda _, inputs, __, name=name: seen[name].append(inputs[0].shape[0])
-        )
-        for name, module in modules.items()
-    ]
-    training = model.training
-    try:
-        rows = [int(np.argmax(dataset.lengths)), int(np.argmin(dataset.lengths))]
-        batch = model_inputs(dataset.batch(rows))
-        model.eval()(**{name: value.to(model.device) for name, value in batch.items()})
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    kind = model.config.model_type
-    for name, counts in seen.items():
-        if len(counts) != 1:
-            times = "is never used" if not counts else f"is used {len(counts)} times"
-            raise Refused(
-                f"{kind} models are not supported: {name} {times} in a pass, so scores would be "
-                "wrong"
-            )
-        if counts[0] != 2:
-            raise Refused(f"{kind} models are not supported: {name} reads an input without rows")
-    weights: dict[int, str] = {}
-    for name, module in modules.items():
-        if (other := weights.setdefault(module.weight.data_ptr(), name)) != name:
-            raise Refused(f"{kind} models are not supported: {name} and {other} share one weight")

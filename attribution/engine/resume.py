@@ -17,17 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from attribution.files import (
-    Refused,
-    checksums,
-    intact,
-    read_snapshot,
-    refuse_if_stale,
-    remove_snapshot,
-    write_json,
-    write_snapshot,
-)
+from attribution.files import Refused, checksums, intact, refuse_if_stale, write_json
 from attribution.processes import ALONE, Processes, share_out
+from attribution.tensors import read_snapshot, remove_snapshot, write_snapshot
 
 PATIENCE = 600.0  # seconds of work that a killed process loses at most
 

@@ -16,9 +16,9 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from attribution.data.dataset import GlueDataset
+from attribution.evidence.arguments import BASELINES
 from attribution.training.fit import over_rows, predict
 
-NAMES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
 # Of BM25: how fast a word's count saturates, and how much the length of a text counts.
 K1 = 1.2
 B = 0.75
@@ -145,7 +145,7 @@ def baseline_scores(
 
     models: for `representation` and `start`, and for everything of a regression but `random`.
     """
-    if name not in NAMES:
+    if name not in BASELINES:
         raise ValueError(f"unknown baseline: {name}")
     if name == "random":
         return random_scores(len(queries), len(train), seed)

@@ -11,14 +11,15 @@ from itertools import combinations
 
 import numpy as np
 
+from attribution.evidence.arguments import TURNED
 from attribution.evidence.stats import interval, wilson
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused
+from attribution.influence.stored import most_helpful
 from attribution.processes import rank_and_size
 
 NUM_BOOTSTRAP = 2000
-TURNED = {"helpful": "flipped", "harmful": "mended"}  # rows that go -> fate of a target
 # A query's number -> for every draw, training rows in the order of their removal.
 Arm = Callable[[int], list[np.ndarray]]
 
@@ -61,14 +62,6 @@ def same_groups(
         places = groups[order] == group
         rows[places] = shuffled(np.flatnonzero(groups == group), seed, query, draw)[: places.sum()]
     return rows
-
-
-def most_helpful(scores: np.ndarray, direction: str = "helpful") -> np.ndarray:
-    """Training rows from the highest score (N,) to the lowest, or of harmful rows from the lowest
-    on; ties by row number.
-    """
-    sign = -1 if direction == "helpful" else 1
-    return np.argsort(sign * scores.astype(np.float64), kind="stable")
 
 
 def shuffled(rows: np.ndarray, seed: int, query: int, draw: int) -> np.ndarray:

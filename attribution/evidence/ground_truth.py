@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attribution.evidence.stats import MIN_MASKS
+from attribution.evidence.arguments import MIN_MASKS
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import (

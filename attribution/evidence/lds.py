@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from attribution.data.dataset import GlueDataset
+from attribution.data.tasks import MARGIN
 from attribution.evidence import baselines, stats
+from attribution.evidence.arguments import BASELINES
 from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused, read_json, sha256_of
 from attribution.influence.analysis import Influence, stored_influence
 from attribution.influence.stored import (
+    TOP,
     StoredScores,
     find_scores,
     scores_named,
@@ -24,13 +27,12 @@ from attribution.influence.stored import (
     seeds_of,
 )
 from attribution.replay.descent import Targets
+from attribution.training.arguments import queries_flag
 from attribution.training.members import mean_of
 from attribution.training.queries import predict_run
-from attribution.training.run import Run, queries_flag
-from pipeline import MARGIN
+from attribution.training.run import Run
 
 REFERENCE = "ekfac"  # the score with which each is compared
-TOP = 10  # rows of a query that count as its largest
 MIN_MASKS = 10  # of stored ground truth that a page shows
 
 
@@ -234,7 +236,7 @@ def evaluate_run(
     models = models_of(run, model_name_or_path)
     stored = fitting_scores(run, queries, first_query)
     scores = {name: found.values() for name, found in stored.items()}
-    for name in baselines.NAMES:
+    for name in BASELINES:
         scores[name] = baselines.baseline_scores(name, queries, train, models)
     places = {place for found in stored.values() for place in found.spec.places(run)}
     residuals = {  # (Q,), label minus output, of every checkpoint behind scores of a regression

@@ -22,16 +22,16 @@ import torch.multiprocessing
 from tqdm import tqdm
 
 from attribution.data.dataset import GlueDataset
+from attribution.data.tasks import MARGIN
 from attribution.evidence.store import Job, Result, Results, Store
-from attribution.files import Refused, fingerprint_of_tensors, read_json
+from attribution.files import Refused, read_json
 from attribution.models import fingerprint_of_start
 from attribution.processes import free_host_memory, num_cores, rank_and_size
+from attribution.tensors import fingerprint_of_tensors
 from attribution.training.fit import Diverged, fit, predict
 from attribution.training.run import Run
-from pipeline import MARGIN, compute_correct, compute_margin, construct_bert, quiet_libraries
+from pipeline import compute_correct, compute_margin, construct_bert, quiet_libraries
 
-# First seed of retrains; scored models have other seeds, or they would share head and row order.
-RETRAIN_SEED = 100
 POLL = 0.5  # seconds between two looks at finished jobs of other processes
 
 

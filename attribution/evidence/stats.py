@@ -13,7 +13,8 @@ import numpy as np
 from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 
-MIN_MASKS = 3
+from attribution.evidence.arguments import MIN_MASKS
+
 # a share of the ceiling is shown where the interval of the ceiling begins above this part of it
 LEAST_CEILING = 0.2
 

@@ -3,16 +3,14 @@
 import copy
 import functools
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from attribution.cli import Parser, refuse_idle
 from attribution.data.dataset import GlueDataset
+from attribution.evidence.arguments import RETRAIN_SEED
 from attribution.evidence.baselines import Models
 from attribution.evidence.retraining import (
-    RETRAIN_SEED,
     Retrainer,
     announce,
     default_workers,
@@ -24,70 +22,7 @@ from attribution.files import Refused, read_json, write_json
 from attribution.processes import choose_device, name_of, rank_and_size
 from attribution.training.fit import fit, predict
 from attribution.training.queries import predict_run
-from attribution.training.run import MAX_QUERIES, Run
-
-
-def add_start_argument(group) -> None:
-    """Adds the place of the start model, for one that has moved."""
-    group.add_argument(
-        "--model_name_or_path",
-        help="the start model, if it is not where training found it (as in run.json)",
-    )
-
-
-def add_retrain_seed(group) -> None:
-    """Adds the first seed of retrains."""
-    group.add_argument(
-        "--retrain_seed",
-        type=int,
-        default=RETRAIN_SEED,
-        help="seed of the first retrain of a subset, the next ones count up; not that of a scored "
-        f"model ({RETRAIN_SEED})",
-    )
-
-
-def add_study_arguments(parser: Parser, name: str) -> None:
-    """Adds the groups "how it runs" and "results" of the study of this name."""
-    add = parser.group("how it runs").add_argument
-    add(
-        "--jobs_per_device",
-        type=int,
-        help="retrains at the same time: processes on a GPU (1), or on a CPU processes of one "
-        "thread each (one a core)",
-    )
-    add(
-        "--retrain_queries",
-        type=int,
-        default=MAX_QUERIES,
-        help="validation rows, from the first on, that every retrain predicts and stores, so that "
-        f"later studies retrain nothing ({MAX_QUERIES}, and at least the queries)",
-    )
-    add(
-        "--dry_run",
-        action="store_true",
-        help="print how many retrains are missing and how long they take, then stop",
-    )
-    add = parser.group("results").add_argument
-    add(
-        "--results_dir",
-        type=Path,
-        metavar="DIR",
-        help=f"folder of {name}_DATASET_NAME.json, .md and .npz, and of the figure "
-        f"(CHECKPOINT_DIR/DATASET_NAME/studies; there {name}.json and so on)",
-    )
-    add("--figure_path", type=Path, metavar="FILE", help="place of the figure (beside the results)")
-    add("--plot_only", action="store_true", help="draw the figure again from the JSON")
-
-
-def check_plot_only(given: set[str], *more: str) -> None:
-    """Raises Refused for arguments (names on the command line) that drawing again would ignore.
-
-    more: names of arguments that it needs besides the places.
-    """
-    used = {"plot_only", "dataset_name", "results_dir", "figure_path", *more}
-    if "results_dir" not in given:
-        used.add("checkpoint_dir")
-    refuse_idle(given - used, "plot_only")
+from attribution.training.run import Run
 
 
 @dataclass(frozen=True)

@@ -15,28 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from attribution.data.dataset import GlueDataset
-from attribution.evidence.counterfactual import (
-    TURNED,
-    Removals,
-    is_right,
-    listed,
-    most_helpful,
-    same_groups,
-)
+from attribution.data.tasks import MARGIN
+from attribution.evidence.counterfactual import Removals, is_right, listed, same_groups
 from attribution.evidence.stats import t_interval
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.evidence.what_if import predicted_changes
 from attribution.files import Refused, read_json, write_json
 from attribution.influence.analysis import Influence
-from attribution.influence.stored import find_scores, remedy, scores_named
+from attribution.influence.stored import find_scores, most_helpful, remedy, scores_named
 from attribution.processes import rank_and_size
 from attribution.training.queries import Questions, ask
 from attribution.training.run import Run
-from pipeline import MARGIN
 
-DIRECTIONS = tuple(TURNED)
-MIN_SEEDS = 5
 # Name of the control arm, by whether the task is a regression.
 CONTROL = {False: "random, same classes", True: "random, same tenths of the label"}
 TENTHS = np.linspace(0.1, 0.9, 9)
@@ -73,7 +64,7 @@ def validation_targets(
     targets = []
     for number in numbers:
         i = queries.place_of(number, "targets")
-        texts = [queries.table[i][column] for column in queries.task.columns]
+        texts = queries.columns_of(i)
         about = {
             "query": number,
             "file_row": queries.file_row(i),

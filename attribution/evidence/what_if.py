@@ -13,12 +13,11 @@ import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.labels import number_of
-from attribution.evidence.counterfactual import most_helpful
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence, stored_influence
-from attribution.influence.stored import StoredScores, remedy
+from attribution.influence.stored import StoredScores, most_helpful, remedy
 from attribution.replay.descent import Replay
 from attribution.training.queries import read_label
 from attribution.training.run import Run

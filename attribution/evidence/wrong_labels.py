@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from attribution.data.dataset import GlueDataset
+from attribution.data.rows import Rows
 from attribution.evidence.stats import interval
 from attribution.files import Refused
 from attribution.training.fit import predict
@@ -18,7 +19,7 @@ MEASURES = ("auroc", *(f"recall at {share:.0%}" for share in TOP))
 NUM_BOOTSTRAP = 1000
 
 
-def truth_of(train: GlueDataset) -> np.ndarray | None:
+def truth_of(train: Rows) -> np.ndarray | None:
     """(N,) bool: which labels are wrong; None if that is not recorded, or none or all are."""
     wrong = train.truth
     return wrong if wrong is not None and 0 < wrong.sum() < len(wrong) else None

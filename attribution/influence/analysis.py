@@ -19,16 +19,16 @@ from attribution.files import check_writable, read_json, write_json
 from attribution.influence.checkpoint import Analysis, Scored
 from attribution.influence.replayed import ReplayAnalysis, targets_of
 from attribution.influence.settings import Settings
-from attribution.influence.stored import ScoreFolder, StoredScores
+from attribution.influence.stored import StoredScores, folder_of_mean
 from attribution.processes import ALONE, choose_device, name_of
 from attribution.provenance import environment
 from attribution.replay import descent
 from attribution.replay.descent import Replay
 from attribution.training.members import (
     draw_share,
-    fingerprint_of_members,
     mean_of,
     open_members,
+    replayed_members,
 )
 from attribution.training.queries import Questions, predict_run
 from attribution.training.run import Run
@@ -51,22 +51,14 @@ class Influence(Scored):
         kind = Analysis
         if settings.factor_strategy == "replay":
             kind = ReplayAnalysis
-            # The end of a training says less than what it kept on the way.
-            members = [one for one in members if one.step is not None] or members
+            members = replayed_members(members)
         self.analyses = [kind(**given | {"run": checkpoint}) for checkpoint in members]
         self._announced = False
         first = self.analyses[0]
         self.about = first.about
         self.scores = first.scores
         if not settings.single:
-            made = {"weights": run.weights, "training rows": run.train_rows}
-            made |= fingerprint_of_members(settings, run)
-            self.scores = ScoreFolder(
-                run.folder / "influence" / "scores",
-                settings,
-                {kind: parts | made for kind, parts in first.scores.parts.items()},
-                self.suffix,
-            )
+            self.scores = folder_of_mean(run, settings, first.scores)
 
     def of_questions(self, questions: Questions, alone: bool = False) -> "Influence":
         """Influence of custom queries under the same settings.
@@ -87,7 +79,7 @@ class Influence(Scored):
         """Name of the scores."""
         return self.scores.path.name
 
-    def compute(self, kind: str) -> torch.Tensor | None:
+    def compute(self, kind: str) -> np.ndarray | None:
         """Stored scores of this kind, or new ones, as `Analysis.compute` returns them."""
         scores = self.stored_unless_overwritten(kind)
         if self.processes.from_main(lambda: scores is not None):
@@ -111,7 +103,7 @@ class Influence(Scored):
         unit = self.unit() if kind == "pairwise" else 1.0
         if not self.processes.main:
             return None
-        scores = torch.from_numpy(mean * unit).float()
+        scores = (mean * unit).astype(np.float32)
         about = self.about | environment(choose_device()) | {"seconds": {}, "divisors": divisors}
         if self.settings.factor_strategy == "replay":
             # Of the members' records: their scores may have been stored before.
@@ -136,7 +128,7 @@ class Influence(Scored):
                 if divisor != 1:
                     print(f"  its mean self-influence: {divisor:.4g}")
                 divisors.append(divisor)
-                yield scores.numpy(), divisor
+                yield scores, divisor
 
     def unit(self) -> float:
         """Real changes of margins in units of replayed ones, see `descent.unit_of`; kept.
@@ -191,7 +183,7 @@ class Influence(Scored):
             scores = None if self.settings.single else analysis.scores.load("pairwise")
             if scores is None:
                 return None
-            found.append(scores.numpy())
+            found.append(scores)
         return found
 
     def profile(self) -> str:

@@ -13,32 +13,25 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from kronfluence.analyzer import prepare_model as prepare_stock_model
+from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.utils.constants import GRADIENT_EIGENVALUES_NAME
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine import factors, memory, modules, scoring, stock
 from attribution.engine.analyzer import EigenAnalyzer, FolderAnalyzer
-from attribution.engine.modules import check_attribution
 from attribution.engine.resume import Work
-from attribution.files import (
-    Refused,
-    exclusive,
-    fingerprint_of_tensors,
-    intact,
-    refuse_if_stale,
-)
-from attribution.influence.settings import (
-    Settings,
-    make_factor_arguments,
-    make_score_arguments,
-)
-from attribution.influence.stored import ScoreFolder
+from attribution.engine.task import InfluenceTask
+from attribution.files import Refused, exclusive, intact, refuse_if_stale
+from attribution.influence.settings import Settings
+from attribution.influence.stored import ScoreFolder, folder_of
 from attribution.processes import ALONE, Processes, choose_device
 from attribution.provenance import environment
+from attribution.tensors import fingerprint_of_tensors
 from attribution.training.run import Run
-from pipeline import MARGIN, InfluenceTask
+from attribution.training.support import check_attribution
 
 
 @dataclass(eq=False)
@@ -60,7 +53,7 @@ class Scored:
     # Kinds of scores computed here: overwriting replaces them once in a process.
     computed: set[str] = field(init=False, default_factory=set)
 
-    def stored_unless_overwritten(self, kind: str) -> torch.Tensor | None:
+    def stored_unless_overwritten(self, kind: str) -> np.ndarray | None:
         """Stored scores on the main process; None on other processes, without any, or to
         overwrite.
         """
@@ -78,16 +71,7 @@ class Analysis(Scored):
         made = {"weights": self.run.weights, "training rows": self.run.train_rows}
         rows = len(self.train)
         self.factor_parts = made | settings.parts("factors", rows)
-        query_parts = {"query rows": self.queries.fingerprint(), "margin": MARGIN}
-        self.scores = ScoreFolder(
-            self.folder / "scores",
-            settings.of_one_checkpoint,
-            {
-                "self": made | settings.parts("self", rows),
-                "pairwise": made | settings.parts("pairwise", rows) | query_parts,
-            },
-            self.suffix,
-        )
+        self.scores = folder_of(self.run, settings, rows, self.queries.fingerprint(), self.suffix)
         self.about = {
             "arguments": {name: str(value) for name, value in self.arguments.items()},
             "custom_queries": bool(self.suffix),
@@ -242,7 +226,7 @@ class Analysis(Scored):
         shutil.rmtree(target, ignore_errors=True)
         return None
 
-    def compute(self, kind: str) -> torch.Tensor | None:
+    def compute(self, kind: str) -> np.ndarray | None:
         """Stored scores of this kind, or new ones: pairwise (Q, N), self (N,), float32.
 
         None on all processes but the main one. Waits for factors that another process is fitting;
@@ -253,8 +237,9 @@ class Analysis(Scored):
             return scores
         start = time.perf_counter()
         with self._held(f"scores_{self.scores.place(kind).name}_{kind}"):
-            scores, made, folder = self._new_scores(kind)
+            found, made, folder = self._new_scores(kind)
             if self.processes.main:
+                scores = found.numpy()
                 made["seconds"] |= {"all": time.perf_counter() - start}
                 # Self-influence is no part of a custom query, and is not forgotten with it.
                 about = {} if kind == "self" and self.suffix else self.about
@@ -270,7 +255,7 @@ class Analysis(Scored):
         mean self-influence. None on all processes but the main one.
         """
         scores = self.compute("self")
-        return None if scores is None else scores.mean(dtype=torch.float64).item()
+        return None if scores is None else float(scores.mean(dtype=np.float64))
 
     def _held(self, name: str, wait_for: str | None = None):
         """Context in which the main process holds the lock of results of this name, for all."""
@@ -328,3 +313,44 @@ class Analysis(Scored):
             work,
         )
         return scorer.compute(), seconds, work
+
+
+def make_factor_arguments(settings: Settings) -> FactorArguments:
+    """kronfluence's arguments. Half precision: gradients of rows and their products in bfloat16.
+
+    Model, covariances and rotations are in bfloat16 with stock kronfluence only. They cost little,
+    and rounding before a rotation spreads noise over directions of small eigenvalue, which the
+    inverse curvature blows up. Covariances suffer most: rounding of sums in float32 turns
+    eigenvectors of close eigenvalues into each other, so that the scores of two float32 runs with
+    other batches differ; hence float64 there.
+    """
+    factor_args = FactorArguments(strategy=settings.factor_strategy)
+    factor_args.covariance_max_examples = settings.max_factor_rows
+    factor_args.lambda_max_examples = settings.max_factor_rows
+    if settings.use_half_precision:
+        factor_args.per_sample_gradient_dtype = torch.bfloat16
+        factor_args.lambda_dtype = torch.bfloat16
+    covariances = settings.covariances
+    if settings.use_half_precision and settings.stock:
+        factor_args.amp_dtype = torch.bfloat16
+        covariances = covariances or "bfloat16"
+    if covariances:
+        dtype = torch.float64 if covariances == "mixed" else getattr(torch, covariances)
+        factor_args.activation_covariance_dtype = dtype
+        factor_args.gradient_covariance_dtype = dtype
+    return factor_args
+
+
+def make_score_arguments(settings: Settings) -> ScoreArguments:
+    """kronfluence's arguments; half precision as in `make_factor_arguments`."""
+    score_args = ScoreArguments(
+        damping_factor=settings.damping_factor,
+        query_gradient_low_rank=settings.query_gradient_rank,
+    )
+    if settings.use_half_precision:
+        score_args.per_sample_gradient_dtype = torch.bfloat16
+        score_args.score_dtype = torch.bfloat16
+    if settings.use_half_precision and settings.stock:
+        score_args.amp_dtype = torch.bfloat16
+        score_args.precondition_dtype = torch.bfloat16
+    return score_args

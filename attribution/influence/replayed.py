@@ -21,17 +21,16 @@ from safetensors.torch import load_file
 from attribution.data.dataset import GlueDataset
 from attribution.engine.memory import SAFETY, free_memory
 from attribution.engine.resume import Work
-from attribution.files import Refused, write_tensors
+from attribution.files import Refused
 from attribution.influence.checkpoint import Analysis
 from attribution.processes import choose_device, share_out
 from attribution.replay import descent
 from attribution.replay.descent import Replay, Targets
 from attribution.replay.features import FEATURES, Sketch, second_moments
-from attribution.training.members import draw_share
+from attribution.tensors import write_tensors
+from attribution.training.members import draw_share, end_of
 from attribution.training.queries import predict_run
-from attribution.training.run import Run
 
-VERSION = 3  # of everything in a replay that changes numbers
 HELD_OUT = 256  # validation rows at most that set the time where training left no row out
 GROUP = 2048  # rows after which their features are kept
 KERNEL = "kernel.safetensors"
@@ -43,14 +42,8 @@ class ReplayAnalysis(Analysis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        on_the_way = self.run.step is not None
-        end = Run.read(self.run.folder.parent.parent) if on_the_way else self.run
-        if end is None:
-            raise Refused(f"the training that kept {self.run.folder} is gone; train it again")
-        self.end = end
+        self.end = end_of(self.run)
         self.works: dict[str, Work] = {}
-        for parts in self.scores.parts.values():
-            parts |= {"replay": VERSION, "end of training": end.weights}
 
     def divisor(self) -> float | None:
         """1: replayed scores have a unit."""

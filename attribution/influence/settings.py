@@ -10,13 +10,11 @@ import dataclasses
 import shlex
 from dataclasses import dataclass, replace
 
-import torch
-from kronfluence.arguments import FactorArguments, ScoreArguments
-
 from attribution.cli import check_numbers, flags_of, option, shown_value
 from attribution.files import Refused
-from attribution.training.members import Members
-from attribution.training.run import Run, queries_flag
+from attribution.training.arguments import queries_flag
+from attribution.training.members import Members, members_on_the_way
+from attribution.training.run import Run
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac", "replay")
 # Settings of factors and of scores with them, which a replay does not have.
@@ -31,6 +29,7 @@ OF_CURVATURE = {
     "max_factor_rows",
 }
 KINDS = ("factors", "self", "pairwise")
+REPLAY_VERSION = 3  # of everything in a replay that changes numbers
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
 SCORES = "how scores are computed"
 RUNNING = "how it runs"
@@ -305,42 +304,11 @@ def analyze_command(
 # --- kronfluence's arguments --------------------------------------------------------------------
 
 
-def make_factor_arguments(settings: Settings) -> FactorArguments:
-    """kronfluence's arguments. Half precision: gradients of rows and their products in bfloat16.
-
-    Model, covariances and rotations are in bfloat16 with stock kronfluence only. They cost little,
-    and rounding before a rotation spreads noise over directions of small eigenvalue, which the
-    inverse curvature blows up. Covariances suffer most: rounding of sums in float32 turns
-    eigenvectors of close eigenvalues into each other, so that the scores of two float32 runs with
-    other batches differ; hence float64 there.
-    """
-    factor_args = FactorArguments(strategy=settings.factor_strategy)
-    factor_args.covariance_max_examples = settings.max_factor_rows
-    factor_args.lambda_max_examples = settings.max_factor_rows
-    if settings.use_half_precision:
-        factor_args.per_sample_gradient_dtype = torch.bfloat16
-        factor_args.lambda_dtype = torch.bfloat16
-    covariances = settings.covariances
-    if settings.use_half_precision and settings.stock:
-        factor_args.amp_dtype = torch.bfloat16
-        covariances = covariances or "bfloat16"
-    if covariances:
-        dtype = torch.float64 if covariances == "mixed" else getattr(torch, covariances)
-        factor_args.activation_covariance_dtype = dtype
-        factor_args.gradient_covariance_dtype = dtype
-    return factor_args
-
-
-def make_score_arguments(settings: Settings) -> ScoreArguments:
-    """kronfluence's arguments; half precision as in `make_factor_arguments`."""
-    score_args = ScoreArguments(
-        damping_factor=settings.damping_factor,
-        query_gradient_low_rank=settings.query_gradient_rank,
-    )
-    if settings.use_half_precision:
-        score_args.per_sample_gradient_dtype = torch.bfloat16
-        score_args.score_dtype = torch.bfloat16
-    if settings.use_half_precision and settings.stock:
-        score_args.amp_dtype = torch.bfloat16
-        score_args.precondition_dtype = torch.bfloat16
-    return score_args
+def with_members(settings: Settings, run: Run) -> Settings:
+    """Settings of a replay that names no members: with those that serve it best, which it says."""
+    if settings.factor_strategy != "replay" or not settings.single:
+        return settings
+    members = members_on_the_way(run)
+    if not members.single:
+        print(f"replay takes the checkpoints on the way of these members: {flags_of(members)}")
+    return replace(settings, **vars(members))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
-import torch
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
+from attribution.data.tasks import MARGIN
 from attribution.files import (
     Refused,
     describe_parts,
@@ -25,14 +25,22 @@ from attribution.files import (
     number_of_queries,
     read_json,
     refuse_if_stale,
+    write_arrays,
     write_json,
-    write_tensors,
 )
-from attribution.influence.settings import STRATEGIES, ScoreSpec, analyze_command, spec_record
-from attribution.training.members import fingerprint_of_members
+from attribution.influence.settings import (
+    REPLAY_VERSION,
+    STRATEGIES,
+    ScoreSpec,
+    Settings,
+    analyze_command,
+    spec_record,
+)
+from attribution.training.members import end_of, fingerprint_of_members
 from attribution.training.run import Run
 
 KEY = "all_modules"
+TOP = 10  # rows of a query that count as its largest
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class ScoreFolder:
             return self.folder / self.spec.of_self.name
         return self.folder / (self.spec.name + self.suffix)
 
-    def load(self, kind: str) -> torch.Tensor | None:
+    def load(self, kind: str) -> np.ndarray | None:
         """Stored scores, pairwise (Q, N) or self (N,); None if missing, or damaged (printed).
 
         Raises Refused if they were made from something else.
@@ -72,13 +80,13 @@ class ScoreFolder:
             return None
         return load_file(place / f"{kind}_scores.safetensors")[KEY]
 
-    def load_row(self, query: int) -> torch.Tensor | None:
+    def load_row(self, query: int) -> np.ndarray | None:
         """One query's stored scores (N,), read without the rest and checked by its checksum."""
         record = self.record("pairwise")
         if record is None:
             return None
         try:
-            with safetensors.safe_open(self.path / "pairwise_scores.safetensors", "pt") as file:
+            with safetensors.safe_open(self.path / "pairwise_scores.safetensors", "np") as file:
                 row = file.get_slice(KEY)[query : query + 1][0]
         except (OSError, safetensors.SafetensorError):
             return None
@@ -89,14 +97,14 @@ class ScoreFolder:
         path = self.place(kind) / f"{kind}_scores.json"
         return refuse_if_stale(path, self.parts[kind], f"{kind} scores")
 
-    def save(self, kind: str, scores: torch.Tensor, about: dict) -> None:
+    def save(self, kind: str, scores: np.ndarray, about: dict) -> None:
         """Writes scores, then the JSON that makes them count, while no other process writes either.
 
         about: further entries of the JSON. Raises Refused, and stores nothing, for scores that are
         not finite.
         """
-        if not scores.isfinite().all():
-            place = ", ".join(map(str, (~scores.isfinite()).nonzero()[0].tolist()))
+        if not np.isfinite(scores).all():
+            place = ", ".join(map(str, np.argwhere(~np.isfinite(scores))[0]))
             raise Refused(
                 f"the {kind} scores are not finite (first at {place}), so nothing is stored; raise "
                 "--damping_factor, or train with a lower --learning_rate"
@@ -106,18 +114,47 @@ class ScoreFolder:
         record = {
             "fingerprint": self.parts[kind],
             "shape": list(scores.shape),
-            "rows": row_checksums(scores) if scores.dim() == 2 else None,
+            "rows": row_checksums(scores) if scores.ndim == 2 else None,
             "spec": spec_record(self.spec.of_self if kind == "self" else self.spec),
         }
         with exclusive(path.parent, wait_for=f"the {kind} scores in {path.parent}"):
             path.unlink(missing_ok=True)
-            digest = write_tensors(tensor, {KEY: scores})
+            digest = write_arrays(tensor, {KEY: scores})
             write_json(path, record | about | {"files": {tensor.name: digest}})
 
 
-def row_checksums(scores: torch.Tensor) -> list[str]:
+def folder_of(
+    run: Run, settings: Settings, num_rows: int, query_rows: str, suffix: str = ""
+) -> ScoreFolder:
+    """Scores of one checkpoint under these settings.
+
+    num_rows: training rows N. query_rows: fingerprint of the queries. suffix: see `ScoreFolder`.
+    Raises Refused for a checkpoint to be replayed whose training is gone.
+    """
+    made: dict = {"weights": run.weights, "training rows": run.train_rows}
+    if settings.factor_strategy == "replay":
+        made |= {"replay": REPLAY_VERSION, "end of training": end_of(run).weights}
+    asked = {"query rows": query_rows, "margin": MARGIN}
+    parts = {
+        "self": made | settings.parts("self", num_rows),
+        "pairwise": made | settings.parts("pairwise", num_rows) | asked,
+    }
+    return ScoreFolder(
+        run.folder / "influence" / "scores", settings.of_one_checkpoint, parts, suffix
+    )
+
+
+def folder_of_mean(run: Run, settings: Settings, first: ScoreFolder) -> ScoreFolder:
+    """Means over the members of these settings. first: scores of the first checkpoint."""
+    made = {"weights": run.weights, "training rows": run.train_rows}
+    made |= fingerprint_of_members(settings, run)
+    parts = {kind: one | made for kind, one in first.parts.items()}
+    return ScoreFolder(run.folder / "influence" / "scores", settings, parts, first.suffix)
+
+
+def row_checksums(scores: np.ndarray) -> list[str]:
     """SHA-256 of every row of scores (Q, N), float32."""
-    return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in scores]
+    return [hashlib.sha256(np.ascontiguousarray(row).data).hexdigest() for row in scores]
 
 
 # --- scores of a run ----------------------------------------------------------------------------
@@ -139,7 +176,7 @@ class StoredScores:
 
 def read_scores(path: Path) -> np.ndarray:
     """Scores beside their JSON: pairwise (Q, N) or self (N,)."""
-    return load_file(path.with_suffix(".safetensors"))[KEY].numpy()
+    return load_file(path.with_suffix(".safetensors"))[KEY]
 
 
 def find_scores(run: Run, query_rows: str, first_query: int = 0) -> dict[str, StoredScores]:
@@ -252,3 +289,11 @@ def seeds_of(run: Run, specs) -> list[int]:
     """Seeds of the models behind scores of these specs."""
     count = max((spec.num_members for spec in specs), default=1)
     return [] if run.seed is None else list(range(run.seed, run.seed + count))
+
+
+def most_helpful(scores: np.ndarray, direction: str = "helpful") -> np.ndarray:
+    """Training rows from the highest score (N,) to the lowest, or of harmful rows from the lowest
+    on; ties by row number.
+    """
+    sign = -1 if direction == "helpful" else 1
+    return np.argsort(sign * scores.astype(np.float64), kind="stable")

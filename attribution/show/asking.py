@@ -4,104 +4,36 @@ Symbols: Q queries, N training rows.
 """
 
 import contextlib
+import json
 import shlex
 import shutil
-import sys
-import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from attribution.cli import Parser, refuse_idle
+from attribution.evidence import wrong_labels
 from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
-from attribution.influence.stored import replayed_self_scores
+from attribution.influence.stored import most_helpful, replayed_self_scores
 from attribution.processes import Processes, choose_device
-from attribution.show import listing
-from attribution.show.listing import Context, Query
+from attribution.show import listing, tables
+from attribution.show.listing import (
+    Context,
+    Query,
+    View,
+    block_lines,
+    describe_row,
+    plain_row,
+    show_queries,
+    terminal_width,
+)
+from attribution.show.scored import ScoredRows, as_predicted, keep_answers, open_scored, unscored
+from attribution.training.arguments import queries_flag
 from attribution.training.queries import Questions, ask, predict_run, read_queries
-from attribution.training.run import Run, queries_flag
-
-BESIDE_SCORES = True  # value of --report without a file
-# Arguments of computing, without an effect where stored scores are read.
-OF_COMPUTING = {"overwrite", "profile"}
-
-
-def add_asking_arguments(parser: Parser) -> None:
-    """Adds the group of arguments about questions and the form of their answers."""
-    add = parser.group("queries and answers").add_argument
-    add(
-        "--query_index",
-        type=int,
-        nargs="+",
-        help="show the most influential rows of these validation rows, from stored scores",
-    )
-    add("--query_text", nargs="+", metavar="TEXT", help="a custom query: one text a text column")
-    add("--query_label", help="its class, by name or number (the predicted class)")
-    add("--query_path", help="custom queries in a CSV, JSONL or Parquet file; - is standard input")
-    add(
-        "--query_target",
-        choices=("label", "predicted"),
-        default="label",
-        help="target of --query_index: the label or the predicted class (label)",
-    )
-    add(
-        "--report",
-        nargs="?",
-        type=Path,
-        const=BESIDE_SCORES,
-        metavar="FILE",
-        help="write a page about --query_index or telling queries (report.html beside the scores)",
-    )
-    add(
-        "--forget_queries",
-        action="store_true",
-        help="delete all custom queries and their scores, then stop",
-    )
-    add(
-        "--format",
-        choices=listing.FORMATS,
-        help="form of the answer (table on a terminal, else plain)",
-    )
-    add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
-    add(
-        "--self_influence",
-        action="store_true",
-        help="score every training row against itself; show the top rows",
-    )
-
-
-def check_asking(values: dict, given: set[str]) -> None:
-    """Raises Refused for questions that exclude each other, and for arguments that a question
-    would ignore.
-
-    given: names of the arguments on the command line.
-    """
-    if values["forget_queries"]:
-        refuse_idle(given - {"forget_queries", "dataset_name", "checkpoint_dir"}, "forget_queries")
-    ways = [
-        name for name in ("query_index", "query_text", "query_path") if values[name] is not None
-    ]
-    if len(ways) > 1:
-        raise Refused(f"--{ways[0]} and --{ways[1]} exclude each other; ask one at a time")
-    if values["report"] is not None and ways and ways[0] != "query_index":
-        raise Refused(f"--{ways[0]} is answered without --report; the next report shows it")
-    if values["query_label"] is not None and values["query_text"] is None:
-        raise Refused("--query_label belongs to --query_text; a file of queries has a label column")
-    if values["report"] is not None:
-        if values["self_influence"]:
-            raise Refused("--self_influence is computed without --report; the next report shows it")
-        refuse_idle(given & {"format", "query_target", *OF_COMPUTING}, "report")
-    for way in ways:
-        refuse_idle(given & {"self_influence"}, way)
-    if values["query_index"] is not None:
-        refuse_idle(given & OF_COMPUTING, "query_index")
-    elif "query_target" in given:
-        raise Refused("--query_target belongs to --query_index")
+from attribution.training.run import Run
+from pipeline import compute_margin
 
 
 def read_questions(run: Run, values: dict, processes: Processes) -> Questions | None:
@@ -132,55 +64,28 @@ def forget_queries(run: Run) -> None:
     print(f"{len(found)} queries or groups of queries are forgotten{with_reports}")
 
 
-@dataclass(frozen=True)
-class View:
-    """Form of the answers."""
-
-    form: str  # one of listing.FORMATS
-    top_k: int
-
-    @property
-    def rich(self) -> bool:
-        """Whether predictions, margins and marks are shown."""
-        return self.form != "plain"
-
-    def progress(self):
-        """Context that prints progress to standard error where JSON goes to standard output."""
-        if self.form == "json":
-            return contextlib.redirect_stdout(sys.stderr)
-        return contextlib.nullcontext()
-
-
 # --- queries with their scores ------------------------------------------------------------------
 
 
-def validation_queries(
-    influence: Influence,
-    indices: list[int],
-    scores: Mapping[int, np.ndarray] | np.ndarray,
-    rich: bool,
-) -> list[Query]:
-    """Validation rows with their scores.
-
-    indices: their places among the queries. scores: (Q, N), or place -> (N,). rich: with the
-    model's predictions.
-    """
+def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
+    """Validation rows with their scores (Q, N), kept beside them for later questions."""
+    run = influence.run
+    found = open_scored(run, influence.settings)
+    if found is not None:
+        return found
     queries = influence.queries
-    members = influence.of_members()
-    logits = predict_run(influence.run, queries.subset(indices)).numpy() if rich else None
-    return [
-        Query(
-            texts=[queries.table[i][column] for column in queries.task.columns],
-            label=queries.label_name(i),
-            scores=scores[i],
-            number=queries.first_number + i,
-            file_row=queries.file_row(i),
-            logits=None if logits is None else logits[place],
-            label_number=float(queries.labels[i]),
-            members=members and [one[i] for one in members],
-        )
-        for place, i in enumerate(indices)
-    ]
+    logits = predict_run(run, queries)
+    arrays = {
+        "logits": logits.numpy(),
+        "margins": compute_margin(logits, torch.from_numpy(queries.labels)).numpy(),
+        "everywhere": listing.rank_high_everywhere(scores),
+    }
+    with contextlib.suppress(OSError):  # of a folder that may only be read
+        keep_answers(run, influence.scores, influence.train, queries, arrays)
+    members = [] if influence.settings.single else [one.scores for one in influence.analyses]
+    return ScoredRows(
+        influence.settings, influence.scores, members, influence.train, queries, **arrays
+    )
 
 
 def custom_queries(influence: Influence, questions: Questions, alone: bool = False) -> list[Query]:
@@ -196,13 +101,15 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
     questions.save(custom.scores.path)
     members = custom.of_members()
     data = questions.data
+    margins = compute_margin(torch.from_numpy(questions.logits), torch.from_numpy(data.labels))
     return [
         Query(
-            texts=questions.texts(i),
+            texts=data.columns_of(i),
             label=data.label_name(i),
-            scores=scores[i].numpy(),
+            scores=scores[i],
             target=target,
             logits=questions.logits[i],
+            margin=float(margins[i]),
             label_number=float(data.labels[i]),
             members=members and [one[i] for one in members],
         )
@@ -210,37 +117,20 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
     ]
 
 
-def predicted_queries(influence: Influence, indices: list[int], scores: np.ndarray) -> list[Query]:
-    """Validation rows with the model's prediction as the target. scores: (Q, N).
+def predicted_queries(influence: Influence, queries: list[Query]) -> list[Query]:
+    """Validation rows with the model's prediction as the target.
 
-    With two classes the scores of a wrong prediction are minus the stored ones. With more, and for
-    a regression's output, the row is scored as a custom query.
+    With more than two classes, and for a regression's output, they are scored as custom queries.
     """
-    queries = validation_queries(influence, indices, scores, rich=True)
     task = influence.train.task
-    if task.num_labels != 2:
-        questions = ask(influence.run, [query.texts for query in queries], [None] * len(queries))
-        found = custom_queries(influence, questions, alone=True)
-        return [
-            replace(query, number=asked.number, file_row=asked.file_row)
-            for query, asked in zip(found, queries, strict=True)
-        ]
-    targeted = []
-    for query in queries:
-        assert query.logits is not None
-        place = int(query.logits.argmax())
-        sign = 1 if place == query.label_number else -1
-        targeted.append(
-            replace(
-                query,
-                target="predicted",
-                label=task.class_names[place],
-                label_number=float(place),
-                scores=sign * query.scores,
-                members=query.members and [sign * scores for scores in query.members],
-            )
-        )
-    return targeted
+    if task.num_labels == 2:
+        return [as_predicted(query, task.class_names) for query in queries]
+    questions = ask(influence.run, [query.texts for query in queries], [None] * len(queries))
+    found = custom_queries(influence, questions, alone=True)
+    return [
+        replace(query, number=asked.number, file_row=asked.file_row)
+        for query, asked in zip(found, queries, strict=True)
+    ]
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -255,67 +145,37 @@ def lds_command(influence: Influence, bare: bool = False) -> str:
     return f"python evaluate_lds.py --dataset_name {name} --checkpoint_dir {where}{limit}"
 
 
-def context_of(influence: Influence, scores: np.ndarray | None, rich: bool) -> Context:
-    """Facts that all queries share. scores: of the validation rows (Q, N), if stored."""
+def plain_context(influence: Influence) -> Context:
+    """Facts that all queries share, without those that take scores of validation rows."""
     replayed = influence.settings.factor_strategy == "replay"
-    context = Context(influence.train, influence.name, len(influence.analyses), replayed=replayed)
-    if not rich or scores is None:
-        return context
-    record = influence.scores.record("pairwise") or {}
-    everywhere = listing.rank_high_everywhere(scores)
-    found = {"likeness": record.get("likeness"), "unit": record.get("unit", 1.0)}
-    return replace(context, everywhere=everywhere, **found)
+    return Context(influence.train, influence.name, len(influence.analyses), replayed=replayed)
 
 
-def show(influence: Influence, queries: list[Query], scores: np.ndarray | None, view: View) -> None:
-    """Prints queries and the meaning of their scores. scores: of the validation rows (Q, N)."""
-    context = context_of(influence, scores, view.rich)
-    for query in queries:
-        listing.show(listing.explain(context, query, view.top_k), view.form)
-    if view.form == "table":
-        meaning = listing.meaning_of_scores(context)
-        print("\n" + textwrap.fill(meaning, max(listing.terminal_width(), 40)))
-
-
-def show_validation_rows(influence: Influence, indices: list[int], target: str, view: View) -> None:
+def show_validation_rows(influence: Influence, places: list[int], target: str, view: View) -> None:
     """Prints validation rows, by their places, from stored scores. target: "label" or "predicted".
 
     Raises Refused if there are no scores.
     """
-    unscored = Refused(
-        f"{influence.name} has not been scored yet; run the same command without --query_index"
-    )
-    scores = None
     with view.progress():
-        if not view.rich and target == "label" and influence.settings.single:
-            rows = {}
-            for index in indices:  # read one by one, without the rest of a large file
-                row = influence.scores.load_row(index)
-                if row is None:
-                    raise unscored
-                rows[index] = row.numpy()
-            queries = validation_queries(influence, indices, rows, rich=False)
-        else:
-            stored = influence.scores.load("pairwise")
-            if stored is None:
-                raise unscored
-            scores = stored.numpy()
-            if target == "predicted":
-                queries = predicted_queries(influence, indices, scores)
-            else:
-                queries = validation_queries(influence, indices, scores, view.rich)
-    show(influence, queries, scores, view)
+        scores = influence.scores.load("pairwise")
+        if scores is None:
+            raise unscored(influence.name)
+        scored = scored_rows(influence, scores)
+        queries = [scored.query(place) for place in places]
+        if target == "predicted":
+            queries = predicted_queries(influence, queries)
+    show_queries(scored.context(), queries, view)
 
 
 def show_questions(influence: Influence, questions: Questions, view: View) -> None:
     """Scores and prints custom queries."""
-    scores = None
     with view.progress():
         queries = custom_queries(influence, questions)
-        if view.rich:
-            with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
-                scores = influence.scores.load("pairwise")
-    show(influence, queries, None if scores is None else scores.numpy(), view)
+        context = plain_context(influence)
+        with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
+            scored = open_scored(influence.run, influence.settings)
+            context = scored.context() if scored else context
+    show_queries(context, queries, view)
 
 
 def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
@@ -331,15 +191,15 @@ def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
         )
         for sentence in influence.run.doubts:
             print(printable(sentence))
+        scored = scored_rows(influence, scores)
     if self_scores is None:
-        values = scores.numpy()
-        show(influence, validation_queries(influence, [0], values, view.rich), values, view)
+        show_queries(scored.context(), [scored.query(0)], view)
         return
     losses = None
     if view.form != "json" and truth_of(influence.train) is not None:
         models = [one.run.model(choose_device()) for one in influence.analyses]
         losses = np.mean([row_losses(model, influence.train) for model in models], axis=0)
-    context = context_of(influence, None, rich=False)
+    context = plain_context(influence)
     if (
         not context.replayed
         and view.form != "json"
@@ -347,5 +207,63 @@ def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
     ):
         name, margins = replayed
         first = replace(context, name=name, replayed=True)
-        listing.show_self_influence(first, torch.from_numpy(margins), view.top_k, view.form)
-    listing.show_self_influence(context, self_scores, view.top_k, view.form, losses)
+        show_self_influence(first, margins, view.top_k, view.form)
+    show_self_influence(context, self_scores, view.top_k, view.form, losses)
+
+
+SELF_KEYS = ("row", "file_row", "rank", "score", "share", "texts", "label", "flipped")
+
+
+def show_self_influence(
+    context: Context,
+    scores: np.ndarray,
+    top_k: int,
+    form: str = "plain",
+    losses: np.ndarray | None = None,
+) -> None:
+    """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds
+    (not in JSON, see FORMAT). That of a replay is minus the margin of the row where it was left
+    out.
+
+    scores: self-influence (N,). form: one of FORMATS. losses: of the rows (N,), the ranking that is
+    compared with it.
+    """
+    order = most_helpful(scores)
+    total = float(np.abs(scores).sum(dtype=np.float64)) or 1.0
+    rows = []
+    for rank, row in enumerate(order[:top_k].tolist(), 1):
+        score = float(scores[row])
+        more = {"rank": rank, "share": abs(score) / total, "agreement": None}
+        rows.append(describe_row(context, row, score) | more)
+    if form == "json":
+        for row in rows:
+            about = {"scores": context.name, "members": context.num_members}
+            print(json.dumps({key: row[key] for key in SELF_KEYS} | about))
+        return
+    ranking = "self-influence"
+    title = "highest self-influence"
+    if context.replayed:
+        ranking = "margin left out"
+        title = "lowest margins of rows left out of a replayed training (score: minus that margin)"
+    if form == "table":
+        lines = block_lines({title: rows}, context.num_members, terminal_width())
+    else:
+        lines = [f"{title}:", *map(plain_row, rows)]
+    print("", *lines, sep="\n")
+    wrong = wrong_labels.truth_of(context.train)
+    if wrong is None:
+        return
+    top = min(50, len(wrong))
+    print(
+        f"  {wrong[order[:top]].sum()} of the top {top} rows by {ranking} are planted "
+        f"flips; chance gives {top * wrong.mean():.1f}"
+    )
+    if losses is None:
+        return
+    print(
+        f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over "
+        "rows):"
+    )
+    rankings = {ranking: scores, "loss of the row": losses}
+    found = {name: wrong_labels.found(ranking, wrong) for name, ranking in rankings.items()}
+    print(tables.wrong_labels_text(found))

@@ -6,21 +6,18 @@ nothing in them steers the terminal.
 Symbols: Q queries, N training rows, M masks, R repeats, C classes.
 """
 
+import contextlib
 import json
 import shutil
+import sys
 import textwrap
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from attribution.data.dataset import GlueDataset
-from attribution.evidence import stats, wrong_labels
-from attribution.evidence.counterfactual import Arm, most_helpful
-from attribution.evidence.lds import REFERENCE, TOP, usable_masks
-from attribution.files import Refused, printable
-from attribution.show import tables
-from pipeline import compute_margin
+from attribution.data.rows import Rows
+from attribution.files import printable
+from attribution.influence.stored import TOP, most_helpful
 
 FORMATS = ("plain", "table", "json")
 COLUMNS = ("score", "share", "members", "row", "label")
@@ -38,14 +35,13 @@ FORMAT = """--format json prints one object a query:
   their ten).
 With --self_influence it prints one object a row instead, the top_k of the highest self-influence:
   row, file_row, rank, score, share, texts, label, flipped, scores, members, all as above."""
-SELF_KEYS = ("row", "file_row", "rank", "score", "share", "texts", "label", "flipped")
 
 
 @dataclass(frozen=True)
 class Context:
     """Facts that all queries of one set of scores share."""
 
-    train: GlueDataset
+    train: Rows
     name: str = ""  # of the scores
     num_members: int = 1
     replayed: bool = False  # whether scores are in units of the margin
@@ -65,6 +61,7 @@ class Query:
     file_row: int | None = None  # its number in the file, if it was drawn from one
     target: str = "label"
     logits: np.ndarray | None = None  # (C,) of the run's model
+    margin: float | None = None  # of the run's model
     label_number: float = np.nan  # class or value; NaN: a regression's output
     members: list[np.ndarray] | None = None  # (N,) of each member
 
@@ -116,13 +113,12 @@ def explain(context: Context, query: Query, top_k: int) -> dict:
 def describe_row(context: Context, row: int, score: float | None = None) -> dict:
     """One training row, with its score; its share depends on the query."""
     train = context.train
-    values = train.table[row]
     return {
         "row": row,
         "file_row": train.file_row(row),
         "score": score,
         "share": None,
-        "texts": [values[column] for column in train.task.columns],
+        "texts": train.columns_of(row),
         "label": train.label_name(row),
         "flipped": None if train.truth is None else bool(train.truth[row]),
         "everywhere": None if context.everywhere is None else float(context.everywhere[row]),
@@ -133,19 +129,20 @@ def prediction_of(context: Context, query: Query) -> dict:
     """Prediction, its probability, and the margin of the query; None where no model was run."""
     if query.logits is None:
         return {"prediction": None, "probability": None, "margin": None}
-    logits = torch.from_numpy(np.asarray(query.logits, np.float32))[None]
-    label = torch.tensor([query.label_number])
     task = context.train.task
-    if task.regression:
-        prediction = f"{float(logits[0, 0]):.2f}"
-        probability = None
-    else:
-        label = label.long()
-        place = int(logits[0].argmax())
+    probability = None
+    prediction = f"{query.logits[0]:.2f}"
+    if not task.regression:
+        place = int(query.logits.argmax())
         prediction = task.class_names[place] if task.class_names else str(place)
-        probability = float(logits.softmax(-1)[0, place])
-    margin = float(compute_margin(logits, label)[0])
-    return {"prediction": prediction, "probability": probability, "margin": margin}
+        probability = float(softmax(query.logits)[place])
+    return {"prediction": prediction, "probability": probability, "margin": query.margin}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (C,) of logits (C,)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    return shifted / shifted.sum()
 
 
 def meaning_of_scores(context: Context) -> str:
@@ -202,7 +199,7 @@ def heading(explained: dict) -> str:
     return f"query{number} [{label}]: {joined(explained['texts'])}"
 
 
-def headline(queries: GlueDataset, place: int) -> str:
+def headline(queries: Rows, place: int) -> str:
     """Heading of a validation row, by its place among the queries."""
     about = {
         "query": queries.first_number + place,
@@ -314,96 +311,34 @@ def table_row(cells: list[str], widths: list[int], text: str, width: int) -> lis
 # --- listings of rows ---------------------------------------------------------------------------
 
 
-def show_self_influence(
-    context: Context,
-    scores: torch.Tensor,
-    top_k: int,
-    form: str = "plain",
-    losses: np.ndarray | None = None,
-) -> None:
-    """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds
-    (not in JSON, see FORMAT). That of a replay is minus the margin of the row where it was left
-    out.
+@dataclass(frozen=True)
+class View:
+    """Form of the answers."""
 
-    scores: self-influence (N,). form: one of FORMATS. losses: of the rows (N,), the ranking that is
-    compared with it.
-    """
-    order = torch.argsort(scores, descending=True, stable=True)
-    total = float(scores.double().abs().sum()) or 1.0
-    rows = []
-    for rank, row in enumerate(order[:top_k].tolist(), 1):
-        score = float(scores[row])
-        more = {"rank": rank, "share": abs(score) / total, "agreement": None}
-        rows.append(describe_row(context, row, score) | more)
-    if form == "json":
-        for row in rows:
-            about = {"scores": context.name, "members": context.num_members}
-            print(json.dumps({key: row[key] for key in SELF_KEYS} | about))
-        return
-    ranking = "self-influence"
-    title = "highest self-influence"
-    if context.replayed:
-        ranking = "margin left out"
-        title = "lowest margins of rows left out of a replayed training (score: minus that margin)"
-    if form == "table":
-        lines = block_lines({title: rows}, context.num_members, terminal_width())
-    else:
-        lines = [f"{title}:", *map(plain_row, rows)]
-    print("", *lines, sep="\n")
-    wrong = wrong_labels.truth_of(context.train)
-    if wrong is None:
-        return
-    top = min(50, len(wrong))
-    print(
-        f"  {wrong[order[:top].numpy()].sum()} of the top {top} rows by {ranking} are planted "
-        f"flips; chance gives {top * wrong.mean():.1f}"
-    )
-    if losses is None:
-        return
-    print(
-        f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over "
-        "rows):"
-    )
-    rankings = {ranking: scores.numpy(), "loss of the row": losses}
-    found = {name: wrong_labels.found(ranking, wrong) for name, ranking in rankings.items()}
-    print(tables.wrong_labels_text(found))
+    form: str  # one of listing.FORMATS
+    top_k: int
+
+    @property
+    def rich(self) -> bool:
+        """Whether predictions, margins and marks are shown."""
+        return self.form != "plain"
+
+    def progress(self):
+        """Context that prints progress to standard error where JSON goes to standard output."""
+        if self.form == "json":
+            return contextlib.redirect_stdout(sys.stderr)
+        return contextlib.nullcontext()
 
 
-def show_query_lds(
-    queries: GlueDataset,
-    train: GlueDataset,
-    scores: dict[str, np.ndarray],
-    place: int,
-    masks: np.ndarray,
-    margins: np.ndarray,
-) -> None:
-    """Prints a query, its top influential row, and how well stored scores predict its margins.
-
-    scores: name -> (Q, N); ekfac's are taken, else the first. place: among the queries. masks (M,
-    N), margins (M, R, Q).
-    """
-    print(headline(queries, place))
-    name = REFERENCE if REFERENCE in scores else next(iter(scores), None)
-    if name is None:
-        raise Refused("no stored scores; make them with analyze.py")
-    complete = usable_masks(margins)
-    truth = stats.make_truth(stats.mean_margins(margins[complete]))
-    agreed = stats.agreement(scores[name], masks[complete], truth)
-    top = int(most_helpful(scores[name][place])[0])
-    print(f"  most influential by {name}:")
-    print(plain_row(describe_row(Context(train), top, float(scores[name][place, top]))))
-    print(
-        f"  LDS of {name} for this query: {agreed.per_query[place]:.3f} "
-        f"({complete.sum()} masks; mean over queries {agreed.mean:.3f})"
-    )
+def view_of(form: str | None, top_k: int) -> View:
+    """View in this form; by default columns on a terminal, and plain lines in a pipe."""
+    return View(form or ("table" if sys.stdout.isatty() else "plain"), top_k)
 
 
-def show_removed(
-    queries: GlueDataset, train: GlueDataset, arms: dict[str, Arm], place: int, count: int
-) -> None:
-    """Prints the first `count` rows that each arm would remove for one query, by its place."""
-    print(headline(queries, place))
-    for name, arm in arms.items():
-        print(f"  {name} removes, in this order:")
-        for row in arm(place)[0][:count]:
-            print(plain_row(describe_row(Context(train), int(row))))
+def show_queries(context: Context, queries: list[Query], view: View) -> None:
+    """Prints queries and the meaning of their scores."""
+    for query in queries:
+        show(explain(context, query, view.top_k), view.form)
+    if view.form == "table":
+        meaning = meaning_of_scores(context)
+        print("\n" + textwrap.fill(meaning, max(terminal_width(), 40)))

@@ -9,8 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from attribution.evidence import baselines
-from attribution.evidence.counterfactual import TURNED
+from attribution.evidence.arguments import BASELINES, TURNED
 from attribution.files import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.
@@ -84,7 +83,7 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
 def _draw_growth(axes, result: dict, names: list[str]) -> None:
     """LDS against the number of masks: ekfac, the two best other scores, the two best baselines."""
     reference = [name for name in names if name == "ekfac"]
-    cheap = [name for name in names[::-1] if name in baselines.NAMES]
+    cheap = [name for name in names[::-1] if name in BASELINES]
     others = [name for name in names[::-1] if name not in (*cheap, *reference)]
     counts = np.array(result["growth"]["masks"])
     for i, name in enumerate(reference + others[:2] + cheap[:2]):

@@ -22,13 +22,12 @@ from attribution.evidence.verdict import stored_verdicts
 from attribution.files import Refused, check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import analyze_command
-from attribution.influence.stored import replayed_self_scores, scores_named
+from attribution.influence.stored import most_helpful, replayed_self_scores, scores_named
 from attribution.show import tables, verdicts
 from attribution.show.asking import (
-    context_of,
     custom_queries,
     lds_command,
-    validation_queries,
+    scored_rows,
 )
 from attribution.show.listing import (
     MARK,
@@ -39,7 +38,7 @@ from attribution.show.listing import (
     meaning_of_scores,
 )
 from attribution.show.results import place_of
-from attribution.training.queries import ask, predict_run
+from attribution.training.queries import ask
 from pipeline import compute_correct, compute_margin
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -69,7 +68,7 @@ def write_report(
         )
     path = path or influence.scores.path / "report.html"
     check_file(path, "--report")
-    write_bytes(path, render(build(influence, scores.numpy(), indices, top_k)).encode())
+    write_bytes(path, render(build(influence, scores, indices, top_k)).encode())
     return path
 
 
@@ -93,15 +92,16 @@ def render(page: dict) -> str:
 def build(influence: Influence, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
     """Everything that the page shows, as plain values. scores: (Q, N)."""
     run = influence.run
-    context = context_of(influence, scores, rich=True)
+    scored = scored_rows(influence, scores)
+    context = scored.context()
     if indices is None:
-        chosen = choose(influence, predict_run(run, influence.queries).numpy())
+        chosen = choose(influence, scored.logits)
     else:
         chosen = {"The queries that were asked for": indices}
     queries = {
-        title: validation_queries(influence, rows, scores, rich=True)
-        for title, rows in chosen.items()
-        if rows
+        title: [scored.query(place) for place in places]
+        for title, places in chosen.items()
+        if places
     }
     if indices is None and (custom := stored_custom_queries(influence)):
         queries["Queries of your own"] = custom
@@ -236,9 +236,9 @@ def suspects(influence: Influence, context: Context) -> dict:
     top = []
     replayed = replayed_self_scores(influence.run)
     try:
-        scores = torch.from_numpy(replayed[1]) if replayed else influence.scores.load("self")
+        scores = replayed[1] if replayed else influence.scores.load("self")
         if scores is not None:
-            order = torch.argsort(scores, descending=True, stable=True)[:SUSPECTS].tolist()
+            order = most_helpful(scores)[:SUSPECTS].tolist()
             top = [describe_row(context, row, float(scores[row])) for row in order]
     except Refused as refusal:
         print(f"self-influence is left out: {refusal}")

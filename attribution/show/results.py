@@ -15,7 +15,6 @@ from attribution.files import (
     write_json,
     write_npz,
 )
-from attribution.provenance import origin
 
 Draw = Callable[[dict, Path], None]
 RUN = ("weights", "training rows", "start")  # the parts of a fingerprint that tell runs apart
@@ -100,6 +99,8 @@ def save(
     fingerprints: of model and data. arrays: stored in `.npz`, from which tables can be made again
     without retraining.
     """
+    from attribution.provenance import origin  # it imports torch, which `redraw` does not need
+
     about = {"arguments": {name: str(value) for name, value in arguments.items()}}
     # First, so that no result is without its origin if the process dies in between.
     write_json(place.file(".run.json"), about | origin(device, fingerprints))

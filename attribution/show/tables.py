@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from attribution.evidence.counterfactual import TURNED, differences
+from attribution.evidence.arguments import TURNED
+from attribution.evidence.counterfactual import differences
 from attribution.evidence.wrong_labels import MEASURES
 
 KINDS = {

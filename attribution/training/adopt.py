@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.labels import class_of
-from attribution.data.tables import GlueTask
+from attribution.data.tasks import GlueTask
 from attribution.files import Refused, differing_parts, printable
 from attribution.hub import open_asset
 from attribution.models import is_head, open_model, shortened

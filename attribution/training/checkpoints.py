@@ -11,21 +11,23 @@ from tqdm import tqdm
 
 from attribution.files import (
     Refused,
+    checksums,
     describe_parts,
     exclusive,
-    fingerprint_of_tensors,
     printable,
     read_json,
+    write_bytes,
     write_json,
 )
 from attribution.models import name_classes
 from attribution.processes import ALONE, Processes, choose_device
+from attribution.tensors import fingerprint_of_tensors
 from attribution.training.data import RowsOfRun
 from attribution.training.fit import Diverged, evaluate_model, fit, steps_of
 from attribution.training.members import Members, draw_share, is_trained
 from attribution.training.metrics import doubts
 from attribution.training.resume import Progress
-from attribution.training.run import Run, save_run
+from attribution.training.run import MARKER, Run
 
 # Parts of run.json that an interrupted training shares with the one that continues it.
 RESUMED = ("start", "train_rows", "recipe", "seed", "processes", "device", "share")
@@ -182,3 +184,30 @@ def show_metrics(results: dict[str, dict]) -> None:
     """Prints the metrics of every split."""
     for name, result in results.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()))
+
+
+def save_run(folder: Path, model, tokenizer, record: dict) -> None:
+    """Saves model and tokenizer, then run.json with checksums, which makes the folder a run.
+
+    Raises Refused, and saves nothing, if a weight is not finite.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise Refused(
+                f"training left a weight that is not finite ({name}); lower --learning_rate"
+            )
+    saving = folder / ".saving"
+    shutil.rmtree(saving, ignore_errors=True)
+    write_bytes(folder / MARKER, b"a run is being saved here\n")
+    try:
+        model.save_pretrained(saving)
+        tokenizer.save_pretrained(saving)
+        files = checksums(path for path in saving.iterdir() if path.is_file())
+        (folder / "run.json").unlink(missing_ok=True)
+        for name in files:
+            (saving / name).replace(folder / name)
+    finally:
+        shutil.rmtree(saving, ignore_errors=True)
+    weights = fingerprint_of_tensors(model.state_dict())
+    write_json(folder / "run.json", record | {"files": files, "weights": weights})
+    (folder / MARKER).unlink()

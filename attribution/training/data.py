@@ -11,40 +11,19 @@ from pathlib import Path
 
 import datasets
 
-from attribution.cli import Parser
-from attribution.data.custom import KINDS, SHARE, CustomData, open_custom
+from attribution.data.custom import CustomData, open_custom
 from attribution.data.dataset import GlueDataset, fingerprint_of_tokenizer
-from attribution.data.tables import GlueTask, check_name
+from attribution.data.tasks import (
+    MAX_LENGTH,
+    TASKS,
+    GlueTask,
+)
 from attribution.files import Refused, printable
 from attribution.models import check_tokens, inputs_of, usable_positions
 from attribution.training.run import absolute
-from pipeline import MAX_LENGTH, TASKS, get_glue_dataset, load_tables, unknown_task
+from pipeline import get_glue_dataset, load_tables
 
 SHOWN = 8  # classes that a line names
-CUSTOM = ("text_columns", "label_column", "task", "validation_split", "split_seed")
-
-
-def add_custom_arguments(parser: Parser) -> None:
-    """Adds the group of arguments that say how custom rows are read."""
-    add = parser.group("custom rows (a --dataset_name that is not GLUE's)").add_argument
-    add("--text_columns", nargs="+", metavar="COLUMN", help="one or two columns with the texts")
-    add(
-        "--label_column",
-        help="column of the labels; numbers with a fraction make a regression, others classes",
-    )
-    add(
-        "--task", choices=KINDS, help="kind of the labels, if it is not the one that they look like"
-    )
-    add(
-        "--validation_split",
-        help="a split (validation), a second file, or a share of the rows, of every class alike "
-        f"({SHARE} of one split)",
-    )
-    add(
-        "--split_seed",
-        type=int,
-        help="seed that draws validation rows; --seed does not change them (0)",
-    )
 
 
 @dataclass(frozen=True)
@@ -68,27 +47,10 @@ def open_tables(
     folders = {"dataset_path": absolute(dataset_path)}
     record: dict = {"dataset_path": dataset_path, "folders": folders}
     if name in TASKS:
-        for argument in CUSTOM:
-            if values[argument] is not None:
-                raise Refused(
-                    f"--{argument} is for custom rows; {name} is a task of GLUE, so choose another "
-                    "name"
-                )
         return Tables(name, TASKS[name], load_tables(name, dataset_path), record)
-    check_name(name)
-    columns = tuple(values["text_columns"] or ())
+    assert dataset_path is not None
+    columns = tuple(values["text_columns"])
     label = values["label_column"]
-    if dataset_path is None or not columns or not label:
-        raise Refused(
-            f"{unknown_task(name)}; custom rows take --dataset_path, --text_columns and "
-            "--label_column"
-        )
-    if len(columns) > 2 or len({*columns, label}) <= len(columns):
-        raise Refused(
-            "--text_columns takes one or two columns, each once, and --label_column another one"
-        )
-    if "label" in columns:
-        raise Refused("a text column cannot be called 'label'; rename it")
     split = values["validation_split"]
     seed = values["split_seed"] or 0
     data = CustomData(dataset_path, columns, label, values["task"], split, seed)

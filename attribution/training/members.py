@@ -192,6 +192,21 @@ def open_members(run: Run, members: Members) -> list[Run]:
     return found
 
 
+def replayed_members(checkpoints: list[Run]) -> list[Run]:
+    """Those that a replay takes: the end of a training says less than what it kept on the way."""
+    return [one for one in checkpoints if one.step is not None] or checkpoints
+
+
+def end_of(checkpoint: Run) -> Run:
+    """The run that ended the training of this checkpoint. Raises Refused if it is gone."""
+    if checkpoint.step is None:
+        return checkpoint
+    end = Run.read(checkpoint.folder.parent.parent)
+    if end is None:
+        raise Refused(f"the training that kept {checkpoint.folder} is gone; train it again")
+    return end
+
+
 def fingerprint_of_members(members: Members, run: Run) -> dict:
     """Named parts of a mean over members: weights of each checkpoint (None: missing), kind of
     mean.

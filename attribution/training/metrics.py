@@ -1,34 +1,50 @@
 """GLUE's metrics (arXiv:1804.07461, table 1), and doubts about models that hardly pass chance."""
 
-import functools
-
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from attribution.data.dataset import GlueDataset
 
 ONE_SIDED = 1.645  # standard deviations that chance exceeds once in twenty
 
 
-def _correlation(function):
-    """Correlation of two columns; 0 if one of them is constant, for which none is defined."""
+def _accuracy(references, predictions) -> float:
+    """Share of equal labels; sklearn's, without its second of import."""
+    return np.mean(np.asarray(references) == predictions)
+
+
+def _of_sklearn(name: str, **options):
+    """Metric of this name from sklearn, which is imported when it is computed."""
+
+    def metric(references, predictions) -> float:
+        from sklearn import metrics
+
+        return getattr(metrics, name)(references, predictions, **options)
+
+    return metric
+
+
+def _correlation(name: str):
+    """Correlation of two columns by SciPy's function of this name; 0 if one of them is constant,
+    for which none is defined.
+    """
 
     def correlate(references, predictions) -> float:
+        from scipy import stats
+
         if np.ptp(references) == 0 or np.ptp(predictions) == 0:
             return 0.0
-        return function(np.float64(references), np.float64(predictions)).statistic
+        return getattr(stats, name)(np.float64(references), np.float64(predictions)).statistic
 
     return correlate
 
 
 METRICS = {
-    "accuracy": accuracy_score,
-    "f1": f1_score,
-    "macro_f1": functools.partial(f1_score, average="macro", zero_division=0),
-    "matthews_correlation": matthews_corrcoef,
-    "pearson": _correlation(pearsonr),
-    "spearmanr": _correlation(spearmanr),
+    "accuracy": _accuracy,
+    "f1": _of_sklearn("f1_score"),
+    "macro_f1": _of_sklearn("f1_score", average="macro", zero_division=0),
+    "matthews_correlation": _of_sklearn("matthews_corrcoef"),
+    "pearson": _correlation("pearsonr"),
+    "spearmanr": _correlation("spearmanr"),
 }
 
 

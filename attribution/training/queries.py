@@ -16,7 +16,7 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.data.labels import class_of, is_missing, number_of, value_of
 from attribution.data.reader import is_unicode, place_of, read_table
-from attribution.data.tables import GlueTask
+from attribution.data.tasks import GlueTask
 from attribution.files import Refused, printable, write_json
 from attribution.processes import choose_device
 from attribution.training.fit import predict
@@ -37,17 +37,13 @@ class Questions:
     @property
     def suffix(self) -> str:
         """End of the name of their scores: 12 digits of a SHA-256 over texts and labels."""
-        rows = [[*self.texts(i), self.data.label_name(i)] for i in range(len(self.data))]
+        rows = [[*self.data.columns_of(i), self.data.label_name(i)] for i in range(len(self.data))]
         return f"_queries-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
-
-    def texts(self, index: int) -> list[str]:
-        """Text columns of one query."""
-        return [self.data.table[index][column] for column in self.data.task.columns]
 
     def save(self, folder: Path) -> None:
         """Writes texts, labels and targets next to their scores, as queries.json."""
         rows = [
-            {"texts": self.texts(i), "label": self.data.label_name(i), "target": target}
+            {"texts": self.data.columns_of(i), "label": self.data.label_name(i), "target": target}
             for i, target in enumerate(self.targets)
         ]
         write_json(folder / "queries.json", {"queries": rows})

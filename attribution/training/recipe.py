@@ -6,8 +6,8 @@
 import argparse
 
 from attribution.cli import Parser, check_numbers
+from attribution.data.tasks import TASKS
 from attribution.files import Refused
-from pipeline import TASKS
 
 RECIPE = {
     "learning_rate": 3e-5,

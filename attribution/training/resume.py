@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attribution.files import describe_parts, differing_parts, read_snapshot, write_snapshot
+from attribution.files import describe_parts, differing_parts
 from attribution.processes import ALONE, Processes
+from attribution.tensors import read_snapshot, write_snapshot
 
 SEEDS_APART = 1_000_003  # between the seeds of two processes' dropout masks
 

@@ -5,34 +5,24 @@ recipe, checksums. While a run is being saved its folder has a marker; a folder 
 neither run.json nor marker is external, and is left alone.
 """
 
-import argparse
+from __future__ import annotations
+
 import shlex
-import shutil
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from attribution.cli import Parser
-from attribution.data.custom import CustomData, open_custom
-from attribution.data.dataset import GlueDataset
-from attribution.data.tables import GlueTask, check_name, task_from
-from attribution.files import (
-    Refused,
-    check_writable,
-    checksums,
-    fingerprint_of_tensors,
-    intact,
-    read_json,
-    write_bytes,
-    write_json,
-)
-from pipeline import TASKS, get_glue_dataset, load_tables, unknown_task
+from attribution.data.tasks import TASKS, GlueTask, check_name, task_from, unknown_task
+from attribution.files import Refused, check_writable, intact, read_json
 
-MAX_QUERIES = 2000
+if TYPE_CHECKING:  # they take seconds to import; what reads run.json only does not wait for them
+    import datasets
+    import torch
+
+    from attribution.data.dataset import GlueDataset
+
 MARKER = ".unfinished"
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
 # Parts in which the members of one run agree; they may differ in seed and step.
@@ -84,7 +74,7 @@ class Run:
     data_path: str | None = None  # where the data are now; None: where training found them
 
     @classmethod
-    def read(cls, folder: Path) -> "Run | None":
+    def read(cls, folder: Path) -> Run | None:
         """Run in the folder; None if run.json is missing, damaged or not of a run.
 
         Weights are not read.
@@ -98,7 +88,7 @@ class Run:
         return cls(**{name: record[name] for name in known} | {"folder": folder, "task": task})
 
     @classmethod
-    def open(cls, checkpoint_dir: Path, name: str, data_path: str | None = None) -> "Run":
+    def open(cls, checkpoint_dir: Path, name: str, data_path: str | None = None) -> Run:
         """Run of this name. Raises Refused if it is missing, half-written or another task's.
 
         data_path: folder, file or hub id of its data, if they have moved since training.
@@ -141,7 +131,7 @@ class Run:
         other = {"share": 1.0, "new_head": False} | record
         return [part for part in SAME_FOR_MEMBERS if getattr(self, part) != other.get(part)]
 
-    def has_kept(self, checkpoint: "Run") -> bool:
+    def has_kept(self, checkpoint: Run) -> bool:
         """Whether the training that ended in this run left the checkpoint on its way."""
         return self.kept.get(str(checkpoint.step)) == checkpoint.weights
 
@@ -151,6 +141,8 @@ class Run:
         Queries are at most max_queries validation rows, from first_query on. Raises Refused if the
         data are not those of training any more.
         """
+        from pipeline import get_glue_dataset
+
         name = self.dataset_name
         shared = self.reading() | {"tables": self.tables()}
         train = get_glue_dataset(name, "train", max_samples=self.max_train_samples, **shared)
@@ -169,6 +161,8 @@ class Run:
 
     def reading(self) -> dict:
         """Keyword arguments of `get_glue_dataset` that read texts as in training."""
+        from transformers import AutoTokenizer
+
         return {
             "tokenizer": AutoTokenizer.from_pretrained(self.folder),
             "max_length": self.max_length,
@@ -178,6 +172,9 @@ class Run:
 
     def tables(self) -> datasets.DatasetDict:
         """Raw tables of the run: split -> table."""
+        from attribution.data.custom import CustomData, open_custom
+        from pipeline import load_tables
+
         path = self.data_path or self.find_again("dataset_path", "the data set")
         if self.data is None:
             return load_tables(self.dataset_name, path)
@@ -191,6 +188,9 @@ class Run:
 
     def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
         """Trained model, float32, on the device."""
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
         model = AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32)
         return model.to(device)
 
@@ -231,33 +231,6 @@ class Run:
 # --- saving ---------------------------------------------------------------------------------------
 
 
-def save_run(folder: Path, model, tokenizer, record: dict) -> None:
-    """Saves model and tokenizer, then run.json with checksums, which makes the folder a run.
-
-    Raises Refused, and saves nothing, if a weight is not finite.
-    """
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise Refused(
-                f"training left a weight that is not finite ({name}); lower --learning_rate"
-            )
-    saving = folder / ".saving"
-    shutil.rmtree(saving, ignore_errors=True)
-    write_bytes(folder / MARKER, b"a run is being saved here\n")
-    try:
-        model.save_pretrained(saving)
-        tokenizer.save_pretrained(saving)
-        files = checksums(path for path in saving.iterdir() if path.is_file())
-        (folder / "run.json").unlink(missing_ok=True)
-        for name in files:
-            (saving / name).replace(folder / name)
-    finally:
-        shutil.rmtree(saving, ignore_errors=True)
-    weights = fingerprint_of_tensors(model.state_dict())
-    write_json(folder / "run.json", record | {"files": files, "weights": weights})
-    (folder / MARKER).unlink()
-
-
 def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_path") -> None:
     """Raises Refused for a folder that cannot take a run: not writable, that of the start model, or
     one with an external model.
@@ -288,60 +261,3 @@ def absolute(name: str | None) -> str | None:
 
 
 # --- arguments ----------------------------------------------------------------------------------
-
-
-def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
-    """Adds the group "data" (places of data and runs), and returns it for more arguments."""
-    group = parser.group("data")
-    add = group.add_argument
-    add(
-        "--dataset_name",
-        required=True,
-        metavar="NAME",
-        help=f"one of {', '.join(TASKS)}, or a new name for custom rows",
-    )
-    add(
-        "--dataset_path",
-        metavar="PATH",
-        help="folder or hub id that datasets.load_dataset(path, task) opens (nyu-mll/glue; demo: "
-        "embedded; after train.py: as in training); for custom rows also a CSV, JSONL or Parquet "
-        "file",
-    )
-    add(
-        "--checkpoint_dir",
-        type=Path,
-        default=Path("checkpoints"),
-        metavar="DIR",
-        help="folder of the runs, one folder a data set (checkpoints)",
-    )
-    return group
-
-
-def queries_flag(max_queries: int | None, first_query: int | None = None) -> str:
-    """Arguments of a suggested command, as ` --first_query 200 --max_queries 50`; empty for None
-    and for defaults.
-    """
-    begin = f" --first_query {first_query}" if first_query else ""
-    return begin + ("" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}")
-
-
-def add_query_arguments(group: argparse._ArgumentGroup, first_query: bool = True) -> None:
-    """Adds the arguments that choose the queries among the validation rows; the same in all scripts
-    that read scores.
-
-    first_query: whether to add the argument of this name.
-    """
-    group.add_argument(
-        "--max_queries",
-        type=int,
-        default=MAX_QUERIES,
-        help=f"number of validation rows that are queries; the same in all scripts ({MAX_QUERIES})",
-    )
-    if first_query:
-        group.add_argument(
-            "--first_query",
-            type=int,
-            default=0,
-            help="begin with this validation row, to choose settings on other queries than those "
-            "of a result (0)",
-        )

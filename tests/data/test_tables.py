@@ -10,8 +10,9 @@ import pytest
 import small
 
 from attribution.data.tables import labels_of
+from attribution.data.tasks import TASKS
 from attribution.files import Refused
-from pipeline import TASKS, get_glue_dataset, get_tokenizer, load_tables
+from pipeline import get_glue_dataset, get_tokenizer, load_tables
 
 
 def open_rows(path, task="sst2", split="train"):

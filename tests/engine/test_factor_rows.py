@@ -5,7 +5,8 @@ import json
 from running import QUICK, influence_of, scores_of
 
 import analyze
-from attribution.influence.settings import MAX_FACTOR_ROWS, Settings, make_factor_arguments
+from attribution.influence.checkpoint import make_factor_arguments
+from attribution.influence.settings import MAX_FACTOR_ROWS, Settings
 
 
 def test_fewer_factor_rows_change_factors_and_their_fingerprint_and_more_do_not(run_copy):

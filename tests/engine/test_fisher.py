@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import analyze
-from attribution.draws import fisher_column
 from attribution.engine.factors import fit_factors
 from attribution.engine.memory import Plan
-from pipeline import InfluenceTask, compute_loss
+from attribution.engine.task import InfluenceTask
+from attribution.fisher import fisher_column
+from pipeline import compute_loss
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from running import analyze_quickly, close, scores_of
 
 from attribution.engine import memory, modules, trackers
 from attribution.engine.memory import Plan
+from attribution.engine.task import InfluenceTask
 from attribution.processes import ALONE, Processes
-from pipeline import InfluenceTask
 
 CPU = torch.device("cpu")
 # (D_out, D_in) of the modules of one layer of an encoder, and of a head without bias.

@@ -24,9 +24,9 @@ from attribution.engine.factors import fit_factors
 from attribution.engine.memory import Plan, plan_pairwise, plan_parts, shapes_of
 from attribution.engine.resume import Work
 from attribution.engine.scoring import Scorer
+from attribution.engine.task import InfluenceTask
 from attribution.files import checksums
 from attribution.processes import ALONE
-from pipeline import InfluenceTask
 
 N, Q = 23, 7  # an uneven last batch for every batch size used here
 

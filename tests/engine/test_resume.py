@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from attribution.engine import memory, resume
 from attribution.engine.analyzer import is_out_of_memory
 from attribution.engine.resume import PartialResults, accept
-from attribution.files import read_json, write_json, write_snapshot
+from attribution.engine.task import InfluenceTask
+from attribution.files import read_json, write_json
 from attribution.processes import ALONE, share_out
-from pipeline import InfluenceTask
+from attribution.tensors import write_snapshot
 
 # Several groups, several parts.
 CUT = ("--train_batch_size", "2", "--data_partitions", "6", "--query_batch_size", "4")

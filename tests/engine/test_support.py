@@ -10,12 +10,13 @@ from transformers import AutoModelForSequenceClassification
 
 import analyze
 import train
-from attribution.engine.modules import check_attribution
+from attribution.engine.task import InfluenceTask
 from attribution.evidence.baselines import represent
 from attribution.files import Refused
 from attribution.influence.stored import find_scores
 from attribution.training.run import Run
-from pipeline import InfluenceTask, construct_bert, model_inputs
+from attribution.training.support import check_attribution
+from pipeline import construct_bert, model_inputs
 
 SUPPORTED = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert")
 

@@ -20,6 +20,10 @@ from pathlib import Path
 import torch
 
 import analyze
+import attribution.commands.analyze
+import attribution.commands.evaluate_lds
+import attribution.commands.run_counterfactual
+import attribution.commands.train  # noqa: F401  before a fault: another user may not read libraries
 import evaluate_lds
 import run_counterfactual
 import train

@@ -149,7 +149,7 @@ def launched(trial: Trial) -> Outcome:
         return Outcome(False, what, f"differs: {', '.join(missing[:5])}")
     paths = [
         path.relative_to(expected)
-        for path in expected.glob("checkpoints/demo/influence/scores/*/*.safetensors")
+        for path in expected.glob("checkpoints/demo/influence/scores/*/*_scores.safetensors")
     ]
     apart = max(difference(trial.folder / path, expected / path) for path in paths)
     return Outcome(apart < 1e-4, what, f"scores differ by {apart:.1e} of a query's largest")

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import analyze
 import train
-from attribution.influence.settings import Settings, make_factor_arguments, make_score_arguments
+from attribution.influence.checkpoint import make_factor_arguments, make_score_arguments
+from attribution.influence.settings import Settings
 
 
 @pytest.mark.parametrize(("passes", "batch"), [(1, 4), (1, 32), (3, 32), (3, 2)])

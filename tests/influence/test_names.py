@@ -5,13 +5,14 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import analyze
 from attribution.cli import options_of
+from attribution.data.tasks import TASKS
 from attribution.files import Refused
 from attribution.influence.settings import (
     KINDS,
@@ -22,7 +23,6 @@ from attribution.influence.settings import (
 )
 from attribution.influence.stored import ScoreFolder, StoredScores, remedy
 from attribution.training.run import Run
-from pipeline import TASKS
 
 CURVATURES = [one for one in STRATEGIES if one != "replay"]
 BOTH = (False, True)
@@ -166,7 +166,7 @@ def test_a_field_with_a_fingerprint_makes_its_kind_stale_and_those_after_it(fiel
     assert (field.name in OTHER) == (first < 3)
     for place, kind in enumerate(KINDS):
         before, after = ({kind: one.parts(kind, 100)} for one in (Settings(), other))
-        ScoreFolder(tmp_path, Settings(), before).save(kind, torch.ones(1, 2), {})
+        ScoreFolder(tmp_path, Settings(), before).save(kind, np.ones((1, 2), np.float32), {})
         stored = ScoreFolder(tmp_path, Settings(), after)
         if place < first:
             assert stored.load(kind) is not None

@@ -5,14 +5,14 @@ need.
 import threading
 import time
 
+import numpy as np
 import pytest
-import torch
 from processes import begin, statuses
 from running import QUICK, analyze_quickly, influence_of, scores_of
 
 import analyze
 from attribution.engine import factors
-from attribution.files import Refused, exclusive, read_json, write_tensors
+from attribution.files import Refused, exclusive, read_json, write_arrays
 from attribution.influence.settings import ScoreSpec
 from attribution.influence.stored import KEY, ScoreFolder
 
@@ -84,15 +84,15 @@ def other_scores(folder, fingerprint: str) -> ScoreFolder:
 def test_scores_never_count_under_the_fingerprint_of_another_writer(tmp_path, monkeypatch, capsys):
     """Another process, on a file system without locks, replaces the file before the record."""
     own = other_scores(tmp_path, "own")
-    real = write_tensors
+    real = write_arrays
 
     def replaced(path, tensors) -> str:
         digest = real(path, tensors)
-        real(path, {KEY: torch.zeros(2, 3)})
+        real(path, {KEY: np.zeros((2, 3), np.float32)})
         return digest
 
-    monkeypatch.setattr("attribution.influence.stored.write_tensors", replaced)
-    own.save("pairwise", torch.ones(2, 3), {})
+    monkeypatch.setattr("attribution.influence.stored.write_arrays", replaced)
+    own.save("pairwise", np.ones((2, 3), np.float32), {})
     assert own.load("pairwise") is None and "damaged" in capsys.readouterr().err
 
 
@@ -101,7 +101,7 @@ def test_of_two_writers_one_leaves_both_scores_and_record(tmp_path):
 
     def write(number: int) -> None:
         for _ in range(20):
-            scores = torch.full((2, 3), float(number))
+            scores = np.full((2, 3), number, np.float32)
             other_scores(tmp_path, str(number)).save("pairwise", scores, {})
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]

@@ -15,7 +15,8 @@ from attribution.engine.factors import fit_factors
 from attribution.engine.memory import Plan
 from attribution.engine.resume import Work
 from attribution.engine.scoring import Scorer
-from pipeline import InfluenceTask, compute_loss, compute_margin
+from attribution.engine.task import InfluenceTask
+from pipeline import compute_loss, compute_margin
 
 N, Q, RIDGE = 200, 6, 0.05
 

@@ -8,11 +8,12 @@ import pytest
 from running import SMALL, analyze_quickly, refusal, save_tables, tamper
 
 import train
+from attribution.data.tasks import TASKS
 from attribution.files import Refused
 from attribution.training.run import Run
 from lab import wrong_labels
 from lab.wrong_labels import corrupt, draw, stored_self_influence
-from pipeline import TASKS, load_tables
+from pipeline import load_tables
 
 
 def table_of(columns: dict) -> datasets.Dataset:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attribution.data.tables import GlueTask
+from attribution.data.tasks import GlueTask
 from attribution.files import Refused
 from attribution.replay.features import FLOOR, Sketch, contrasts, root_of_fisher, second_moments
 from pipeline import construct_bert, get_glue_dataset, model_inputs

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from running import ROOT
 
-from attribution.evidence.counterfactual import TURNED
+from attribution.evidence.arguments import TURNED
 from attribution.files import read_json
 from attribution.show import plotting
 

@@ -4,19 +4,13 @@ label.
 
 import numpy as np
 import pytest
-import torch
 
-from attribution.evidence.counterfactual import most_helpful
+from attribution.commands.evaluate_lds import show_query_lds
+from attribution.commands.run_counterfactual import show_removed
 from attribution.files import Refused
-from attribution.show.listing import (
-    Context,
-    Query,
-    explain,
-    show,
-    show_query_lds,
-    show_removed,
-    show_self_influence,
-)
+from attribution.influence.stored import most_helpful
+from attribution.show.asking import show_self_influence
+from attribution.show.listing import Context, Query, explain, show
 from pipeline import get_glue_dataset
 
 
@@ -60,7 +54,7 @@ def test_among_equal_scores_the_rows_that_are_shown_are_those_that_are_removed(d
 
 def test_planted_flips_among_the_top_are_counted_beside_what_chance_gives(data, capsys):
     flipped = np.array(data[1].table["flipped"])
-    show_self_influence(Context(data[1]), torch.from_numpy(flipped * 1.0), 2)
+    show_self_influence(Context(data[1]), flipped * 1.0, 2)
     out = capsys.readouterr().out
     assert shown_rows(out) == np.flatnonzero(flipped)[:2].tolist() and out.count("flipped]") == 2
     assert (

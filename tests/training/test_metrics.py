@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from attribution.data.tasks import TASKS
 from attribution.training.metrics import compute_metrics, doubts
-from pipeline import TASKS
 
 
 def test_classification_metrics_equal_their_formulas_on_a_table_of_counts():

@@ -1,0 +1,1 @@
+"""Outlines of the scripts: what happens once the arguments are parsed."""

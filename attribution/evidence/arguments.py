@@ -1,0 +1,103 @@
+"""Arguments that studies of retraining share, and the limits of their values."""
+
+import argparse
+from pathlib import Path
+
+from attribution.cli import Parser, refuse_idle
+from attribution.files import Refused
+from attribution.training.arguments import MAX_QUERIES
+
+# First seed of retrains; scored models have other seeds, or they would share head and row order.
+RETRAIN_SEED = 100
+MIN_MASKS = 3  # subsets of an LDS
+MIN_SEEDS = 5  # retrains of a verdict
+TURNED = {"helpful": "flipped", "harmful": "mended"}  # rows that go -> fate of a target
+DIRECTIONS = tuple(TURNED)
+BASELINES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
+
+
+def add_start_argument(group) -> None:
+    """Adds the place of the start model, for one that has moved."""
+    group.add_argument(
+        "--model_name_or_path",
+        help="the start model, if it is not where training found it (as in run.json)",
+    )
+
+
+def add_retrain_seed(group) -> None:
+    """Adds the first seed of retrains."""
+    group.add_argument(
+        "--retrain_seed",
+        type=int,
+        default=RETRAIN_SEED,
+        help="seed of the first retrain of a subset, the next ones count up; not that of a scored "
+        f"model ({RETRAIN_SEED})",
+    )
+
+
+def add_study_arguments(parser: Parser, name: str) -> None:
+    """Adds the groups "how it runs" and "results" of the study of this name."""
+    add = parser.group("how it runs").add_argument
+    add(
+        "--jobs_per_device",
+        type=int,
+        help="retrains at the same time: processes on a GPU (1), or on a CPU processes of one "
+        "thread each (one a core)",
+    )
+    add(
+        "--retrain_queries",
+        type=int,
+        default=MAX_QUERIES,
+        help="validation rows, from the first on, that every retrain predicts and stores, so that "
+        f"later studies retrain nothing ({MAX_QUERIES}, and at least the queries)",
+    )
+    add(
+        "--dry_run",
+        action="store_true",
+        help="print how many retrains are missing and how long they take, then stop",
+    )
+    add = parser.group("results").add_argument
+    add(
+        "--results_dir",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of {name}_DATASET_NAME.json, .md and .npz, and of the figure "
+        f"(CHECKPOINT_DIR/DATASET_NAME/studies; there {name}.json and so on)",
+    )
+    add("--figure_path", type=Path, metavar="FILE", help="place of the figure (beside the results)")
+    add("--plot_only", action="store_true", help="draw the figure again from the JSON")
+
+
+def check_plot_only(given: set[str], *more: str) -> None:
+    """Raises Refused for arguments (names on the command line) that drawing again would ignore.
+
+    more: names of arguments that it needs besides the places.
+    """
+    used = {"plot_only", "dataset_name", "results_dir", "figure_path", *more}
+    if "results_dir" not in given:
+        used.add("checkpoint_dir")
+    refuse_idle(given - used, "plot_only")
+
+
+STUDY = "counterfactual"  # the beginning of the names of its files
+
+# Arguments that say what a what-if asks for, and those that only its check uses.
+OF_WHAT_IF = ("remove_rows", "flip_labels", "smallest_set")
+
+ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
+
+
+def is_single(args: argparse.Namespace) -> bool:
+    """Whether single predictions are checked."""
+    return args.targets is not None or args.query_text is not None
+
+
+def asked_what_if(args: argparse.Namespace) -> str | None:
+    """Name of the argument by which a what-if is asked; None without one.
+
+    Raises Refused for --smallest_set together with others.
+    """
+    asked = [name for name in OF_WHAT_IF if getattr(args, name)]
+    if "smallest_set" in asked and len(asked) > 1:
+        raise Refused(f"--smallest_set and --{asked[0]} exclude each other; ask one at a time")
+    return asked[0] if asked else None
