@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 
 
 @torch.no_grad()
@@ -14,6 +13,8 @@ def sample_labels(uniform: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
     squared error is then the negative log-likelihood, up to a constant.
     """
     if logits.shape[-1] == 1:
+        from scipy.special import ndtri  # for regressions only
+
         noise = torch.from_numpy(ndtri(uniform) * 0.5**0.5).to(logits.device)
         return logits.squeeze(-1).double() + noise
     cumulative = logits.double().softmax(-1).cumsum(-1)

@@ -50,14 +50,14 @@ def test_out_of_memory_halves_the_budget_and_the_scores_stay(run_copy, monkeypat
     whole, failed = InfluenceTask.compute_train_loss, []
 
     def compute_train_loss(self, batch, model, sample=False):
-        if sample and self.phase == "lambda" and (tokens := batch["input_ids"].numel()) > 1024:
+        if sample and self.phase == "lambda" and (tokens := batch["input_ids"].numel()) > 256:
             failed.append(tokens)
             raise torch.OutOfMemoryError("no memory")
         return whole(self, batch, model, sample)
 
     monkeypatch.setattr(InfluenceTask, "compute_train_loss", compute_train_loss)
     analyze_quickly(run_copy, "--overwrite")
-    assert len(failed) == 2 and "batches of 1,024 tokens" in capsys.readouterr().out
+    assert len(failed) == 2 and "batches of 256 tokens" in capsys.readouterr().out
     assert close(scores_of(run_copy), expected)
 
 

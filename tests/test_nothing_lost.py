@@ -18,6 +18,8 @@ import run_counterfactual
 import train
 from attribution import files
 from attribution.cli import check_numbers, run_script
+from attribution.engine.tape import Stream
+from attribution.engine.trackers import EigenLambdaTracker
 from attribution.files import Refused
 from attribution.influence import checkpoint
 from attribution.influence.stored import ScoreFolder
@@ -96,12 +98,9 @@ def test_scores_and_factors_that_are_not_finite_are_not_stored(run_copy, monkeyp
     )
     assert not list((run_copy / "demo/influence/scores").rglob("*.json"))
     monkeypatch.undo()
-    from attribution.engine.trackers import EigenLambdaTracker
-
     whole_update = EigenLambdaTracker.update
-    monkeypatch.setattr(
-        EigenLambdaTracker, "update", lambda self, entry, g: whole_update(self, entry, g * math.inf)
-    )
+    overflowing = lambda self, x, g: whole_update(self, x, Stream(g.tensor * math.inf))  # noqa: E731
+    monkeypatch.setattr(EigenLambdaTracker, "update", overflowing)
     assert run_script(analyze.main, [*arguments, "--overwrite"]) == 2
     error = capsys.readouterr().err
     assert "lambda_matrix of" in error and "is not finite, so no factors are stored" in error

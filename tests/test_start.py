@@ -21,7 +21,7 @@ SLOW = (
 # Script -> what it imports to answer by more than a refusal, before its first line of output.
 NEEDED = {
     "train": {"torch", "transformers", "datasets"},
-    "analyze": {"torch", "transformers", "datasets", "scipy", "sklearn", "kronfluence"},
+    "analyze": {"torch", "transformers", "datasets", "kronfluence"},
     "evaluate_lds": {
         "torch",
         "transformers",

@@ -19,7 +19,6 @@ from attribution.show.asking import (
     show_validation_rows,
 )
 from attribution.show.listing import view_of
-from attribution.show.report import write_report
 from attribution.training.arguments import MAX_QUERIES
 from attribution.training.run import Run
 from pipeline import quiet_libraries
@@ -68,6 +67,8 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
     elif args.report is None and places is None:
         show_scores(influence, args.self_influence, view)
     elif influence.processes.main and args.report is not None:
+        from attribution.show.report import write_report  # it imports sklearn and Jinja2
+
         path = None if args.report is True else args.report  # True: no file was named
         print(f"wrote {write_report(influence, path, places, args.top_k)}")
     elif influence.processes.main and places is not None:

@@ -31,6 +31,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def wrong(self) -> np.ndarray | None:
+        """(N,) bool: which labels are wrong; None if that is not recorded, or none or all are."""
+        truth = self.truth
+        return truth if truth is not None and 0 < truth.sum() < len(truth) else None
+
     def columns_of(self, index: int) -> list[str]:
         """Text columns of the row."""
         raise NotImplementedError

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-import scipy.linalg
 import torch
 from kronfluence.analyzer import Analyzer
 from kronfluence.utils import constants as names
@@ -15,8 +14,10 @@ from tqdm import tqdm
 
 from attribution.data.dataset import collate
 from attribution.engine.batching import WeighedLoader
-from attribution.engine.contractions import accumulator
+from attribution.engine.contractions import accumulator, side_by_side
+from attribution.engine.memory import features_of, shapes_of, tape_bytes
 from attribution.engine.modules import EigenLinear, tracked
+from attribution.engine.tape import Tape
 from attribution.files import Refused
 from attribution.processes import ALONE, Processes, choose_device, share_out
 from attribution.tensors import write_tensors
@@ -72,13 +73,27 @@ def stand_alone(device: torch.device) -> None:
 class EigenAnalyzer(FolderAnalyzer):
     """Analyzer of the fast path. processes: of this launch; each has an analyzer."""
 
-    def __init__(self, folder: Path, model, task, processes: Processes = ALONE, **kwargs) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model,
+        task,
+        processes: Processes = ALONE,
+        one_output: bool = False,
+        **kwargs,
+    ) -> None:
+        """one_output: whether the gradients of a row's labels are multiples of one another."""
         super().__init__(folder, model, task, disable_tqdm=True, **kwargs)
         self.processes = processes
         modules = tracked(model)
         # Modules of other kinds than linear cannot wait for a group of batches.
         linear = all(isinstance(module, EigenLinear) for module in modules)
         self.shared = modules[0].shared if linear else None
+        if self.shared is not None and one_output and self.state.device.type == "cpu":
+            features = features_of(shapes_of(model))
+            room = tape_bytes(features, self.state.device)
+            self.shared.tape = Tape(features, room)
+            task.shared = self.shared
 
     def arguments(self) -> dict:
         """Arguments that kronfluence's inner functions have in common."""
@@ -112,6 +127,11 @@ class EigenAnalyzer(FolderAnalyzer):
 
         shown = self.processes.main
         return WeighedLoader(dataset, batches, collate, description, weights, begin, after, shown)
+
+    def take_rotated(self, rotated: bool) -> None:
+        """Says whether rows on the tape may be in the eigenbasis in the phase that begins."""
+        if self.shared is not None and self.shared.tape is not None:
+            self.shared.tape.rotated = rotated
 
     def perform_eigendecomposition(self, factors_name, factor_args=None, **_) -> None:
         """Eigenvectors and eigenvalues of every covariance, in float64; equal ones (query, key,
@@ -151,16 +171,24 @@ class EigenAnalyzer(FolderAnalyzer):
     def _decompose(self, jobs, dtype, kept) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(eigenvalues, eigenvectors) of matrix / count for every job, computed in dtype."""
         shares = share_out([float(len(matrix)) ** 3 for matrix, _ in jobs], self.processes.count)
-        results = []
-        bar = tqdm(jobs, desc="eigendecomposition", leave=False, disable=not self.processes.main)
-        for job, (matrix, count) in enumerate(bar):
-            values = matrix.new_empty(len(matrix), dtype=kept)
-            vectors = torch.empty_like(matrix, dtype=kept)
-            if job in shares[self.processes.rank]:
-                matrix = matrix.to(self.state.device, dtype) / count
-                found = symmetric_eigen((matrix + matrix.t()) / 2)
-                values, vectors = (tensor.to("cpu", kept).contiguous() for tensor in found)
-            results.append((values, vectors))
+        results = [
+            (matrix.new_empty(len(matrix), dtype=kept), torch.empty_like(matrix, dtype=kept))
+            for matrix, _ in jobs
+        ]
+
+        def decompose(job: int) -> None:
+            matrix, count = jobs[job]
+            matrix = matrix.to(self.state.device, dtype) / count
+            found = symmetric_eigen((matrix + matrix.t()) / 2)
+            values, vectors = (tensor.to("cpu", kept).contiguous() for tensor in found)
+            results[job] = values, vectors
+
+        # The largest first, side by side on the cores.
+        mine = sorted(shares[self.processes.rank], key=lambda job: -len(jobs[job][0]))
+        done = side_by_side(decompose, mine, self.state.device)
+        shown = {"desc": "eigendecomposition", "leave": False, "total": len(mine)}
+        for _ in tqdm(done, **shown, disable=not self.processes.main):
+            pass
         for rank, share in enumerate(shares):
             for job in share:
                 for tensor in results[job]:
@@ -207,5 +235,7 @@ def symmetric_eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         except RuntimeError as error:  # cuSOLVER has failures that are no LinAlgError
             if attempt.device.type == "cpu" and not isinstance(error, torch.linalg.LinAlgError):
                 raise
+    import scipy.linalg  # which is hardly ever needed
+
     values, vectors = scipy.linalg.eigh(matrix.double().cpu().numpy(), driver="ev")
     return torch.from_numpy(values), torch.from_numpy(vectors)

@@ -27,7 +27,9 @@ GROUPS_A_PROCESS = 4  # at least, so that processes get about the same
 # Rows that meet the queries together, if memory allows: a GPU multiplies many rows up to three
 # times as fast as few.
 GROUP_ROWS = {"cpu": 0, "cuda": 4800}
-CPU_TOKENS = 4096  # of a batch, at most: more need more memory on a CPU and no less time
+CPU_TOKENS = 1024  # of a batch, at most: more need more memory on a CPU and no less time
+GROUP_TOKENS = {"cpu": 4096, "cuda": 0}  # the same, in tokens
+TAPE_TOKENS = 32768  # at most, of a tape
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def affordable_tokens(features: int, device: torch.device, wanted: int) -> int:
         return wanted
     affordable = free_memory(device) // 2 // (32 * features)
     return max(SMALLEST_BUDGET, min(wanted, CPU_TOKENS, affordable))
+
+
+def tape_bytes(features: int, device: torch.device) -> int:
+    """Bytes that a tape may take: a quarter of the free memory, and TAPE_TOKENS float32 tokens."""
+    return min(free_memory(device) // 4, 4 * features * TAPE_TOKENS)
 
 
 def fixed_bytes(shapes: list, kind: str, queries: int, device: torch.device) -> int:
@@ -159,11 +166,13 @@ def plan_parts(
     tokens = int(lengths.sum())
     work = parameters_of(shapes) * (6 * tokens + len(lengths) * queries)
     parts = math.ceil(work / PART_MADDS[device.type])
+    group = max(budget, min(GROUP_TOKENS[device.type], 4 * budget))
     if processes.count > 1:
         few = tokens // (GROUPS_A_PROCESS * processes.count)
         budget = min(budget, max(SMALLEST_BUDGET, int(lengths.max()), few))
         parts = max(parts, GROUPS_A_PROCESS * processes.count)
-    return Plan(budget, count or parts)
+        group = budget
+    return Plan(budget, count or parts, group)
 
 
 def plan_pairwise(
@@ -188,7 +197,8 @@ def plan_pairwise(
     room = SAFETY * free_memory(device) - fixed - plan.budget * bytes_a_token(features, device)
     room = max(0.0, room)
     rows = min(GROUP_ROWS[device.type], len(lengths))
-    wanted = max(plan.budget, round(rows * float(lengths.mean())))
+    tokens = max(GROUP_TOKENS[device.type], round(rows * float(lengths.mean())))
+    wanted = max(plan.budget, tokens)
     batches = batches_within(lengths, plan.budget)
     number_of_groups = len(batches)
     if groups:

@@ -25,6 +25,7 @@ from kronfluence.utils import constants as names
 from torch import nn
 
 from attribution.engine.contractions import accumulator, rotate, rotation_pays, widened
+from attribution.engine.tape import Stream
 from attribution.engine.trackers import (
     EigenCovarianceTracker,
     EigenLambdaTracker,
@@ -32,7 +33,6 @@ from attribution.engine.trackers import (
     EigenPreconditionTracker,
     EigenSelfScoreTracker,
     Shared,
-    SharedInput,
 )
 from attribution.files import Refused
 
@@ -48,6 +48,7 @@ class EigenLinear(TrackedLinear):
         super().__init__(*args, **kwargs)
         self.shared = Shared()
         self.bases: tuple = (None, None)  # (input basis, output basis), or (None, None)
+        self.keys: tuple = (None, None)  # of the bases, see `key_of`
         self.projection_seed = 0  # of the draws behind low-rank query gradients
         # Dtype of covariance products, with sums in float64; None: the dtype of the sums.
         self.covariance_products: torch.dtype | None = None
@@ -106,10 +107,11 @@ class EigenLinear(TrackedLinear):
             )
             for name in (names.ACTIVATION_EIGENVECTORS_NAME, names.GRADIENT_EIGENVECTORS_NAME)
         )
+        self.keys = tuple(map(key_of, self.bases))
 
     def drop_bases(self) -> None:
         """Removes the bases: with identity and diagonal, gradients are not rotated."""
-        self.bases = (None, None)
+        self.bases = self.keys = (None, None)
 
     def square_bases(self) -> tuple:
         """Bases without the zeros that widen them: (D_in, D_in) and (D_out, D_out), or Nones."""
@@ -121,8 +123,8 @@ class EigenLinear(TrackedLinear):
 
     def tokens(
         self,
-        entry: SharedInput,
-        gradient: torch.Tensor,
+        entry: Stream,
+        gradient: Stream,
         dtype,
         rotated: bool = True,
         cheapest: bool = False,
@@ -138,33 +140,34 @@ class EigenLinear(TrackedLinear):
         Tokens are rounded to dtype after the rotation, never before: rounding noise of a token is
         spread over all directions, and would drown those of small eigenvalue, which count as much.
         """
-        inputs = entry.tensor.detach()
         bias = self.bias is not None
-        if gradient.dim() == 2:
-            gradient = gradient[:, None]
-            inputs = inputs[:, None]
-        used = (gradient != 0).any(2).any(0).nonzero()
-        alive = int(used[-1]) + 1 if len(used) else 1
-        d_in = inputs.shape[-1] + bias
-        d_out = gradient.shape[-1]
+        d_out = self.weight.shape[0]
+        d_in = self.weight.shape[1] + bias
         a_basis, g_basis = self.bases
+        a_key, g_key = self.keys
+        if not gradient.alive:
+            used = (with_tokens(gradient.tensor) != 0).any(2).any(0).nonzero()
+            gradient.alive = int(used[-1]) + 1 if len(used) else 1
+        alive = gradient.alive
         if cheapest:
             rotated = rotation_pays(alive, d_in, d_out)
         if not rotated:
             if cheapest and a_basis is not None:
                 dtype = a_basis.dtype  # the gradient that they form is rotated
-            a_basis = g_basis = None
+            a_basis = g_basis = a_key = g_key = None
 
-        def rounded(x: torch.Tensor, basis: torch.Tensor | None, bias: bool) -> torch.Tensor:
-            x = x.to(dtype if basis is None else basis.dtype)
-            return rotate(x, basis, bias).to(dtype)
+        def inputs() -> torch.Tensor:
+            x = with_tokens(entry.tensor.detach())
+            x = x if entry.users > 1 else x[:, :alive]
+            x = x.to(dtype if a_basis is None else a_basis.dtype)
+            return rotate(x, a_basis, bias).to(dtype)
 
-        g = rounded(gradient[:, :alive], g_basis, False)
-        key = (id(a_basis), bias, dtype)
-        if key not in entry.rotated:
-            inputs = inputs if entry.users > 1 else inputs[:, :alive]
-            entry.rotated[key] = rounded(inputs, a_basis, bias)
-        a = entry.rotated[key][:, :alive]
+        def gradients() -> torch.Tensor:
+            x = with_tokens(gradient.tensor)[:, :alive]
+            return rotate(x.to(dtype if g_basis is None else g_basis.dtype), g_basis, False)
+
+        g = self.shared.scaled(gradient.rotated((g_key, dtype), gradients)).to(dtype)
+        a = entry.rotated((a_key, bias, dtype), inputs)[:, :alive]
         if not wide or a.device.type != "cuda":
             a = a[..., :d_in]
         return g[..., :d_out], a, rotated
@@ -178,6 +181,16 @@ class EigenLinear(TrackedLinear):
             if a_basis is not None:
                 block = g_basis.t().to(block.dtype) @ (block @ a_basis.to(block.dtype))
             yield block
+
+
+def with_tokens(x: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, T, D) of a module's tensor; (B, D) has one token a row, as in BERT's pooler."""
+    return x if x.dim() > 2 else x[:, None]
+
+
+def key_of(basis: torch.Tensor) -> tuple:
+    """A basis in the keys of rotations, which outlive it."""
+    return tuple(basis.shape), basis.dtype, basis.double().sum().item()
 
 
 def unreached(eigenvalues: torch.Tensor) -> torch.Tensor:
@@ -221,3 +234,10 @@ def prepare_model(model: nn.Module, task) -> nn.Module:
 def tracked(model) -> list[TrackedModule]:
     """Modules of the model that kronfluence tracks."""
     return [module for module in model.modules() if isinstance(module, TrackedModule)]
+
+
+# --- support -------------------------------------------------------------------------------------
+
+# kronfluence attributes to a row what a module read at the row's place in the batch, once a pass. A
+# weight that is used twice (ALBERT's layers, DeBERTa's shared keys), or an input that has no rows
+# (relative positions), would give wrong scores without a word.

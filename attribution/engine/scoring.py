@@ -185,6 +185,7 @@ class Scorer:
         for module in tracked(model):
             module.pass_queries = len(order)
             module.rotate_rows = plan.rotate_rows
+        self.analyzer.take_rotated(plan.rotate_rows)
         for batch in runs_within(queries.lengths[order], plan.budget, plan.query_batch):
             values = {name: x.to(device) for name, x in queries.batch(order[batch]).items()}
             model.zero_grad(set_to_none=True)
@@ -196,6 +197,7 @@ class Scorer:
 
     def run_self(self, partial: PartialResults) -> None:
         """Self-influence of the missing parts: each row against itself, (1, n) a part."""
+        self.analyzer.take_rotated(True)
         for i in sorted(i for i, done in self.done.items() if not done.all()):
             scores = compute_self_scores_with_loaders(
                 loaded_factors=self.fresh_factors(),

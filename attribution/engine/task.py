@@ -7,6 +7,7 @@ import torch
 from kronfluence.task import Task
 
 from attribution.draws import uniform_hash
+from attribution.engine.trackers import Shared
 from attribution.fisher import fisher_column, sample_labels
 from pipeline import compute_loss, compute_margin, model_inputs
 
@@ -27,20 +28,57 @@ class InfluenceTask(Task):
         # column of the current pass.
         self.columns = max(1, (exact_labels or 1) - 1)
         self.column = 0
+        self.said: dict[int, torch.Tensor] = {}  # query -> logits (C,), once it was measured
+        self.shared: Shared | None = None  # of the model's modules, if there is a tape
 
     def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:
         """Summed loss of the batch. sample: for the Fisher matrix, with labels drawn from the model
         or their mean.
+
+        With a tape it is the sum of the model's one output, whose gradient is multiplied by
+        `Shared.scale`; a batch that is on the tape updates the trackers here, and its loss is 0.
         """
+        if self.shared is None or self.shared.tape is None:
+            return self.loss(model(**model_inputs(batch)).logits, batch, sample)
+        tape = self.shared.tape
+        rows = tuple(batch["row"].tolist())
+        known = tape.find(rows)
+        if known is not None:
+            self.shared.scale = self.slopes(known.logits, batch, sample)
+            with torch.no_grad():
+                self.shared.play(known)
+            return torch.zeros((), requires_grad=True)
+        tape.begin(rows, batch["input_ids"].numel(), model.dtype.itemsize)
         logits = model(**model_inputs(batch)).logits
+        self.shared.scale = self.slopes(logits, batch, sample)
+        if tape.recording is not None:
+            tape.recording.logits = logits.detach()
+        return (logits[:, -1] - logits[:, 0] if logits.shape[-1] == 2 else logits).sum()
+
+    def loss(self, logits: torch.Tensor, batch, sample: bool) -> torch.Tensor:
+        """Summed loss of logits (B, C); see `compute_train_loss`."""
         if sample and self.exact:
             return fisher_column(logits, self.column).sum()
         labels = self.sample_labels(batch["row"], logits) if sample else batch["labels"]
         return compute_loss(logits, labels)
 
+    def slopes(self, logits: torch.Tensor, batch, sample: bool) -> torch.Tensor:
+        """(B,): derivative of the loss by the one output: z_1 - z_0 of two classes, or z.
+
+        By z_0 it is the negative, because a constant that is added to all logits changes no loss.
+        """
+        logits = logits.detach().requires_grad_()
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(self.loss(logits, batch, sample), logits)
+        return found[:, -1]
+
     def compute_measurement(self, batch, model) -> torch.Tensor:
         """Minus the summed margin, so that a positive score means that the training row helps."""
+        if self.shared is not None and self.shared.tape is not None:
+            self.shared.scale = self.shared.tape.recording = None
         logits = model(**model_inputs(batch)).logits
+        said = zip(batch["row"].tolist(), logits.detach().float().cpu(), strict=True)
+        self.said.update(said)
         return -compute_margin(logits, batch["labels"]).sum()
 
     def get_attention_mask(self, batch) -> torch.Tensor:

@@ -29,16 +29,7 @@ from attribution.engine.contractions import (
     randomized_factors,
     weighted_squares,
 )
-
-
-class SharedInput:
-    """An input tensor of the current pass, for the modules that read it, with its rotations."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.users = 0  # modules that read it and are not done
-        self.rotated: dict = {}  # (basis, bias, dtype) -> tokens in that basis
-        self.leaders: dict = {}  # whether without bias -> the module that keeps the covariance
+from attribution.engine.tape import Pass, Stream, Tape
 
 
 class Shared:
@@ -48,24 +39,52 @@ class Shared:
     """
 
     def __init__(self) -> None:
-        self.inputs: dict[int, SharedInput] = {}
+        self.inputs: dict[int, Stream] = {}
+        # (B,): factors of the rows' output gradients in the current pass; None: 1. See `tape`.
+        self.scale: torch.Tensor | None = None
+        self.tape: Tape | None = None  # where one output is enough for all gradients of a row
         self.bases: list[torch.Tensor] = []
         # Whether the current batch ends a group of batches; see EigenPairwiseTracker.
         self.complete = True
         # Whether the batch passes for the first time; see `draws.fisher_column`.
         self.first = True
 
-    def enter(self, tensor: torch.Tensor) -> SharedInput:
+    def enter(self, tensor: torch.Tensor) -> Stream:
         """The entry of this input tensor; one more module will use it."""
-        entry = self.inputs.setdefault(id(tensor), SharedInput(tensor))
+        entry = self.inputs.setdefault(id(tensor), Stream(tensor))
         entry.users += 1
         return entry
 
-    def leave(self, entry: SharedInput) -> None:
-        """A module is done with the entry; after the last module it is removed."""
+    def take(self, module, entry: Stream, gradient: torch.Tensor) -> None:
+        """Updates the module's tracker in the backward pass, and records the step if asked."""
+        step = module, entry, Stream(gradient)
+        self.update(*step)
+        if self.tape is not None and self.tape.recording is not None:
+            self.tape.recording.steps.append(step)
+
+    def update(self, module, entry: Stream, gradient: Stream) -> None:
+        """Updates the module's tracker of the current phase; after the last module that reads it,
+        an entry is no input any more.
+        """
+        module._trackers[module.current_mode].update(entry, gradient)
+        gradient.keep_one()
         entry.users -= 1
         if entry.users == 0:
-            self.inputs.pop(id(entry.tensor), None)
+            self.inputs = {key: other for key, other in self.inputs.items() if other is not entry}
+            entry.keep_one()
+
+    def scaled(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Output gradient (B, ...) of the loss, from that of the output."""
+        if self.scale is None:
+            return gradient
+        return gradient * self.scale.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1))
+
+    def play(self, one: Pass) -> None:
+        """Updates the trackers with a pass of the tape, as its backward pass would."""
+        for _, entry, _ in one.steps:
+            entry.users += 1
+        for step in one.steps:
+            self.update(*step)
 
     def intern(self, basis: torch.Tensor) -> torch.Tensor:
         """The first basis with these values, so that equal bases are one object."""
@@ -113,8 +132,7 @@ class HookTracker(BaseTracker):
             @torch.no_grad()
             def backward_hook(gradient: torch.Tensor) -> None:
                 self.cached_hooks.pop().remove()
-                self.update(entry, gradient.detach())
-                self.module.shared.leave(entry)
+                self.module.shared.take(self.module, entry, gradient.detach())
 
             self.cached_hooks.append(outputs.register_hook(backward_hook))
 
@@ -131,12 +149,12 @@ class HookTracker(BaseTracker):
     def forget(self) -> None:
         """Frees batches that wait for their group to be complete."""
 
-    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+    def update(self, entry: Stream, gradient: Stream) -> None:
         """Takes a batch in its backward pass, into `module.storage`.
 
         entry: the module's input (rows, tokens, D_in), shared with modules that read the same
-        tensor; gradient: of the summed loss (or minus the summed margin) by the module's output
-        (rows, tokens, D_out).
+        tensor. gradient: of the summed loss (or minus the summed margin) by the module's output
+        (rows, tokens, D_out), before it is `Shared.scaled`.
         """
         raise NotImplementedError
 
@@ -157,7 +175,7 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
         self.inputs: list[torch.Tensor] = []
         self.gradients: list[torch.Tensor] = []
 
-    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+    def update(self, entry: Stream, gradient: Stream) -> None:
         """Adds a group's products of inputs and of gradients to the two covariances, and counts
         tokens.
         """
@@ -179,7 +197,8 @@ class EigenCovarianceTracker(HookTracker, CovarianceTracker):
             names.NUM_ACTIVATION_COVARIANCE_PROCESSED,
         ):
             module.storage[name] = leader.storage[name]
-        flat, count = module.get_flattened_gradient(gradient)  # counted as in kronfluence
+        scaled = module.shared.scaled(gradient.tensor)
+        flat, count = module.get_flattened_gradient(scaled)  # counted as in kronfluence
         if first:
             self._add(names.NUM_GRADIENT_COVARIANCE_PROCESSED, torch.as_tensor([int(count)]))
         self.gradients.append(flat[(flat != 0).any(1)])
@@ -235,27 +254,28 @@ class EigenLambdaTracker(HookTracker, LambdaTracker):
     The sum over the data set is in float64, squares of one block are summed in float32.
     """
 
-    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+    def update(self, entry: Stream, gradient: Stream) -> None:
         """Adds the squares of the batch's gradients in the eigenbasis, and counts rows."""
         module = self.module
         args = module.factor_args
+        device = module.weight.device
         if not self.started:
             self.started = True
             if FactorConfig.CONFIGS[args.strategy].requires_eigendecomposition_for_lambda:
-                module.set_bases(args.lambda_dtype, gradient.device)
+                module.set_bases(args.lambda_dtype, device)
             else:
                 module.drop_bases()
             # Else it is the sum of an earlier process.
             if module.storage[names.LAMBDA_MATRIX_NAME] is None:
                 size = module.weight.shape[0], module.weight.shape[1] + (module.bias is not None)
-                zeros = torch.zeros(size, dtype=torch.float64, device=gradient.device)
+                zeros = torch.zeros(size, dtype=torch.float64, device=device)
                 module.storage[names.LAMBDA_MATRIX_NAME] = zeros
                 module.storage[names.NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
         total = module.storage[names.LAMBDA_MATRIX_NAME]
-        module.storage[names.NUM_LAMBDA_PROCESSED] += len(gradient) if module.shared.first else 0
         g, a, rotated = module.tokens(
             entry, gradient, args.per_sample_gradient_dtype, cheapest=True
         )
+        module.storage[names.NUM_LAMBDA_PROCESSED] += len(g) if module.shared.first else 0
         if rotated:
             add_squares(total, g, a, module.block_elements(g))
             return
@@ -272,7 +292,7 @@ class EigenPreconditionTracker(HookTracker, PreconditionTracker):
 
     gradients: torch.Tensor | None  # (queries of a pass, D_out, D_in)
 
-    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+    def update(self, entry: Stream, gradient: Stream) -> None:
         """Appends the batch's queries to those of the pass."""
         module = self.module
         args = module.score_args
@@ -352,7 +372,7 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
         """Frees the batches of an incomplete group."""
         self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+    def update(self, entry: Stream, gradient: Stream) -> None:
         """Stores scores (queries, rows) of a complete group for kronfluence to collect."""
         module = self.module
         dtype = module.score_args.score_dtype
@@ -361,10 +381,11 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
         )
         queries = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
         if module.shared.complete:
-            scores = inner_products(queries, self.waiting, module.block_elements(gradient))
+            elements = module.block_elements(module.weight)
+            scores = inner_products(queries, self.waiting, elements)
             self.waiting = []
         else:
-            scores = torch.empty(len(queries), 0, device=gradient.device)
+            scores = torch.empty(len(queries), 0, device=module.weight.device)
         module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = scores
 
     def accumulate_iterations(self) -> None:
@@ -375,7 +396,7 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
 class EigenSelfScoreTracker(HookTracker, SelfScoreTracker):
     """Each training gradient's inner product with itself, preconditioned."""
 
-    def update(self, entry: SharedInput, gradient: torch.Tensor) -> None:
+    def update(self, entry: Stream, gradient: Stream) -> None:
         """Stores the batch's self-influence (rows,) for kronfluence to collect."""
         module = self.module
         g, a, _ = module.tokens(entry, gradient, module.score_args.per_sample_gradient_dtype)

@@ -8,7 +8,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from attribution.data.dataset import GlueDataset
-from attribution.data.rows import Rows
 from attribution.evidence.stats import interval
 from attribution.files import Refused
 from attribution.training.fit import predict
@@ -17,12 +16,6 @@ from pipeline import compute_margin
 TOP = (0.05, 0.1, 0.2)  # shares of the rows that are looked at
 MEASURES = ("auroc", *(f"recall at {share:.0%}" for share in TOP))
 NUM_BOOTSTRAP = 1000
-
-
-def truth_of(train: Rows) -> np.ndarray | None:
-    """(N,) bool: which labels are wrong; None if that is not recorded, or none or all are."""
-    wrong = train.truth
-    return wrong if wrong is not None and 0 < wrong.sum() < len(wrong) else None
 
 
 def found(

@@ -186,6 +186,11 @@ class Influence(Scored):
             found.append(scores)
         return found
 
+    def said(self) -> np.ndarray:
+        """Logits (Q, C) of the run's model on the queries."""
+        found = self.analyses[0].said() if self.settings.single else None
+        return predict_run(self.run, self.queries).numpy() if found is None else found
+
     def profile(self) -> str:
         """Tables of actions and their seconds; empty if nothing was computed."""
         return "\n".join(table for analysis in self.analyses for table in analysis.tables())

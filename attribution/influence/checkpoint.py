@@ -111,7 +111,8 @@ class Analysis(Scored):
             mixed = settings.covariances == "mixed"
             module.covariance_products = torch.float32 if mixed else None
             module.spanned = spanned
-        analyzer = EigenAnalyzer(self.folder, model, task, self.processes, **common)
+        one_output = self.run.num_labels <= 2
+        analyzer = EigenAnalyzer(self.folder, model, task, self.processes, one_output, **common)
         if analyzer.shared is None and task.columns > 1:
             raise Refused(
                 "--fisher exact with more than two classes needs a model of linear layers only"
@@ -147,6 +148,13 @@ class Analysis(Scored):
         """Tables of actions and their seconds, of every model that computed something."""
         here = [self.analyzer.profiler.summary()] if "analyzer" in self.__dict__ else []
         return [*self.profiles, *filter(None, here)]
+
+    def said(self) -> np.ndarray | None:
+        """Logits (Q, C) of all queries, if they were measured here; else None."""
+        found = self.analyzer.task.said if "analyzer" in self.__dict__ else {}
+        if len(found) < len(self.queries):
+            return None
+        return torch.stack([found[row] for row in range(len(self.queries))]).numpy()
 
     def release(self) -> None:
         """Frees the model; it is opened again if something must be computed."""

@@ -12,13 +12,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from attribution.evidence import wrong_labels
-from attribution.evidence.wrong_labels import row_losses, truth_of
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
 from attribution.influence.stored import most_helpful, replayed_self_scores
 from attribution.processes import Processes, choose_device
-from attribution.show import listing, tables
+from attribution.show import listing
 from attribution.show.listing import (
     Context,
     Query,
@@ -31,7 +29,7 @@ from attribution.show.listing import (
 )
 from attribution.show.scored import ScoredRows, as_predicted, keep_answers, open_scored, unscored
 from attribution.training.arguments import queries_flag
-from attribution.training.queries import Questions, ask, predict_run, read_queries
+from attribution.training.queries import Questions, ask, read_queries
 from attribution.training.run import Run
 from pipeline import compute_margin
 
@@ -74,10 +72,12 @@ def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
     if found is not None:
         return found
     queries = influence.queries
-    logits = predict_run(run, queries)
+    logits = influence.said()
     arrays = {
-        "logits": logits.numpy(),
-        "margins": compute_margin(logits, torch.from_numpy(queries.labels)).numpy(),
+        "logits": logits,
+        "margins": compute_margin(
+            torch.from_numpy(logits), torch.from_numpy(queries.labels)
+        ).numpy(),
         "everywhere": listing.rank_high_everywhere(scores),
     }
     with contextlib.suppress(OSError):  # of a folder that may only be read
@@ -196,7 +196,9 @@ def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
         show_queries(scored.context(), [scored.query(0)], view)
         return
     losses = None
-    if view.form != "json" and truth_of(influence.train) is not None:
+    if view.form != "json" and influence.train.wrong is not None:
+        from attribution.evidence.wrong_labels import row_losses  # sklearn takes a second
+
         models = [one.run.model(choose_device()) for one in influence.analyses]
         losses = np.mean([row_losses(model, influence.train) for model in models], axis=0)
     context = plain_context(influence)
@@ -250,7 +252,7 @@ def show_self_influence(
     else:
         lines = [f"{title}:", *map(plain_row, rows)]
     print("", *lines, sep="\n")
-    wrong = wrong_labels.truth_of(context.train)
+    wrong = context.train.wrong
     if wrong is None:
         return
     top = min(50, len(wrong))
@@ -260,6 +262,9 @@ def show_self_influence(
     )
     if losses is None:
         return
+    from attribution.evidence import wrong_labels  # sklearn takes a second to import
+    from attribution.show import tables
+
     print(
         f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over "
         "rows):"

@@ -76,11 +76,11 @@ def test_parts_are_a_function_of_the_work_and_processes_get_four_groups_each(mon
     def plan(processes: Processes = ALONE, count: int | None = None) -> Plan:
         return memory.plan_parts(SHAPES, CPU, processes, "pairwise", 1024, TRAIN, 9, count)
 
-    assert plan() == Plan(1024, 1) and plan(count=5) == Plan(1024, 5)
+    assert plan() == Plan(1024, 1, 4096) and plan(count=5) == Plan(1024, 5, 4096)
     monkeypatch.setitem(memory.PART_MADDS, "cpu", madds / 6.5)
-    assert plan() == Plan(1024, 7)
+    assert plan() == Plan(1024, 7, 4096)
     monkeypatch.setattr(Processes, "all_of", lambda self, value: [value] * self.count)
-    assert plan(Processes(0, 3, 0, 3)) == Plan(tokens // 12, 12)
+    assert plan(Processes(0, 3, 0, 3)) == Plan(tokens // 12, 12, tokens // 12)
 
 
 def test_short_memory_takes_more_passes_and_the_cheaper_side_is_rotated(free):
@@ -157,7 +157,9 @@ def test_a_group_has_the_wanted_rows_as_far_as_half_of_what_is_left_holds_them(f
         assert (plan.budget, plan.pass_queries, plan.query_batch) == (128, 9, 9)
         return plan.group
 
-    assert group(2**30) == 128  # on a CPU a group is a batch
+    assert group(2**30) == memory.GROUP_TOKENS["cpu"]
+    monkeypatch.setitem(memory.GROUP_TOKENS, "cpu", 0)
+    assert group(2**30) == 128
     monkeypatch.setitem(memory.GROUP_ROWS, "cpu", 60)
     assert group(2**30) == round(60 * TRAIN.mean()) > 128
     assert group(200) == 228 and group(0) == group(-50) == 128
@@ -171,6 +173,7 @@ def test_a_group_has_the_wanted_rows_as_far_as_half_of_what_is_left_holds_them(f
 
 def test_scores_do_not_depend_on_the_rows_that_meet_the_queries_together(run_copy, monkeypatch):
     monkeypatch.setattr(memory, "cheapest_side", lambda *sizes: (1, True))
+    monkeypatch.setitem(memory.GROUP_TOKENS, "cpu", 0)
     flags = ["--train_batch_size", "2", "--overwrite"]
     products: list[int] = []
     real = trackers.inner_products

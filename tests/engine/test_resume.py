@@ -23,6 +23,12 @@ from attribution.tensors import write_snapshot
 CUT = ("--train_batch_size", "2", "--data_partitions", "6", "--query_batch_size", "4")
 
 
+@pytest.fixture(autouse=True)
+def groups_of_one_batch(monkeypatch):
+    """Few rows make one group of the usual size, and one part."""
+    monkeypatch.setitem(memory.GROUP_TOKENS, "cpu", 0)
+
+
 def test_parts_are_shared_out_evenly_and_each_to_one_process():
     weights = np.random.default_rng(1).random(50).tolist()
     for count in (1, 2, 3, 5, 60):
@@ -122,7 +128,7 @@ def test_the_plan_is_kept_when_memory_changes(run_copy, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 1)
     analysis, again = work()
     assert analysis.plan("factors")["budget"] == 128
-    assert again.plan == first.plan and again.plan["budget"] == 4096
+    assert again.plan == first.plan and again.plan["budget"] == memory.CPU_TOKENS
 
 
 @pytest.mark.parametrize("when", ["covariance", "lambda", "pairwise", "queries"])
