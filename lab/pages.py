@@ -42,16 +42,17 @@ RECIPE_SCORES = {
     "ekfac_damping0.01": "1e-2",
     "tfidf2": "squared TF-IDF",
 }
-SHORT_LDS = {  # label -> score on the demo, on SST-2
-    "replay, eight halves": ("replay_members8_steps2_share0.5",) * 2,
-    "replay, two halves": ("replay_members2_steps2_share0.5",) * 2,
+SHORT_LDS = {  # label -> score on the demo, on SST-2, on STS-B
+    "replay, eight halves": ("replay_members8_steps2_share0.5",) * 3,
+    "replay, two halves": ("replay_members2_steps2_share0.5",) * 3,
     "EKFAC, eight halves (SST-2: four)": (
         "ekfac_damping0.0001_members8_steps2_share0.5",
         "ekfac_exact_damping0.0001_members4_steps2_share0.5",
+        "ekfac_damping0.0001_members8_share0.5",
     ),
-    "EKFAC, one checkpoint": ("ekfac", "ekfac"),
-    "plain gradients, one checkpoint": ("identity", "identity"),
-    "word overlap (squared TF-IDF cosine)": ("tfidf2", "tfidf2"),
+    "EKFAC, one checkpoint": ("ekfac",) * 3,
+    "plain gradients, one checkpoint": ("identity",) * 3,
+    "word overlap (squared TF-IDF cosine)": ("tfidf2",) * 3,
 }
 SEARCH_ENDS = {"ran": "ran to its end", "refused": "refused in one sentence"}
 ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
@@ -93,24 +94,20 @@ Table = Callable[[Reader], str]
 
 
 def lds_short(read: Reader) -> str:
-    """LDS of a few scores on the demo and on SST-2, there also with class balance controlled."""
-    columns = {
-        "demo": (0, "plain"),
-        "SST-2": (1, "plain"),
-        "SST-2, class balance controlled": (1, "balanced"),
-    }
-    studies = read("replay/lds_demo"), read("replay/lds_sst2")
-    parts = [(studies[place], place, kind) for place, kind in columns.values()]
-    rows = [
-        [label, *(lds_cell(result, names[place], kind) for result, place, kind in parts)]
-        for label, names in SHORT_LDS.items()
-    ]
-    rows.append(["noise ceiling", *(f"{result['ceiling'][kind]:.2f}" for result, _, kind in parts)])
+    """LDS of a few scores on the demo, on SST-2, and of STS-B's outputs."""
+    columns = {"demo": "plain", "SST-2": "plain", "STS-B, output": "output"}
+    studies = [read(f"replay/lds_{name}") for name in ("demo", "sst2", "stsb")]
+    kinds = list(columns.values())
+    rows = [[label, *map(lds_cell, studies, names, kinds)] for label, names in SHORT_LDS.items()]
+    ceilings = zip(studies, kinds, strict=True)
+    rows.append(["noise ceiling", *(f"{one['ceiling'][kind]:.2f}" for one, kind in ceilings)])
     return tables.markdown(["score", *columns], rows)
 
 
 def lds_cell(result: dict, name: str, kind: str = "plain") -> str:
-    """One LDS with its interval; `-` where the study has no such score. kind: plain or balanced."""
+    """One LDS with its interval; `-` where the study has no such score. kind: plain, balanced or
+    output.
+    """
     if name not in result["scores"]:
         return "-"
     entry = result["scores"][name][kind]
@@ -256,6 +253,7 @@ TABLES: dict[str, Table] = {
     "wrong_labels_cola": of_result("wrong_labels_cola", wrong_labels_markdown),
     "replay_demo": of_result("replay/lds_demo", tables.lds_markdown),
     "replay_sst2": of_result("replay/lds_sst2", tables.lds_markdown),
+    "replay_stsb": of_result("replay/lds_stsb", tables.lds_markdown),
     "predicted_demo": of_result("predicted_demo", predicted_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
