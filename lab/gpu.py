@@ -1,13 +1,14 @@
-"""SST-2 with BERT-base on one GPU: seconds of ours, and those published for stock kronfluence.
+"""SST-2 with BERT-base's shape on one GPU: what a card does in some minutes, best first.
 
+    python -m lab.gpu --minutes 9     # on this GPU: RESULTS_DIR/gpu.json
     python -m lab.gpu --estimate      # by arithmetic, for an A100: RESULTS_DIR/gpu_estimate.json
-    python -m lab.gpu                 # float32, TF32 and bfloat16 on this GPU: RESULTS_DIR/gpu.json
     python -m lab.gpu --tasks         # GLUE's tasks, by arithmetic: RESULTS_DIR/glue_tasks.json
-    python -m lab.gpu --random_weights --rows 8192      # BERT-base's shape without the hub
 
-Each measurement is one JSON below --work_dir, and what is there is not measured again. The estimate
-is scaled by what this card reaches in products and copies, which is printed. `lab.estimates`
-describes how it is counted.
+Ours in four precisions, the tests against the CPU, stock, SST-2 in full, a replay, retrains side by
+side, and memory that runs out. Each item is one JSON below --work_dir, written as soon as it is
+there, and what is there is not measured again; an item that the minutes do not hold is left for the
+next start. Weights are random: seconds do not depend on them. `lab.estimates` describes how the
+estimate is counted, which is scaled by what this card reaches in products and copies.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,6 +42,17 @@ FLAGS: dict[str, list[str]] = {
     "bfloat16": ["--use_half_precision"],
 }
 FLAGS["bfloat16 and tf32"] = [*FLAGS["bfloat16"], *FLAGS["tf32"]]
+FLAGS["stock, float32"] = ["--stock"]
+RIGHT = 0.99  # mean Spearman with float32 from which a precision is right
+REPLAYED = 16_384  # rows of the replay
+RETRAINED = 2048  # rows of the run that is retrained on halves
+JOBS = (1, 4, 8)  # retrains on the card at a time
+GIB = 6.0  # memory in which an analysis must end all the same
+LIMITED = (  # a script with so much of the card's memory
+    "import sys, torch; torch.cuda.set_per_process_memory_fraction(float(sys.argv[1])); "
+    "from attribution.cli import run_script; import analyze; "
+    "sys.exit(run_script(analyze.main, sys.argv[2:]))"
+)
 
 
 def card_rates(device: str = "cuda", size: int = 8192, repeats: int = 10) -> dict[str, float]:
@@ -81,56 +95,172 @@ def random_start(folder: Path, tokenizer_of: str | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Precision -> phase -> seconds of analyze.py on this GPU, "whole process", and "Spearman" with
-    float32.
+@dataclass
+class Session:
+    """Minutes on a card, and what was measured in them.
 
-    Trains for one epoch first; random weights are taken as they are. What is in --work_dir is not
-    measured again.
+    work: folder of the measurements. seconds: of the budget. data: arguments that name the data.
+    rows: of the analyses in each precision.
     """
-    work, start = args.work_dir.resolve() / f"{args.rows}_rows", args.model_name_or_path
-    common = ["--dataset_name", "sst2", "--checkpoint_dir", str(work)]
-    if not (work / "sst2/run.json").exists():
-        train = [*common, "--max_train_samples", str(args.rows)]
-        if args.random_weights:
-            random_start(work / "random", start)
-            train += ["--adopt", str(work / "random")]
-        else:
-            train += ["--num_train_epochs", "1", "--seed", "1004"]
-        places = {"--dataset_path": args.dataset_path}
-        places |= {} if args.random_weights else {"--model_name_or_path": start}
-        train += [part for name, value in places.items() if value for part in (name, value)]
-        subprocess.run([sys.executable, ROOT / "train.py", *train], check=True)
-    for name in args.precisions:
-        if not (work / f"{name}.json").exists():
-            measure_one(work, name, common)
-    result = {
-        name: read_json(work / f"{name}.json") or {}
-        for name in FLAGS
-        if (work / f"{name}.json").exists()
-    }
-    scores = {name: load_file(work / f"{name}.safetensors")["all_modules"] for name in result}
-    for name in result if "float32" in result else ():
-        result[name]["Spearman"] = mean_spearman(scores[name], scores["float32"])
-    return result
+
+    work: Path
+    seconds: float
+    data: list[str]
+    rows: int
+    begun: float = field(default_factory=time.monotonic)
+    took: dict[str, float] = field(default_factory=dict)  # item -> seconds of this start
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.seconds - (time.monotonic() - self.begun)
+
+    def take(self, name: str, call: Callable[[], dict]) -> dict | None:
+        """What call() measures, or has measured before; None if there is no time left, or too
+        little.
+        """
+        path = self.work / f"{name}.json"
+        if (known := read_json(path)) is not None:
+            return known
+        if self.left <= 0:
+            return None
+        start = time.monotonic()
+        try:
+            found = call()
+        except subprocess.TimeoutExpired:
+            found = None
+        self.took[name] = time.monotonic() - start
+        share = self.took[name] / self.seconds
+        end = "" if found is not None else ", not done"
+        print(f"{name}: {self.took[name]:.0f} s, {share:.0%} of the time{end}", flush=True)
+        if found is not None:
+            write_json(path, found)
+        return found
+
+    def run(self, *command: str, gib: float | None = None) -> str:
+        """Output of a script with its arguments, which ends with the time. gib: memory that it may
+        take of the card's. Raises Refused if it fails.
+        """
+        start = [str(ROOT / command[0])]
+        if gib is not None:
+            whole = torch.cuda.get_device_properties(0).total_memory
+            start = ["-c", LIMITED, str(gib * 2**30 / whole)]
+        done = subprocess.run(
+            [sys.executable, *start, *command[1:]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=self.left,
+        )
+        if done.returncode:
+            raise Refused(f"{' '.join(command)} failed: {done.stderr[-500:]}")
+        return done.stdout + done.stderr
+
+    def place(self, rows: int) -> list[str]:
+        """Arguments that name the run of so many rows."""
+        return ["--dataset_name", "sst2", "--checkpoint_dir", str(self.work / f"{rows}_rows")]
+
+    def make(self, rows: int, *how: str) -> None:
+        """Makes the run of so many rows, unless it exists. how: arguments of train.py."""
+        if not (self.work / f"{rows}_rows/sst2/run.json").exists():
+            limit = ["--max_train_samples", str(rows)]
+            self.run("train.py", *self.place(rows), *self.data, *limit, *how)
+
+    def trained(self, rows: int) -> dict:
+        """Fine-tunes the random weights for an epoch, so that retrains have a recipe."""
+        start = self.work / "random"
+        if not start.exists():
+            random_start(start, None)
+        self.make(rows, "--model_name_or_path", str(start), "--num_train_epochs", "1")
+        return {}
+
+    def analyzed(self, name: str, rows: int, gib: float | None = None) -> dict:
+        """Seconds of each phase of analyze.py in the precision of this name, and of the whole
+        process. Keeps the scores beside.
+        """
+        flags = ["--query_batch_size", str(QUERY_BATCH), "--train_batch_size", "128", "--overwrite"]
+        start = time.monotonic()
+        said = self.run("analyze.py", *self.place(rows), *flags, *FLAGS[name], gib=gib)
+        whole = time.monotonic() - start
+        kind = "_half" * ("bfloat16" in name) + "_stock" * ("stock" in name)
+        scores = self.work / f"{rows}_rows/sst2/influence/scores/ekfac{kind}"
+        record = json.loads((scores / "pairwise_scores.json").read_text())
+        end = "" if gib is None else " limited"
+        shutil.copyfile(scores / "pairwise_scores.safetensors", self.scores(name + end, rows))
+        return record["seconds"] | {"whole process": whole, "shrunk": said.count("out of memory")}
+
+    def scores(self, name: str, rows: int) -> Path:
+        """Place of the kept scores of a precision."""
+        return self.work / f"{name}, {rows}.safetensors"
+
+    def agreement(self, name: str) -> float:
+        """Mean Spearman correlation of a precision's scores with those of float32."""
+        found = (load_file(self.scores(one, self.rows))["all_modules"] for one in (name, "float32"))
+        return mean_spearman(*found)
+
+    def fastest(self) -> str:
+        """The fastest precision, of those measured, whose scores are right."""
+        seconds = {}
+        for name in FLAGS:
+            record = read_json(self.work / f"{name}.json")
+            if record and "stock" not in name and self.agreement(name) >= RIGHT:
+                seconds[name] = record["all"]
+        return min(seconds, key=seconds.__getitem__, default="float32")
+
+    def tests(self) -> dict:
+        """The tests that compare this card with the CPU."""
+        command = [sys.executable, "-m", "pytest", "-q", "tests/test_cuda.py"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=self.left)
+        return {"passed": done.returncode == 0, "end": done.stdout[-300:]}
+
+    def adopted(self, rows: int) -> None:
+        """Makes a run of so many rows with the weights of the trained one."""
+        self.make(rows, "--adopt", str(self.work / f"{self.rows}_rows/sst2"))
+
+    def in_full(self, rows: int) -> dict:
+        """All rows in the fastest precision that is right."""
+        name = self.fastest()
+        self.adopted(rows)
+        return self.analyzed(name, rows) | {"precision": name}
+
+    def replayed(self, rows: int) -> dict:
+        """Seconds of a replay."""
+        self.adopted(rows)
+        start = time.monotonic()
+        self.run("analyze.py", *self.place(rows), "--factor_strategy", "replay")
+        return {"whole process": time.monotonic() - start}
+
+    def retrained(self, jobs: int, rows: int) -> dict:
+        """Retrains a second, on halves of the rows, with so many at a time."""
+        self.trained(rows)
+        count = max(4, 2 * jobs)
+        flags = ["--num_masks", str(count), "--num_repeats", "1", "--jobs_per_device", str(jobs)]
+        seeds = ["--retrain_seed", str(1000 * jobs), "--mask_seed", str(jobs)]
+        start = time.monotonic()
+        self.run("evaluate_lds.py", *self.place(rows), *flags, *seeds, "--num_bootstrap", "10")
+        return {"retrains a second": count / (time.monotonic() - start)}
+
+    def measure(self, whole: int, replayed: int, retrained: int) -> dict[str, dict]:
+        """Everything that there is time for, best first: name -> what was measured."""
+        rows = self.rows
+        items: dict[str, Callable[[], dict]] = {"training": lambda: self.trained(rows)}
+        for name in ("tf32", "float32", "bfloat16", "bfloat16 and tf32"):
+            items[name] = lambda name=name: self.analyzed(name, rows)
+        items["tests"] = self.tests
+        items["stock, float32"] = lambda: self.analyzed("stock, float32", rows)
+        items["in full"] = lambda: self.in_full(whole)
+        items["replay"] = lambda: self.replayed(replayed)
+        for jobs in JOBS:
+            items[f"retrains, {jobs} at a time"] = lambda jobs=jobs: self.retrained(jobs, retrained)
+        items["out of memory"] = lambda: self.analyzed("float32", rows, GIB)
+        measured = {name: self.take(name, call) for name, call in items.items()}
+        return {name: found for name, found in measured.items() if found is not None}
 
 
-def measure_one(work: Path, name: str, common: list[str]) -> None:
-    """Runs analyze.py in this precision and keeps its seconds and its scores."""
-    sizes = ["--query_batch_size", str(QUERY_BATCH), "--train_batch_size", "128", "--overwrite"]
-    start = time.perf_counter()
-    subprocess.run([sys.executable, ROOT / "analyze.py", *common, *sizes, *FLAGS[name]], check=True)
-    whole = time.perf_counter() - start
-    scores = work / "sst2/influence/scores" / ("ekfac_half" if "bfloat16" in name else "ekfac")
-    record = json.loads((scores / "pairwise_scores.json").read_text())
-    shutil.copyfile(scores / "pairwise_scores.safetensors", work / f"{name}.safetensors")
-    write_json(work / f"{name}.json", record["seconds"] | {"whole process": whole})
-
-
-def work_of(args: argparse.Namespace) -> Work:
+def work_of(session: Session) -> Work:
     """Rows, queries and tokens of what was measured, and the memory of this card."""
-    folder = args.work_dir.resolve() / f"{args.rows}_rows"
-    train, queries = Run.open(folder, "sst2", args.dataset_path).rows(2000)
+    folder = session.work / f"{session.rows}_rows"
+    train, queries = Run.open(folder, "sst2").rows(2000)
     means = [
         float(lengths.mean())
         for lengths in (train.lengths, train.lengths.astype(float) ** 2, queries.lengths)
@@ -149,21 +279,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         action="store_true",
         help="write and print the estimate for an A100; measure nothing",
     )
+    add("--minutes", type=float, default=9.0, help="time on the card (9)")
     add("--dataset_path", help="folder or hub id with sst2 (nyu-mll/glue)")
-    add("--model_name_or_path", help="folder or hub id of a BERT-base (bert-base-cased)")
-    add(
-        "--random_weights",
-        action="store_true",
-        help="BERT-base's shape, random, with the tokenizer of that model",
-    )
-    add("--rows", type=int, default=ROWS, help=f"training rows ({ROWS:,})")
-    add(
-        "--precisions",
-        nargs="+",
-        choices=tuple(FLAGS),
-        default=list(FLAGS),
-        help="what is measured (all)",
-    )
+    add("--rows", type=int, default=4096, help="training rows in each precision (4096)")
     add(
         "--work_dir",
         type=Path,
@@ -175,14 +293,12 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--tasks", action="store_true", help="write and print what GLUE's tasks take, by arithmetic"
     )
     args = parser.parse_args(argv)
-    check_numbers(vars(args), "rows")
+    check_numbers(vars(args), "rows", "minutes")
     return args
 
 
 def main(argv=None) -> None:
-    """Prints published and estimated seconds, and measured ones unless --estimate is given; stores
-    what is new.
-    """
+    """Prints published and estimated seconds, or measures; stores what is new."""
     args = parse_args(argv)
     check_writable(args.results_dir)
     if args.tasks:
@@ -195,22 +311,18 @@ def main(argv=None) -> None:
         return
     if not torch.cuda.is_available():
         raise Refused("there is no GPU here; --estimate needs none")
-    seconds, work = measure(args), work_of(args)
+    data = ["--dataset_path", args.dataset_path] if args.dataset_path else []
+    session = Session(args.work_dir.resolve(), 60 * args.minutes, data, args.rows)
+    measured = session.measure(ROWS, REPLAYED, RETRAINED)
+    for name, found in measured.items():
+        if name in FLAGS and "float32" in measured:
+            found["Spearman"] = session.agreement(name)
+    work = work_of(session)
     card = card_rates()  # last: it keeps memory
-    found = {
-        "rows": work.rows,
-        "queries": work.queries,
-        "tokens": work.tokens,
-        "query_tokens": work.query_tokens,
-        "random_weights": args.random_weights,
-        "rates": card,
-        "estimate": estimate(card, work),
-        "measured": seconds,
-    }
-    path = args.results_dir / "gpu.json"
-    every = (read_json(path) or {}).get("sizes", {}) | {str(args.rows): found | origin("cuda")}
-    write_json(path, {"sizes": every} | origin("cuda"))
-    print(gpu_measured(every))
+    sizes = {"rows": work.rows, "queries": work.queries}
+    result = sizes | {"rates": card, "estimate": estimate(card, work), "measured": measured}
+    write_json(args.results_dir / "gpu.json", result | origin("cuda"))
+    print(gpu_measured(result | origin("cuda")))
 
 
 if __name__ == "__main__":

@@ -168,34 +168,33 @@ def gpu_table(published: dict, estimated: dict) -> str:
     return tables.markdown(["SST-2, BERT-base", *PHASES, "Spearman with float32"], rows)
 
 
-def gpu_measured(sizes: dict[str, dict]) -> str:
-    """Measured and estimated seconds of `lab.gpu`; sizes: number of rows -> what was measured."""
+def gpu_measured(found: dict) -> str:
+    """Seconds of `lab.gpu` in each precision beside their estimate, and what else was measured."""
+    measured = dict(found["measured"])
     rows = []
-    for found in (sizes[size] for size in sorted(sizes, key=int)):
-        what = f"{found['rows']:,} x {found['queries']:,}"
-        for name in (name for name in PRECISIONS if name in found["measured"]):
-            estimated, measured = found["estimate"][name], found["measured"][name]
-            cells = [f"{estimated[phase]:,.1f} s -> {measured[phase]:,.1f} s" for phase in PHASES]
-            agreement = f"{measured['Spearman']:.4f}" if "Spearman" in measured else "-"
-            rows.append(
-                [
-                    found["device"],
-                    what,
-                    name,
-                    *cells,
-                    f"{measured['whole process']:,.0f} s",
-                    agreement,
-                ]
-            )
-    header = [
-        "estimate -> measured",
-        "rows x queries",
-        "precision",
-        *PHASES,
-        "whole process",
-        "Spearman with float32",
+    for name in [one for one in measured if "covariance" in measured[one]]:
+        one = measured.pop(name)
+        what = found["estimate"].get(name) if name in PRECISIONS else None
+        cells = [
+            f"{one[phase]:,.1f} s" + (f" ({what[phase]:,.1f} s)" if what else "")
+            for phase in PHASES
+        ]
+        agreement = f"{one['Spearman']:.4f}" if "Spearman" in one else "-"
+        rows.append([name, *cells, f"{one['whole process']:,.0f} s", agreement])
+    title = f"{found['device']}, {found['rows']:,} x {found['queries']:,} (estimate)"
+    table = tables.markdown([title, *PHASES, "whole process", "Spearman with float32"], rows)
+    rest = [f"- {name}: {value}" for name, one in measured.items() for value in [shown(one)] if one]
+    return "\n".join([table, "", *rest])
+
+
+def shown(found: dict) -> str:
+    """What one item of `lab.gpu` measured, on a line."""
+    cells = [
+        f"{name} {value:,.2f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in found.items()
+        if name not in ("checksum", "end")
     ]
-    return tables.markdown(header, rows)
+    return ", ".join(cells)
 
 
 def h200_scores(found: dict) -> str:

@@ -89,8 +89,8 @@ class ReplayAnalysis(Analysis):
             asked.run("kernel", [KERNEL], lambda: self._keep_others(asked, rows, features()))
         if not self.processes.main:
             return None
-        kernel = load_file(rows.folder / KERNEL, str(device))
-        others = load_file(asked.folder / KERNEL, str(device))["others"]
+        kernel = read_kernel(rows, device)
+        others = read_kernel(asked, device)["others"]
         train, queries = (targets_of(data).to(device) for data in (self.train, self.queries))
         found = float(kernel["time"]), float(kernel["likeness"])
         return Replay(kernel["kernel"], others, train, queries, *found)
@@ -144,7 +144,7 @@ class ReplayAnalysis(Analysis):
         if features is None or asked is None:
             return
         asked = asked.to(features.device)
-        kept = load_file(rows.folder / KERNEL, str(features.device))
+        kept = read_kernel(rows, features.device)
         others = asked @ features.T / kept["unit"]
         steep = kept["values"], kept["vectors"]
         train = targets_of(self.train)
@@ -216,6 +216,11 @@ class ReplayAnalysis(Analysis):
             self.processes.meet()
 
         work.run(f"features, {begin}", [f"features_{begin}_*.safetensors"], compute)
+
+
+def read_kernel(work: Work, device: torch.device) -> dict[str, torch.Tensor]:
+    """Tensors of a kept kernel, on the device."""
+    return {name: x.to(device) for name, x in load_file(work.folder / KERNEL).items()}
 
 
 def place_for(rows: int, queries: int, labels: int) -> torch.device:

@@ -29,7 +29,7 @@ OF_CURVATURE = {
     "max_factor_rows",
 }
 KINDS = ("factors", "self", "pairwise")
-REPLAY_VERSION = 3  # of everything in a replay that changes numbers
+REPLAY_VERSION = 4  # of everything in a replay that changes numbers
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
 SCORES = "how scores are computed"
 RUNNING = "how it runs"

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# SST-2 with BERT-base on this GPU: results/gpu.json; by the estimate about an hour on an A100.
-# Arguments are handed on: gpu.sh --random_weights --rows 8192 --precisions tf32
+# What one GPU does in nine minutes (or --minutes): results/gpu.json. Arguments are handed on.
+# WHEELS: a folder of wheels, for a machine that reaches no package index. GLUE_DIR: the data.
 set -euo pipefail
 source lab/commands/clean.sh
 
-python -m lab.gpu --results_dir results "$@"
+if [ -n "${WHEELS:-}" ]; then
+    python -m pip install --quiet --no-index --find-links "$WHEELS" -r requirements.txt
+fi
+python -m lab.gpu --results_dir results ${GLUE_DIR:+--dataset_path "$GLUE_DIR"} "$@"

@@ -2,63 +2,44 @@
 there is none.
 """
 
-import argparse
 import json
+import subprocess
 from types import SimpleNamespace
 
 import datasets
-import numpy as np
 import pytest
 import torch
+from pretend_cuda import pretend
 from running import analyze_quickly, refusal, save_tables
-from safetensors.numpy import save_file
 
 import analyze
+import evaluate_lds
 import train
-from attribution.files import write_json
 from lab import gpu
 from lab.estimates import A100
 
 
-def test_each_measurement_is_kept_and_not_made_again(tmp_path, monkeypatch):
-    commands = []
+def test_an_item_is_kept_and_not_measured_again_and_what_time_does_not_hold_is_left(
+    tmp_path, capsys
+):
+    session = gpu.Session(tmp_path, 100.0, [], 9)
+    calls = []
 
-    def run(command, check):
-        commands.append([str(part) for part in command[1:]])
-        if "analyze.py" in commands[-1][0]:
-            name = "ekfac_half" if "--use_half_precision" in command else "ekfac"
-            scores = tmp_path / "9_rows/sst2/influence/scores" / name
-            scores.mkdir(parents=True, exist_ok=True)
-            seconds = {
-                "covariance": 1.0,
-                "lambda": 2.0,
-                "pairwise": 3.0,
-                "eigendecomposition": 4.0,
-                "all": 10.0,
-            }
-            write_json(scores / "pairwise_scores.json", {"seconds": seconds})
-            save_file(
-                {"all_modules": np.random.rand(3, 9).astype("f")},
-                scores / "pairwise_scores.safetensors",
-            )
-        else:
-            (tmp_path / "9_rows/sst2").mkdir(parents=True)
-            (tmp_path / "9_rows/sst2/run.json").write_text("{}")
+    def measured() -> dict:
+        calls.append(1)
+        return {"seconds": 1.0}
 
-    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
-    args = argparse.Namespace(
-        work_dir=tmp_path,
-        model_name_or_path=None,
-        dataset_path="glue",
-        random_weights=False,
-        precisions=["float32"],
-        rows=9,
-    )
-    assert set(gpu.measure(args)) == {"float32"} and len(commands) == 2
-    args.precisions = ["float32", "bfloat16"]
-    result = gpu.measure(args)
-    assert len(commands) == 3 and result["float32"]["Spearman"] == pytest.approx(1)
-    assert result["bfloat16"]["whole process"] >= 0 and "--use_half_precision" in commands[2]
+    assert session.take("a", measured) == session.take("a", measured) == {"seconds": 1.0}
+    assert calls == [1] and "a: 0 s, 0% of the time" in capsys.readouterr().out
+
+    def slow() -> dict:
+        raise subprocess.TimeoutExpired("analyze.py", 1)
+
+    assert session.take("b", slow) is None and not (tmp_path / "b.json").exists()
+    assert "b: 0 s, 0% of the time, not done" in capsys.readouterr().out
+    session.seconds = 0.0
+    assert session.take("c", measured) is None and calls == [1]
+    assert session.take("a", measured) == {"seconds": 1.0}
 
 
 def test_a_card_that_is_twice_as_fast_takes_half_the_time():
@@ -76,9 +57,7 @@ def test_half_the_rows_take_half_the_time_but_for_eigenvectors_and_what_groups_s
         assert half[precision]["eigendecomposition"] == seconds["eigendecomposition"]
 
 
-def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_rows(
-    tmp_path, monkeypatch
-):
+def test_a_session_runs_whole_on_the_pretended_gpu(tmp_path, monkeypatch):
     words = {
         "sentence": ["a fine film", "a dull and long film"] * 30,
         "label": [1, 0] * 30,
@@ -86,9 +65,15 @@ def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_row
     }
     rows = datasets.Dataset.from_dict(words)
     save_tables(tmp_path / "glue", {"sst2": {"train": rows, "validation": rows.select(range(8))}})
-    scripts = {"train.py": train.main, "analyze.py": analyze.main}
-    run = lambda command, check: scripts[command[1].name]([str(part) for part in command[2:]])  # noqa: E731
-    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
+    scripts = {"train.py": train, "analyze.py": analyze, "evaluate_lds.py": evaluate_lds}
+    limits = []
+
+    def run(self, script, *flags, gib=None) -> str:
+        limits.append(gib)
+        with pretend(gib=80):
+            scripts[script].main([*flags])
+        return "out of memory; going on with less" * (gib is not None)
+
     config = gpu.transformers.BertConfig
     small = {
         "hidden_size": 16,
@@ -97,23 +82,36 @@ def test_random_weights_are_taken_as_they_are_and_give_an_estimate_for_their_row
         "intermediate_size": 32,
     }
     monkeypatch.setattr(gpu.transformers, "BertConfig", lambda **given: config(**given, **small))
-    monkeypatch.setattr(
-        gpu.torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9)
-    )
-    args = argparse.Namespace(
-        work_dir=tmp_path,
-        model_name_or_path=None,
-        dataset_path=str(tmp_path / "glue"),
-        random_weights=True,
-        rows=40,
-        precisions=["float32"],
-    )
-    measured = gpu.measure(args)["float32"]
-    work = gpu.work_of(args)
-    assert (work.rows, work.queries) == (40, 8) and measured["Spearman"] == pytest.approx(1)
+    monkeypatch.setattr(gpu.Session, "run", run)
+    monkeypatch.setattr(gpu.Session, "tests", lambda self: {"passed": True})
+    monkeypatch.setattr(gpu, "JOBS", (1,))
+    data = ["--dataset_path", str(tmp_path / "glue")]
+    session = gpu.Session(tmp_path / "work", 600.0, data, 40)
+    measured = session.measure(60, 50, 40)
+    assert list(measured) == [
+        "training",
+        "tf32",
+        "float32",
+        "bfloat16",
+        "bfloat16 and tf32",
+        "tests",
+        "stock, float32",
+        "in full",
+        "replay",
+        "retrains, 1 at a time",
+        "out of memory",
+    ]
+    assert limits[-1] == gpu.GIB and measured["out of memory"]["shrunk"] == 1
+    assert session.agreement("float32") == pytest.approx(1)
+    assert session.agreement("stock, float32") > 0.9
+    assert measured["in full"]["precision"] == session.fastest()
+    card = SimpleNamespace(total_memory=80e9)
+    monkeypatch.setattr(gpu.torch.cuda, "get_device_properties", lambda _: card)
+    work = gpu.work_of(session)
+    assert (work.rows, work.queries) == (40, 8)
     found = {"rows": 40, "queries": 8, "device": "a card", "estimate": gpu.estimate(work=work)}
-    table = gpu.gpu_measured({"40": found | {"measured": {"float32": measured}}})
-    assert "| a card | 40 x 8 | float32 |" in table and " s -> " in table
+    table = gpu.gpu_measured(found | {"measured": measured})
+    assert "| a card, 40 x 8 (estimate) |" in table and "- retrains, 1 at a time: " in table
 
 
 def test_rates_are_multiply_adds_and_bytes_a_second():
