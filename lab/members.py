@@ -70,7 +70,7 @@ SETS = {  # checkpoints -> members
 SPECS = {
     spec.name: spec
     for damping, fisher, strategy in itertools.product(
-        (None, 1e-2, 1e-3, 1e-4, 1e-5, 1e-8), ("exact", "sampled"), STRATEGIES
+        (None, 1e-2, 1e-3, 1e-4, 1e-5, 1e-8), ("exact", "sampled", None), STRATEGIES
     )
     for spec in [ScoreSpec(factor_strategy=strategy, fisher=fisher, damping_factor=damping)]
 }

@@ -237,7 +237,7 @@ def compare(bench: Bench, case: Case) -> dict:
     """Stock against ours, in turns: median seconds of each phase, ratios, peaks, agreement."""
     arms: dict[str, list[dict]] = {"stock": [], "ours": []}
     for i in range(bench.args.rounds):
-        for arm, flags in (("stock", ["--stock"]), ("ours", [])):
+        for arm, flags in (("stock", ["--stock"]), ("ours", ["--fisher", "sampled"])):
             arms[arm].append(bench.analysis(case, f"{case.name}_{arm}_{i}", *flags))
     stock, ours = (bench.scores(arms[arm][0]) for arm in ("stock", "ours"))
     agreement = {"stock": {"ours": stats.mean_spearman(ours, stock)}}

@@ -76,9 +76,10 @@ def test_the_short_help_leaves_rare_arguments_and_the_json_format_out(capsys, mo
         assert stop.value.code == 0
         texts[flag] = capsys.readouterr().out
     short, whole = texts["--help"], texts["--help_all"]
-    rare = [field.name for field in fields(Settings) if field.metadata["rare"]]
+    arguments = [field for field in fields(Settings) if field.metadata]
+    rare = [field.name for field in arguments if field.metadata["rare"]]
     assert {"stock", "query_gradient_rank", "covariance_dtype"} <= set(rare)
-    for field in fields(Settings):
+    for field in arguments:
         assert f"--{field.name} " in whole
         assert (f"  --{field.name} " in short) == (field.name not in rare), field.name
     assert "file_row" in whole and "file_row" not in short

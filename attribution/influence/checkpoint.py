@@ -66,7 +66,7 @@ class Analysis(Scored):
     """Factors and scores of one checkpoint under one set of settings."""
 
     def __post_init__(self) -> None:
-        settings = self.settings
+        self.settings = settings = self.settings.for_run(self.run)
         self.folder = self.run.folder / "influence"
         made = {"weights": self.run.weights, "training rows": self.run.train_rows}
         rows = len(self.train)

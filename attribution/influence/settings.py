@@ -69,12 +69,13 @@ class ScoreSpec(Members):
         choices=STRATEGIES,
         fingerprint="factors",
     )
-    fisher: str = option(
-        "sampled",
-        "labels behind the factors: sampled from the model with --seed, as in kronfluence, or "
-        "exact: the mean over all labels, without chance (sampled)",
+    fisher: str | None = option(
+        None,
+        "labels behind the factors: exact, the mean over all, or sampled with --seed, as in "
+        "kronfluence (exact for two classes and regressions)",
         group=SCORES,
         choices=("sampled", "exact"),
+        type=str,
         name="{}",
         fingerprint="factors",
     )
@@ -227,6 +228,12 @@ class Settings(ScoreSpec):
         rare=True,
     )
 
+    num_labels: int = 0  # of the run, which `for_run` knows
+
+    def for_run(self, run: Run) -> "Settings":
+        """The settings as they are meant for this run."""
+        return replace(self, num_labels=run.num_labels)
+
     def check(self) -> None:
         """Raises Refused for values that no analysis can use."""
         super().check()
@@ -238,7 +245,7 @@ class Settings(ScoreSpec):
                     raise Refused(f"--{field.name} has no effect on a replay; leave it out")
         if self.stock and self.covariance_dtype == "mixed":
             raise Refused("--covariance_dtype mixed is ours; with --stock it is float32 or float64")
-        if self.stock and self.fisher != "sampled":
+        if self.stock and self.fisher == "exact":
             raise Refused(
                 "--fisher exact is ours; kronfluence samples labels, so leave out one of --stock "
                 "and --fisher"
@@ -246,8 +253,15 @@ class Settings(ScoreSpec):
 
     @property
     def exact(self) -> bool:
-        """Whether factors are the mean over all labels; without curvature there are no labels."""
-        return self.fisher == "exact" and self.factor_strategy != "identity"
+        """Whether factors are the mean over all labels; without factors there are no labels.
+
+        By default where that costs nothing: where one output is all that counts.
+        """
+        if self.factor_strategy in ("identity", "replay"):
+            return False
+        if self.fisher is None:
+            return 1 <= self.num_labels <= 2 and not self.stock
+        return self.fisher == "exact"
 
     @property
     def precision(self) -> str:
@@ -273,13 +287,14 @@ class Settings(ScoreSpec):
         if self.exact or self.factor_strategy == "identity":
             unused.add("seed")
         used = vars(self) | {
+            "fisher": "exact" if self.exact else "sampled",
             "covariance_dtype": self.covariances,
             "max_factor_rows": min(self.max_factor_rows, num_rows),
         }
         values = {
             field.name: used[field.name]
             for field in dataclasses.fields(self)
-            if field.metadata["fingerprint"] in kinds and field.name not in unused
+            if field.metadata.get("fingerprint") in kinds and field.name not in unused
         }
         if kind == "pairwise" and self.query_gradient_rank:
             values["seed_of_low_rank"] = self.seed

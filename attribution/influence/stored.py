@@ -131,6 +131,7 @@ def folder_of(
     num_rows: training rows N. query_rows: fingerprint of the queries. suffix: see `ScoreFolder`.
     Raises Refused for a checkpoint to be replayed whose training is gone.
     """
+    settings = settings.for_run(run)
     made: dict = {"weights": run.weights, "training rows": run.train_rows}
     if settings.factor_strategy == "replay":
         made |= {"replay": REPLAY_VERSION, "end of training": end_of(run).weights}

@@ -41,14 +41,14 @@ def split_batch(lengths: np.ndarray, overhead: float) -> list[np.ndarray]:
     order = np.argsort(-lengths, kind="stable")
     if not np.isfinite(overhead):
         return [order] if len(order) else []
-    best = [0.0]
+    longest = lengths[order]
+    places = np.arange(len(order))
+    best = np.zeros(len(order) + 1)
     last = []
     for end in range(1, len(order) + 1):
-        costs = [
-            best[start] + (end - start) * lengths[order[start]] + overhead for start in range(end)
-        ]
+        costs = best[:end] + (end - places[:end]) * longest[:end] + overhead
         last.append(int(np.argmin(costs)))
-        best.append(min(costs))
+        best[end] = costs[last[-1]]
     pieces = []
     end = len(order)
     while end:

@@ -21,7 +21,7 @@ for damping in 1e-4 1e-2 heuristic; do
 done
 analyze --use_half_precision
 analyze --query_gradient_rank 8
-analyze --fisher exact
+analyze --fisher sampled
 for count in 2 5 10 20; do
     analyze --num_members $count
     analyze --num_members $count --member_share 0.5

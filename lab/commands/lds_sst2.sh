@@ -27,7 +27,7 @@ for damping in 1e-4 1e-2 heuristic; do
 done
 analyze --use_half_precision
 analyze --query_gradient_rank 32
-analyze --fisher exact
+analyze --fisher sampled
 analyze --fisher exact --damping_factor 1e-4
 for count in 2 4 8; do
     analyze --fisher exact --member_steps $count

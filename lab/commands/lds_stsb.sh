@@ -25,7 +25,7 @@ done
 for damping in 1e-4 1e-2 heuristic; do
     analyze --damping_factor $damping
 done
-analyze --fisher exact
+analyze --fisher sampled
 analyze --use_half_precision
 analyze --query_gradient_rank 32
 for count in 2 4 8; do

@@ -6,7 +6,7 @@ source lab/commands/clean.sh
 
 study() {
     python -m lab.members --dataset_name demo --checkpoint_dir checkpoints/tuning \
-        --first_query 50 --max_queries 50 --scores ekfac_exact ekfac identity "$@"
+        --first_query 50 --max_queries 50 --scores ekfac ekfac_sampled identity "$@"
 }
 plan=$(study --plan)
 bash -ec "${plan//.../}"

@@ -8,9 +8,9 @@ source lab/commands/clean.sh
 
 study() {
     python -m lab.members --dataset_name sst2 --checkpoint_dir checkpoints/tuning \
-        --first_query 200 --max_queries 200 --scores ekfac_exact ekfac \
-        ekfac_exact_damping0.0001 ekfac_exact_damping1e-05 ekfac_exact_damping0.001 \
-        ekfac_exact_dampingheuristic "$@"
+        --first_query 200 --max_queries 200 --scores ekfac ekfac_sampled \
+        ekfac_damping0.0001 ekfac_damping1e-05 ekfac_damping0.001 \
+        ekfac_dampingheuristic "$@"
 }
 plan=$(study --plan)
 recipe=$(printf '%q ' --dataset_path "$GLUE_DIR" --model_name_or_path "$MODEL_DIR" \

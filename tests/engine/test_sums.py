@@ -28,11 +28,14 @@ PAIRWISE_PARTS = SELF_PARTS | {"query gradient rank", "query rows", "margin"}
 
 
 def test_fingerprints_are_of_weights_rows_and_the_settings_that_matter(run_copy):
-    (analysis,) = influence_of(run_copy).analyses
+    (exact,) = influence_of(run_copy).analyses
+    assert set(exact.factor_parts) == FACTOR_PARTS - {"seed"}
+    sampled = ("--fisher", "sampled")
+    (analysis,) = influence_of(run_copy, *sampled).analyses
     assert set(analysis.factor_parts) == FACTOR_PARTS
     assert set(analysis.scores.parts["self"]) == SELF_PARTS
     assert set(analysis.scores.parts["pairwise"]) == PAIRWISE_PARTS
-    (low_rank,) = influence_of(run_copy, "--query_gradient_rank", "4").analyses
+    (low_rank,) = influence_of(run_copy, *sampled, "--query_gradient_rank", "4").analyses
     assert set(low_rank.scores.parts["self"]) == SELF_PARTS
     assert set(low_rank.scores.parts["pairwise"]) == PAIRWISE_PARTS | {"seed of low rank"}
 

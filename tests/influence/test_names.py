@@ -39,7 +39,7 @@ def settings_of(spec: ScoreSpec) -> Settings:
 
 def some_specs():
     """Specs of every strategy, precision, implementation, rank and damping, some with members."""
-    choices = itertools.product(CURVATURES, ("sampled", "exact"), BOTH, BOTH, RANKS, DAMPINGS)
+    choices = itertools.product(CURVATURES, (None, "sampled", "exact"), BOTH, BOTH, RANKS, DAMPINGS)
     for place, chosen in enumerate(choices):
         strategy, fisher, half, stock, rank, damping = chosen
         if stock and fisher == "exact":  # refused
@@ -75,7 +75,7 @@ def test_a_damping_of_any_size_and_a_rank_come_back_from_the_arguments(digits, e
 
 
 def test_different_arguments_have_different_names_except_those_that_identity_does_not_use():
-    unused = {"damping_factor": 1e-8, "fisher": "sampled"}
+    unused = {"damping_factor": 1e-8, "fisher": None}
     different = {
         replace(spec, **unused) if spec.factor_strategy == "identity" else spec
         for spec in some_specs()
@@ -159,7 +159,10 @@ WITHOUT_EFFECT = {
 }
 
 
-@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+FIELDS = [field for field in fields(Settings) if field.metadata]
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_a_field_with_a_fingerprint_makes_its_kind_stale_and_those_after_it(field, tmp_path):
     first = KINDS.index(field.metadata["fingerprint"]) if field.metadata["fingerprint"] else 3
     other = replace(Settings(), **{field.name: (OTHER | WITHOUT_EFFECT)[field.name]})
@@ -173,6 +176,18 @@ def test_a_field_with_a_fingerprint_makes_its_kind_stale_and_those_after_it(fiel
             continue
         with pytest.raises(Refused, match=f"other {field.name.replace('_', ' ')}( and .*)?; pass"):
             stored.load(kind)
+
+
+@pytest.mark.parametrize(
+    ("fisher", "stock", "labels"),
+    [(None, False, "exact"), (None, True, "sampled"), ("sampled", False, "sampled")],
+)
+def test_one_output_has_exact_factors_unless_samples_are_asked_for(fisher, stock, labels):
+    settings = Settings(fisher=fisher, stock=stock)
+    for num_labels in (1, 2):
+        assert replace(settings, num_labels=num_labels).parts("factors", 100)["fisher"] == labels
+    assert replace(settings, num_labels=3).parts("factors", 100)["fisher"] == "sampled"
+    assert settings.name == "ekfac" + "_sampled" * (fisher is not None) + "_stock" * stock
 
 
 def test_settings_without_an_effect_on_the_numbers_have_no_part():
