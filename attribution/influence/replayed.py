@@ -120,8 +120,9 @@ class ReplayAnalysis(Analysis):
         else:
             held = self.run.rows(HELD_OUT)[1]
             others = sketch.features(held).to(device) @ features.T / unit
-        weights = kernel.new_zeros(len(kernel))
+        weights = torch.zeros(len(kernel))
         weights[kept] = 1
+        weights = weights.to(device)
         train, targets = (targets_of(data).to(device) for data in (self.train, held))
         logits = predict_run(self.end, held)
         best, likeness = descent.best_time(kernel, others, steep, train, targets, weights, logits)

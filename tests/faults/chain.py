@@ -205,6 +205,8 @@ def plain(path: Path, place: Path | None) -> bytes:
             content = json.dumps(
                 without_times(json.loads(content)), sort_keys=True, ensure_ascii=False
             ).encode()
+    if path.suffix == ".md" and b"| seconds |" in content:  # the last column
+        content = re.sub(rb"[^|\n]*\|$", b"", content, flags=re.MULTILINE)
     if path.suffix == ".html":
         content = re.sub(rb"\d+ s for factors and scores", b"", content)
     return content.replace(str(place).encode(), b"") if place else content
