@@ -27,6 +27,7 @@ from attribution.evidence.arguments import (
     check_plot_only,
 )
 from attribution.files import Refused
+from attribution.show import results
 from attribution.training.arguments import add_data_arguments, add_query_arguments
 from attribution.training.recipe import add_recipe_arguments, check_recipe
 from attribution.training.run import Run
@@ -101,17 +102,17 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     """Retrains what is missing, evaluates, stores and prints. Raises Refused on bad input."""
     args = parse_args(argv)
+    folder = args.checkpoint_dir / args.dataset_name
+    place = results.place_of("lds", folder, args.results_dir, args.figure_path)
     if args.plot_only:
-        from attribution.show import plotting, results
+        from attribution.show.plotting import draw_lds  # it imports matplotlib
 
-        folder = args.checkpoint_dir / args.dataset_name
-        place = results.place_of("lds", folder, args.results_dir, args.figure_path)
-        results.redraw(place, plotting.draw_lds)
+        results.redraw(place, draw_lds)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     from attribution.commands.evaluate_lds import evaluate_lds  # torch takes seconds to import
 
-    evaluate_lds(args, run)
+    evaluate_lds(args, run, place)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from attribution.evidence.arguments import (
     is_single,
 )
 from attribution.files import Refused
+from attribution.show import results
 from attribution.training.arguments import add_data_arguments, add_query_arguments
 from attribution.training.recipe import RECIPE, add_recipe_arguments, check_recipe
 from attribution.training.run import Run
@@ -60,6 +61,7 @@ OF_RETRAINS = {
     "retrain_queries",
     "dry_run",
 }
+# Arguments that only the check of a what-if uses.
 OF_CHECKS = {"num_retrain_seeds", "retrain_seed", "jobs_per_device", "retrain_queries", "dry_run"}
 
 
@@ -271,18 +273,18 @@ def add_retrain_arguments(parser: Parser) -> None:
 def main(argv=None) -> None:
     """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
     args = parse_args(argv)
+    end = "_harmful" if args.direction == "harmful" else ""
+    folder = args.checkpoint_dir / args.dataset_name
+    place = results.place_of(STUDY, folder, args.results_dir, args.figure_path, end)
     if args.plot_only:
-        from attribution.show import plotting, results
+        from attribution.show.plotting import draw_counterfactual  # it imports matplotlib
 
-        end = "_harmful" if args.direction == "harmful" else ""
-        folder = args.checkpoint_dir / args.dataset_name
-        place = results.place_of(STUDY, folder, args.results_dir, args.figure_path, end)
-        results.redraw(place, plotting.draw_counterfactual)
+        results.redraw(place, draw_counterfactual)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     from attribution.commands.run_counterfactual import run_counterfactual  # torch takes seconds
 
-    run_counterfactual(args, run)
+    run_counterfactual(args, run, place)
 
 
 if __name__ == "__main__":

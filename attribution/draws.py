@@ -1,6 +1,4 @@
-"""Labels drawn from a model with random numbers that are a function of seed and row, and the mean
-over all draws. Symbols: B examples, C classes.
-"""
+"""Random numbers that are a function of a seed and a row."""
 
 import hashlib
 

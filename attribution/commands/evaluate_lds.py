@@ -13,16 +13,15 @@ from attribution.files import Refused
 from attribution.influence.stored import most_helpful
 from attribution.show import plotting, results, tables
 from attribution.show.listing import Context, describe_row, headline, plain_row
+from attribution.show.results import Place
 from attribution.training.recipe import recipe_of
 from attribution.training.run import Run
 from pipeline import quiet_libraries
 
 
-def evaluate_lds(args: argparse.Namespace, run: Run) -> None:
+def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
     """Retrains what is missing, evaluates, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
-    folder = args.checkpoint_dir / args.dataset_name
-    place = results.place_of("lds", folder, args.results_dir, args.figure_path)
     train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
     queries = known.window(args.first_query, args.max_queries)
     index = None

@@ -7,7 +7,7 @@ import numpy as np
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence import baselines, counterfactual, verdict, what_if
-from attribution.evidence.arguments import ARMS, BASELINES, STUDY, asked_what_if, is_single
+from attribution.evidence.arguments import ARMS, BASELINES, asked_what_if, is_single
 from attribution.evidence.counterfactual import Arm, Removals, by_score, run_study
 from attribution.evidence.study import check_recipe_known, models_of, open_study
 from attribution.evidence.verdict import Check
@@ -16,6 +16,7 @@ from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
 from attribution.show.listing import Context, describe_row, headline, plain_row
+from attribution.show.results import Place
 from attribution.training.recipe import recipe_of
 from attribution.training.run import Run
 from pipeline import quiet_libraries
@@ -161,12 +162,9 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
         print(f"\n{verdicts.what_if_text(edit, queries, places, answers)}")
 
 
-def run_counterfactual(args: argparse.Namespace, run: Run) -> None:
+def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None:
     """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
-    end = "_harmful" if args.direction == "harmful" else ""
-    folder = args.checkpoint_dir / args.dataset_name
-    place = results.place_of(STUDY, folder, args.results_dir, args.figure_path, end)
     asked = asked_what_if(args)
     if asked is None:
         check_recipe_known(run)

@@ -7,6 +7,11 @@ from attribution.cli import did_you_mean
 from attribution.data import demo
 from attribution.files import Refused
 
+SHARE = 0.1  # of the rows that are kept for validation where there is one split only
+KINDS = ("classification", "regression")
+# Name and version of `pipeline.compute_margin`, part of the fingerprints of scores and retrains:
+# another margin gets another name, so that results stored before do not count.
+MARGIN = "log-odds of the label; for regression minus the squared error (1)"
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
@@ -97,12 +102,3 @@ def task_named(data_name: str) -> GlueTask:
 def unknown_task(name: str) -> str:
     """Message about a name that is not the name of a task: the nearest one, and all known ones."""
     return f"unknown task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
-
-
-SHARE = 0.1  # of the rows that are kept for validation where there is one split only
-
-KINDS = ("classification", "regression")
-
-# Name and version of `pipeline.compute_margin`, part of the fingerprints of scores and retrains:
-# another margin gets another name, so that results stored before do not count.
-MARGIN = "log-odds of the label; for regression minus the squared error (1)"

@@ -46,7 +46,7 @@ class Shared:
         self.bases: list[torch.Tensor] = []
         # Whether the current batch ends a group of batches; see EigenPairwiseTracker.
         self.complete = True
-        # Whether the batch passes for the first time; see `draws.fisher_column`.
+        # Whether the batch passes for the first time; see `fisher.fisher_column`.
         self.first = True
 
     def enter(self, tensor: torch.Tensor) -> Stream:

@@ -13,6 +13,9 @@ MIN_MASKS = 3  # subsets of an LDS
 MIN_SEEDS = 5  # retrains of a verdict
 TURNED = {"helpful": "flipped", "harmful": "mended"}  # rows that go -> fate of a target
 DIRECTIONS = tuple(TURNED)
+STUDY = "counterfactual"  # the beginning of the names of its files
+ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
+OF_WHAT_IF = ("remove_rows", "flip_labels", "smallest_set")  # what a what-if may ask for
 BASELINES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
 
 
@@ -77,14 +80,6 @@ def check_plot_only(given: set[str], *more: str) -> None:
     if "results_dir" not in given:
         used.add("checkpoint_dir")
     refuse_idle(given - used, "plot_only")
-
-
-STUDY = "counterfactual"  # the beginning of the names of its files
-
-# Arguments that say what a what-if asks for, and those that only its check uses.
-OF_WHAT_IF = ("remove_rows", "flip_labels", "smallest_set")
-
-ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 
 
 def is_single(args: argparse.Namespace) -> bool:

@@ -68,9 +68,8 @@ class Analysis(Scored):
     def __post_init__(self) -> None:
         self.settings = settings = self.settings.for_run(self.run)
         self.folder = self.run.folder / "influence"
-        made = {"weights": self.run.weights, "training rows": self.run.train_rows}
         rows = len(self.train)
-        self.factor_parts = made | settings.parts("factors", rows)
+        self.factor_parts = self.run.trained | settings.parts("factors", rows)
         self.scores = folder_of(self.run, settings, rows, self.queries.fingerprint(), self.suffix)
         self.about = {
             "arguments": {name: str(value) for name, value in self.arguments.items()},

@@ -132,7 +132,7 @@ def folder_of(
     Raises Refused for a checkpoint to be replayed whose training is gone.
     """
     settings = settings.for_run(run)
-    made: dict = {"weights": run.weights, "training rows": run.train_rows}
+    made: dict = run.trained
     if settings.factor_strategy == "replay":
         made |= {"replay": REPLAY_VERSION, "end of training": end_of(run).weights}
     asked = {"query rows": query_rows, "margin": MARGIN}
@@ -147,8 +147,7 @@ def folder_of(
 
 def folder_of_mean(run: Run, settings: Settings, first: ScoreFolder) -> ScoreFolder:
     """Means over the members of these settings. first: scores of the first checkpoint."""
-    made = {"weights": run.weights, "training rows": run.train_rows}
-    made |= fingerprint_of_members(settings, run)
+    made = run.trained | fingerprint_of_members(settings, run)
     parts = {kind: one | made for kind, one in first.parts.items()}
     return ScoreFolder(run.folder / "influence" / "scores", settings, parts, first.suffix)
 
@@ -268,7 +267,7 @@ def why_stale(path: Path, run: Run, query_rows: str | None = None) -> str | None
     """
     record = read_json(path) or {}
     made = record.get("fingerprint", {})
-    wanted = {"weights": run.weights, "training rows": run.train_rows}
+    wanted = run.trained
     if query_rows:
         wanted["query rows"] = query_rows
     if parts := differing_parts({part: made.get(part) for part in wanted}, wanted):

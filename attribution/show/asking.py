@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from attribution.data.dataset import GlueDataset
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
 from attribution.influence.stored import most_helpful, replayed_self_scores
@@ -65,6 +66,11 @@ def forget_queries(run: Run) -> None:
 # --- queries with their scores ------------------------------------------------------------------
 
 
+def margins_of(logits: np.ndarray, queries: GlueDataset) -> np.ndarray:
+    """Margins (Q,) of logits (Q, C)."""
+    return compute_margin(torch.from_numpy(logits), torch.from_numpy(queries.labels)).numpy()
+
+
 def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
     """Validation rows with their scores (Q, N), kept beside them for later questions."""
     run = influence.run
@@ -73,18 +79,22 @@ def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
         return found
     queries = influence.queries
     logits = influence.said()
-    arrays = {
-        "logits": logits,
-        "margins": compute_margin(
-            torch.from_numpy(logits), torch.from_numpy(queries.labels)
-        ).numpy(),
-        "everywhere": listing.rank_high_everywhere(scores),
-    }
+    margins = margins_of(logits, queries)
+    everywhere = listing.rank_high_everywhere(scores)
+    arrays = {"logits": logits, "margins": margins, "everywhere": everywhere}
     with contextlib.suppress(OSError):  # of a folder that may only be read
         keep_answers(run, influence.scores, influence.train, queries, arrays)
-    members = [] if influence.settings.single else [one.scores for one in influence.analyses]
+    settings = influence.settings
+    members = [] if settings.single else [one.scores for one in influence.analyses]
     return ScoredRows(
-        influence.settings, influence.scores, members, influence.train, queries, **arrays
+        settings,
+        influence.scores,
+        members,
+        influence.train,
+        queries,
+        logits,
+        margins,
+        everywhere,
     )
 
 
@@ -101,7 +111,7 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
     questions.save(custom.scores.path)
     members = custom.of_members()
     data = questions.data
-    margins = compute_margin(torch.from_numpy(questions.logits), torch.from_numpy(data.labels))
+    margins = margins_of(questions.logits, data)
     return [
         Query(
             texts=data.columns_of(i),

@@ -134,7 +134,7 @@ def open_scored(run: Run, settings: Settings) -> ScoredRows | None:
     if settings.factor_strategy == "replay":
         there = replayed_members(there)
     place = run.folder / "influence/scores" / settings.name
-    record = read_json(place / "answers.json") if (place / "answers.json").exists() else None
+    record = read_json(place / "answers.json")
     if record is None or not intact(place, record["files"]):
         return None
     folder = run.folder / ROWS

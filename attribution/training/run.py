@@ -216,9 +216,14 @@ class Run:
                 return place
         raise Refused(f"{what} of the run's training is not in {folder} any more; {remedy}")
 
+    @property
+    def trained(self) -> dict[str, str]:
+        """Named SHA-256 of its weights and training rows."""
+        return {"weights": self.weights, "training rows": self.train_rows}
+
     def fingerprints(self, queries: GlueDataset) -> dict[str, str]:
         """Named SHA-256 of everything behind a result: weights, start, rows, queries."""
-        found = {"weights": self.weights, "training rows": self.train_rows}
+        found = self.trained
         if self.start:
             found["start"] = self.start
         return found | {"query rows": queries.fingerprint()}
