@@ -1,4 +1,4 @@
-# make demo: fine-tune the small BERT on the embedded data, score, print.   make test: the whole test suite.
+# make demo: fine-tune the small BERT on support tickets, score, print.   make test: the whole test suite.
 # make figures, make tables: draw every figure, and make every table of README.md and lab/README.md, again from results/.
 # CPU=1: a new .venv gets torch's build for processors, from PyTorch's own index, without the libraries of CUDA.
 # make bench: speed against stock kronfluence, into checkpoints/lab. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
@@ -21,10 +21,11 @@ install = $(BIN)/uv pip install --quiet $(COMPILE) --python $(BIN)/python $(1) |
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/python train.py --dataset_name demo
-	$(BIN)/python analyze.py --dataset_name demo --overwrite --self_influence --profile
-	$(BIN)/python analyze.py --dataset_name demo --query_index 79 --top_k 4
-	@echo 'Next:  . .venv/bin/activate && python analyze.py --dataset_name demo --query_text "The soup was cold."'
+	$(BIN)/python train.py --dataset_name tickets --dataset_path demo/tickets.csv --text_columns text \
+		--label_column label --validation_split demo/tickets_valid.csv --model_name_or_path demo \
+		--learning_rate 1e-3 --num_train_epochs 20 --train_batch_size 16
+	$(BIN)/python analyze.py --dataset_name tickets --overwrite
+	@echo 'Next:  . .venv/bin/activate && python analyze.py --dataset_name tickets --query_text "I was billed twice."'
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -63,6 +64,7 @@ figures: .venv/ready
 	$(BIN)/python -m lab.predicted --dataset_name demo --plot_only \
 		--results_dir results --figure_path figure/predicted_demo.png
 	cp figure/counterfactual_sst2.png figure/counterfactual.png
+	$(BIN)/python -m lab.figures
 
 bench: .venv/ready
 	$(BIN)/python -m lab.speed $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))
