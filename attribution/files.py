@@ -188,12 +188,6 @@ def describe_parts(parts: list[str]) -> str:
     return " and ".join(f"{'other' if part.endswith('s') else 'another'} {part}" for part in parts)
 
 
-def number_of_queries(record: dict, parts: list[str]) -> str:
-    """` (of --max_queries 50)` if a record differs in nothing but its queries, else empty."""
-    count = record.get("arguments", {}).get("max_queries")
-    return f" (of --max_queries {count})" if count and parts == ["query rows"] else ""
-
-
 def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
     """Record in the JSON at `path`; None if there is none.
 
@@ -205,9 +199,8 @@ def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
         return None
     if parts := differing_parts(record.get("fingerprint", {}), fingerprint):
         raise Refused(
-            f"the {what} in {path.parent} were made with {describe_parts(parts)}"
-            f"{number_of_queries(record, parts)}; pass --overwrite to replace them, or use another "
-            "--checkpoint_dir"
+            f"the {what} in {path.parent} were made with {describe_parts(parts)}; pass "
+            "--overwrite to replace them, or use another --checkpoint_dir"
         )
     return record
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -15,6 +15,7 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 from attribution.cli import options_of, run_script
+from attribution.engine import memory, stock
 from attribution.files import read_json, write_json
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
@@ -41,6 +42,13 @@ def outputs(results: Path, figure: Path) -> list[str]:
 def analyze_quickly(checkpoints: Path, *extra: str) -> None:
     """analyze.py with the quick arguments and these."""
     analyze.main([*QUICK, "--checkpoint_dir", str(checkpoints), *extra])
+
+
+def in_parts(monkeypatch, count: int) -> None:
+    """Divides every phase of an analysis into this many parts; the work of few rows makes one."""
+    plan = memory.plan_parts
+    monkeypatch.setattr(memory, "plan_parts", lambda *given: replace(plan(*given), count=count))
+    monkeypatch.setattr(stock, "plan_partitions", lambda *_: {"partitions": count})
 
 
 def influence_of(checkpoints: Path, *extra: str) -> Influence:

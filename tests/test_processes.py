@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from processes import together
-from running import QUICK, launched, scores_of
+from running import QUICK, in_parts, launched, scores_of
 
 import analyze
 from attribution import processes
@@ -58,7 +58,8 @@ def test_processes_share_the_rows_and_the_scores_are_one_processs(
 
 def test_a_process_without_parts_takes_part(run_copy, expected, monkeypatch):
     """With one part there is work for one process of three."""
-    assert together(3, score(run_copy, "--data_partitions", "1")) == [0] * 3
+    in_parts(monkeypatch, 1)
+    assert together(3, score(run_copy)) == [0] * 3
     assert agree(scores_of(run_copy), expected)
 
 

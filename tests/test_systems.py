@@ -117,9 +117,9 @@ def test_bfloat16_ground_truth_is_read(tmp_path):
     )
 
 
-@pytest.mark.parametrize("failures", [0, 1, 2])
+@pytest.mark.parametrize("failures", [0, 1])
 def test_eigenvectors_are_found_where_an_algorithm_does_not_converge(monkeypatch, failures):
-    """The second try is in float64 on the CPU, the third by another algorithm."""
+    """The second try is in float64 on the CPU."""
     x = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     matrix, real, calls = x.T @ x, torch.linalg.eigh, []
 

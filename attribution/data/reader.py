@@ -195,16 +195,10 @@ def choose_columns(
 ) -> datasets.Dataset:
     """Text columns of a table in Arrow's format, and its label column as `label`.
 
-    Raises Refused if one is missing, twice there, or no column of strings.
+    Raises Refused if one is missing or twice there.
     """
     check_unique(table.column_names, where)
     check_names(table.column_names, texts, label, where, unlabelled)
-    for name in texts:
-        kind = table.data.schema.field(name).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise Refused(
-                f"the texts in the column {name!r} of {where} are of type {kind}, not strings"
-            )
     if label not in table.column_names:
         return table.select_columns(list(texts))
     return table.select_columns([*texts, label]).rename_columns({label: "label"})

@@ -50,7 +50,7 @@ class Rows:
         label = self.labels[index]
         if self.task.regression:
             return "output" if np.isnan(label) else f"{label:.2f}"
-        return self.task.class_names[label] if self.task.class_names else str(label)
+        return self.task.name_of(label)
 
     def file_row(self, index: int) -> int | None:
         """Number of the row in the file from which validation rows were drawn; None: none were."""

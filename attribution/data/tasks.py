@@ -34,6 +34,10 @@ class GlueTask:
         """Whether labels are numbers instead of classes."""
         return self.num_labels == 1
 
+    def name_of(self, label: int) -> str:
+        """Name of a class, or its number where classes have no names."""
+        return self.class_names[label] if self.class_names else str(label)
+
 
 def task_from(record: dict) -> GlueTask:
     """Task of a record of run.json, in which tuples have become lists."""

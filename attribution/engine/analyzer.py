@@ -12,11 +12,11 @@ from kronfluence.utils import constants as names
 from kronfluence.utils.state import State
 from tqdm import tqdm
 
-from attribution.data.dataset import collate
-from attribution.engine.batching import WeighedLoader
+from attribution.data.dataset import GlueDataset
+from attribution.engine.batching import Batches
 from attribution.engine.contractions import accumulator, side_by_side
 from attribution.engine.memory import features_of, shapes_of, tape_bytes
-from attribution.engine.modules import EigenLinear, tracked
+from attribution.engine.modules import tracked
 from attribution.engine.tape import Tape
 from attribution.files import Refused
 from attribution.processes import ALONE, Processes, choose_device, share_out
@@ -85,11 +85,9 @@ class EigenAnalyzer(FolderAnalyzer):
         """one_output: whether the gradients of a row's labels are multiples of one another."""
         super().__init__(folder, model, task, disable_tqdm=True, **kwargs)
         self.processes = processes
-        modules = tracked(model)
-        # Modules of other kinds than linear cannot wait for a group of batches.
-        linear = all(isinstance(module, EigenLinear) for module in modules)
-        self.shared = modules[0].shared if linear else None
-        if self.shared is not None and one_output and self.state.device.type == "cpu":
+        self.phases: tuple[str, ...] = ()  # of the strategy, in order, to number progress bars
+        self.shared = tracked(model)[0].shared
+        if one_output and self.state.device.type == "cpu":
             features = features_of(shapes_of(model))
             room = tape_bytes(features, self.state.device)
             self.shared.tape = Tape(features, room)
@@ -104,16 +102,20 @@ class EigenAnalyzer(FolderAnalyzer):
             "disable_tqdm": True,
         }
 
+    def numbered(self, phase: str) -> str:
+        """`2/4 lambda`: the phase with its number, if it is one of the strategy's."""
+        places = [i for i, name in enumerate(self.phases, 1) if phase.endswith(name)]
+        return f"{places[0]}/{len(self.phases)} {phase}" if places else phase
+
     def loader(
         self,
-        dataset,
-        batches: list,
+        dataset: GlueDataset,
+        batches: list[list[int]],
         ends: list[bool],
-        weights: list[float],
         description: str,
         before: Callable[[int], None] = lambda i: None,
         after: Callable[[], None] = lambda: None,
-    ) -> WeighedLoader:
+    ) -> Batches:
         """Batches of row numbers under a progress bar.
 
         ends: whether a batch is its group's last. before(i), after(): called before batch i, and
@@ -122,15 +124,14 @@ class EigenAnalyzer(FolderAnalyzer):
 
         def begin(i: int) -> None:
             before(i)
-            if self.shared is not None:
-                self.shared.complete = ends[i]
+            self.shared.complete = ends[i]
 
         shown = self.processes.main
-        return WeighedLoader(dataset, batches, collate, description, weights, begin, after, shown)
+        return Batches(dataset, batches, self.numbered(description), shown, begin, after)
 
     def take_rotated(self, rotated: bool) -> None:
         """Says whether rows on the tape may be in the eigenbasis in the phase that begins."""
-        if self.shared is not None and self.shared.tape is not None:
+        if self.shared.tape is not None:
             self.shared.tape.rotated = rotated
 
     def perform_eigendecomposition(self, factors_name, factor_args=None, **_) -> None:
@@ -186,7 +187,8 @@ class EigenAnalyzer(FolderAnalyzer):
         # The largest first, side by side on the cores.
         mine = sorted(shares[self.processes.rank], key=lambda job: -len(jobs[job][0]))
         done = side_by_side(decompose, mine, self.state.device)
-        shown = {"desc": "eigendecomposition", "leave": False, "total": len(mine)}
+        name = self.numbered("eigendecomposition")
+        shown = {"desc": name, "leave": False, "total": len(mine)}
         for _ in tqdm(done, **shown, disable=not self.processes.main):
             pass
         for rank, share in enumerate(shares):
@@ -203,9 +205,8 @@ class EigenAnalyzer(FolderAnalyzer):
                 tracker.release_hooks()
                 tracker.release_memory()
             module._initialize_storage()
-            if isinstance(module, EigenLinear):
-                module.drop_bases()
-                module.shared.clear()
+            module.drop_bases()
+            module.shared.clear()
         gc.collect()
         if self.state.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -222,20 +223,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def symmetric_eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(eigenvalues (D,), eigenvectors (D, D)) of a symmetric matrix, ascending.
 
-    Where the device's algorithm does not converge, the CPU's is tried in float64, then LAPACK's
-    slowest and surest. Raises Refused for a matrix that is not finite.
+    Where the device's algorithm does not converge, the CPU's is tried in float64. Raises Refused
+    for a matrix that is not finite.
     """
     if not matrix.isfinite().all():
         raise Refused(
             "a covariance is not finite: the model's gradients overflow, so nothing is stored"
         )
-    for attempt in (matrix, matrix.double().cpu()):
-        try:
-            return torch.linalg.eigh(attempt)
-        except RuntimeError as error:  # cuSOLVER has failures that are no LinAlgError
-            if attempt.device.type == "cpu" and not isinstance(error, torch.linalg.LinAlgError):
-                raise
-    import scipy.linalg  # which is hardly ever needed
-
-    values, vectors = scipy.linalg.eigh(matrix.double().cpu().numpy(), driver="ev")
-    return torch.from_numpy(values), torch.from_numpy(vectors)
+    try:
+        return torch.linalg.eigh(matrix)
+    except RuntimeError:  # cuSOLVER has failures that are no LinAlgError
+        return torch.linalg.eigh(matrix.double().cpu())

@@ -1,4 +1,4 @@
-"""Batches of rows of like length, groups of batches, parts, and a progress bar with true times.
+"""Batches of rows of like length, groups of batches, parts, and a progress bar.
 
 Symbols: T tokens of a row. Lengths are an array with T of every row of the data set, or of a part
 of it.
@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import DataLoader
+import torch
 from tqdm import tqdm
+
+from attribution.data.dataset import GlueDataset
 
 PADDING = 256  # tokens of padding that are worth a batch less
 
@@ -128,42 +130,27 @@ def divide(lengths: np.ndarray, budget: int, count: int, group: int | None = Non
     return parts
 
 
-class WeighedLoader(DataLoader):
-    """DataLoader over given batches whose progress bar counts their work, so that the time left is
-    true.
+@dataclass(frozen=True)
+class Batches:
+    """Batches of rows under a progress bar, as kronfluence iterates over a loader.
 
     before(i) is called before batch i is handed out, after() once the last one has been used. Only
     the main process of a launch shows the bar.
     """
 
-    def __init__(
-        self,
-        dataset,
-        batches: list,
-        collate,
-        description: str,
-        weights: list[float],
-        before: Callable[[int], None],
-        after: Callable[[], None],
-        shown: bool = True,
-    ) -> None:
-        super().__init__(dataset, batch_sampler=batches, collate_fn=collate)
-        self.description = description
-        self.weights = weights
-        self.before = before
-        self.after = after
-        self.shown = shown
+    dataset: GlueDataset
+    batches: list[list[int]]
+    description: str
+    shown: bool
+    before: Callable[[int], None]
+    after: Callable[[], None]
 
-    def __iter__(self):
-        with tqdm(
-            total=sum(self.weights),
-            desc=self.description,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]",
-            leave=False,
-            disable=not self.shown,
-        ) as bar:
-            for i, batch in enumerate(super().__iter__()):
-                self.before(i)
-                yield batch
-                bar.update(self.weights[i])
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        bar = tqdm(self.batches, self.description, leave=False, disable=not self.shown)
+        for i, rows in enumerate(bar):
+            self.before(i)
+            yield self.dataset.batch(rows)
         self.after()

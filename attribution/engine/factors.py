@@ -2,8 +2,8 @@
 
 Around kronfluence's inner functions (`fit_covariance_matrices_with_loader`,
 `fit_lambda_matrices_with_loader`): one call a phase and process, over all parts of the process. The
-sums stay in the modules; a snapshot is a flat dictionary whose keys name a factor and the modules
-that share it, `factor|module|module`.
+sums stay in the modules; a snapshot is a flat dictionary whose keys name a factor and a module,
+`factor|module`.
 """
 
 import functools
@@ -145,19 +145,17 @@ class Phase:
         def before(number: int) -> None:
             part, column, *_ = batches[number]
             analyzer.task.column = column
-            if analyzer.shared is not None:
-                analyzer.shared.first = column == 0
+            analyzer.shared.first = column == 0
             if number == 0:
                 self._put(start)
                 start.clear()
             elif part != (done := batches[number - 1][0]):
                 partial.parts.append(done)
-                if partial.due and analyzer.shared is not None:
+                if partial.due:
                     partial.save(self._flat(), partial.parts)
 
         def after() -> None:
-            found = self._flat().items()
-            sums.update({key: value.to("cpu", copy=True) for key, value in found})
+            sums.update(self._flat())
             for module in tracked(analyzer.model):
                 for factor in self.factors:
                     # In place of the sums that kronfluence would copy to the CPU again.
@@ -165,62 +163,47 @@ class Phase:
 
         chosen = [batch for _, _, batch, _ in batches]
         ends = [end for *_, end in batches]
-        weights = [float(self.dataset.lengths[batch].sum()) for batch in chosen]
-        loader = analyzer.loader(self.dataset, chosen, ends, weights, self.name, before, after)
+        loader = analyzer.loader(self.dataset, chosen, ends, self.name, before, after)
         with analyzer.profiler.profile(f"Fit {self.name.title()}"):
             self.fit(loader=loader)
         return sums
 
     def _flat(self) -> Sums:
-        """The sums in the modules, each once: its key names the modules that share it."""
-        owners: dict[tuple[str, int], list] = {}
-        for module in tracked(self.analyzer.model):
-            for factor in self.factors:
-                place = factor, module.storage[factor].data_ptr()
-                owners.setdefault(place, []).append(module)
+        """Copies of the sums in the modules, on the CPU."""
         return {
-            "|".join([factor, *(module.name for module in modules)]): modules[0].storage[factor]
-            for (factor, _), modules in owners.items()
+            f"{factor}|{module.name}": module.storage[factor].to("cpu", copy=True)
+            for module in tracked(self.analyzer.model)
+            for factor in self.factors
         }
 
     def _put(self, sums: Sums) -> None:
         """Puts flat sums into the modules, which continue them; counters stay on the CPU."""
         modules = {module.name: module for module in tracked(self.analyzer.model)}
         for key, value in sums.items():
-            factor, *owners = key.split("|")
+            factor, name = key.split("|")
             counter = value.dtype == torch.int64
-            tensor = value if counter else value.to(self.analyzer.state.device)
-            for owner in owners:
-                modules[owner].storage[factor] = tensor
+            modules[name].storage[factor] = (
+                value if counter else value.to(self.analyzer.state.device)
+            )
 
     def _sum_over_processes(self, sums: Sums) -> Sums:
         """Sums over all processes; a process without parts takes part with zeros."""
         processes = self.analyzer.processes
-        own = {key: (value.shape, value.dtype) for key, value in sums.items()}
-        layouts = processes.all_of(own)
-        layout = next(filter(None, layouts))
-        if any(other not in ({}, layout) for other in layouts):
-            raise RuntimeError(
-                "modules share an input in one process and not in another; use stock kronfluence "
-                "in one process"
-            )
-        for key, (shape, dtype) in layout.items():
-            sums.setdefault(key, torch.zeros(shape, dtype=dtype))
-        processes.add([sums[key] for key in sorted(layout)])
+        layouts = processes.all_of({key: (value.shape, value.dtype) for key, value in sums.items()})
+        for key, (shape, dtype) in next(filter(None, layouts)).items():
+            processes.add([sums.setdefault(key, torch.zeros(shape, dtype=dtype))])
         return sums
 
     def _store(self, sums: Sums) -> None:
         """Writes one file a factor, module -> tensor."""
         for factor in self.factors:
-            tensors: Sums = {}
-            for key, value in sums.items():
-                name, *owners = key.split("|")
-                if name != factor:
-                    continue
-                if factor == names.LAMBDA_MATRIX_NAME:
-                    value = value.to(self.lambda_dtype)
-                for owner in owners:
-                    tensors[owner] = value if owner == owners[0] else value.clone()
+            tensors = {
+                key.partition("|")[2]: value
+                for key, value in sums.items()
+                if key.startswith(f"{factor}|")
+            }
+            if factor == names.LAMBDA_MATRIX_NAME:
+                tensors = {name: value.to(self.lambda_dtype) for name, value in tensors.items()}
             write_tensors(self.work.folder / f"{factor}.safetensors", tensors)
 
 

@@ -149,13 +149,11 @@ def plan_parts(
     budget: int,
     lengths: np.ndarray,
     queries: int,
-    count: int | None = None,
 ) -> Plan:
     """Plan of "factors" or "self" scores of rows with these lengths (N,): budget and parts.
 
     A function of rows, queries, processes and the smallest budget that a process can afford, never
-    of a timing. budget: tokens of a batch at most. count: number of parts, by default as the work
-    needs.
+    of a timing. budget: tokens of a batch at most.
     """
     room = SAFETY * free_memory(device) - fixed_bytes(shapes, kind, queries, device)
     token = bytes_a_token(features_of(shapes), device)
@@ -172,7 +170,7 @@ def plan_parts(
         budget = min(budget, max(SMALLEST_BUDGET, int(lengths.max()), few))
         parts = max(parts, GROUPS_A_PROCESS * processes.count)
         group = budget
-    return Plan(budget, count or parts, group)
+    return Plan(budget, parts, group)
 
 
 def plan_pairwise(
@@ -184,12 +182,11 @@ def plan_pairwise(
     query_lengths: np.ndarray,
     query_batch: int,
     score_args: ScoreArguments,
-    groups: bool = True,
 ) -> Plan:
     """Plan of pairwise scores: that of `plan_parts` with passes over queries and groups.
 
     lengths (N,), query_lengths (Q,) in any order. query_batch: rows of a batch of queries at most.
-    groups: whether batches may wait for each other. Of the process that has least memory.
+    Of the process that has least memory.
     """
     longest_first = np.sort(query_lengths)[::-1]
     features = features_of(shapes)
@@ -200,9 +197,6 @@ def plan_pairwise(
     tokens = max(GROUP_TOKENS[device.type], round(rows * float(lengths.mean())))
     wanted = max(plan.budget, tokens)
     batches = batches_within(lengths, plan.budget)
-    number_of_groups = len(batches)
-    if groups:
-        number_of_groups = sum(group_ends(batches, lengths, wanted))
     held = {
         side: query_bytes(shapes, longest_first, query_batch, score_args, side)
         for side in (True, False)
@@ -212,7 +206,7 @@ def plan_pairwise(
         {side: int((size <= room).sum()) for side, size in held.items()},
         int(lengths.sum()),
         longest_first,
-        number_of_groups,
+        sum(group_ends(batches, lengths, wanted)),
         score_args.query_gradient_low_rank,
     )
     passes, rotate_rows = max(processes.all_of((passes, rotate_rows)))

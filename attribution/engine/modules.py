@@ -217,7 +217,7 @@ def check_version() -> None:
 
 
 def prepare_model(model: nn.Module, task) -> nn.Module:
-    """kronfluence's prepare_model with EigenLinear for linear modules; others stay as they are."""
+    """kronfluence's prepare_model with EigenLinear for linear modules."""
     linear = TrackedModule.SUPPORTED_MODULES[nn.Linear]
     TrackedModule.SUPPORTED_MODULES[nn.Linear] = EigenLinear
     try:
@@ -226,13 +226,12 @@ def prepare_model(model: nn.Module, task) -> nn.Module:
         TrackedModule.SUPPORTED_MODULES[nn.Linear] = linear
     shared = Shared()
     for module in tracked(model):
-        if isinstance(module, EigenLinear):
-            module.shared = shared
+        module.shared = shared
     return model
 
 
-def tracked(model) -> list[TrackedModule]:
-    """Modules of the model that kronfluence tracks."""
+def tracked(model) -> list:
+    """Modules of the model that kronfluence tracks: EigenLinear after `prepare_model`."""
     return [module for module in model.modules() if isinstance(module, TrackedModule)]
 
 

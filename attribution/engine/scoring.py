@@ -212,9 +212,7 @@ class Scorer:
 
     def loader(self, part: Part):
         """The part's batches as kronfluence iterates over them."""
-        weights = [self.madds(batch) for batch in part.batches]
-        description = f"{self.kind} scores"
-        return self.analyzer.loader(self.train, part.batches, part.ends, weights, description)
+        return self.analyzer.loader(self.train, part.batches, part.ends, f"{self.kind} scores")
 
     def finish(
         self, part: int, chosen: slice, scores: torch.Tensor, partial: PartialResults

@@ -28,7 +28,6 @@ class InfluenceTask(Task):
         # column of the current pass.
         self.columns = max(1, (exact_labels or 1) - 1)
         self.column = 0
-        self.said: dict[int, torch.Tensor] = {}  # query -> logits (C,), once it was measured
         self.shared: Shared | None = None  # of the model's modules, if there is a tape
 
     def compute_train_loss(self, batch, model, sample: bool = False) -> torch.Tensor:
@@ -77,8 +76,6 @@ class InfluenceTask(Task):
         if self.shared is not None and self.shared.tape is not None:
             self.shared.scale = self.shared.tape.recording = None
         logits = model(**model_inputs(batch)).logits
-        said = zip(batch["row"].tolist(), logits.detach().float().cpu(), strict=True)
-        self.said.update(said)
         return -compute_margin(logits, batch["labels"]).sum()
 
     def get_attention_mask(self, batch) -> torch.Tensor:

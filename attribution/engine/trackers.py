@@ -123,10 +123,6 @@ class HookTracker(BaseTracker):
 
         @torch.no_grad()
         def forward_hook(module, inputs, outputs) -> None:
-            if self.cached_hooks:
-                raise RuntimeError(
-                    f"the module {self.module.name} runs twice in one pass; pass --stock"
-                )
             entry = self.module.shared.enter(inputs[0])
 
             @torch.no_grad()

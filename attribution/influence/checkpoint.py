@@ -26,12 +26,20 @@ from attribution.engine.resume import Work
 from attribution.engine.task import InfluenceTask
 from attribution.files import Refused, exclusive, intact, refuse_if_stale
 from attribution.influence.settings import Settings
-from attribution.influence.stored import ScoreFolder, folder_of
+from attribution.influence.stored import KEY, ScoreFolder, folder_of
 from attribution.processes import ALONE, Processes, choose_device
 from attribution.provenance import environment
 from attribution.tensors import fingerprint_of_tensors
 from attribution.training.run import Run
 from attribution.training.support import check_attribution
+
+# Strategy -> its phases.
+PHASES = {
+    "identity": ("scores",),
+    "diagonal": ("lambda", "scores"),
+    "kfac": ("covariance", "eigendecomposition", "scores"),
+    "ekfac": ("covariance", "eigendecomposition", "lambda", "scores"),
+}
 
 
 @dataclass(eq=False)
@@ -112,10 +120,7 @@ class Analysis(Scored):
             module.spanned = spanned
         one_output = self.run.num_labels <= 2
         analyzer = EigenAnalyzer(self.folder, model, task, self.processes, one_output, **common)
-        if analyzer.shared is None and task.columns > 1:
-            raise Refused(
-                "--fisher exact with more than two classes needs a model of linear layers only"
-            )
+        analyzer.phases = PHASES[settings.factor_strategy]
         return analyzer
 
     @property
@@ -148,13 +153,6 @@ class Analysis(Scored):
         here = [self.analyzer.profiler.summary()] if "analyzer" in self.__dict__ else []
         return [*self.profiles, *filter(None, here)]
 
-    def said(self) -> np.ndarray | None:
-        """Logits (Q, C) of all queries, if they were measured here; else None."""
-        found = self.analyzer.task.said if "analyzer" in self.__dict__ else {}
-        if len(found) < len(self.queries):
-            return None
-        return torch.stack([found[row] for row in range(len(self.queries))]).numpy()
-
     def release(self) -> None:
         """Frees the model; it is opened again if something must be computed."""
         self.profiles = self.tables()
@@ -163,11 +161,8 @@ class Analysis(Scored):
     def plan(self, kind: str) -> dict:
         """Division of work on "factors", "pairwise" or "self" scores: stored, kept on resuming."""
         settings = self.settings
-        asked = settings.data_partitions
         lengths = self.train.lengths
         if settings.stock:
-            if asked:
-                return {"partitions": min(asked, len(lengths))}
             tokens = int(lengths.sum())
             sizes = len(lengths), tokens, len(self.queries)
             return stock.plan_partitions(self.analyzer, kind, *sizes)
@@ -180,7 +175,7 @@ class Analysis(Scored):
         wanted = settings.train_batch_size * self.run.max_length
         budget = memory.affordable_tokens(memory.features_of(shapes), device, wanted)
         queries = len(self.queries) if kind == "pairwise" else 0
-        plan = memory.plan_parts(*where, kind, budget, lengths, queries, asked)
+        plan = memory.plan_parts(*where, kind, budget, lengths, queries)
         if kind == "pairwise":
             plan = memory.plan_pairwise(
                 plan,
@@ -189,7 +184,6 @@ class Analysis(Scored):
                 self.queries.lengths,
                 settings.query_batch_size,
                 make_score_arguments(settings),
-                groups=self.analyzer.shared is not None,
             )
         return dataclasses.asdict(plan)
 
@@ -246,11 +240,12 @@ class Analysis(Scored):
         with self._held(f"scores_{self.scores.place(kind).name}_{kind}"):
             found, made, folder = self._new_scores(kind)
             if self.processes.main:
-                scores = found.numpy()
+                arrays = {name: values.numpy() for name, values in found.items()}
+                scores = arrays[KEY]
                 made["seconds"] |= {"all": time.perf_counter() - start}
                 # Self-influence is no part of a custom query, and is not forgotten with it.
                 about = {} if kind == "self" and self.suffix else self.about
-                self.scores.save(kind, scores, about | environment(choose_device()) | made)
+                self.scores.save(kind, arrays, about | environment(choose_device()) | made)
                 if folder is not None:
                     shutil.rmtree(folder)
             self.computed.add(kind)
@@ -270,13 +265,15 @@ class Analysis(Scored):
             return contextlib.nullcontext()
         return exclusive(self.folder / "kronfluence", f".lock_{name}", wait_for=wait_for)
 
-    def _new_scores(self, kind: str) -> tuple[torch.Tensor, dict, Path | None]:
-        """(scores, entries of their JSON, folder of unfinished work that they end)."""
+    def _new_scores(self, kind: str) -> tuple[dict[str, torch.Tensor], dict, Path | None]:
+        """(arrays to be stored, scores under KEY; entries of their JSON; folder of unfinished work
+        that they end).
+        """
         scores, seconds, work = self._with_factors(kind)
         if not self.processes.main:
-            return scores, {}, None
+            return {}, {}, None
         made = {name: work.record[name] for name in ("plan", "replanned") if name in work.record}
-        return scores, made | {"seconds": seconds | work.record["seconds"]}, work.folder
+        return {KEY: scores}, made | {"seconds": seconds | work.record["seconds"]}, work.folder
 
     def _with_factors(self, kind: str) -> tuple[torch.Tensor, dict[str, float], Work]:
         """(scores, seconds of fitting factors, work from which they came)."""

@@ -29,9 +29,8 @@ OF_CURVATURE = {
     "max_factor_rows",
 }
 KINDS = ("factors", "self", "pairwise")
-REPLAY_VERSION = 4  # of everything in a replay that changes numbers
+REPLAY_VERSION = 5  # of everything in a replay that changes numbers
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
-SCORES = "how scores are computed"
 RUNNING = "how it runs"
 # Fields in the names of factors, and the further ones in the names of scores.
 OF_FACTORS = ("fisher", "use_half_precision", "stock")
@@ -65,7 +64,6 @@ class ScoreSpec(Members):
     factor_strategy: str = option(
         "ekfac",
         "approximation of the curvature (ekfac), or training replayed, in log-odds",
-        group=SCORES,
         choices=STRATEGIES,
         fingerprint="factors",
     )
@@ -73,7 +71,6 @@ class ScoreSpec(Members):
         None,
         "labels behind the factors: exact, the mean over all, or sampled with --seed, as in "
         "kronfluence (exact for two classes and regressions)",
-        group=SCORES,
         choices=("sampled", "exact"),
         type=str,
         name="{}",
@@ -83,14 +80,12 @@ class ScoreSpec(Members):
         False,
         "gradients of rows and their products in bfloat16; the model, rotations and sums stay in "
         "float32 or above",
-        group=SCORES,
         name="half",
         fingerprint="factors",
     )
     stock: bool = option(
         False,
         "run stock kronfluence, with rows padded to the maximum length",
-        group=SCORES,
         rare=True,
         name="stock",
         fingerprint="factors",
@@ -98,7 +93,6 @@ class ScoreSpec(Members):
     query_gradient_rank: int | None = option(
         None,
         "low rank of stored query gradients (full rank)",
-        group=SCORES,
         rare=True,
         type=int,
         name="rank{}",
@@ -108,7 +102,6 @@ class ScoreSpec(Members):
         1e-8,
         "number added to eigenvalues (1e-8, kronfluence's default), or 'heuristic' for a tenth of "
         "their mean",
-        group=SCORES,
         type=parse_damping,
         name="damping{}",
         fingerprint="self",
@@ -171,8 +164,7 @@ class Settings(ScoreSpec):
 
     seed: int = option(
         0,
-        "seed of sampled labels, low-rank projections and sketches (0)",
-        group=SCORES,
+        "seed of sampled labels, projections and sketches (0)",
         fingerprint="factors",
     )
     covariance_dtype: str | None = option(
@@ -180,7 +172,6 @@ class Settings(ScoreSpec):
         "dtype in which covariances are accumulated (float64; with --stock float32); "
         "mixed: float32 products accumulated in float64, faster on consumer GPUs; below float64, "
         "scores of fewer rows than a layer's width depend on the batches",
-        group=SCORES,
         rare=True,
         choices=("float32", "float64", "mixed"),
         type=str,
@@ -189,7 +180,6 @@ class Settings(ScoreSpec):
     tf32: bool = option(
         False,
         "multiply matrices in TF32 on Ampere GPUs and later",
-        group=SCORES,
         rare=True,
         fingerprint="factors",
     )
@@ -210,14 +200,6 @@ class Settings(ScoreSpec):
         "tokens, on a CPU at most 4,096 (64)",
         group=RUNNING,
     )
-    data_partitions: int | None = option(
-        None,
-        "parts into which a phase is divided, of whole groups of batches (a function of rows and "
-        "queries)",
-        group=RUNNING,
-        rare=True,
-        type=int,
-    )
     overwrite: bool = option(
         False, "replace stored results made from something else", group=RUNNING
     )
@@ -237,7 +219,7 @@ class Settings(ScoreSpec):
     def check(self) -> None:
         """Raises Refused for values that no analysis can use."""
         super().check()
-        positive = ("query_batch_size", "train_batch_size", "data_partitions", "max_factor_rows")
+        positive = ("query_batch_size", "train_batch_size", "max_factor_rows")
         check_numbers(vars(self), *positive, "query_gradient_rank")
         if self.factor_strategy == "replay":
             for field in dataclasses.fields(self):

@@ -8,6 +8,7 @@ from attribution.data.tasks import KINDS, SHARE, TASKS, check_name, unknown_task
 from attribution.files import Refused
 
 MAX_QUERIES = 2000
+CHECKPOINTS = Path("checkpoints")
 
 
 def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
@@ -30,7 +31,7 @@ def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
     add(
         "--checkpoint_dir",
         type=Path,
-        default=Path("checkpoints"),
+        default=CHECKPOINTS,
         metavar="DIR",
         help="folder of the runs, one folder a data set (checkpoints)",
     )

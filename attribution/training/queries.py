@@ -16,6 +16,7 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.data.labels import class_of, is_missing, number_of, value_of
 from attribution.data.reader import is_unicode, place_of, read_table
+from attribution.data.tables import check_texts
 from attribution.data.tasks import GlueTask
 from attribution.files import Refused, printable, write_json
 from attribution.processes import choose_device
@@ -129,12 +130,13 @@ def read_queries(path: str, run: Run) -> tuple[list[list[str]], list]:
     where = "standard input" if path == "-" else path
     if len(table) == 0:
         raise Refused(f"{where} holds no queries")
+    check_texts(table, columns, where)
     texts = [list(row) for row in zip(*(table[name] for name in columns), strict=True)]
     given = table["label"] if "label" in table.column_names else [None] * len(table)
     labels = [None if is_missing(value) else value for value in given]
     for row, (parts, value) in enumerate(zip(texts, labels, strict=True)):
         for name, text in zip(columns, parts, strict=True):
-            if not (text or "").strip():
+            if not text.strip():
                 raise Refused(f"{place_of(row, where)} has no text in the column {name!r}")
         try:
             if value is not None:

@@ -1,4 +1,4 @@
-"""Models whose influence can be scored: each linear layer runs once in a pass, on the rows."""
+"""Models whose influence can be scored: of linear layers, each run once in a pass, on the rows."""
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ TRACKED = (nn.Linear, nn.Conv2d)  # kinds of modules that kronfluence tracks
 
 @torch.no_grad()
 def check_attribution(model: nn.Module, dataset: GlueDataset) -> None:
-    """Raises Refused if a module that kronfluence would track runs twice, or reads no rows.
+    """Raises Refused if a module that kronfluence would track runs twice, reads no rows, or
+    is not linear.
 
     dataset: rows for the trial; its longest and its shortest are taken. The model's state is left
     as it was.
@@ -52,5 +53,7 @@ def check_attribution(model: nn.Module, dataset: GlueDataset) -> None:
             raise Refused(f"{kind} models are not supported: {name} reads an input without rows")
     weights: dict[int, str] = {}
     for name, module in modules.items():
+        if not isinstance(module, nn.Linear):
+            raise Refused(f"{kind} models are not supported: {name} is no linear layer")
         if (other := weights.setdefault(module.weight.data_ptr(), name)) != name:
             raise Refused(f"{kind} models are not supported: {name} and {other} share one weight")

@@ -1,13 +1,11 @@
-"""Batches, groups and parts keep their budget and lose no row; the bar's steps are the work of the
-batches.
-"""
+"""Batches, groups and parts keep their budget and lose no row; the bar's steps are batches."""
 
 import numpy as np
 import pytest
 
 from attribution.engine import batching
 from attribution.engine.batching import (
-    WeighedLoader,
+    Batches,
     batches_within,
     divide,
     group_ends,
@@ -69,33 +67,25 @@ def test_query_batches_are_bounded_by_rows_and_by_tokens():
     assert runs_within(lengths, 4, 9) == [[i] for i in range(6)]
 
 
-def test_the_bar_moves_by_the_work_of_each_batch_once_it_is_done(monkeypatch):
+def test_the_bar_moves_by_a_batch_once_it_is_done(monkeypatch):
     steps: list = []
-    batches = [[0], [1, 2]]
 
-    class Bar:
-        def __init__(self, total, **_):
-            steps.append(("total", total))
+    def bar(batches, *_, **__):
+        for batch in batches:
+            yield batch
+            steps.append(("done", batch))
 
-        def __enter__(self):
-            return self
+    class Rows:
+        batch = staticmethod(lambda rows: {"row": rows})
 
-        def __exit__(self, *_):
-            pass
-
-        def update(self, weight):
-            steps.append(("done", weight))
-
-    monkeypatch.setattr(batching, "tqdm", Bar)
-    loader = WeighedLoader(
-        [10, 11, 12],
-        batches,
-        list,
+    monkeypatch.setattr(batching, "tqdm", bar)
+    loader = Batches(
+        Rows(),
+        [[0], [1, 2]],
         "rows",
-        [5.0, 1.0],
+        True,
         before=lambda i: steps.append(("next", i)),
         after=lambda: steps.append(("end",)),
     )
-    assert list(loader) == [[10], [11, 12]]
-    done = [("next", 0), ("done", 5.0), ("next", 1), ("done", 1.0)]
-    assert steps == [("total", 6.0), *done, ("end",)]
+    assert len(loader) == 2 and list(loader) == [{"row": [0]}, {"row": [1, 2]}]
+    assert steps == [("next", 0), ("done", [0]), ("next", 1), ("done", [1, 2]), ("end",)]

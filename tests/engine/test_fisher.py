@@ -86,7 +86,7 @@ def test_factors_are_the_mean_over_all_labels(num_labels, tmp_path, monkeypatch)
     )
     train = Rows(N, 1, regression=num_labels == 1)
     train.labels = train.labels.clamp(max=max(num_labels - 1, 1))
-    analyzer = make_analyzer(True, tmp_path, torch.float64, num_labels == 1, False)
+    analyzer = make_analyzer(True, tmp_path, torch.float64, num_labels == 1)
     work = work_of(analyzer, "factors_f", Plan(budget=40, count=3))
     fit_factors(analyzer, work, "f", train, arguments("ekfac", torch.float64)[0])
     stored = {path.stem: load_file(path) for path in (tmp_path / "factors/f").glob("*.safetensors")}

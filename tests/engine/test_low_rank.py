@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from running import QUICK, close, scores_of, tamper
+from running import QUICK, close, in_parts, scores_of, tamper
 from safetensors.torch import load_file, save_file
 
 import analyze
@@ -27,8 +27,9 @@ def run(checkpoints, *extra: str) -> torch.Tensor:
 
 def test_partitions_interruptions_and_batches_do_not_change_low_rank_scores(run_copy, monkeypatch):
     first = run(run_copy)
-    for count in ("3", "5"):
-        again = run(run_copy, "--data_partitions", count, "--query_batch_size", "2", "--overwrite")
+    for count in (3, 5):
+        in_parts(monkeypatch, count)
+        again = run(run_copy, "--query_batch_size", "2", "--overwrite")
         assert mean_spearman(first.numpy(), again.numpy()) > 0.999999, count
     assert not torch.equal(first, run(run_copy, "--overwrite", "--seed", "1"))
     shutil.rmtree(run_copy / "demo/influence")
@@ -42,8 +43,8 @@ def test_partitions_interruptions_and_batches_do_not_change_low_rank_scores(run_
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(resume.PartialResults, "save", die)
-        run(run_copy, "--data_partitions", "3", "--train_batch_size", "2")
-    again = run(run_copy, "--data_partitions", "3", "--train_batch_size", "2")
+        run(run_copy, "--train_batch_size", "2")
+    again = run(run_copy, "--train_batch_size", "2")
     assert mean_spearman(first.numpy(), again.numpy()) > 0.999999
 
 

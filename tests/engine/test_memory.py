@@ -73,10 +73,10 @@ def test_parts_are_a_function_of_the_work_and_processes_get_four_groups_each(mon
     tokens = int(TRAIN.sum())
     madds = PARAMETERS * (6 * tokens + len(TRAIN) * 9)
 
-    def plan(processes: Processes = ALONE, count: int | None = None) -> Plan:
-        return memory.plan_parts(SHAPES, CPU, processes, "pairwise", 1024, TRAIN, 9, count)
+    def plan(processes: Processes = ALONE) -> Plan:
+        return memory.plan_parts(SHAPES, CPU, processes, "pairwise", 1024, TRAIN, 9)
 
-    assert plan() == Plan(1024, 1, 4096) and plan(count=5) == Plan(1024, 5, 4096)
+    assert plan() == Plan(1024, 1, 4096)
     monkeypatch.setitem(memory.PART_MADDS, "cpu", madds / 6.5)
     assert plan() == Plan(1024, 7, 4096)
     monkeypatch.setattr(Processes, "all_of", lambda self, value: [value] * self.count)

@@ -90,13 +90,10 @@ def arguments(strategy: str, dtype, rank=None, damping=1e-3):
     return factor, score
 
 
-def make_analyzer(fast: bool, folder: Path, dtype, regression: bool, convolution: bool):
+def make_analyzer(fast: bool, folder: Path, dtype, regression: bool):
     """kronfluence's Analyzer of the tiny BERT, or the EigenAnalyzer."""
     task = InfluenceTask(seed=3)
     model = tiny_bert(dtype, 1 if regression else 3)
-    if convolution:
-        layers = nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(5, 3)
-        model.classifier = nn.Sequential(*layers).to(dtype)
     model = (modules.prepare_model if fast else prepare_stock)(model, task)
     if fast:
         return EigenAnalyzer(folder, model, task, log_level=logging.ERROR)
@@ -122,11 +119,11 @@ def stored_factors(analyzer) -> dict:
     return factors
 
 
-def run_stock(folder: Path, strategy: str, dtype, rank, regression: bool, convolution: bool):
+def run_stock(folder: Path, strategy: str, dtype, rank, regression: bool):
     """Factors and scores by kronfluence's own calls, phase by phase."""
     train = Rows(N, 1, regression)
     queries = Rows(Q, 2, regression)
-    analyzer = make_analyzer(False, folder, dtype, regression, convolution)
+    analyzer = make_analyzer(False, folder, dtype, regression)
     factor_args, score_args = arguments(strategy, dtype, rank)
     loading = {"dataloader_kwargs": DataLoaderKwargs(collate_fn=partial(collate, pad_to=12))}
     fitting = {"dataset": train, "per_device_batch_size": 5, "factor_args": factor_args} | loading
@@ -158,7 +155,6 @@ def run_ours(
     dtype,
     rank,
     regression: bool,
-    convolution: bool,
     rotate: str,
     budget: int,
     from_factors: Path | None,
@@ -167,7 +163,7 @@ def run_ours(
     """Factors and scores of the fast path; queries in passes of two batches."""
     train = Rows(N, 1, regression)
     queries = Rows(Q, 2, regression)
-    analyzer = make_analyzer(True, folder, dtype, regression, convolution)
+    analyzer = make_analyzer(True, folder, dtype, regression)
     factor_args, score_args = arguments(strategy, dtype, rank)
     where = shapes_of(analyzer.model), torch.device("cpu"), ALONE
     if from_factors is None:
@@ -185,7 +181,6 @@ def run_ours(
         queries.lengths,
         queries_batch,
         score_args,
-        groups=analyzer.shared is not None,
     )
     if rotate != "auto":
         plan = replace(plan, rotate_rows=rotate == "rows")
@@ -210,13 +205,12 @@ def run(
     regression=False,
     from_factors=None,
     queries_batch=3,
-    convolution=False,
 ):
     """(factors, pairwise scores (Q, N), self scores (N,)) of the tiny BERT, by one of two paths.
 
     rotate: "rows", "queries", or the cheaper one. from_factors: folder of factors to score with.
     """
-    common = (folder, strategy, dtype, rank, regression, convolution)
+    common = (folder, strategy, dtype, rank, regression)
     if not fast:
         return run_stock(*common)
     return run_ours(*common, rotate, budget, from_factors, queries_batch)
@@ -314,7 +308,7 @@ def test_lambda_equals_stock_from_the_same_eigenvectors(stock, tmp_path):
     folder, (reference, _, _) = stock("ekfac")
     train = Rows(N, 1)
     for name, threshold in (("tokens", 1e9), ("gradients", -1)):
-        analyzer = make_analyzer(True, tmp_path / name, torch.float64, False, False)
+        analyzer = make_analyzer(True, tmp_path / name, torch.float64, False)
         work = work_of(analyzer, "factors_f", Plan(40, 1))
         shutil.copytree(folder, work.folder, dirs_exist_ok=True)
         work.record["parts"] = {
@@ -346,25 +340,6 @@ def test_float32_is_within_the_noise_of_stock(stock, tmp_path):
     _, theirs, _ = run(False, tmp_path / "stock", "ekfac", dtype=torch.float32)
     _, ours, _ = run(True, tmp_path / "ours", "ekfac", dtype=torch.float32)
     assert distance(ours, exact) < 3 * distance(theirs, exact) + 1e-6
-
-
-def test_a_module_of_another_kind_takes_the_stock_path(tmp_path):
-    """kronfluence also tracks convolutions, which the rotation-first path does not know."""
-    stock_factors, pairwise, own = run(False, tmp_path / "stock", "ekfac", convolution=True)
-    assert "classifier.1" in stock_factors["lambda_matrix"]
-    for rotate in ("rows", "queries"):
-        _, ours, ours_own = run(
-            True,
-            tmp_path / rotate,
-            "ekfac",
-            convolution=True,
-            rotate=rotate,
-            from_factors=tmp_path / "stock/kronfluence/factors_f",
-        )
-        assert distance(ours, pairwise) < 1e-9 and distance(ours_own, own) < 1e-9
-    fitted, _, _ = run(True, tmp_path / "fitted", "ekfac", convolution=True)
-    for name in ("activation_covariance", "gradient_covariance"):
-        assert distance(fitted[name]["classifier.1"], stock_factors[name]["classifier.1"]) < 1e-9
 
 
 def test_nothing_changes_with_batch_size_or_token_budget(tmp_path):

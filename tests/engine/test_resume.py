@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import analyze_quickly, close, influence_of, scores_of
+from running import analyze_quickly, close, in_parts, influence_of, scores_of
 from safetensors.torch import load_file
 
 from attribution.engine import memory, resume
@@ -19,8 +19,8 @@ from attribution.files import read_json, write_json
 from attribution.processes import ALONE, share_out
 from attribution.tensors import write_snapshot
 
-# Several groups, several parts.
-CUT = ("--train_batch_size", "2", "--data_partitions", "6", "--query_batch_size", "4")
+# Several groups, which `in_parts` makes several parts.
+CUT = ("--train_batch_size", "2", "--query_batch_size", "4")
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +61,10 @@ def factors_of(checkpoints: Path) -> dict:
     return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
 
 
-def test_the_number_of_parts_changes_no_bit_of_the_factors(run_copy):
+def test_the_number_of_parts_changes_no_bit_of_the_factors(run_copy, monkeypatch):
     analyze_quickly(run_copy, "--train_batch_size", "2")
     whole = factors_of(run_copy)
+    in_parts(monkeypatch, 6)
     analyze_quickly(run_copy, *CUT, "--overwrite")
     for name, tensors in factors_of(run_copy).items():
         assert all(torch.equal(value, whole[name][module]) for module, value in tensors.items()), (
@@ -80,6 +81,7 @@ def test_an_analysis_that_dies_at_every_save_ends_with_the_bits_of_one_that_does
     monkeypatch.setattr(
         InfluenceTask, "compute_train_loss", lambda *a, **k: losses.append(1) or loss(*a, **k)
     )
+    in_parts(monkeypatch, 6)
     analyze_quickly(run_copy, *CUT, "--self_influence")
     reference, once = scores_of(run_copy), len(losses)
     shutil.rmtree(run_copy / "demo/influence")
@@ -115,6 +117,7 @@ def test_queries_are_gone_through_once_however_many_parts(run_copy, monkeypatch)
         "compute_measurement",
         lambda self, batch, model: asked.append(len(batch["labels"])) or real(self, batch, model),
     )
+    in_parts(monkeypatch, 6)
     analyze_quickly(run_copy, *CUT)
     assert asked == [3, 3, 3]
 
@@ -135,6 +138,7 @@ def test_the_plan_is_kept_when_memory_changes(run_copy, monkeypatch):
 def test_where_memory_runs_out_it_goes_on_with_less_and_the_scores_stay(
     run_copy, monkeypatch, capsys, when
 ):
+    in_parts(monkeypatch, 6)
     analyze_quickly(run_copy, *CUT)
     expected, phase = scores_of(run_copy), []
     for name in ("compute_train_loss", "compute_measurement"):

@@ -140,3 +140,14 @@ def test_the_trial_leaves_the_model_as_it_was(trained):
     ].output.dense.weight
     with pytest.raises(Refused, match="share one weight"):
         check_attribution(model, rows)
+
+
+def test_a_layer_that_is_not_linear_is_refused(trained):
+    rows, _ = Run.open(trained, "demo").rows(1)
+    model = construct_bert("demo")
+    width = model.config.hidden_size
+    model.classifier = nn.Sequential(
+        nn.Unflatten(1, (width, 1, 1)), nn.Conv2d(width, 2, 1), nn.Flatten()
+    )
+    with pytest.raises(Refused, match=r"classifier\.1 is no linear layer"):
+        check_attribution(model, rows)

@@ -47,8 +47,10 @@ def test_a_row_passes_once_and_scores_are_those_of_a_pass_a_phase(
         found.append(({name: scores_of(run_copy, name) for name in names}, sum(passed)))
     (whole, once), (some, more), (none, most) = found
     phases = {"ekfac": 4, "kfac": 3, "diagonal": 3, "identity": 2}[strategy]
-    looked_at = 2  # rows that are tried before anything is computed
-    assert once == 120 + 9 + looked_at < more < most == phases * 120 + 9 + looked_at
+    # Rows that are tried before anything is computed, and rows whose labels are listed.
+    others = 2 + 120
+    once -= 9 + 120  # queries and rows whose predictions are kept, the first time
+    assert once == 120 + 9 + others < more < most == phases * 120 + 9 + others
     assert all(torch.equal(whole[name], some[name]) for name in whole)
     assert all(torch.equal(whole[name], none[name]) for name in whole)
 
@@ -56,7 +58,7 @@ def test_a_row_passes_once_and_scores_are_those_of_a_pass_a_phase(
 def test_what_needs_tokens_as_they_passed_runs_the_model_again(run_copy, passed):
     """Low rank rotates the queries back; lambda left the rows' tokens in the eigenbasis."""
     analyze_quickly(run_copy, "--query_gradient_rank", "2", "--format", "json")
-    assert sum(passed) == 2 * 120 + 9 + 2
+    assert sum(passed) == 2 * 120 + 9 + 2 + (9 + 120)  # the last two: predictions that are kept
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb"])

@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,12 +28,13 @@ import evaluate_lds
 import run_counterfactual
 import train
 from attribution.cli import run_script
-from attribution.engine import resume
+from attribution.engine import memory, resume
 from attribution.files import CHECKSUM
 
+PLAN = memory.plan_parts
 SMALL = ["--max_train_samples", "60", "--num_train_epochs", "2"]
 QUICK = ["--max_queries", "6", "--damping_factor", "1e-4"]
-CUT = ["--train_batch_size", "2", "--data_partitions", "4", "--query_batch_size", "3"]
+CUT = ["--train_batch_size", "2", "--query_batch_size", "3"]
 STUDY = ["--max_queries", "6", "--retrain_queries", "6", "--jobs_per_device", "1"]
 LDS = ["--num_masks", "3", "--num_repeats", "2", "--num_bootstrap", "20"]
 FLIPS = [
@@ -105,6 +106,7 @@ def work(script: str, argv: list[str], output: int, prepare) -> None:
     os.setsid()
     torch.set_num_threads(1)
     resume.PATIENCE = 0.0  # a snapshot after every part, so that there is one to continue from
+    memory.plan_parts = lambda *given: replace(PLAN(*given), count=4)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = (

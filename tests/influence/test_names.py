@@ -21,7 +21,7 @@ from attribution.influence.settings import (
     Settings,
     spec_record,
 )
-from attribution.influence.stored import ScoreFolder, StoredScores, remedy
+from attribution.influence.stored import KEY, ScoreFolder, StoredScores, remedy
 from attribution.training.run import Run
 
 CURVATURES = [one for one in STRATEGIES if one != "replay"]
@@ -153,7 +153,6 @@ WITHOUT_EFFECT = {
     "first_query": 3,  # the query rows have one
     "query_batch_size": 7,
     "train_batch_size": 7,
-    "data_partitions": 7,
     "overwrite": True,
     "profile": True,
 }
@@ -169,7 +168,7 @@ def test_a_field_with_a_fingerprint_makes_its_kind_stale_and_those_after_it(fiel
     assert (field.name in OTHER) == (first < 3)
     for place, kind in enumerate(KINDS):
         before, after = ({kind: one.parts(kind, 100)} for one in (Settings(), other))
-        ScoreFolder(tmp_path, Settings(), before).save(kind, np.ones((1, 2), np.float32), {})
+        ScoreFolder(tmp_path, Settings(), before).save(kind, {KEY: np.ones((1, 2), np.float32)}, {})
         stored = ScoreFolder(tmp_path, Settings(), after)
         if place < first:
             assert stored.load(kind) is not None

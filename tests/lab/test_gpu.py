@@ -10,7 +10,7 @@ import datasets
 import pytest
 import torch
 from pretend_cuda import pretend
-from running import analyze_quickly, refusal, save_tables
+from running import analyze_quickly, in_parts, refusal, save_tables
 
 import analyze
 import evaluate_lds
@@ -126,9 +126,10 @@ def test_without_a_gpu_only_the_estimate_is_made(capsys, tmp_path):
     assert (tmp_path / "gpu_estimate.json").exists()
 
 
-def test_seconds_are_stored_by_phase_however_many_partitions(run_copy):
+def test_seconds_are_stored_by_phase_however_many_partitions(run_copy, monkeypatch):
+    in_parts(monkeypatch, 3)
     for flags in (["--stock"], []):
-        analyze_quickly(run_copy, "--data_partitions", "3", "--train_batch_size", "4", *flags)
+        analyze_quickly(run_copy, "--train_batch_size", "4", *flags)
         name = "ekfac_stock" if flags else "ekfac"
         record = run_copy / f"demo/influence/scores/{name}_damping0.0001/pairwise_scores.json"
         seconds = json.loads(record.read_text())["seconds"]
