@@ -19,7 +19,13 @@ from attribution.files import check_writable, read_json, write_json
 from attribution.influence.checkpoint import Analysis, Scored
 from attribution.influence.replayed import ReplayAnalysis, targets_of
 from attribution.influence.settings import Settings
-from attribution.influence.stored import StoredScores, folder_of_mean
+from attribution.influence.stored import (
+    KEY,
+    OUTPUTS,
+    StoredScores,
+    folder_of_mean,
+    read_outputs,
+)
 from attribution.processes import ALONE, choose_device, name_of
 from attribution.provenance import environment
 from attribution.replay import descent
@@ -110,7 +116,11 @@ class Influence(Scored):
             records = [one.scores.record(kind) or {} for one in self.analyses]
             likeness = float(np.mean([one["likeness"] for one in records]))
             about |= {"likeness": likeness, "unit": unit}
-        self.scores.save(kind, scores, about)
+        arrays = {KEY: scores}
+        if kind == "self" and self.settings.factor_strategy == "replay":
+            outputs = [read_outputs(one.scores.place(kind)) for one in self.analyses]
+            arrays[OUTPUTS] = np.mean(outputs, axis=0)
+        self.scores.save(kind, arrays, about)
         self.computed.add(kind)
         return scores
 
@@ -188,8 +198,7 @@ class Influence(Scored):
 
     def said(self) -> np.ndarray:
         """Logits (Q, C) of the run's model on the queries."""
-        found = self.analyses[0].said() if self.settings.single else None
-        return predict_run(self.run, self.queries).numpy() if found is None else found
+        return predict_run(self.run, self.queries).numpy()
 
     def profile(self) -> str:
         """Tables of actions and their seconds; empty if nothing was computed."""

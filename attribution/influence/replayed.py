@@ -23,6 +23,7 @@ from attribution.engine.memory import SAFETY, free_memory
 from attribution.engine.resume import Work
 from attribution.files import Refused
 from attribution.influence.checkpoint import Analysis
+from attribution.influence.stored import KEY, OUTPUTS
 from attribution.processes import choose_device, share_out
 from attribution.replay import descent
 from attribution.replay.descent import Replay, Targets
@@ -54,23 +55,27 @@ class ReplayAnalysis(Analysis):
         self.__dict__.pop("sketch", None)
         self.__dict__.pop("model", None)
 
-    def _new_scores(self, kind: str) -> tuple[torch.Tensor, dict, Path | None]:
-        """(scores, entries of their JSON, None: what it leaves is kept)."""
+    def _new_scores(self, kind: str) -> tuple[dict[str, torch.Tensor], dict, Path | None]:
+        """(scores, entries of their JSON, None: what it leaves is kept).
+
+        With self scores there are the outputs (N, O) of the rows where they were left out.
+        """
         replay = self.replay()
         if replay is None:
-            return torch.empty(0), {}, None
+            return {}, {}, None
         start = time.perf_counter()
         if kind == "pairwise":
-            scores = replay.scores().cpu()
+            arrays = {KEY: replay.scores().cpu()}
         else:
-            scores = -replay.margins_left_out(self.settings.seed).cpu()
+            outputs = replay.outputs_left_out(self.settings.seed)
+            arrays = {KEY: -replay.train.margins(outputs).cpu(), OUTPUTS: outputs.cpu()}
         seconds = {
             "kernel of the rows": self._work("rows").record["seconds"]["kernel"],
             "kernel of the queries": self._queries_work().record["seconds"]["kernel"],
             "descent": time.perf_counter() - start,
         }
         about = {"time": replay.time, "likeness": replay.likeness, "seconds": seconds}
-        return scores, about, None
+        return arrays, about, None
 
     def replay(self) -> Replay | None:
         """Replay of this checkpoint's training for the queries; None on all processes but the main

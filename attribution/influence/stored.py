@@ -22,7 +22,6 @@ from attribution.files import (
     differing_parts,
     exclusive,
     intact,
-    number_of_queries,
     read_json,
     refuse_if_stale,
     write_arrays,
@@ -40,6 +39,7 @@ from attribution.training.members import end_of, fingerprint_of_members
 from attribution.training.run import Run
 
 KEY = "all_modules"
+OUTPUTS = "outputs"  # beside self scores of a replay
 TOP = 10  # rows of a query that count as its largest
 
 
@@ -97,12 +97,13 @@ class ScoreFolder:
         path = self.place(kind) / f"{kind}_scores.json"
         return refuse_if_stale(path, self.parts[kind], f"{kind} scores")
 
-    def save(self, kind: str, scores: np.ndarray, about: dict) -> None:
+    def save(self, kind: str, arrays: dict[str, np.ndarray], about: dict) -> None:
         """Writes scores, then the JSON that makes them count, while no other process writes either.
 
-        about: further entries of the JSON. Raises Refused, and stores nothing, for scores that are
-        not finite.
+        arrays: the scores under KEY, and what is stored beside them. about: further entries of the
+        JSON. Raises Refused, and stores nothing, for scores that are not finite.
         """
+        scores = arrays[KEY]
         if not np.isfinite(scores).all():
             place = ", ".join(map(str, np.argwhere(~np.isfinite(scores))[0]))
             raise Refused(
@@ -119,7 +120,7 @@ class ScoreFolder:
         }
         with exclusive(path.parent, wait_for=f"the {kind} scores in {path.parent}"):
             path.unlink(missing_ok=True)
-            digest = write_arrays(tensor, {KEY: scores})
+            digest = write_arrays(tensor, arrays)
             write_json(path, record | about | {"files": {tensor.name: digest}})
 
 
@@ -241,6 +242,13 @@ def scores_named(run: Run, name: str, query_rows: str) -> np.ndarray | None:
     return None if why_stale(path, run, query_rows) else read_scores(path)
 
 
+def read_outputs(folder: Path) -> np.ndarray:
+    """Outputs (N, O) of the training rows where they were left out, beside self scores of a replay
+    in this folder.
+    """
+    return load_file(folder / "self_scores.safetensors")[OUTPUTS]
+
+
 def replayed_self_scores(run: Run) -> tuple[str, np.ndarray] | None:
     """(name, values (N,)) of the stored self scores of a replay, those of the most members; None
     without any that count.
@@ -267,13 +275,13 @@ def why_stale(path: Path, run: Run, query_rows: str | None = None) -> str | None
     """
     record = read_json(path) or {}
     made = record.get("fingerprint", {})
-    wanted = run.trained
+    wanted: dict = run.trained
     if query_rows:
         wanted["query rows"] = query_rows
+    if "replay" in made:
+        wanted["replay"] = REPLAY_VERSION
     if parts := differing_parts({part: made.get(part) for part in wanted}, wanted):
-        return (
-            f"its scores were made from {describe_parts(parts)}{number_of_queries(record, parts)}"
-        )
+        return f"its scores were made from {describe_parts(parts)}"
     if "members" in made:
         members = fingerprint_of_members(ScoreSpec(**record["spec"]), run)
         if made["members"] != members["members"]:

@@ -17,6 +17,7 @@ output. K (N, N) kernel of training rows, k (Q, N) of queries with them; a row's
 is 1 on average.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 
 from attribution.draws import uniform_hash
 from attribution.files import Refused
+from pipeline import compute_correct, compute_margin
 
 STEPS = 40
 STEEPEST = 0.7  # of the curvature above which a step would overshoot
@@ -77,25 +79,21 @@ class Targets:
         """Largest derivative of the slope."""
         return 2.0 if self.num_labels == 1 else 0.5
 
+    def logits(self, f: torch.Tensor) -> torch.Tensor:
+        """Logits (..., N, C) of outputs; those of two classes are 0 and the log-odds."""
+        return torch.cat([torch.zeros_like(f), f], -1) if self.num_labels == 2 else f
+
+    def _each(self, measure: Callable, f: torch.Tensor) -> torch.Tensor:
+        labels = self.labels.expand(f.shape[:-1]).flatten()
+        return measure(self.logits(f).flatten(0, -2), labels).view(f.shape[:-1])
+
     def margins(self, f: torch.Tensor) -> torch.Tensor:
-        """Margins (..., N), as `pipeline.compute_margin` has them."""
-        if self.num_labels == 1:
-            output = f[..., 0]
-            return torch.where(
-                self.labels.isnan(), output, -(output - self.labels.nan_to_num()).square()
-            )
-        if self.num_labels == 2:
-            return f[..., 0] * (2 * self.labels - 1)
-        own = self._one_hot(f).bool()
-        return f.masked_fill(~own, 0).sum(-1) - f.masked_fill(own, -torch.inf).logsumexp(-1)
+        """Margins (..., N), see `pipeline.compute_margin`."""
+        return self._each(compute_margin, f)
 
     def correct(self, f: torch.Tensor) -> torch.Tensor:
         """Whether the label has the largest output (..., N); False for a regression."""
-        if self.num_labels == 1:
-            return torch.zeros_like(f[..., 0], dtype=torch.bool)
-        if self.num_labels == 2:
-            return self.margins(f) > 0
-        return f.argmax(-1) == self.labels
+        return self._each(compute_correct, f)
 
     def comparable(self, f: torch.Tensor) -> torch.Tensor:
         """Margins (..., N) of outputs; of a regression the outputs, whose errors have no sign."""
@@ -106,13 +104,12 @@ class Targets:
         if self.num_labels == 1:
             residual = self.labels.nan_to_num() - f[..., 0]
             return torch.where(self.labels.isnan(), 1.0, 2 * residual)[..., None].to(f)
-        if self.num_labels == 2:
-            return (2 * self.labels - 1).to(f).expand(f.shape[:-1])[..., None]
         own = self._one_hot(f)
-        return own - f.masked_fill(own.bool(), -torch.inf).softmax(-1)
+        others = self.logits(f).masked_fill(own.bool(), -torch.inf)
+        return (own - others.softmax(-1))[..., -self.outputs :]
 
     def _one_hot(self, f: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(self.labels, self.num_labels).to(f).expand_as(f)
+        return torch.eye(self.num_labels).to(f)[self.labels]
 
 
 def start_of(train: Targets, weights: torch.Tensor) -> torch.Tensor:
@@ -309,8 +306,8 @@ class Replay:
         """The replay in which the training rows are the queries."""
         return replace(self, others=self.kernel, queries=self.train)
 
-    def margins_left_out(self, seed: int) -> torch.Tensor:
-        """Margins (N,) of training rows, each after training without its fold.
+    def outputs_left_out(self, seed: int) -> torch.Tensor:
+        """Outputs (N, O) of training rows, each after training without its fold.
 
         seed: of the folds.
         """
@@ -320,5 +317,5 @@ class Replay:
         folds = np.empty(count, np.int64)
         folds[order] = np.arange(count) % number
         weights = torch.from_numpy(folds != np.arange(number)[:, None])
-        margins = self.train.margins(self.of_rows().outputs(weights))
-        return margins[torch.from_numpy(folds), torch.arange(count)]  # one of each row
+        outputs = self.of_rows().outputs(weights)
+        return outputs[torch.from_numpy(folds), torch.arange(count)]  # those of each row

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from processes import together
-from running import DEMO, SMALL, scores_of
+from running import DEMO, SMALL, scores_of, tamper
 from safetensors.torch import load_file
 from scipy.stats import rankdata, spearmanr
 
@@ -16,6 +16,7 @@ import train
 from attribution.cli import run_script
 from attribution.data.demo import read_rows
 from attribution.files import read_json
+from attribution.influence.stored import replayed_self_scores
 from attribution.replay.features import Sketch
 from attribution.training.run import Run
 from pipeline import DEMO_MODEL
@@ -52,6 +53,32 @@ def test_the_mean_is_over_the_checkpoints_on_the_way_which_no_flag_need_name(cop
     analyze.main([*REPLAY, "--checkpoint_dir", str(copied), "--query_index", "1"])
     out = capsys.readouterr().out
     assert "--num_members 2 --member_steps 2 --member_share 0.5" in out and "query 1" in out
+
+
+def test_the_mean_of_what_is_said_without_the_rows_is_kept_beside_self_scores(copied):
+    analyze.main([*REPLAY, "--checkpoint_dir", str(copied), *HALVES, "--self_influence"])
+    place = f"influence/scores/{NAME}/self_scores.safetensors"
+    mean = load_file(copied / "demo" / place)
+    each = [
+        load_file(
+            copied / f"demo/members/share0.5_seed{seed}/steps/2" / place.replace(NAME, "replay")
+        )
+        for seed in (0, 1)
+    ]
+    assert torch.allclose(mean["outputs"], torch.stack([one["outputs"] for one in each]).mean(0))
+    labels = torch.tensor(read_rows()["train"]["label"][:120])
+    for one in (*each, mean):  # log-odds of the second class, and minus the margin of the label
+        assert one["outputs"].shape == (120, 1)
+        assert torch.allclose(
+            one["all_modules"], (1 - 2 * labels) * one["outputs"][:, 0], atol=1e-6
+        )
+    run = Run.open(copied, "demo")
+    assert replayed_self_scores(run)[0] == NAME
+    tamper(
+        copied / f"demo/influence/scores/{NAME}/self_scores.json",
+        lambda record: record | {"fingerprint": record["fingerprint"] | {"replay": 4}},
+    )
+    assert replayed_self_scores(run) is None  # an earlier version kept no outputs
 
 
 def test_scores_depend_on_neither_batches_nor_processes(copied, monkeypatch):
@@ -99,7 +126,7 @@ def test_three_members_tell_the_unit_of_their_mean(copied, capsys):
     asked = [*REPLAY, "--checkpoint_dir", str(copied), *three, "--query_text", "A fine soup."]
     analyze.main([*asked, "--format", "table"])
     out = " ".join(capsys.readouterr().out.split())
-    assert f"sizes are {record['unit']:.2f} times the replayed" in out
+    assert "Numbers are log-odds" in out
     assert "trainings differ" not in out  # it is kept
 
 
@@ -148,9 +175,10 @@ def test_a_custom_query_has_the_scores_of_the_same_validation_row(copied, capsys
     stored = json.loads(capsys.readouterr().out)
     analyze.main([*asked, "--query_text", rows["sentence"][3], "--query_label", label])
     custom = json.loads(capsys.readouterr().out.splitlines()[-1])
-    for side in ("helpful", "harmful"):
-        assert [row["row"] for row in custom[side]] == [row["row"] for row in stored[side]]
-        for one, other in zip(custom[side], stored[side], strict=True):
+    for mine, kept in zip(custom["sides"], stored["sides"], strict=True):
+        assert mine["title"] == kept["title"] and len(mine["rows"]) == 5
+        assert [row["row"] for row in mine["rows"]] == [row["row"] for row in kept["rows"]]
+        for one, other in zip(mine["rows"], kept["rows"], strict=True):
             assert one["score"] == pytest.approx(other["score"], rel=1e-4)
 
 
@@ -206,5 +234,7 @@ def test_three_classes_and_regressions_are_replayed(tmp_path, capsys, kind):
     analyze.main([*ask, "--query_text", "A fine soup."])
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert answer["target"] == ("output" if kind == "regression" else "predicted")
-    assert answer["helpful"][0]["score"] > 0 > answer["harmful"][0]["score"]
+    first, second = answer["sides"]
+    assert first["rows"][0]["score"] > 0 > second["rows"][0]["score"]
+    assert answer["unit"] == ("label" if kind == "regression" else "log-odds")
     assert Run.open(tmp_path, "own").num_labels == (1 if kind == "regression" else 3)

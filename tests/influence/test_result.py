@@ -29,8 +29,8 @@ def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(
     monkeypatch.setattr("attribution.influence.stored.load_file", None)
     stored = influence_of(run_copy).scores
     assert (stored.load_row(3) == scores[3]).all() and stored.load_row(8) is None
-    analyze_quickly(run_copy, "--query_index", "3")
-    assert f"{scores[3].max():+.4g}" in capsys.readouterr().out
+    analyze_quickly(run_copy, "--query_index", "3", "--raw")
+    assert f"{scores[3].max():+.3e}" in capsys.readouterr().out
     with pytest.raises(Refused, match="has not been scored yet"):
         analyze_quickly(run_copy, "--query_index", "8")
 
@@ -92,7 +92,7 @@ def test_scores_never_count_under_the_fingerprint_of_another_writer(tmp_path, mo
         return digest
 
     monkeypatch.setattr("attribution.influence.stored.write_arrays", replaced)
-    own.save("pairwise", np.ones((2, 3), np.float32), {})
+    own.save("pairwise", {KEY: np.ones((2, 3), np.float32)}, {})
     assert own.load("pairwise") is None and "damaged" in capsys.readouterr().err
 
 
@@ -102,7 +102,7 @@ def test_of_two_writers_one_leaves_both_scores_and_record(tmp_path):
     def write(number: int) -> None:
         for _ in range(20):
             scores = np.full((2, 3), number, np.float32)
-            other_scores(tmp_path, str(number)).save("pairwise", scores, {})
+            other_scores(tmp_path, str(number)).save("pairwise", {KEY: scores}, {})
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
     for thread in threads:

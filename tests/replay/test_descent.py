@@ -180,8 +180,24 @@ def test_a_row_left_out_with_its_fold_has_the_margin_of_a_training_without_it(nu
     one = Replay(kernel, kernel, train, train, TIME)
     alone = torch.ones(N, N, dtype=torch.float64) - torch.eye(N, dtype=torch.float64)
     expected = train.margins(one.outputs(alone)).diagonal()
-    found = one.margins_left_out(seed=0)  # ten folds of twelve rows: most have one row
+    found = one.train.margins(
+        one.outputs_left_out(seed=0)
+    )  # ten folds of twelve rows: most have one row
     assert (torch.isclose(found, expected).sum() >= 8) and not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+def test_what_is_said_of_a_row_that_was_left_out_does_not_depend_on_its_own_label(num_labels):
+    x, _, train, _ = case(num_labels)
+    kernel = x @ x.T
+    before = Replay(kernel, kernel, train, train, TIME).outputs_left_out(seed=0)
+    for row in range(N):
+        labels = train.labels.clone()
+        labels[row] = 5.0 if num_labels == 1 else (labels[row] + 1) % num_labels
+        changed = Targets(labels, num_labels)
+        after = Replay(kernel, kernel, changed, changed, TIME).outputs_left_out(seed=0)
+        same = (after == before).all(1)
+        assert same[row] and not same.all()  # but of rows that learned from it
 
 
 def test_other_labels_are_replayed_as_if_they_were_the_rows_own():
