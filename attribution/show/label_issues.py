@@ -1,0 +1,166 @@
+"""Labels to look at, and duplicates, as lines for people, as CSV or as JSON.
+
+The table of a task with the text column `sentence` has the columns of `header_of`; CSV and JSON
+have all rows, and numbers of rows in them are those of the column `row`.
+"""
+
+import csv
+import json
+import sys
+from dataclasses import asdict
+
+from attribution.data.dataset import GlueDataset
+from attribution.data.duplicates import MOST_TEXTS, Duplicate, Relatives, relatives
+from attribution.evidence.label_issues import LabelIssue, Ranking, label_issues, rank
+from attribution.files import printable
+from attribution.influence.analysis import Influence
+from attribution.show.listing import (
+    View,
+    columns_and_text,
+    file_place,
+    place_in_file,
+    widths_of,
+    wrapped,
+)
+
+WEAKER = "the model has seen the row: --label_issues replay, which leaves it out, tells more"
+TITLES = {
+    "replay": "by a replay ({}): what the model would say without the row",
+    "loss": f"by the loss of the model ({WEAKER})",
+    "self_influence": f"by self-influence ({{}}), beside what the model says ({WEAKER})",
+}
+
+
+def show_label_issues(influence: Influence, name: str, view: View) -> None:
+    """Prints the training rows by how suspicious their labels are: all of them as CSV or JSON, or
+    the first ones and the duplicates. name: of the ranking, or "best", see `rank`.
+    """
+    with view.progress():
+        ranking = rank(influence, name)
+        if ranking is None:  # not the main process
+            return
+        train = influence.train
+        like = relatives(train, train)
+        issues = label_issues(train, ranking, like)
+    if view.form == "csv":
+        write_csv(issues, train.task.columns)
+    elif view.form == "json":
+        for issue in issues:
+            about = {"ranking": ranking.name, "scores": ranking.scores}
+            print(json.dumps(asdict(issue) | about))
+    else:
+        lines = [printable(sentence) for sentence in influence.run.doubts]
+        lines += issue_lines(issues, ranking, train, view.top_k)
+        lines += duplicate_lines(influence, like, view.top_k)
+        print(*lines, sep="\n")
+
+
+def write_csv(issues: list[LabelIssue], columns: tuple[str, ...]) -> None:
+    """Writes all rows to standard output, with a header. columns: names of the text columns."""
+    writer = csv.writer(sys.stdout, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(header_of(columns))
+    for issue in issues:
+        writer.writerow(
+            [
+                issue.row,
+                issue.file_row,
+                *issue.texts,
+                issue.given_label,
+                issue.predicted_label,
+                issue.label_score,
+                issue.is_label_issue,
+                " ".join(map(str, issue.neighbours)),
+                "; ".join(f"{one.row} {kind_of(one)}" for one in issue.duplicates),
+            ]
+        )
+
+
+def header_of(columns: tuple[str, ...]) -> list[str]:
+    """Columns of the CSV. columns: names of the text columns."""
+    of_label = ["given_label", "predicted_label", "label_score", "is_label_issue"]
+    return ["row", "file_row", *columns, *of_label, "neighbours", "duplicates"]
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def issue_lines(
+    issues: list[LabelIssue], ranking: Ranking, train: GlueDataset, top_k: int
+) -> list[str]:
+    """Lines of the first rows of the ranking."""
+    lines = ["", *wrapped(f"labels to look at, {TITLES[ranking.name].format(ranking.scores)}")]
+    rows = [
+        [
+            f"{issue.label_score:.3g}" if train.task.regression else f"{issue.label_score:.1%}",
+            label_text(issue.given_label),
+            f"says {label_text(issue.predicted_label)}",
+            f"row {issue.row}{file_place(issue)}",
+        ]
+        for issue in issues[:top_k]
+    ]
+    for cells, issue in zip(rows, issues, strict=False):
+        text = printable(" | ".join(issue.texts)) + named(issue.duplicates, train)
+        lines += columns_and_text(cells, widths_of(rows), text)
+    if train.task.regression:
+        lines.append("numbers: minus the squared error")
+    else:
+        count = sum(bool(issue.is_label_issue) for issue in issues)
+        lines += wrapped(
+            "Percentages are probabilities of the given label, before what the model says. Of "
+            f"{len(issues):,} rows {count:,} are said to have another label than given."
+        )
+    if train.wrong is not None:
+        top = min(50, len(issues))
+        planted = train.wrong[ranking.order[:top]].sum()
+        chance = top * train.wrong.mean()
+        lines.append(f"{planted} of the top {top} are planted flips; chance gives {chance:.1f}.")
+    return lines
+
+
+def label_text(label: str | float) -> str:
+    """A class, or a regression's number."""
+    return f"{label:.2f}" if isinstance(label, float) else printable(label)
+
+
+def kind_of(duplicate: Duplicate) -> str:
+    """Kind of a duplicate in words."""
+    kind = "equal" if duplicate.equal else "nearly equal"
+    return f"{kind}, {'same' if duplicate.same_label else 'another'} label"
+
+
+def numbered(rows: GlueDataset, row: int) -> str:
+    """Number of a row among these, and in the user's file if that counts otherwise."""
+    return f"{rows.first_number + row}{place_in_file(rows.file_row(row))}"
+
+
+def named(duplicates: list[Duplicate], train: GlueDataset) -> str:
+    """` (row 7: equal, another label)`, empty without duplicates."""
+    some = [f"row {numbered(train, one.row)}: {kind_of(one)}" for one in duplicates]
+    return f" ({'; '.join(some)})" if some else ""
+
+
+def duplicate_lines(influence: Influence, like: list[Relatives], top_k: int) -> list[str]:
+    """Lines about equal and nearly equal texts: among the training rows, and of the validation rows
+    with them, the first ones named. like: relatives of the training rows.
+    """
+    train, queries = influence.train, influence.queries
+    pairs: dict[str, list[str]] = {}
+    for rows, found in ((train, like), (queries, relatives(queries, train))):
+        subject = "training rows" if rows is train else "validation and training rows"
+        for row, relative in enumerate(found):
+            for one in relative.duplicates:
+                if rows is not train or row < one.row:
+                    both = f"{numbered(rows, row)} and {numbered(train, one.row)}"
+                    pairs.setdefault(f"{subject}, {kind_of(one)}", []).append(both)
+    lines = [
+        "",
+        "duplicates (equal: up to case and blanks; nearly: but for signs, common words or order):",
+    ]
+    for kind, some in sorted(pairs.items()):
+        more = ", ..." if len(some) > top_k else ""
+        lines.append(f"  {kind}: {len(some):,}: {', '.join(some[:top_k])}{more}")
+    if not pairs:
+        lines.append("  none")
+    if len(train) > MOST_TEXTS:
+        lines.append(f"  of more than {MOST_TEXTS:,} texts only equal ones are looked for")
+    return lines

@@ -1,0 +1,163 @@
+"""Labels to look at: wrong ones come first, tables say what is stored, duplicates are named."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from running import DEMO
+from safetensors.torch import load_file
+
+import analyze
+import train
+from attribution.data.demo import LABEL_NAMES, read_rows
+from pipeline import DEMO_MODEL
+
+COUNT = 400
+COLUMNS = ["given_label", "predicted_label", "label_score", "is_label_issue"]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A replayed run on 400 rows of the demo, of which one in twenty is flipped on purpose."""
+    folder = tmp_path_factory.mktemp("labels")
+    where = [*DEMO, "--checkpoint_dir", str(folder)]
+    train.main([*where, "--max_train_samples", str(COUNT), "--num_train_epochs", "6"])
+    analyze.main([*where, "--max_queries", "2", "--label_issues", "replay"])
+    return folder
+
+
+def answer(capsys, folder, *arguments: str, name: str = "demo") -> str:
+    """What analyze.py prints of the labels of a run."""
+    capsys.readouterr()
+    where = ["--dataset_name", name, "--checkpoint_dir", str(folder), "--max_queries", "9"]
+    analyze.main([*where, "--label_issues", *arguments])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ranking", ["replay", "loss", "self_influence"])
+def test_most_of_the_first_rows_are_wrong_where_one_in_twenty_is(scored, capsys, ranking):
+    lines = answer(capsys, scored, ranking, "--format", "json").splitlines()
+    rows = [json.loads(line) for line in lines]
+    wrong = np.array(read_rows()["train"]["flipped"][:COUNT])
+    assert sorted(one["row"] for one in rows) == list(range(COUNT))
+    assert wrong.mean() < 0.06
+    assert wrong[[one["row"] for one in rows[: wrong.sum()]]].mean() > 0.5
+    assert {one["ranking"] for one in rows} == {ranking}
+
+
+def test_csv_has_the_rows_and_what_the_replay_stored_of_them(scored, capsys):
+    """A stored replay is the ranking of a question that names none."""
+    text = answer(capsys, scored, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert list(rows[0]) == ["row", "file_row", "sentence", *COLUMNS, "neighbours", "duplicates"]
+    path = scored / "demo/influence/scores/replay/self_scores.safetensors"
+    log_odds = load_file(path)["outputs"][:, 0].double()
+    data = read_rows()["train"]
+    for one in rows:
+        row = int(one["row"])
+        label = data["label"][row]
+        says = int(log_odds[row] > 0)
+        assert one["sentence"] == data["sentence"][row]
+        assert one["given_label"] == LABEL_NAMES[label]
+        assert one["predicted_label"] == LABEL_NAMES[says]
+        assert one["is_label_issue"] == str(label != says)
+        probability = torch.sigmoid(log_odds[row] * (2 * label - 1)).item()
+        assert float(one["label_score"]) == pytest.approx(probability)
+        neighbours = one["neighbours"].split()
+        assert 0 < len(neighbours) <= 5 and one["row"] not in neighbours
+    scores = [float(one["label_score"]) for one in rows]
+    assert scores == sorted(scores) and len(scores) == COUNT
+
+
+def test_the_title_says_which_ranking_it_is_and_which_says_more(scored, capsys):
+    shown = {
+        ranking: " ".join(answer(capsys, scored, ranking, "--format", form).split())
+        for ranking, form in (("replay", "table"), ("loss", "table"), ("self_influence", "table"))
+    }
+    assert "by a replay (replay): what the model would say without the row" in shown["replay"]
+    assert "leaves it out, tells more" not in shown["replay"]
+    for ranking, subject in (("loss", "by the loss"), ("self_influence", "by self-influence")):
+        assert subject in shown[ranking] and "leaves it out, tells more" in shown[ranking]
+    for text in shown.values():
+        assert "of the top 50 are planted flips" in text
+
+
+ODD = [  # texts that a table must keep as they are
+    'He said "fine", twice',
+    "two\nlines; and; more",
+    "a\ttab, \x1b[31mred\x1b[0m",
+    "=1+1",
+]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """(checkpoints, texts and labels of a file) of custom rows with odd texts and duplicates."""
+    folder = tmp_path_factory.mktemp("own")
+    texts = [*ODD, *read_rows()["train"]["sentence"][:60]]
+    texts += [texts[10], texts[11].upper(), texts[12] + " !"] * 2
+    labels = [("low", "mid", "high")[row % 3] for row in range(64)] + ["low"] * 3 + ["high"] * 3
+    path = folder / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *zip(texts, labels, strict=True)])
+    train.main(
+        [
+            *[
+                "--dataset_name",
+                "own",
+                "--checkpoint_dir",
+                str(folder),
+                "--dataset_path",
+                str(path),
+            ],
+            *["--text_columns", "text", "--label_column", "label", "--num_train_epochs", "1"],
+            *["--model_name_or_path", str(DEMO_MODEL)],
+        ]
+    )
+    return folder, texts, labels
+
+
+def test_csv_numbers_rows_as_the_file_does_and_keeps_every_text(own, capsys):
+    folder, texts, labels = own
+    text = answer(capsys, folder, "--format", "csv", name="own")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert 50 < len(rows) < len(texts)  # the others are for validation
+    for one in rows:
+        place = int(one["file_row"])
+        assert (one["text"], one["given_label"]) == (texts[place], labels[place])
+        assert 0 < float(one["label_score"]) < 1
+    assert {one["text"] for one in rows} & set(ODD)
+
+
+def test_equal_and_nearly_equal_texts_are_named_with_whether_their_labels_differ(own, capsys):
+    folder, texts, labels = own
+    lines = answer(capsys, folder, "--format", "json", name="own").splitlines()
+    rows = {one["row"]: one for one in map(json.loads, lines)}
+    keys = [" ".join(text.casefold().split()) for text in texts]
+    seen = set()
+    for one in rows.values():
+        key = keys[one["file_row"]]
+        others = {row for row, other in rows.items() if keys[other["file_row"]] == key}
+        equal = {other["row"]: other["same_label"] for other in one["duplicates"] if other["equal"]}
+        assert set(equal) == others - {one["row"]}
+        for other, same in equal.items():
+            assert same == (one["given_label"] == rows[other]["given_label"])
+            seen.add(same)
+        near = {other["row"] for other in one["duplicates"] if not other["equal"]}
+        without = key.removesuffix(" !")
+        assert {keys[rows[row]["file_row"]].removesuffix(" !") for row in near} <= {without}
+        seen |= {"near"} if near else set()
+    assert seen >= {False, "near"}
+
+
+def test_the_listing_names_duplicates_and_no_text_steers_the_terminal(own, capsys):
+    folder, *_ = own
+    out = " ".join(answer(capsys, folder, "--top_k", "90", name="own").split())
+    assert "\x1b" not in out
+    assert "training rows, equal, another label: " in out
+    assert "training rows, nearly equal, " in out
+    assert re.search(r"\(row \d+ \(row \d+ of the file\): equal, another label", out)
