@@ -6,7 +6,6 @@ flip.
         --strategies ekfac diagonal random --num_targets 100 --removals 20 40 60 80 100 120 \\
         --num_base_seeds 5 --num_retrain_seeds 3
     python run_counterfactual.py --dataset_name demo --targets 3 79 --removals 20 60  # verdicts
-    python run_counterfactual.py --dataset_name demo --query_index 3 --show 20  # rows to remove
     python run_counterfactual.py --dataset_name demo --remove_rows 412 --targets 3    # what if
     python run_counterfactual.py --dataset_name demo --smallest_set --targets 3
     accelerate launch --num_processes 8 run_counterfactual.py --dataset_name rte  # shares retrains
@@ -25,19 +24,26 @@ CHECKPOINT_DIR/DATASET_NAME/studies/counterfactual.json, .md and .png.
 import argparse
 import sys
 
-from attribution.cli import Parser, check_numbers, given_arguments, refuse_idle, run_script
+from attribution.cli import (
+    Parser,
+    check_numbers,
+    given_arguments,
+    run_script,
+    tell_start,
+)
 from attribution.evidence.arguments import (
     ARMS,
     BASELINES,
     DIRECTIONS,
     MIN_SEEDS,
+    PLOTTING,
     STUDY,
     add_retrain_seed,
     add_start_argument,
     add_study_arguments,
     asked_what_if,
-    check_plot_only,
     is_single,
+    refuse_others,
 )
 from attribution.files import Refused
 from attribution.show import results
@@ -46,23 +52,21 @@ from attribution.training.recipe import RECIPE, add_recipe_arguments, check_reci
 from attribution.training.run import Run
 
 REMOVALS = [20, 40, 60, 80, 100, 120]
-# Arguments without an effect where single predictions are checked, or rows are only shown.
-OF_TARGETS = {"num_targets", "max_targets", "no_carry_forward"}
-OF_RESULTS = {"results_dir", "figure_path"}
-OF_VERDICTS = {"targets", "query_text", "query_label"}
-OF_RETRAINS = {
-    "removals",
-    "num_random_draws",
-    "num_base_seeds",
-    "num_retrain_seeds",
-    "base_seed",
-    "retrain_seed",
-    "jobs_per_device",
-    "retrain_queries",
-    "dry_run",
+# Way to ask -> the arguments that have an effect beside it.
+DATA = {"dataset_name", "dataset_path", "checkpoint_dir", "max_queries", "model_name_or_path"}
+EDITS = DATA | {"remove_rows", "flip_labels", "targets"}
+RETRAINS = {"num_retrain_seeds", "retrain_seed", "jobs_per_device", "dry_run"}
+VERDICTS = DATA | RETRAINS | {"strategies", "direction", "removals", "num_random_draws"}
+VERDICTS |= {"random_seed", *RECIPE}
+TAKES = {
+    "plot_only": PLOTTING | {"direction"},
+    "smallest_set": DATA | {"targets"},
+    "check": EDITS | RETRAINS | {"retrain_queries"},
+    "remove_rows": EDITS,
+    "flip_labels": EDITS,
+    "targets": VERDICTS | {"retrain_queries"},
+    "query_text": VERDICTS | {"query_label"},
 }
-# Arguments that only the check of a what-if uses.
-OF_CHECKS = {"num_retrain_seeds", "retrain_seed", "jobs_per_device", "retrain_queries", "dry_run"}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -86,16 +90,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_retrain_arguments(parser)
     add_recipe_arguments(parser, default="that of run.json")
     add_study_arguments(parser, STUDY)
-    add = parser.group("results").add_argument
-    add(
-        "--query_index",
-        type=int,
-        help="print the rows that each arm would remove for this query; retrains nothing",
-    )
-    add("--show", type=int, default=20, help="rows printed with --query_index (20)")
     args = parser.parse_args(argv)
     counts = ("max_queries", "num_targets", "max_targets", "num_random_draws", "num_base_seeds")
-    more = ("num_retrain_seeds", "jobs_per_device", "show", "retrain_queries")
+    more = ("num_retrain_seeds", "jobs_per_device", "retrain_queries")
     check_numbers(vars(args), *counts, *more)
     check_recipe(vars(args))
     increasing = all(a < b for a, b in zip(args.removals, args.removals[1:], strict=False))
@@ -115,41 +112,27 @@ def parse_args(argv=None) -> argparse.Namespace:
     check_idle(args, given_arguments(argv))
     single = is_single(args) or args.check
     args.num_retrain_seeds = args.num_retrain_seeds or (MIN_SEEDS if single else 3)
-    if single and args.num_retrain_seeds < MIN_SEEDS:
-        raise Refused(
-            f"a verdict takes at least {MIN_SEEDS} retrains a removal; raise --num_retrain_seeds"
-        )
+    if single and args.num_retrain_seeds < 2:
+        raise Refused("a verdict takes at least 2 retrains a removal; raise --num_retrain_seeds")
     base_seeds = range(args.base_seed, args.base_seed + args.num_base_seeds)
-    if {*base_seeds} & {*range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds)}:
+    retrain_seeds = range(args.retrain_seed, args.retrain_seed + args.num_retrain_seeds)
+    if not single and {*base_seeds} & {*retrain_seeds}:
         raise Refused("retrain seeds and base seeds must differ; change --retrain_seed")
     return args
 
 
 def check_idle(args: argparse.Namespace, given: set[str]) -> None:
     """Raises Refused for arguments (names on the command line) that would be ignored."""
-    recipe = {name for name in given if name.removeprefix("no-") in RECIPE}
-    if args.plot_only:
-        check_plot_only(given, "direction")
-    if way := asked_what_if(args):
-        idle = OF_RETRAINS | OF_TARGETS | OF_RESULTS | recipe
-        idle |= {"strategies", "direction", "random_seed", "query_text", "query_index", "show"}
-        refuse_idle(given & (idle - OF_CHECKS if args.check else idle), way)
-        if way == "smallest_set" and args.targets is None:
-            raise Refused("--smallest_set goes with --targets")
-        if way == "smallest_set" and args.check:
-            raise Refused("--smallest_set names the rows; check them by --remove_rows and --check")
-        return
-    if args.check:
+    refuse_others(given, TAKES)
+    way = asked_what_if(args)
+    if args.smallest_set and args.targets is None:
+        raise Refused("--smallest_set goes with --targets")
+    if args.check and way is None:
         raise Refused("--check goes with --remove_rows or --flip_labels")
-    if args.query_index is not None:
-        retrained = OF_TARGETS | OF_VERDICTS | OF_RETRAINS | OF_RESULTS | recipe
-        refuse_idle(given & retrained, "query_index")
-    elif "show" in given:
-        raise Refused("--show belongs to --query_index")
+    if way:
+        return
     if is_single(args):
         way = "targets" if args.targets is not None else "query_text"
-        known = {"retrain_queries"} if args.targets is None else set()
-        refuse_idle(given & (OF_TARGETS | OF_RESULTS | known), way)
         if "strategies" in given and len(args.strategies) > 1:
             raise Refused(
                 f"--{way} is checked by one score; name one in --strategies, not "
@@ -252,7 +235,7 @@ def add_retrain_arguments(parser: Parser) -> None:
         "--num_retrain_seeds",
         type=int,
         help="retrains for every removal (3, as published; with --targets or --query_text "
-        f"{MIN_SEEDS}, or more)",
+        f"{MIN_SEEDS}, fewer give a hint)",
     )
     add(
         "--base_seed",
@@ -282,6 +265,7 @@ def main(argv=None) -> None:
         results.redraw(place, draw_counterfactual)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
+    tell_start(args.dataset_name)
     from attribution.commands.run_counterfactual import run_counterfactual  # torch takes seconds
 
     run_counterfactual(args, run, place)

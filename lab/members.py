@@ -355,7 +355,7 @@ def main(argv=None) -> None:
     subsets = Subsets(
         args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed
     )
-    truth = own_truth(study, subsets, wait=False, dry_run=False)
+    truth = own_truth(study, subsets, dry_run=False)
     result = compare(args, run, train, queries, truth) | {
         "scores": args.scores,
         "dataset": args.dataset_name,

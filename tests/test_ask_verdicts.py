@@ -24,8 +24,6 @@ PLAN = [
     "identity",
     "--removals",
     "10",
-    "--num_base_seeds",
-    "1",
     "--jobs_per_device",
     "1",
 ]
@@ -54,14 +52,17 @@ def refused(capsys, *argv: str) -> str:
 def test_a_verdict_holds_predicted_and_measured_and_both_arms(copied):
     for query in (3, 5):
         found = verdict(copied, f"identity_helpful_query{query}")
-        assert (
-            found["query"] == query and len(found["seeds"]) == 5 and len(found["base_right"]) == 1
-        )
+        assert found["query"] == query and len(found["seeds"]) == len(found["margins"]) == 5
+        assert "base_right" not in found and len(found["right"]) == 5
         assert set(found["arms"]) == {"identity", "random, same classes"}
         for (level,) in found["arms"].values():
             low, high = level["interval"]
             assert low <= level["change"] <= high and level["removed"] == 10
             assert level["outcome"] in ("flipped", "mended", "stays right", "stays wrong")
+        (level,) = found["arms"]["identity"]
+        low, high = level["difference_interval"]
+        assert low <= level["difference"] <= high
+        assert level["word"] in ("confirmed", "not confirmed", "cannot tell")
 
 
 def test_a_rerun_retrains_nothing_and_more_removals_reuse_what_is_there(copied, capsys):
@@ -76,7 +77,7 @@ def test_a_dry_run_counts_and_retrains_nothing(copied, capsys):
     stored = set((copied / "demo/retraining").rglob("*"))
     dry = ["--targets", "7", "--direction", "harmful", "--dry_run"]
     run_counterfactual.main([*PLAN, "--checkpoint_dir", str(copied), *dry, "--removals", "2"])
-    assert "16 retrains, 6 of them stored" in capsys.readouterr().out
+    assert "15 retrains, 5 of them stored" in capsys.readouterr().out
     assert (
         not (copied / "demo/retraining/verdicts/identity_harmful_query7.json").exists() and stored
     )
@@ -88,12 +89,20 @@ def test_own_queries_have_verdicts_and_are_forgotten_with_them(copied, capsys):
     analyze.main([*QUICK, *where, *TEXT])
     run_counterfactual.main([*PLAN, *where, *TEXT, "--direction", "harmful", "--removals", "5"])
     out = capsys.readouterr().out
-    assert "5 of the others do not know all of these queries" in out or "6 of the others" in out
+    assert "5 of the others do not know all of these queries" in out
     (path,) = (copied / "demo/retraining/verdicts").glob("identity_harmful_queries-*.json")
     assert json.loads(path.read_text())["texts"] == ["A fine soup."]
     analyze.main(["--dataset_name", "demo", *where, "--forget_queries"])
     left = [path.name for path in (copied / "demo").rglob("*") if "queries-" in path.name]
     assert not left and len(list((copied / "demo/retraining/verdicts").iterdir())) == 2
+
+
+def test_two_seeds_give_a_hint(copied, capsys):
+    capsys.readouterr()
+    two = [*PLAN, "--checkpoint_dir", str(copied), "--targets", "3", "--num_retrain_seeds", "2"]
+    run_counterfactual.main(two)
+    assert "  a hint: " in capsys.readouterr().out
+    assert len(verdict(copied, "identity_helpful_query3")["seeds"]) == 2
 
 
 def test_a_verdict_of_another_recipe_is_not_shown_as_the_runs(copied):
@@ -112,7 +121,9 @@ def test_removing_what_a_prediction_rests_on_lowers_its_margin_more_than_random_
 
 def test_verdicts_that_cannot_be_are_refused(copied, capsys):
     base = [*PLAN, "--checkpoint_dir", str(copied)]
-    assert "at least 5" in refused(capsys, *base, "--targets", "1", "--num_retrain_seeds", "3")
+    assert "at least 2" in refused(capsys, *base, "--targets", "1", "--num_retrain_seeds", "1")
+    for flag in ("--num_base_seeds", "--base_seed"):
+        assert f"{flag} has no effect" in refused(capsys, *base, "--targets", "1", flag, "3")
     assert "exclude" in refused(capsys, *base, "--targets", "1", *TEXT)
     assert "goes with --query_text" in refused(capsys, *base, "--query_label", "positive")
     assert "--targets must be from 0 to 11" in refused(capsys, *base, "--targets", "12")

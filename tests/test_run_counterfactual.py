@@ -178,18 +178,6 @@ def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(
     assert "accuracy is 0.25" in error
 
 
-def test_the_rows_of_one_target_are_shown_with_text_and_label(copied, tmp_path, capsys):
-    before = retrains(copied)
-    asked = [*QUERIES, "--checkpoint_dir", str(copied), "--strategies", "ekfac", "random"]
-    run_counterfactual.main([*asked, "--query_index", "2", "--show", "3"])
-    out = capsys.readouterr().out
-    assert (
-        "ekfac removes, in this order:" in out
-        and out.count("  row ") == 6
-        and retrains(copied) == before
-    )
-
-
 def test_a_dry_run_counts_and_stops(copied, tmp_path, capsys):
     COUNTERFACTUAL.start(copied, tmp_path, "--dry_run", "--removals", "10", "30", "40")
     assert "of them stored" in capsys.readouterr().out and not (tmp_path / "results").exists()

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 
-from attribution.data.dataset import GlueDataset
 from attribution.evidence import baselines, counterfactual, verdict, what_if
 from attribution.evidence.arguments import ARMS, BASELINES, asked_what_if, is_single
 from attribution.evidence.counterfactual import Arm, Removals, by_score, run_study
@@ -15,7 +14,6 @@ from attribution.files import Refused
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
-from attribution.show.listing import Context, describe_row, headline, plain_row
 from attribution.show.results import Place
 from attribution.training.recipe import recipe_of
 from attribution.training.run import Run
@@ -82,7 +80,7 @@ def check_sizes(args, train, queries) -> None:
     if "random" in args.strategies and args.direction == "helpful":
         sizes = [int((train.labels == label).sum()) for label in np.unique(queries.labels)]
         most = min(most, *sizes)
-    if args.query_index is None and args.removals[-1] > most:
+    if args.removals[-1] > most:
         raise Refused(
             f"--removals {args.removals[-1]} is more than the {most} training rows that can go "
             "(random removes rows of the target's class)"
@@ -98,7 +96,7 @@ def open_study_of(args, run: Run, rows: tuple):
         max_queries=args.max_queries,
         model_name_or_path=args.model_name_or_path,
         jobs_per_device=args.jobs_per_device,
-        retrains=not args.dry_run and args.query_index is None,
+        retrains=not args.dry_run,
     )
 
 
@@ -171,15 +169,12 @@ def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None
     plan = removals_of(args)
     train, valid = run.rows(max(args.max_queries, args.retrain_queries))
     queries = valid.first(args.max_queries)
-    index = None
-    if args.query_index is not None:
-        index = queries.place_of(args.query_index, "query_index")
     found = find_scores(run, queries.fingerprint())
     specs = [found[name].spec for name in args.strategies if name in found]
     if args.check:
         specs = [one.spec for one in found.values() if one.spec.factor_strategy == "replay"]
     shared = sorted({*seeds_of(run, specs)} & {*plan.retrain_seeds})
-    if shared and index is None:
+    if shared:
         raise Refused(
             f"a scored model was trained with seed {shared[0]}, which --retrain_seed would use "
             "again"
@@ -190,13 +185,10 @@ def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None
     if is_single(args):
         check_predictions(args, run, train, valid, found)
         return
-    if index is None and not args.dry_run:
+    if not args.dry_run:
         place.check(run.fingerprints(queries))
     check_sizes(args, train, queries)
     arms = make_arms(args, run, train, queries, found)
-    if index is not None:
-        show_removed(queries, train, arms, index, args.show)
-        return
     study = open_study_of(args, run, (train, valid))
     result = run_study(study, plan, arms, args.dry_run)
     if result is None or rank_and_size()[0] > 0:
@@ -218,14 +210,3 @@ def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None
         fingerprints=run.fingerprints(queries),
         compact=True,
     )
-
-
-def show_removed(
-    queries: GlueDataset, train: GlueDataset, arms: dict[str, Arm], place: int, count: int
-) -> None:
-    """Prints the first `count` rows that each arm would remove for one query, by its place."""
-    print(headline(queries, place))
-    for name, arm in arms.items():
-        print(f"  {name} removes, in this order:")
-        for row in arm(place)[0][:count]:
-            print(plain_row(describe_row(Context(train), int(row))))

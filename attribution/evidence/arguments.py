@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from attribution.cli import Parser, refuse_idle
-from attribution.files import Refused
 from attribution.training.arguments import MAX_QUERIES
 
 # First seed of retrains; scored models have other seeds, or they would share head and row order.
@@ -16,6 +15,8 @@ DIRECTIONS = tuple(TURNED)
 STUDY = "counterfactual"  # the beginning of the names of its files
 ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 OF_WHAT_IF = ("remove_rows", "flip_labels", "smallest_set")  # what a what-if may ask for
+# Arguments with an effect beside --plot_only.
+PLOTTING = {"dataset_name", "checkpoint_dir", "results_dir", "figure_path"}
 BASELINES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
 
 
@@ -71,15 +72,18 @@ def add_study_arguments(parser: Parser, name: str) -> None:
     add("--plot_only", action="store_true", help="draw the figure again from the JSON")
 
 
-def check_plot_only(given: set[str], *more: str) -> None:
-    """Raises Refused for arguments (names on the command line) that drawing again would ignore.
+def refuse_others(given: set[str], takes: dict[str, set[str]]) -> None:
+    """Raises Refused for arguments (names on the command line) that what is asked would ignore.
 
-    more: names of arguments that it needs besides the places.
+    takes: argument that asks for something, the first on the command line counts -> names of the
+    arguments that have an effect beside it.
     """
-    used = {"plot_only", "dataset_name", "results_dir", "figure_path", *more}
-    if "results_dir" not in given:
-        used.add("checkpoint_dir")
-    refuse_idle(given - used, "plot_only")
+    if {"plot_only", "results_dir"} <= given:
+        refuse_idle(given & {"checkpoint_dir"}, "plot_only")
+    for way, taken in takes.items():
+        if way in given:
+            refuse_idle(given - taken - {way}, way)
+            return
 
 
 def is_single(args: argparse.Namespace) -> bool:
@@ -88,11 +92,5 @@ def is_single(args: argparse.Namespace) -> bool:
 
 
 def asked_what_if(args: argparse.Namespace) -> str | None:
-    """Name of the argument by which a what-if is asked; None without one.
-
-    Raises Refused for --smallest_set together with others.
-    """
-    asked = [name for name in OF_WHAT_IF if getattr(args, name)]
-    if "smallest_set" in asked and len(asked) > 1:
-        raise Refused(f"--smallest_set and --{asked[0]} exclude each other; ask one at a time")
-    return asked[0] if asked else None
+    """Name of the argument by which a what-if is asked; None without one."""
+    return next((name for name in OF_WHAT_IF if getattr(args, name)), None)

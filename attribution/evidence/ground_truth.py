@@ -197,29 +197,21 @@ class GroundTruth:
         """
         if self.outputs is None:
             return None
-        outputs = self.outputs.astype(np.float64)
-        centred = outputs - outputs.mean(2, keepdims=True)
-        labels = labels - labels.mean()
-        sizes = np.linalg.norm(centred, axis=2) * np.linalg.norm(labels)
-        known = sizes > 0  # neither diverged nor constant
-        if not known.any():
-            return None
-        return float(((centred @ labels)[known] / sizes[known]).mean())
+        outputs = self.outputs.reshape(-1, len(labels))
+        # Those that neither diverged nor are constant.
+        known = [one for one in outputs if np.ptp(one) * np.ptp(labels) > 0]
+        return float(np.mean([np.corrcoef(one, labels)[0, 1] for one in known])) if known else None
 
 
-def own_truth(study: Study, subsets: Subsets, *, wait: bool, dry_run: bool) -> GroundTruth | None:
+def own_truth(study: Study, subsets: Subsets, *, dry_run: bool) -> GroundTruth | None:
     """The ground truth of the store; what is missing is retrained.
 
     None where nothing is to be evaluated here: after a dry run, and in all processes of a launcher
-    but the first. wait: retrain what is missing; else raises Refused where something is.
+    but the first.
     """
     masks = subsets.masks(study.train.labels, study.train.task.regression)
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in masks for seed in subsets.retrain_seeds]
     shape = len(masks), subsets.num_repeats, len(study.queries)
-    if not wait and (missing := study.store.missing(jobs)):
-        raise Refused(
-            f"{len(missing)} retrains are missing; run the same command without --query_index"
-        )
     if not study.announce(jobs, dry_run):
         return None
     results = study.run_jobs(jobs)

@@ -3,7 +3,6 @@
 Symbols: M masks, N training rows, Q queries, R repeats, K columns that are controlled for.
 """
 
-import shlex
 import sys
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +17,7 @@ from attribution.evidence.ground_truth import GroundTruth
 from attribution.evidence.study import models_of
 from attribution.files import Refused, read_json, sha256_of
 from attribution.influence.analysis import Influence, stored_influence
+from attribution.influence.settings import ScoreSpec, analyze_command
 from attribution.influence.stored import (
     TOP,
     StoredScores,
@@ -27,7 +27,6 @@ from attribution.influence.stored import (
     seeds_of,
 )
 from attribution.replay.descent import Targets
-from attribution.training.arguments import queries_flag
 from attribution.training.members import mean_of
 from attribution.training.queries import predict_run
 from attribution.training.run import Run
@@ -196,14 +195,10 @@ def announce(run: Run, queries: GlueDataset, first_query: int, max_queries: int)
     """
     if fitting_scores(run, queries, first_query, "will be left out"):
         return
-    limit = queries_flag(max_queries, first_query)
-    again = " --overwrite" if find_scores(run, queries.fingerprint(), first_query) else ""
-    where = (
-        f"--dataset_name {run.dataset_name} --checkpoint_dir {shlex.quote(str(run.folder.parent))}"
-    )
+    again = "--overwrite" if find_scores(run, queries.fingerprint(), first_query) else ""
+    command = analyze_command(run, ScoreSpec(first_query=first_query), max_queries, again)
     print(
-        "no stored scores fit, so the table will hold baselines only; make some with: python "
-        f"analyze.py {where}{limit}{again}",
+        f"no stored scores fit, so the table will hold baselines only; make some with: {command}",
         file=sys.stderr,
     )
 

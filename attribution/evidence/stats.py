@@ -165,9 +165,7 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     all are.
     """
     there = samples[~np.isnan(samples)]
-    if not there.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(there, [(1 - 0.95) / 2, 0.975])
+    low, high = np.quantile(there, [0.025, 0.975]) if there.size else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -263,8 +261,8 @@ def mean_spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Mean over rows of the Spearman correlation of a (Q, N) with b (Q, N); constant rows count as
     0.
     """
-    constant = np.ones((a.shape[1], 1)) / np.sqrt(a.shape[1])
-    return float((_standardize(a.T, constant)[0] * _standardize(b.T, constant)[0]).sum(0).mean())
+    basis = _basis(a.shape[1], None)
+    return float((_standardize(a.T, basis)[0] * _standardize(b.T, basis)[0]).sum(0).mean())
 
 
 def wilson(hits: float, count: int) -> tuple[float, float]:
@@ -289,3 +287,15 @@ def t_interval(differences: np.ndarray) -> tuple[float, list[float] | None]:
     quantile = student.ppf(0.975, len(values) - 1)
     half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, [mean - half, mean + half]
+
+
+def count_to_tell(mean: float, half: float, count: int, most: int) -> int | None:
+    """Fewest values of this mean and spread whose 95 % interval by Student's t leaves out 0; None
+    if that takes more than `most`.
+
+    half: half the width of the interval of `count` values.
+    """
+    counts = np.arange(2, max(count, most) + 1)
+    quantiles = student.ppf(0.975, counts - 1) / student.ppf(0.975, count - 1)
+    enough = counts[half * quantiles * np.sqrt(count / counts) < abs(mean)]
+    return int(enough[0]) if enough.size else None

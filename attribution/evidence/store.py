@@ -14,7 +14,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,25 +157,6 @@ class Store:
         """The jobs without an intact result for all wanted rows, each once, in their order."""
         unique = {job.key: job for job in jobs}
         return [job for job in unique.values() if self.load(job) is None]
-
-    def changed(self, wanted, seen: dict[str, int]) -> list[str]:
-        """Keys among the wanted ones whose file is new or changed since it was seen.
-
-        seen: key -> time of its file, updated here. Looks at the folder, not for each file: missing
-        ones cost nothing.
-        """
-        found = []
-        for folder in self.folder.glob("??"):
-            for entry in os.scandir(folder):
-                if (key := entry.name.partition(".")[0]) in wanted and entry.name.endswith(
-                    ".safetensors"
-                ):
-                    with contextlib.suppress(FileNotFoundError):
-                        time = entry.stat().st_mtime_ns
-                        if seen.get(key) != time:
-                            seen[key] = time
-                            found.append(key)
-        return found
 
     @contextlib.contextmanager
     def claim(self, job: Job):

@@ -3,7 +3,7 @@ retrained.
 
 A verdict has the change of the margin, as a replay of the same removal predicts it and as measured,
 and whether the prediction flipped (or was mended). The control arm removes as many random rows of
-the same classes.
+the same classes. One word says what came out, see `word_of`.
 
 Symbols: N training rows, L removals, R retrain seeds, D draws of the random arm.
 """
@@ -16,8 +16,9 @@ import numpy as np
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.tasks import MARGIN
+from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.counterfactual import Removals, is_right, listed, same_groups
-from attribution.evidence.stats import t_interval
+from attribution.evidence.stats import count_to_tell, t_interval
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.evidence.what_if import predicted_changes
@@ -31,6 +32,7 @@ from attribution.training.run import Run
 # Name of the control arm, by whether the task is a regression.
 CONTROL = {False: "random, same classes", True: "random, same tenths of the label"}
 TENTHS = np.linspace(0.1, 0.9, 9)
+MOST_SEEDS = 50  # that an answer is worth
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Check:
     """Removals and retrains behind a verdict."""
 
     score: str  # name of the scores
-    removals: Removals  # with at least MIN_SEEDS retrain seeds
+    removals: Removals
     draws: int  # of the random arm
     random_seed: int
 
@@ -141,10 +143,7 @@ def run_check(
         )
     everything = np.arange(count)
     removed = [removed_rows(study.train, target, check) for target in targets]
-    starts = {
-        seed: Job.of(everything, seed)
-        for seed in [*check.removals.base_seeds, *check.removals.retrain_seeds]
-    }
+    starts = {seed: Job.of(everything, seed) for seed in check.removals.retrain_seeds}
     jobs = {
         (t, *place, seed): Job.of(np.delete(everything, rows), seed)
         for t, arms in enumerate(removed)
@@ -185,7 +184,6 @@ def judge(
     member, if known.
     """
     seeds = list(check.removals.retrain_seeds)
-    base = np.array([before[seed][1] for seed in check.removals.base_seeds])
     start = np.array([before[seed] for seed in seeds])
     verdict = target.about | {
         "score": check.score,
@@ -193,12 +191,12 @@ def judge(
         "recipe": study.retrain.recipe,
         "removals": check.removals.counts,
         "seeds": seeds,
-        "base_right": listed(base),
         "margins": listed(start[:, 0]),
         "right": listed(start[:, 1]),
         "arms": {},
         "regression": study.train.task.regression,
     }
+    margins_without = {}  # (arm, level) -> (R,)
     for arm in dict.fromkeys(place[0] for place in removed):
         verdict["arms"][arm] = []
         for level, count in enumerate(check.removals.counts):
@@ -206,6 +204,7 @@ def judge(
             retrains = np.array([[after[*place, seed] for seed in seeds] for place in draws])
             margins = retrains[..., 0].mean(0)
             correct = retrains[..., 1].ravel()
+            margins_without[arm, level] = margins
             change, interval = t_interval(margins - start[:, 0])
             rows = [removed[place] for place in draws]
             changes = [predicted[place] for place in draws if place in predicted]
@@ -222,7 +221,40 @@ def judge(
                     else outcome(start[:, 1], correct, check.removals.direction),
                 }
             )
+    control = CONTROL[verdict["regression"]]
+    for level, found in enumerate(verdict["arms"][check.score]):
+        more = margins_without[check.score, level] - margins_without[control, level]
+        difference, interval = t_interval(more)
+        found |= {"difference": difference, "difference_interval": interval}
+        found["word"], found["seeds"] = word_of(found, check.removals.direction, len(seeds))
     return verdict
+
+
+def word_of(level: dict, direction: str, seeds: int) -> tuple[str, int | None]:
+    """(verdict in a word, seeds that it would take if these cannot tell).
+
+    "confirmed": the margin moves as the scores say, and further than without random rows: both
+    95 % intervals are on that side of 0. "not confirmed": it moves the other way, or so little that
+    MOST_SEEDS would not show it. Otherwise "cannot tell".
+    """
+    sign = -1 if direction == "helpful" else 1
+    needed = []
+    for mean, interval in (
+        (level["change"], level["interval"]),
+        (level["difference"], level["difference_interval"]),
+    ):
+        if interval is None or not np.isfinite(mean):
+            return "cannot tell", MIN_SEEDS
+        half = (interval[1] - interval[0]) / 2
+        if sign * mean <= 0:
+            return "not confirmed", None
+        count = count_to_tell(mean, half, seeds, MOST_SEEDS)
+        if count is None:
+            return "not confirmed", None
+        needed.append(count)
+    if max(needed) <= seeds:
+        return "confirmed", None
+    return "cannot tell", max(needed)
 
 
 def share_right(correct: np.ndarray) -> float | None:

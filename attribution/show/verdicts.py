@@ -8,10 +8,12 @@ import textwrap
 import numpy as np
 
 from attribution.data.dataset import GlueDataset
+from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.stats import t_interval
+from attribution.evidence.verdict import share_right
 from attribution.evidence.what_if import Edit
 from attribution.files import printable
-from attribution.show.listing import Context, describe_row, heading, headline, plain_row
+from attribution.show.listing import headline, indents, row_line, strong, width
 from attribution.show.tables import aligned
 
 SHOWN = 10  # rows of a smallest set, with their texts
@@ -24,13 +26,6 @@ def number(value: float | None, interval=None) -> str:
     if value is None or value != value:
         return "-"
     return f"{value:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
-
-
-def counted(right: list[float | None], models: str) -> str:
-    """`4 of 5 base seeds`, those that diverged (None) left out, which is said."""
-    there = [one for one in right if one is not None]
-    left_out = f" ({len(right) - len(there)} diverged)" if len(there) < len(right) else ""
-    return f"{sum(there):.0f} of {len(there)} {models}{left_out}"
 
 
 def lines_of(verdict: dict) -> list[list[str]]:
@@ -54,36 +49,62 @@ def lines_of(verdict: dict) -> list[list[str]]:
     return rows
 
 
+def deciding(verdict: dict) -> int:
+    """Place of the removal that the sentence is about: the first that turned the prediction, else
+    the last.
+    """
+    levels = verdict["arms"][verdict["score"]]
+    turned = [i for i, one in enumerate(levels) if one["outcome"] in ("flipped", "mended")]
+    return turned[0] if turned else len(levels) - 1
+
+
+def word(verdict: dict) -> str:
+    """The verdict in a word; of fewer seeds than MIN_SEEDS it is a hint."""
+    level = verdict["arms"][verdict["score"]][deciding(verdict)]
+    hint = "a hint: " if len(verdict["seeds"]) < MIN_SEEDS else ""
+    more = f" (take {level['seeds']} seeds)" if level["seeds"] else ""
+    return f"{hint}{level['word']}{more}"
+
+
 def sentence(verdict: dict) -> str:
-    """The verdict in one sentence: changes without the score's rows and without random rows."""
-    arms = dict(verdict["arms"])
-    levels = arms.pop(verdict["score"])
-    ((name, control),) = arms.items()
-    changed = [level for level in levels if level["outcome"] in ("flipped", "mended")]
-    last = changed[0] if changed else levels[-1]
-    became = f"the prediction {'is ' + last['outcome'] if changed else 'stays as it is'}, and "
-    (random,) = [level for level in control if level["removed"] == last["removed"]]
+    """The verdict in plain words: what retrains say without the score's rows, and without random
+    rows.
+    """
+    place = deciding(verdict)
+    levels, control = verdict["arms"].values()
+    level, random = levels[place], control[place]
+    count = level["removed"]
+    way = "for" if verdict["direction"] == "helpful" else "against"
+    target = "output" if verdict["target"] == "output" else "margin"
+    what = printable(verdict["label"]) if not verdict["regression"] else f"the {verdict['target']}"
+    rows = f"the {count} rows" if count > 1 else "the row"
+    without = f"Without {rows} that spoke most {way} {what}"
+    change = (
+        f"the {target} changes by {number(level['change'], level['interval'])}, without as many "
+        f"random rows by {number(random['change'], random['interval'])}."
+    )
+    if verdict["regression"]:
+        return f"{without}, {change}"
+    seeds = len(verdict["seeds"])
+    shares = [level["right"], random["right"], share_right(np.array(verdict["right"], float))]
+    gone, chance, everything = (
+        "none that came to an end" if share is None else f"{share * seeds:.3g} of {seeds}"
+        for share in shares
+    )
     return (
-        f"Without its {last['removed']} most {verdict['direction']} rows "
-        f"{'' if verdict['regression'] else became}the "
-        f"{'output' if verdict['target'] == 'output' else 'margin'} "
-        f"changes by {number(last['change'], last['interval'])}; without as many random rows of "
-        f"the same {name.removeprefix('random, same ')} by "
-        f"{number(random['change'], random['interval'])} ({len(verdict['seeds'])} seeds)."
+        f"{without}, {gone} retrains say {what}; without as many random rows {chance}, with all "
+        f"rows {everything}. T{change[1:]}"
     )
 
 
 def text(verdict: dict) -> str:
     """A verdict for the screen."""
-    shown = {"probability": None, "prediction": None} | verdict
-    lines = [heading(shown)]
-    if not verdict["regression"]:
-        lines.append(
-            f"  with nothing removed {counted(verdict['base_right'], 'base seeds')} and "
-            f"{counted(verdict['right'], 'retrains')} get it right"
-        )
-    table = aligned(HEADER, lines_of(verdict))
-    return "\n".join([*lines, textwrap.indent(table, "  "), "  " + sentence(verdict)])
+    number_of_query = "" if verdict["query"] is None else f" {verdict['query']}"
+    texts = printable(" | ".join(verdict["texts"]))
+    lines = [f"query{number_of_query} [{printable(verdict['label'])}]: {texts}"]
+    lines += strong([f"  {word(verdict)}"])
+    lines += textwrap.wrap(sentence(verdict), width(), **indents(2))
+    return "\n".join([*lines, textwrap.indent(aligned(HEADER, lines_of(verdict)), "  ")])
 
 
 # --- what if --------------------------------------------------------------------------------------
@@ -160,7 +181,7 @@ def smallest_text(
     if rows is None:
         return f"{headline(queries, place)}\n  no half of the rows turns it in a replay"
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
-    shown = [plain_row(describe_row(Context(train), row)) for row in rows[:SHOWN]]
+    shown = [row_line(train, row) for row in rows[:SHOWN]]
     more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
     check = f"  check it with: --remove_rows {' '.join(map(str, rows))} --check"
     return "\n".join(

@@ -19,6 +19,6 @@ python train.py "${run[@]}" "${start[@]}"
 python train.py "${run[@]}" "${start[@]}" "${halves[@]}"
 python analyze.py "${run[@]}" --max_queries 100 --factor_strategy replay
 python run_counterfactual.py "${run[@]}" --max_queries 100 --retrain_queries 100 \
-    --strategies replay_members8_steps2_share0.5 --num_base_seeds 1 \
+    --strategies replay_members8_steps2_share0.5 \
     --removals 20 60 --targets $(seq 0 29)
 python -m lab.predicted "${run[@]}" --results_dir results --figure_path "figure/predicted_$task.png"

@@ -4,17 +4,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
+from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.counterfactual import Removals
 from attribution.evidence.stats import t_interval
 from attribution.evidence.verdict import (
     CONTROL,
+    MOST_SEEDS,
     Check,
     Target,
     outcome,
     removed_rows,
     share_right,
+    word_of,
 )
 
 LABELS = np.repeat([0, 1, 2], [50, 30, 20])
@@ -93,3 +96,72 @@ def test_flipped_and_mended_are_about_half_of_the_retrains():
         and outcome(np.array([np.nan, 1.0]), right) == "stays right"
     )
     assert share_right(nothing) is None and share_right(np.array([np.nan, 1.0, 0.0])) == 0.5
+
+
+# --- verdict in a word ----------------------------------------------------------------------------
+
+
+def sample(mean: float, spread: float, count: int) -> np.ndarray:
+    """Changes (count,) with exactly this mean and standard deviation."""
+    values = np.random.default_rng(3).normal(size=count)
+    return mean + spread * (values - values.mean()) / values.std(ddof=1)
+
+
+def level_of(change: np.ndarray, difference: np.ndarray) -> dict:
+    """A removal of a verdict: changes of the margin (R,), and how much more than without random
+    rows.
+    """
+    found = {}
+    found["change"], found["interval"] = t_interval(change)
+    found["difference"], found["difference_interval"] = t_interval(difference)
+    return found
+
+
+def tells(mean: float, spread: float, count: int) -> bool:
+    """Whether SciPy's interval of so many changes of this mean and spread leaves out 0."""
+    found = ttest_1samp(sample(mean, spread, count), 0).confidence_interval(0.95)
+    return found.low * found.high > 0
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("helpful", -1), ("harmful", 1)])
+def test_confirmed_is_a_change_on_the_scores_side_beyond_random_rows(direction, sign):
+    clear, noisy = sign * sample(1.0, 0.3, 5), sign * sample(0.3, 1.0, 5)
+    assert word_of(level_of(clear, clear), direction, 5) == ("confirmed", None)
+    for one in (level_of(clear, noisy), level_of(noisy, clear)):
+        assert word_of(one, direction, 5)[0] != "confirmed"
+    for one in (level_of(-clear, clear), level_of(clear, -clear), level_of(-noisy, -noisy)):
+        assert word_of(one, direction, 5) == ("not confirmed", None)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+@pytest.mark.parametrize("ratio", [0.3, 0.45, 0.6, 0.8, 1.1, 1.8])
+def test_the_seeds_that_are_named_are_the_fewest_that_would_tell(seeds, ratio):
+    changes = -sample(ratio, 1.0, seeds)
+    word, needed = word_of(level_of(changes, changes), "helpful", seeds)
+    if word == "confirmed":
+        assert needed is None and tells(ratio, 1.0, seeds)
+        return
+    assert word == "cannot tell" and seeds < needed <= MOST_SEEDS
+    assert tells(ratio, 1.0, needed) and not tells(ratio, 1.0, needed - 1)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_a_change_that_fifty_seeds_would_not_show_is_not_confirmed(seeds):
+    changes = -sample(0.2, 1.0, seeds)
+    assert word_of(level_of(changes, changes), "helpful", seeds) == ("not confirmed", None)
+    assert not tells(0.2, 1.0, MOST_SEEDS)
+
+
+def test_the_seeds_are_those_that_both_intervals_need():
+    clear, noisy = -sample(1.0, 0.3, 5), -sample(0.6, 1.0, 5)
+    alone = word_of(level_of(noisy, noisy), "helpful", 5)
+    assert word_of(level_of(clear, noisy), "helpful", 5) == alone
+    assert word_of(level_of(noisy, clear), "helpful", 5) == alone
+
+
+def test_without_intervals_nothing_is_told_and_the_usual_seeds_are_named():
+    clear = -sample(1.0, 0.3, 5)
+    one = level_of(clear, np.array([-1.0]))
+    assert word_of(one, "helpful", 5) == ("cannot tell", MIN_SEEDS)
+    diverged = level_of(np.full(5, np.nan), clear)
+    assert word_of(diverged, "helpful", 5) == ("cannot tell", MIN_SEEDS)

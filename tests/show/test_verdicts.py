@@ -1,9 +1,84 @@
-"""A verdict says how many models are behind it."""
+"""A verdict on the screen: its word, a hint where few seeds are behind it, one sentence."""
 
-from attribution.show.verdicts import counted
+import pytest
+
+from attribution.show import verdicts
+
+SCORE = "ekfac"
 
 
-def test_models_that_diverged_are_left_out_of_both_numbers_and_named():
-    assert counted([1.0, 0.0, 1.0], "base seeds") == "2 of 3 base seeds"
-    assert counted([1.0, None, 0.0], "retrains") == "1 of 2 retrains (1 diverged)"
-    assert counted([None], "retrains") == "0 of 0 retrains (1 diverged)"
+def level(word="confirmed", seeds=None, outcome="stays right", removed=10, **more) -> dict:
+    return {
+        "removed": removed,
+        "change": -1.0,
+        "interval": [-1.5, -0.5],
+        "predicted": [-0.8, [-1.0, -0.6]],
+        "right": 0.4,
+        "outcome": outcome,
+        "word": word,
+        "seeds": seeds,
+    } | more
+
+
+def verdict(*levels: dict, seeds: int = 5, **more) -> dict:
+    random = [level(change=-0.1, interval=[-0.3, 0.1], removed=one["removed"]) for one in levels]
+    return {
+        "query": 3,
+        "texts": ["a \x1b[31mred\u202e film"],
+        "label": "positive",
+        "target": "label",
+        "score": SCORE,
+        "direction": "helpful",
+        "regression": False,
+        "seeds": [*range(seeds)],
+        "right": [1.0] * seeds,
+        "arms": {SCORE: [*levels], "random, same classes": random},
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (verdict(level()), "confirmed"),
+        (verdict(level("not confirmed")), "not confirmed"),
+        (verdict(level("cannot tell", 9)), "cannot tell (take 9 seeds)"),
+        (verdict(level(), seeds=2), "a hint: confirmed"),
+        (verdict(level("cannot tell", 9), seeds=4), "a hint: cannot tell (take 9 seeds)"),
+    ],
+)
+def test_the_word_of_few_seeds_is_a_hint(found, said):
+    assert verdicts.word(found) == said
+
+
+def test_the_word_is_that_of_the_first_removal_that_turned_the_prediction_else_of_the_last():
+    first, last = level("not confirmed"), level("confirmed", removed=30)
+    assert verdicts.word(verdict(first, last)) == "confirmed"
+    turned = level("cannot tell", 7, outcome="flipped")
+    assert verdicts.word(verdict(turned, last)) == "cannot tell (take 7 seeds)"
+
+
+def test_the_sentence_has_both_arms_and_the_retrains_behind_them():
+    words = verdicts.sentence(verdict(level()))
+    assert "Without the 10 rows that spoke most for positive" in words
+    assert "-1.00 [-1.50, -0.50]" in words and "-0.10 [-0.30, +0.10]" in words
+    assert "2 of 5 retrains say positive" in words and "with all rows 5 of 5" in words
+    against = verdicts.sentence(verdict(level(removed=1), direction="harmful"))
+    assert "Without the row that spoke most against positive" in against
+
+
+def test_the_sentence_of_a_regression_has_no_share_and_retrains_that_diverged_are_no_zero():
+    regression = verdict(level(outcome=None), regression=True, label="2.50")
+    assert "most for the label" in verdicts.sentence(regression)
+    assert "retrains" not in verdicts.sentence(regression)
+    output = verdicts.sentence(regression | {"target": "output", "label": "output"})
+    assert "most for the output" in output and "the output changes" in output
+    diverged = level(right=None, outcome="not known: the retrains diverged")
+    assert "none that came to an end" in verdicts.sentence(verdict(diverged))
+
+
+def test_the_screen_shows_the_verdict_and_nothing_that_steers_it(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = verdicts.text(verdict(level("cannot tell", 9)))
+    assert "\x1b" not in text and "\u202e" not in text and "\\x1b[31mred\\u202e" in text
+    assert "\n  cannot tell (take 9 seeds)\n" in text
+    assert "random, same classes" in text and "-0.80 [-1.00, -0.60]" in text
