@@ -19,7 +19,7 @@ tokenizer as `save_pretrained` writes them, and run.json.
 import argparse
 import sys
 
-from attribution.cli import Parser, add_options, check_numbers, options_of, run_script
+from attribution.cli import Parser, add_options, check_numbers, options_of, run_script, tell_start
 from attribution.data.tasks import MAX_LENGTH
 from attribution.files import Refused
 from attribution.training.arguments import add_custom_arguments, add_data_arguments, check_custom
@@ -110,6 +110,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     """Fine-tunes and evaluates a model, or adopts one, and saves the run."""
     args = parse_args(argv)
+    tell_start(args.dataset_name)
     from attribution.commands.train import train  # torch and transformers take seconds to import
 
     train(args)

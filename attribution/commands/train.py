@@ -2,9 +2,10 @@
 
 import argparse
 import functools
+import shlex
 from pathlib import Path
 
-from attribution.cli import options_of
+from attribution.cli import flags_of, options_of
 from attribution.files import Refused, describe_parts, exclusive
 from attribution.models import fingerprint_of_start, name_classes, shortened
 from attribution.processes import (
@@ -26,6 +27,7 @@ from attribution.training.adopt import (
     open_config,
     parts_lost,
 )
+from attribution.training.arguments import CHECKPOINTS
 from attribution.training.checkpoints import Trainer, evaluate_splits, save_run, show_metrics
 from attribution.training.data import Tables, open_tables, read_rows
 from attribution.training.fit import evaluate_model
@@ -98,7 +100,7 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
     }
     with exclusive(folder):
         save_run(folder, model, tokenizer, record)
-    show_metrics(results)
+    show_metrics(results, rows.validation)
     first = next(iter(rows.validation))
     for line in judge(seen, results[first], rows.train, rows.validation[first]):
         print(line)
@@ -164,3 +166,15 @@ def train(args: argparse.Namespace) -> None:
         else:
             check_place(folder, args.model_name_or_path)
             fine_tune(args, folder, tables, limit, processes)
+        if processes.main:
+            print(f"next: {next_command(args)}")
+
+
+def next_command(args: argparse.Namespace) -> str:
+    """Command that scores what was trained: halves of the rows by a replay."""
+    command = f"python analyze.py --dataset_name {args.dataset_name}"
+    if args.checkpoint_dir != CHECKPOINTS:
+        command += f" --checkpoint_dir {shlex.quote(str(args.checkpoint_dir))}"
+    if args.member_share < 1:
+        return f"{command} --factor_strategy replay"
+    return f"{command} {flags_of(options_of(Members, args))}".rstrip()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from attribution.data.dataset import GlueDataset
 from attribution.files import (
     Refused,
     checksums,
@@ -25,7 +26,7 @@ from attribution.tensors import fingerprint_of_tensors
 from attribution.training.data import RowsOfRun
 from attribution.training.fit import Diverged, evaluate_model, fit, steps_of
 from attribution.training.members import Members, draw_share, is_trained
-from attribution.training.metrics import doubts
+from attribution.training.metrics import doubts, worth
 from attribution.training.resume import Progress
 from attribution.training.run import MARKER, Run
 
@@ -146,7 +147,7 @@ class Trainer:
                 if place.name not in record["kept"]:  # of another training
                     shutil.rmtree(place)
             found = self.evaluate(folder, model)
-        show_metrics(found["evaluation"])
+        show_metrics(found["evaluation"], self.rows.validation)
         for sentence in found["doubts"]:
             print(printable(sentence))
         print(f"saved {folder}")
@@ -180,10 +181,12 @@ def evaluate_splits(model: torch.nn.Module, rows: RowsOfRun, batch_size: int) ->
     return {name: evaluate_model(model, data, batch_size) for name, data in rows.validation.items()}
 
 
-def show_metrics(results: dict[str, dict]) -> None:
-    """Prints the metrics of every split."""
+def show_metrics(results: dict[str, dict], validation: dict[str, GlueDataset]) -> None:
+    """Prints the metrics of every split, and what they are worth."""
     for name, result in results.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()))
+        if words := worth(result, validation[name]):
+            print(f"  {printable(words)}")
 
 
 def save_run(folder: Path, model, tokenizer, record: dict) -> None:

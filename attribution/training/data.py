@@ -60,6 +60,12 @@ def open_tables(
     kind = "a regression" if task.regression else describe_classes(tables["train"], task)
     sizes = f"{len(tables['train']):,} training and {len(tables['validation']):,} validation rows"
     print(f"{name}: {kind}, {sizes}")
+    if custom.drawn:
+        rows = ", ".join(map(str, custom.drawn[:SHOWN]))
+        print(
+            f"rows {rows}{', ...' * (len(custom.drawn) > SHOWN)} of the file were drawn for "
+            "validation; --split_seed draws others, --validation_split names a file of them"
+        )
     train, valid = (
         list(zip(*(tables[part][column] for column in columns), strict=True))
         for part in ("train", "validation")

@@ -226,11 +226,15 @@ def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256)
 def evaluate_model(
     model: torch.nn.Module, dataset: GlueDataset, batch_size: int
 ) -> dict[str, float]:
-    """Metrics of the task, mean loss per example (nats or squared error) and mean margin."""
+    """Metrics of the task, mean loss per example (nats or squared error) and mean margin; of a
+    regression also the standard deviation of its outputs in units of that of the labels.
+    """
     logits = predict(model, dataset, batch_size)
     labels = torch.from_numpy(dataset.labels)
     task = dataset.task
     predictions = logits.squeeze(-1) if task.regression else logits.argmax(-1)
     result = compute_metrics(task.metrics, predictions.numpy(), dataset.labels)
+    if task.regression:
+        result["spread"] = float(predictions.std() / labels.std())
     result["loss"] = compute_loss(logits, labels).item() / len(dataset)
     return result | {"margin": compute_margin(logits, labels).mean().item()}

@@ -4,6 +4,7 @@ import numpy as np
 
 from attribution.data.dataset import GlueDataset
 
+LEAST_SPREAD = 0.25  # of a regression's outputs, in units of the labels' standard deviation
 ONE_SIDED = 1.645  # standard deviations that chance exceeds once in twenty
 
 
@@ -62,7 +63,8 @@ def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list
     results: split -> metrics. One-sided at 5 %: the accuracy against the share of the most frequent
     class, by the normal approximation; a correlation (Pearson's; Matthews', which is Pearson's of
     two binary columns) against 0, by Fisher's transformation (Fisher 1921: atanh r has standard
-    deviation 1 / sqrt(n - 3)).
+    deviation 1 / sqrt(n - 3)). A regression whose outputs hardly vary is doubted whatever they
+    correlate with.
     """
     found = []
     for split, data in validation.items():
@@ -84,4 +86,23 @@ def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list
                 f"{split}: the {name.replace('_', ' ')} of {result[name]:.3f} cannot be told from "
                 f"{chance}; scores explain guesses then"
             )
+        spread = result.get("spread", 1.0)
+        if spread < LEAST_SPREAD:
+            found.append(
+                f"{split}: the outputs vary {spread:.2f} times as much as the labels, so they are "
+                "nearly constant; train longer, or with a higher --learning_rate"
+            )
     return found
+
+
+def worth(result: dict, data: GlueDataset) -> str:
+    """What the accuracy of a split is worth, in words; empty for other metrics."""
+    if "accuracy" not in result:
+        return ""
+    counts = np.bincount(data.labels)
+    frequent = data.task.name_of(int(counts.argmax()))
+    right = round(result["accuracy"] * len(data))
+    return (
+        f"{right:,} of {len(data):,} are right; always saying {frequent!r} gets "
+        f"{counts.max():,} right"
+    )

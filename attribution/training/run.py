@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class Run:
     share: float = 1.0  # of the training rows
     step: int | None = None  # of a checkpoint on the way; None: the end
     steps: int = 0  # of the whole training
+    epochs: list[dict] = field(default_factory=list)  # loss and seconds of each
     kept: dict[str, str] = field(default_factory=dict)  # step -> weights of the checkpoint there
     dataset_path: str | None = None
     validation_split: str | None = None  # a second file, of custom rows
@@ -74,7 +75,7 @@ class Run:
     data_path: str | None = None  # where the data are now; None: where training found them
 
     @classmethod
-    def read(cls, folder: Path) -> Run | None:
+    def read(cls, folder: Path) -> Self | None:
         """Run in the folder; None if run.json is missing, damaged or not of a run.
 
         Weights are not read.
@@ -88,11 +89,12 @@ class Run:
         return cls(**{name: record[name] for name in known} | {"folder": folder, "task": task})
 
     @classmethod
-    def open(cls, checkpoint_dir: Path, name: str, data_path: str | None = None) -> Run:
+    def open(cls, checkpoint_dir: Path | str, name: str, data_path: str | None = None) -> Self:
         """Run of this name. Raises Refused if it is missing, half-written or another task's.
 
         data_path: folder, file or hub id of its data, if they have moved since training.
         """
+        checkpoint_dir = Path(checkpoint_dir)
         folder = checkpoint_dir / name
         if name not in TASKS:
             check_name(name)
