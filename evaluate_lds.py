@@ -5,7 +5,6 @@ score.
     python evaluate_lds.py --dataset_name rte --num_masks 100 --num_repeats 5 --alpha 0.5 \\
         --checkpoint_dir ./checkpoints
     python evaluate_lds.py --dataset_name rte --masks_path masks.pt --margins_path margins.pt
-    python evaluate_lds.py --dataset_name rte --query_index 79  # a query, its top row, its LDS
     accelerate launch --num_processes 8 evaluate_lds.py --dataset_name rte   # shares retrains
 
 For M random subsets of the training rows (share alpha kept), the Spearman correlation, a query,
@@ -18,13 +17,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from attribution.cli import Parser, check_numbers, given_arguments, refuse_idle, run_script
+from attribution.cli import (
+    Parser,
+    check_numbers,
+    given_arguments,
+    refuse_idle,
+    run_script,
+    tell_start,
+)
 from attribution.evidence.arguments import (
     MIN_MASKS,
+    PLOTTING,
     add_retrain_seed,
     add_start_argument,
     add_study_arguments,
-    check_plot_only,
+    refuse_others,
 )
 from attribution.files import Refused
 from attribution.show import results
@@ -32,11 +39,9 @@ from attribution.training.arguments import add_data_arguments, add_query_argumen
 from attribution.training.recipe import add_recipe_arguments, check_recipe
 from attribution.training.run import Run
 
-# Arguments without an effect where nothing is retrained, where nothing is written, and where
-# subsets are external.
-OF_RETRAINING = {"jobs_per_device", "retrain_queries", "dry_run"}
-OF_RESULTS = {"results_dir", "figure_path", "num_bootstrap"}
+# Arguments without an effect where subsets are external.
 OF_SUBSETS = {"num_masks", "num_repeats", "alpha", "stratify", "mask_seed", "retrain_seed"}
+OF_SUBSETS |= {"jobs_per_device", "retrain_queries", "dry_run"}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -69,16 +74,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_study_arguments(parser, "lds")
     add = parser.group("results").add_argument
     add(
-        "--query_index",
-        type=int,
-        help="show this query, its top influential row and its LDS; retrains nothing",
-    )
-    add(
         "--num_bootstrap",
         type=int,
         default=2000,
         help="bootstrap draws behind an interval (2000)",
     )
+    add("--all_columns", action="store_true", help="print all columns of the table")
     args = parser.parse_args(argv)
     counts = ("max_queries", "num_repeats", "num_bootstrap", "jobs_per_device", "retrain_queries")
     check_numbers(vars(args), *counts)
@@ -90,12 +91,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     if (args.masks_path is None) != (args.margins_path is None):
         raise Refused("--masks_path and --margins_path belong together; give both")
     given = given_arguments(argv)
-    if args.plot_only:
-        check_plot_only(given)
-    if args.query_index is not None:
-        refuse_idle(given & (OF_RETRAINING | OF_RESULTS), "query_index")
+    refuse_others(given, {"plot_only": PLOTTING})
     if args.masks_path is not None:
-        refuse_idle(given & (OF_RETRAINING | OF_SUBSETS), "masks_path")
+        refuse_idle(given & OF_SUBSETS, "masks_path")
     return args
 
 
@@ -110,6 +108,7 @@ def main(argv=None) -> None:
         results.redraw(place, draw_lds)
         return
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
+    tell_start(args.dataset_name)
     from attribution.commands.evaluate_lds import evaluate_lds  # torch takes seconds to import
 
     evaluate_lds(args, run, place)

@@ -2,17 +2,10 @@
 
 import argparse
 
-import numpy as np
-
-from attribution.data.dataset import GlueDataset
-from attribution.evidence import lds, stats
+from attribution.evidence import lds
 from attribution.evidence.ground_truth import Subsets, external_truth, own_truth
-from attribution.evidence.lds import REFERENCE, usable_masks
 from attribution.evidence.study import open_study
-from attribution.files import Refused
-from attribution.influence.stored import most_helpful
 from attribution.show import plotting, results, tables
-from attribution.show.listing import Context, describe_row, headline, plain_row
 from attribution.show.results import Place
 from attribution.training.recipe import recipe_of
 from attribution.training.run import Run
@@ -24,10 +17,7 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
     quiet_libraries()
     train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
     queries = known.window(args.first_query, args.max_queries)
-    index = None
-    if args.query_index is not None:
-        index = queries.place_of(args.query_index, "query_index")
-    elif not args.dry_run:
+    if not args.dry_run:
         place.check(run.fingerprints(queries))
     recipe = recipe_of(vars(args), args.dataset_name, run.recipe)
     study = open_study(
@@ -38,10 +28,9 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
         first_query=args.first_query,
         model_name_or_path=args.model_name_or_path,
         jobs_per_device=args.jobs_per_device,
-        retrains=not args.dry_run and args.query_index is None and args.masks_path is None,
+        retrains=not args.dry_run and args.masks_path is None,
     )
-    if args.query_index is None:
-        lds.announce(run, queries, args.first_query, args.max_queries)
+    lds.announce(run, queries, args.first_query, args.max_queries)
     subsets = Subsets(
         args.num_masks,
         args.num_repeats,
@@ -54,13 +43,8 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
     if external:
         truth = external_truth(args.masks_path, args.margins_path, study)
     else:
-        truth = own_truth(study, subsets, wait=args.query_index is None, dry_run=args.dry_run)
+        truth = own_truth(study, subsets, dry_run=args.dry_run)
     if truth is None:
-        return
-    if index is not None:
-        stored = lds.fitting_scores(run, queries, args.first_query)
-        scores = {name: found.values() for name, found in stored.items()}
-        show_query_lds(queries, train, scores, index, truth.masks, truth.margins)
         return
     result, seeds = lds.evaluate_run(
         run,
@@ -81,7 +65,7 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
         "retrained_accuracy": truth.accuracy(train.task.num_labels),
         "retrained_pearson": truth.pearson(queries.labels),
     }
-    print(tables.lds_text(result))
+    print(tables.lds_text(result, args.all_columns))
     results.save(
         result,
         place,
@@ -91,33 +75,4 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
         device=study.retrain.device,
         fingerprints=run.fingerprints(queries),
         arrays=truth.arrays(),
-    )
-
-
-def show_query_lds(
-    queries: GlueDataset,
-    train: GlueDataset,
-    scores: dict[str, np.ndarray],
-    place: int,
-    masks: np.ndarray,
-    margins: np.ndarray,
-) -> None:
-    """Prints a query, its top influential row, and how well stored scores predict its margins.
-
-    scores: name -> (Q, N); ekfac's are taken, else the first. place: among the queries. masks (M,
-    N), margins (M, R, Q).
-    """
-    print(headline(queries, place))
-    name = REFERENCE if REFERENCE in scores else next(iter(scores), None)
-    if name is None:
-        raise Refused("no stored scores; make them with analyze.py")
-    complete = usable_masks(margins)
-    truth = stats.make_truth(stats.mean_margins(margins[complete]))
-    agreed = stats.agreement(scores[name], masks[complete], truth)
-    top = int(most_helpful(scores[name][place])[0])
-    print(f"  most influential by {name}:")
-    print(plain_row(describe_row(Context(train), top, float(scores[name][place, top]))))
-    print(
-        f"  LDS of {name} for this query: {agreed.per_query[place]:.3f} "
-        f"({complete.sum()} masks; mean over queries {agreed.mean:.3f})"
     )

@@ -55,21 +55,29 @@ def share_of(part: dict) -> str:
 # --- LDS ------------------------------------------------------------------------------------------
 
 
-def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of an LDS result, best first. Values that no score has get no column."""
+def lds_rows(result: dict, every: bool = True) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of an LDS result, best first. Values that no score has get no column.
+
+    every: all columns, not only the LDS, its share of the ceiling, and seconds.
+    """
     kinds = [kind for kind in KINDS if kind in result["ceiling"]]  # JSON sorts its keys
     titles = KINDS | ({"balanced": "label sum controlled"} if "output" in kinds else {})
     entries = result["scores"]
     shares = any("share" in entry["plain"] for entry in entries.values())
     asides = [key for key in ASIDES if any(entry.get(key) for entry in entries.values())]
+    if not every:
+        kinds = [kind for kind in kinds if kind != "balanced"]
+        asides = [key for key in asides if key == "seconds"]
     header = ["score"]
     ceiling = ["noise ceiling"]
     for kind in kinds:
-        header += [titles[kind], "minus ekfac [95 %]"] + ["share of ceiling [95 %]"] * shares
+        header += [titles[kind], *["minus ekfac [95 %]"] * every]
+        header += ["share of ceiling [95 %]"] * shares
         value = result["ceiling"][kind]
         interval = result["ceiling_interval"][kind]
         shown = "needs repeats" if value is None else f"{value:.3f}"
-        ceiling += [with_interval(value, interval) if interval else shown, "-"] + ["-"] * shares
+        ceiling += [with_interval(value, interval) if interval else shown]
+        ceiling += ["-"] * (every + shares)
     rows = []
     for name, entry in sorted(entries.items(), key=lambda item: -item[1]["plain"]["lds"]):
         row = [name]
@@ -78,7 +86,7 @@ def lds_rows(result: dict) -> tuple[list[str], list[list[str]]]:
             difference = with_interval(
                 part.get("difference"), part.get("difference_interval"), "+.3f"
             )
-            row += [with_interval(part["lds"], part["interval"]), difference]
+            row += [with_interval(part["lds"], part["interval"]), *[difference] * every]
             row += [share_of(part)] * shares
         for key in asides:  # counts as they are, correlations with three digits
             value = entry.get(key)
@@ -161,9 +169,9 @@ def lds_notes(result: dict) -> str:
     return " ".join(notes)
 
 
-def lds_text(result: dict) -> str:
+def lds_text(result: dict, every: bool = False) -> str:
     """The table of an LDS result with aligned columns, and its notes."""
-    return aligned(*lds_rows(result)) + "\n\n" + lds_notes(result)
+    return aligned(*lds_rows(result, every)) + "\n\n" + lds_notes(result)
 
 
 def lds_markdown(result: dict) -> str:
