@@ -106,30 +106,35 @@ def _legend_below(axes, size: int = 9) -> None:
 
 
 def draw_counterfactual(result: dict, path: Path) -> None:
-    """Share of flipped (or mended) targets against removed rows, one line an arm.
+    """Share of flipped (or mended) targets against removed rows, one line an arm, named at its end;
+    random rows in grey.
 
     To be read at 380 pixels.
     """
     with plt.rc_context(STYLE | {"font.size": 15}):
-        figure, axes = plt.subplots(figsize=(6.4, 6))
+        figure, axes = plt.subplots(figsize=(8, 5))
         outcome = TURNED[result["direction"]]
         arms = result["strategies"]
         removals = np.array(result["removals"], dtype=float)
         width = removals.max() * 0.012  # intervals of several arms are side by side
-        for i, name in enumerate(arms):
+        highest = max(max(curve[outcome]) for curve in result["curves"].values())
+        top = 1.0 if highest > 0.5 else 1.25 * highest + 0.01
+        lowest = -np.inf  # height of a name, above those of lower lines
+        for name in sorted(arms, key=lambda name: result["curves"][name][outcome][-1]):
             curve = result["curves"][name]
+            i = arms.index(name)
             places = removals + (i - (len(arms) - 1) / 2) * width
             low, high = np.array(curve[f"{outcome}_interval"]).T
-            colour = COLOURS[i % 8]
+            colour = "#8a939b" if name == "random" else COLOURS[i % 8]
             style = {"color": colour, "marker": MARKERS[i % 8], "markersize": 8, "linewidth": 2.5}
             axes.plot(places, curve[outcome], label=name, **style)
             axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
-        highest = max(max(curve[outcome]) for curve in result["curves"].values())
-        axes.set_ylim(-0.02, 1.0 if highest > 0.5 else None)
+            lowest = max(curve[outcome][-1], lowest + 0.065 * top)
+            axes.text(1.02 * removals.max() + len(arms) * width / 2, lowest, name, color=colour)
+        axes.set_ylim(-0.02, top)
         axes.set_xticks(removals)
         axes.set_xlabel("training rows removed")
         axes.set_ylabel(f"share of targets {outcome}")
         title = f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals"
         axes.set_title(title, loc="left", fontsize=14)
-        _legend_below(axes, size=14)
         save(figure, path)
