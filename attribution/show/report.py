@@ -1,62 +1,68 @@
-"""The report: one self-contained page about a run, with queries, their rows, results of retraining,
-and rows to look at first.
+"""The report: one page about a run that can be shared, with all queries, the rows behind some of
+them, rows to look at, and what retraining says.
 
-Only stored results are read; nothing is scored or retrained here. The page needs no network and
-runs no script. Texts are data, escaped by Jinja2 and by `printable`.
-
-Symbols: Q queries, N training rows.
+Only stored results are read; nothing is scored or retrained here. The page needs no network. Its
+one script sorts and filters the table; without it everything is still there. Texts are data,
+escaped by Jinja2 and by `printable`. Symbols: Q queries, N training rows, C classes.
 """
 
-import re
-from collections import Counter
+import base64
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 
+from attribution.data.dataset import GlueDataset
+from attribution.data.duplicates import relatives
 from attribution.evidence import baselines, stats
+from attribution.evidence.label_issues import label_issues, rank
 from attribution.evidence.lds import random_subsets
 from attribution.evidence.study import models_of
 from attribution.evidence.verdict import stored_verdicts
 from attribution.files import Refused, check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import analyze_command
-from attribution.influence.stored import most_helpful, replayed_self_scores, scores_named
+from attribution.influence.stored import TOP, scores_named
 from attribution.show import tables, verdicts
-from attribution.show.asking import (
-    custom_queries,
-    lds_command,
-    scored_rows,
-)
-from attribution.show.listing import (
-    MARK,
+from attribution.show.answer import (
+    LINKED,
+    Answer,
+    AnswerRow,
     Context,
     Query,
     describe_row,
     explain,
-    meaning_of_scores,
+    is_linked,
 )
+from attribution.show.asking import custom_queries, lds_command, scored_rows, with_words
+from attribution.show.label_issues import label_text
+from attribution.show.listing import NOTES, UNITS
 from attribution.show.results import place_of
+from attribution.show.scored import ScoredRows, check_for
 from attribution.training.queries import ask
-from pipeline import compute_correct, compute_margin
+from pipeline import compute_correct
 
 TEMPLATES = Path(__file__).parent / "templates"
 WRONG = 5  # queries that the model gets wrong
 RIGHT = 5  # queries that it gets right
-SUSPECTS = 12  # rows to look at first
-SAMPLE = 20_000  # training rows in which common words are counted
-COMMON = 0.2  # share of these rows from which a word is common
+SUSPECTS = 12  # rows to look at of each kind
 DRAWS = 300  # bootstrap draws behind an interval
 LONGEST = 1500  # characters of a text that are shown
+SHORT = 160  # characters of a text in the table of all queries
+TOUCHED = 12  # queries that are named for one training row
+LEVELS = (LINKED, 0.6, 0.85)  # values of words from which their tint is stronger
+COLOURS = 6  # classes that have a colour of their own
 BASELINE = "tfidf2"  # the strongest score that sees no model, on the data where it was measured
-WORD = re.compile(r"\w+")
 
 
 def write_report(
-    influence: Influence, path: Path | None, indices: list[int] | None, top_k: int
+    influence: Influence, path: Path | None, numbers: list[int] | None, top_k: int
 ) -> Path:
-    """Writes the page and returns its place. indices: places among the queries; None: see `choose`.
+    """Writes the page and returns its place. numbers: of validation rows; None: see `choose`.
 
     Raises Refused where nothing was scored yet.
     """
@@ -68,7 +74,7 @@ def write_report(
         )
     path = path or influence.scores.path / "report.html"
     check_file(path, "--report")
-    write_bytes(path, render(build(influence, scores, indices, top_k)).encode())
+    write_bytes(path, render(build(influence, scores, numbers, top_k)).encode())
     return path
 
 
@@ -84,77 +90,89 @@ def render(page: dict) -> str:
     environment.filters |= {
         "text": shown,
         "signed": signed,
-        "percent": lambda x: f"{100 * x:.1f} %",
+        "share": lambda x: f"{100 * x:.1f} %",
+        "tinted": tinted,
     }
-    return environment.get_template("report.html").render(page)
+    script = (TEMPLATES / "report.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    more = {"script": Markup(script), "digest": digest}
+    return environment.get_template("report.html").render(page | more)
 
 
-def build(influence: Influence, scores: np.ndarray, indices: list[int] | None, top_k: int) -> dict:
+def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, top_k: int) -> dict:
     """Everything that the page shows, as plain values. scores: (Q, N)."""
     run = influence.run
     scored = scored_rows(influence, scores)
-    context = scored.context()
-    if indices is None:
-        chosen = choose(influence, scored.logits)
-    else:
-        chosen = {"The queries that were asked for": indices}
-    queries = {
-        title: [scored.query(place) for place in places]
-        for title, places in chosen.items()
-        if places
-    }
-    if indices is None and (custom := stored_custom_queries(influence)):
-        queries["Queries of your own"] = custom
+    check = check_for(run, influence.name, influence.settings.first_query, bare=True)
+    context = replace(scored.context(run), check=check)
+    places = choose(scored, influence.settings.seed)
+    if numbers is not None:
+        places = [influence.queries.place_of(one, "query_index") for one in dict.fromkeys(numbers)]
+    groups = [(influence.queries.subset(places), [scored.query(place) for place in places])]
+    if numbers is None:
+        groups += stored_custom_queries(influence)
     stored = stored_verdicts(run)
-    common = common_words(influence.train.texts()[:SAMPLE])
-    groups = [
-        (title, [card(context, query, top_k, stored, common) for query in found])
-        for title, found in queries.items()
-    ]
-    for number, one in enumerate((one for _, cards in groups for one in cards), 1):
-        one["anchor"] = f"q{number}"
+    cards = []
+    for data, queries in groups:
+        answers = with_words(influence, data, [explain(context, one, top_k) for one in queries])
+        cards += [card(answer, stored) for answer in answers]
+    for number, one in enumerate(cards):
+        if one["answer"].query is None:
+            one["anchor"] = f"own-{number}"
+    longest = max([card["answer"].amount(row) for card in cards for row in card["rows"]] or [1.0])
+    top = np.argsort(-np.abs(scores), axis=1, kind="stable")[:, :TOP]
+    look = rows_to_look_at(influence, context)
+    marks = {mark for group in [*cards, *look] for row in group["rows"] for mark in row.marks}
     known = measured(influence, scores)
-    command = lds_command(influence, bare=True)
+    classes = run.task.class_names
     return {
         "name": run.dataset_name,
-        "groups": groups,
-        "run": about(influence),
-        "context": context,
-        "words": [lds_words(known, command), meaning_of_scores(context)],
+        "scores": context.name,
+        "checked": checked_words(known, stored),
+        "trust": lds_words(known, lds_command(influence, bare=True)),
+        "table": [query_line(scored, place, scores[place], stored) for place in range(len(scores))],
+        "classes": [] if run.task.regression else classes,
+        "colours": {name: i % COLOURS for i, name in enumerate(classes)},
+        "cards": cards,
+        "linked": {card["answer"].query for card in cards}.__contains__,
+        "scale": longest or 1.0,
+        "look": look,
+        "rows": touched(cards, look, top, influence.queries),
         "lds": lds_table(known),
         "flips": counterfactual_table(influence),
-        **suspects(influence, context),
-        "mark": MARK,
+        "unit": UNITS[cards[0]["answer"].unit if cards else "share"],
+        "notes": {
+            words: note
+            for words, note in NOTES.items()
+            if any(mark.startswith(words) for mark in marks)
+        },
+        "likeness": context.likeness,
+        "run": about(influence),
     }
 
 
 # --- queries --------------------------------------------------------------------------------------
 
 
-def choose(influence: Influence, logits: np.ndarray) -> dict[str, list[int]]:
-    """Title -> validation rows: the most confidently wrong ones, and right ones drawn by the seed.
-
-    Of a regression those with the largest errors, and others drawn. logits: (Q, C).
+def choose(scored: ScoredRows, seed: int) -> list[int]:
+    """Places of the most confidently wrong queries, and of right ones drawn by the seed; of a
+    regression of those with the largest errors, and of others.
     """
-    labels = torch.from_numpy(influence.queries.labels)
-    outputs = torch.from_numpy(logits)
-    order = np.argsort(compute_margin(outputs, labels).numpy(), kind="stable")
-    if influence.queries.task.regression:
-        titles = ("The largest errors", "Others, drawn at random")
-        wrong = order[:WRONG]
-        others = order[WRONG:]
-    else:
-        titles = ("Most confidently wrong", "Right, drawn at random")
-        right = compute_correct(outputs, labels).numpy()
-        wrong = order[~right[order]][:WRONG]
-        others = np.flatnonzero(right)
-    draw = np.random.default_rng(influence.settings.seed)
-    drawn = draw.choice(others, min(RIGHT, len(others)), replace=False)
-    return {titles[0]: wrong.tolist(), titles[1]: sorted(drawn.tolist())}
+    order = np.argsort(scored.margins, kind="stable")
+    right = np.zeros(len(order), bool)
+    right[order[WRONG:]] = True
+    if not scored.queries.task.regression:
+        labels = torch.from_numpy(scored.queries.labels.copy())
+        right = compute_correct(torch.from_numpy(scored.logits), labels).numpy()
+    others = np.flatnonzero(right)
+    drawn = np.random.default_rng(seed).choice(others, min(RIGHT, len(others)), replace=False)
+    return [*order[~right[order]][:WRONG].tolist(), *sorted(drawn.tolist())]
 
 
-def stored_custom_queries(influence: Influence) -> list[Query]:
-    """All custom queries that were scored under these settings."""
+def stored_custom_queries(influence: Influence) -> list[tuple[GlueDataset, list[Query]]]:
+    """Custom queries that were scored under these settings, as they were asked together: (their
+    rows, the queries).
+    """
     found = []
     pattern = f"influence/scores/{influence.name}_queries-*/queries.json"
     for path in sorted(influence.run.folder.glob(pattern)):
@@ -166,49 +184,85 @@ def stored_custom_queries(influence: Influence) -> list[Query]:
         questions = ask(influence.run, [row["texts"] for row in rows], labels)
         query_rows = questions.data.fingerprint()
         if scores_named(influence.run, path.parent.name, query_rows) is not None:
-            found += custom_queries(influence, questions, alone=True)
+            found.append((questions.data, custom_queries(influence, questions, alone=True)))
     return found
 
 
-def common_words(texts: list[str]) -> set[str]:
-    """Words in more than the share COMMON of the texts, in lower case: sharing one means little."""
-    counts = Counter(
-        word for text in texts for word in {word.casefold() for word in WORD.findall(text)}
-    )
-    return {word for word, count in counts.items() if count > COMMON * len(texts)}
+def query_line(scored: ScoredRows, place: int, scores: np.ndarray, stored: list[dict]) -> dict:
+    """A query in the table of all: what the model said, and the share of its strongest row.
 
-
-def card(context: Context, query: Query, top_k: int, stored: list[dict], common: set[str]) -> dict:
-    """One query on the page: `explain`, with lengths of bars, words in common and verdicts.
-
-    stored: all verdicts. common: words that are not marked.
+    scores: (N,). stored: all verdicts.
     """
-    made = explain(context, query, top_k)
-    rows = [*made["helpful"], *made["harmful"]]
-    longest = max((abs(row["score"]) for row in rows), default=0.0) or 1.0
-    words = {word.casefold() for text in query.texts for word in WORD.findall(text)} - common
-    for row in rows:
-        row["bar"] = round(100 * abs(row["score"]) / longest, 1)
-        row["parts"] = marked(" | ".join(row["texts"]), words)
-    shown = [
-        {"rows": verdicts.lines_of(one), "sentence": verdicts.sentence(one), **one}
-        for one in stored
-        if (one["texts"], one["label"]) == (query.texts, query.label)
+    query = Query(
+        scored.queries.columns_of(place),
+        scored.queries.label_name(place),
+        scores,
+        scored.queries.first_number + place,
+        logits=scored.logits[place],
+        label_number=float(scored.queries.labels[place]),
+    )
+    answer = explain(Context(scored.train), query, 0)
+    sizes = np.abs(scores)
+    return {
+        "answer": answer,
+        "text": printable(" | ".join(answer.texts))[:SHORT],
+        "top": float(sizes.max() / (sizes.sum(dtype=np.float64) or 1.0)),
+        "verdict": ", ".join(map(verdicts.word, verdicts_on(answer, stored))),
+    }
+
+
+def verdicts_on(answer: Answer, stored: list[dict]) -> list[dict]:
+    """Those of all verdicts that are on this query."""
+    return [one for one in stored if (one["texts"], one["label"]) == (answer.texts, answer.label)]
+
+
+def card(answer: Answer, stored: list[dict]) -> dict:
+    """One query on the page, with its verdicts. stored: all of them."""
+    return {
+        "answer": answer,
+        "rows": [row for side in answer.sides for row in side.rows],
+        "anchor": f"query-{answer.query}",
+        "verdicts": [
+            {
+                "word": verdicts.word(one),
+                "sentence": verdicts.sentence(one),
+                "header": verdicts.HEADER,
+                "lines": verdicts.lines_of(one),
+                "plot": plot_of(one),
+            }
+            for one in verdicts_on(answer, stored)
+        ],
+    }
+
+
+def plot_of(verdict: dict) -> dict:
+    """Dots and intervals of a verdict, in percent of the width of its plot."""
+    levels = [
+        (f"{name.split(',')[0]}, {one['removed']}", name != verdict["score"], one)
+        for name, found in verdict["arms"].items()
+        for one in found
     ]
-    wrong = query.number is not None and made["prediction"] != made["label"]
-    return made | {"verdicts": shown, "wrong": wrong and made["probability"] is not None}
+    ends = [0.0]
+    for _, _, one in levels:
+        ends += [one["change"], *(one["interval"] or [])]
+        ends += [one["predicted"][0]] if one["predicted"] else []
+    ends = [value for value in ends if np.isfinite(value)]
+    low, high = min(ends), max(ends)
+    span = (high - low) or 1.0
 
+    def at(value: float) -> float:
+        return round(4 + 92 * (min(max(value, low), high) - low) / span, 2)
 
-def marked(text: str, words: set[str]) -> list[tuple[str, bool]]:
-    """The text cut into (piece, whether it is one of these words of the query)."""
-    text = clipped(text)
-    pieces = []
-    end = 0
-    for match in WORD.finditer(text):
-        if match.group().casefold() in words:
-            pieces += [(text[end : match.start()], False), (match.group(), True)]
-            end = match.end()
-    return [(printable(piece), mark) for piece, mark in [*pieces, (text[end:], False)] if piece]
+    lines = []
+    for name, random, one in levels:
+        if np.isfinite(one["change"]):
+            interval = one["interval"] or [one["change"]] * 2
+            predicted = at(one["predicted"][0]) if one["predicted"] else None
+            ends_at = [at(value) for value in interval]
+            dot = at(one["change"])
+            lines.append({"name": name, "random": random, "dot": dot, "ends": ends_at})
+            lines[-1]["predicted"] = predicted
+    return {"zero": at(0.0), "lines": lines}
 
 
 def clipped(text: str) -> str:
@@ -221,44 +275,87 @@ def shown(texts: list[str] | str) -> str:
     return printable(clipped(texts if isinstance(texts, str) else " | ".join(texts)))
 
 
+def tinted(one: Answer | AnswerRow) -> list[tuple[str, int]]:
+    """The texts of a query or a row as (piece, strength of its tint, 0 to 3)."""
+    if one.words is None:
+        return [(shown(one.texts), 0)]
+    pieces: list[tuple[str, int]] = []
+    left = LONGEST
+    for number, column in enumerate(one.words):
+        pieces += [(" | ", 0)] * (number > 0)
+        for text, value in column:
+            level = sum(value >= least for least in LEVELS) if is_linked(text, value) else 0
+            pieces.append((printable(text[:left]), level))
+            left -= len(text[:left])
+    return [*pieces, *([] if left else [(" ...", 0)])]
+
+
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, a true minus in front of negative ones."""
     return f"{value:+.{digits}g}".replace("-", "\N{MINUS SIGN}")
 
 
-# --- the rest -------------------------------------------------------------------------------------
+# --- training rows --------------------------------------------------------------------------------
 
 
-def suspects(influence: Influence, context: Context) -> dict:
-    """Rows to look at first: the lowest margins of rows left out of a replay, or else the highest
-    self-influence, and those high for many queries.
+def rows_to_look_at(influence: Influence, context: Context) -> list[dict]:
+    """Groups of rows that somebody who cleans data wants to see, each row once: suspicious labels,
+    equal texts with different labels, rows that are high for many queries.
     """
-    top = []
-    replayed = replayed_self_scores(influence.run)
-    try:
-        scores = replayed[1] if replayed else influence.scores.load("self")
-        if scores is not None:
-            order = most_helpful(scores)[:SUSPECTS].tolist()
-            top = [describe_row(context, row, float(scores[row])) for row in order]
-    except Refused as refusal:
-        print(f"self-influence is left out: {refusal}")
-    high = []
-    if (shares := context.everywhere) is not None:
-        order = np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
-        high = [describe_row(context, row) for row in order if shares[row] >= MARK]
-    return {
-        "self_rows": top,
-        "left_out": replayed is not None,
-        "high_rows": high,
-        "self_command": f"{command_of(influence)} --self_influence",
+    train = influence.train
+    ranking = rank(influence, "best")
+    assert ranking is not None  # only the main process writes a page
+    like = relatives(train, train)
+    suspects = {
+        one.row: f"the model says {label_text(one.predicted_label)}"
+        + " without it" * (ranking.name == "replay")
+        for one in label_issues(train, ranking, like)[:SUSPECTS]
+        if one.is_label_issue is not False
     }
+    doubles = {
+        row: f"row {one.row} has {'the same' if one.equal else 'nearly the same'} text"
+        for row, found in enumerate(like)
+        for one in found.duplicates
+        if not one.same_label
+    }
+    shares = np.zeros(len(train)) if context.everywhere is None else context.everywhere
+    order = np.argsort(-shares, kind="stable")[:SUSPECTS].tolist()
+    high = {row: "" for row in order if describe_row(context, row).high}
+    found = []
+    seen: set[int] = set()
+    for title, notes in (
+        ("Labels that may be wrong", suspects),
+        ("The same text with another label", doubles),
+        ("High whatever is asked", high),
+    ):
+        chosen = [row for row in notes if row not in seen][:SUSPECTS]
+        seen |= {*chosen}
+        rows = [describe_row(context, row) for row in chosen]
+        if rows:
+            found.append({"title": title, "rows": rows, "notes": notes})
+    return found
 
 
-def command_of(influence: Influence) -> str:
-    """Command that stores these scores; no absolute path."""
-    return (
-        f"python analyze.py --dataset_name {influence.run.dataset_name} {influence.settings.flags}"
-    )
+def touched(cards: list[dict], look: list[dict], top: np.ndarray, queries) -> list[dict]:
+    """Every training row of the page, once, with the queries that have it among their TOP.
+
+    top: (Q, TOP) rows of the largest absolute scores of each query.
+    """
+    rows: dict[int, AnswerRow] = {}
+    for one in [row for group in [*cards, *look] for row in group["rows"]]:
+        rows.setdefault(one.row, replace(one, alike=False))
+    found = []
+    for number, row in sorted(rows.items()):
+        places = np.flatnonzero((top == number).any(1)).tolist()
+        named = [
+            {"number": queries.first_number + place, "text": queries.text(place)[:SHORT]}
+            for place in places[:TOUCHED]
+        ]
+        found.append({"row": row, "queries": named, "count": len(places)})
+    return found
+
+
+# --- the run --------------------------------------------------------------------------------------
 
 
 def about(influence: Influence) -> list[tuple[str, str]]:
@@ -285,7 +382,10 @@ def about(influence: Influence) -> list[tuple[str, str]]:
         ("Members", str(len(influence.analyses))),
         ("Time", "not recorded" if took is None else f"{took:.0f} s for factors and scores"),
         ("Made with", f"{versions}; {record['device']}"),
-        ("Command", f"{command_of(influence)} --report"),
+        (
+            "Command",
+            f"python analyze.py --dataset_name {run.dataset_name} {settings.flags} --report",
+        ),
     ]
 
 
@@ -320,6 +420,22 @@ def measured(influence: Influence, scores: np.ndarray) -> dict | None:
     }
 
 
+def checked_words(known: dict | None, stored: list[dict]) -> tuple[bool, str]:
+    """(whether retraining speaks for the scores, in a few words what it has checked).
+
+    known: of `measured`. stored: all verdicts.
+    """
+    parts = []
+    words = [verdicts.word(one) for one in stored]
+    confirmed = sum(word.removeprefix("a hint: ") == "confirmed" for word in words)
+    if known is not None:
+        share = f", {tables.share_of(known)} of the ceiling" if "share" in known else ""
+        parts.append(f"LDS {known['scores']:.2f}{share}")
+    if stored:
+        parts.append(f"{confirmed} of {len(stored)} checked predictions confirmed")
+    return known is not None or confirmed > 0, "; ".join(parts)
+
+
 def lds_words(found: dict | None, command: str) -> str:
     """Sentences on how far the scores may be trusted here.
 
@@ -327,7 +443,7 @@ def lds_words(found: dict | None, command: str) -> str:
     """
     if found is None:
         return (
-            "Nobody has retrained yet, so nobody knows how true these scores are here; find out "
+            "How true these scores are over all queries has not been measured here; measure it "
             f"with: {command}"
         )
     low, high = found["difference"]

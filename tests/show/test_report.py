@@ -1,58 +1,83 @@
-"""The page is one file that runs nothing: texts are data, nothing is fetched, and it says what is
-not known.
+"""The page is one file that fetches nothing: texts are data, its one script sorts and filters, and
+it says what is not known.
+
+Symbols: Q queries, N training rows.
 """
 
-import copy
+import base64
+import hashlib
+import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from running import influence_of, scores_of
+from small import Plain
 
 import analyze
 import run_counterfactual
 import train
 from attribution.cli import run_script
-from attribution.show.listing import Context, Query
-from attribution.show.report import (
-    card,
-    clipped,
-    common_words,
-    lds_table,
-    lds_words,
-    marked,
-    shown,
-    signed,
-)
-from pipeline import DEMO_MODEL, get_glue_dataset
+from attribution.data.demo import read_rows
+from attribution.files import printable
+from attribution.show import report
+from attribution.show.listing import NOTES
+from attribution.show.report import checked_words, clipped, lds_table, lds_words, shown, signed
+from attribution.show.scored import ScoredRows
+from pipeline import DEMO_MODEL
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "30", "--factor_strategy", "identity"]
 EVIL = [
     "<script>alert(1)</script> a fine film",
     "A dull film &amp; <img src=x onerror=alert(1)>",
     "\u202eevil\u202c text \x1b[31m",
-    "</div></body> \" ' ` {{ 7*7 }} {% raw %}",
+    "</script></div></body> \" ' ` {{ 7*7 }} {% raw %}",
     "<b>bold</b> soup",
     "plain words",
 ]
+CHROMIUM = shutil.which("chromium")
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page; whether every tag is closed in its order."""
+    """A page's tags with their attributes, its text, scripts and cells; every tag must be closed
+    in its order.
+    """
 
     VOID = ("meta", "br", "img", "link", "input")
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.tags, self.attributes, self.text, self.open = [], [], "", []
+        self.tags: list[str] = []
+        self.attributes: list[tuple] = []
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.lines: list[list[str]] = []  # of cells, of each line of a table
+        self.badges: list[list[str]] = []  # [class, text]
+        self.text = ""
+        self.html = html
         self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def values(self, name: str) -> list[str]:
+        """Values of all attributes of this name."""
+        return [value for key, value in self.attributes if key == name]
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        if tag == "tr":
+            self.lines.append([])
+        if tag == "td":
+            self.lines[-1].append("")
+        if tag == "span" and "badge" in str(dict(attrs).get("class")):
+            self.badges.append([dict(attrs)["class"], ""])
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -60,148 +85,360 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+            return
         self.text += data
+        if "td" in self.open:
+            self.lines[-1][-1] += data
+        if self.badges and self.open[-1:] == ["span"] and not self.badges[-1][1]:
+            self.badges[-1][1] = data
+
+    def table(self) -> list[list[str]]:
+        """Lines of the table of all queries, which has the most columns."""
+        return [line for line in self.lines if len(line) == max(map(len, self.lines))]
+
+
+def check_page(html: str, folder: Path) -> Page:
+    """The page, of which everything holds that holds for every page."""
+    page = Page(html)
+    assert not {"link", "img", "iframe", "form", "object", "embed", "base", "audio", "video"} & {
+        *page.tags
+    }
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        page.tags.count("script"),
+    )
+    assert policy == (page.values("content")[0], 1)
+    assert page.values("http-equiv") == ["Content-Security-Policy"]
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name == "src"]
+    assert "http" not in html.replace("http-equiv", "") and "url(" not in html
+    assert "@import" not in html and "fetch(" not in script and "eval" not in script
+    anchors = page.values("id")
+    assert len(anchors) == len({*anchors})
+    assert {f"#{anchor}" for anchor in anchors} >= {*page.values("href")}
+    assert str(folder) not in html and "/tmp" not in html
+    steering = [one for one in html if not one.isprintable() and one != "\n"]
+    assert steering == []
+    return page
 
 
 @pytest.fixture(scope="module")
 def scored(trained, tmp_path_factory):
-    """A run with stored scores of 30 queries; tests copy it (see `copied`)."""
+    """A run with stored scores of 30 queries and self-influence; tests copy it (see `copied`)."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("report") / "checkpoints")
-    analyze.main([*QUICK, "--checkpoint_dir", str(folder)])
+    analyze.main([*QUICK, "--checkpoint_dir", str(folder), "--self_influence"])
     return folder
 
 
-def report(folder, *argv: str, arguments=QUICK) -> tuple[str, Page]:
+def write(folder, *argv: str, arguments=QUICK) -> str:
+    """The page of these arguments, as HTML."""
     path = folder / "page.html"
     analyze.main([*arguments, "--checkpoint_dir", str(folder), "--report", str(path), *argv])
-    return path.read_text(), Page(path.read_text())
+    return path.read_text()
 
 
-def test_the_page_is_one_file_that_fetches_and_runs_nothing(copied):
-    html, page = report(copied)
-    assert not page.open and not {"script", "link", "img", "iframe", "form", "object"} & set(
-        page.tags
-    )
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
-    assert not [value for name, value in page.attributes if name == "src" or name.startswith("on")]
-    assert {value[0] for name, value in page.attributes if name == "href"} == {"#"}
-    assert "http" not in re.sub(r'http-equiv="[^"]*"', "", html) and "url(" not in html
-    assert str(copied) not in html and "/tmp" not in html  # no absolute paths
-    assert "Most confidently wrong" in page.text and "Right, drawn at random" in page.text
+def built(folder) -> dict:
+    """Everything that the page of the run shows."""
+    influence = influence_of(folder, *QUICK)
+    return report.build(influence, influence.scores.load("pairwise"), None, 5)
+
+
+@pytest.fixture(scope="module")
+def html(scored, tmp_path_factory) -> str:
+    """The page of the run, as nobody asked for queries."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    analyze.main([*QUICK, "--checkpoint_dir", str(scored), "--report", str(path)])
+    return path.read_text()
+
+
+def answers(folder, capsys, *argv: str) -> list[dict]:
+    """Answers of analyze.py in JSON."""
+    capsys.readouterr()
+    analyze.main([*QUICK, "--checkpoint_dir", str(folder), "--format", "json", *argv])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# --- the whole page -------------------------------------------------------------------------------
+
+
+def test_the_page_is_one_file_that_fetches_nothing_and_runs_its_own_script_only(html, scored):
+    page = check_page(html, scored)
     assert "This page contains training texts" in page.text
-    anchors = [value for name, value in page.attributes if name == "id"]
-    assert len(anchors) == len(set(anchors)) >= 6
+    assert page.tags.count("article") == report.WRONG + report.RIGHT
+    assert "not checked by retraining" in page.text and "not been measured here" in page.text
+    assert {one for one, _ in page.badges} == {"badge"}
 
 
-def test_markup_in_texts_labels_and_questions_shows_as_text(tmp_path):
-    rows = {"text": EVIL * 5, "kind": ["<i>good</i>", "bad&quot;"] * 15}
+def test_marks_that_are_on_the_page_are_explained_and_no_others(html, scored):
+    how = Page(html).text.split("How to read it")[1]
+    for words, note in NOTES.items():
+        marked = re.search(f'<span class="mark">{words}', html.split("How to read it")[0])
+        assert (note in how) == bool(marked), words
+    assert NOTES["flipped on purpose"] in how  # the demo has such rows
+
+
+def test_markup_in_texts_classes_and_questions_shows_as_text_and_three_classes_have_a_page(
+    tmp_path,
+):
+    rows = {"text": EVIL * 5, "kind": ["<i>good</i>", "bad&quot;", "so|\u202eso"] * 10}
     Dataset.from_dict(rows).to_parquet(tmp_path / "evil.parquet")
     where = ["--dataset_name", "evil", "--checkpoint_dir", str(tmp_path)]
-    own = [
-        "--dataset_path",
-        str(tmp_path / "evil.parquet"),
-        "--text_columns",
-        "text",
-        "--label_column",
-        "kind",
-    ]
-    train.main([*where, *own, "--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1"])
+    own = ["--dataset_path", str(tmp_path / "evil.parquet"), "--text_columns", "text"]
+    recipe = ["--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1"]
+    train.main([*where, *own, "--label_column", "kind", *recipe])
     plan = ["--dataset_name", "evil", "--factor_strategy", "identity"]
+    analyze.main([*plan, "--checkpoint_dir", str(tmp_path), "--self_influence"])
+    analyze.main([*plan, "--checkpoint_dir", str(tmp_path), "--query_text", EVIL[3]])
+    page = check_page(write(tmp_path, arguments=plan), tmp_path)
+    assert not {"b", "i", "img"} & {*page.tags}
+    for text in EVIL:
+        assert printable(text) in page.text, text
+    assert f"\u201c{EVIL[3]}\u201d" in page.text and "a query of your own" in page.text
+    for name in ("<i>good</i>", "bad&quot;", "so|\\u202eso"):
+        assert f"label {name}" in page.text or f"towards {name}" in page.text
+    assert len(page.table()[0]) == 7  # with the column of probabilities
+    kinds = {one for one in page.values("value") if one.startswith("label ")}
+    assert {*page.values("data-label")} == kinds and len(kinds) == 3
+
+
+def test_a_regression_has_a_page_without_probabilities_or_wrong_queries(tmp_path):
+    texts = read_rows()["train"]["sentence"][:40]
+    labels = np.linspace(0.5, 4.3, 40).tolist()
+    Dataset.from_dict({"text": texts, "score": labels}).to_csv(tmp_path / "r.csv")
+    where = ["--dataset_name", "r", "--checkpoint_dir", str(tmp_path)]
+    own = ["--dataset_path", str(tmp_path / "r.csv"), "--text_columns", "text"]
+    recipe = ["--model_name_or_path", str(DEMO_MODEL), "--num_train_epochs", "1"]
+    train.main([*where, *own, "--label_column", "score", *recipe])
+    plan = ["--dataset_name", "r", "--factor_strategy", "identity"]
     analyze.main([*plan, "--checkpoint_dir", str(tmp_path)])
-    analyze.main([*plan, "--checkpoint_dir", str(tmp_path), "--query_text", EVIL[0]])
-    html, page = report(tmp_path, arguments=plan)
-    assert not page.open and not {"script", "img", "i"} & set(page.tags)
-    assert (
-        EVIL[0] in page.text.replace("\n", " ")
-        and "<i>good</i>" in page.text
-        and "{{ 7*7 }}" in page.text
-    )
-    assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert (
-        "\u202e" not in html
-        and "\x1b" not in html
-        and "\\u202e" in page.text
-        and "\\x1b[31m" in page.text
-    )
+    analyze.main([*plan, "--checkpoint_dir", str(tmp_path), "--query_text", "A fine soup."])
+    page = check_page(write(tmp_path, arguments=plan), tmp_path)
+    assert "raised the output" in page.text and "lowered the output" in page.text
+    assert len(page.table()) == 4 and {len(line) for line in page.table()} == {6}
+    assert "(wrong)" not in page.text and "A fine soup." in page.text
 
 
-def test_bare_pieces_of_text_are_escaped_marked_and_bounded():
-    assert marked("Cold soup, COLD.", {"cold"}) == [
-        ("Cold", True),
-        (" soup, ", False),
-        ("COLD", True),
-        (".", False),
-    ]
-    assert "".join(piece for piece, _ in marked("a <b>\u202e", {"b"})) == "a <b>\\u202e"
-    assert shown(["a\nb", "c"]) == "a\\nb | c" and len(clipped("x" * 9999)) < 1600
-    assert common_words(["the soup", "the film", "the bread", "the dog", "a dog"]) == {"the", "dog"}
-    assert signed(-0.5) == "\N{MINUS SIGN}0.5"
-
-
-def test_own_queries_members_and_verdicts_are_shown_and_forgotten(copied):
-    text = ["--query_text", "Nobody must know this soup."]
-    where = ["--checkpoint_dir", str(copied)]
-    analyze.main([*QUICK, *where, *text])
-    plan = [
-        "--max_queries",
-        "30",
-        "--strategies",
-        "identity",
-        "--removals",
-        "5",
-        "--num_base_seeds",
-        "1",
-    ]
-    run_counterfactual.main(
-        ["--dataset_name", "demo", *where, *plan, *text, "--jobs_per_device", "1"]
-    )
-    _, page = report(copied)
-    assert "Queries of your own" in page.text and "Nobody must know this soup." in page.text
-    assert "Checked by retraining" in page.text and "measured change" in page.text
-    _, page = report(copied, "--query_index", "2", "4")
-    assert "Nobody must know" not in page.text and "query 2" in page.text and "query 4" in page.text
-    analyze.main(["--dataset_name", "demo", *where, "--forget_queries"])
-    assert "Nobody must know" not in report(copied)[1].text
-
-
-def test_fifty_queries_stay_below_3_mb(copied):
-    _, page = report(copied, "--query_index", *map(str, range(30)), "--top_k", "10")
-    assert (
-        len((copied / "page.html").read_bytes()) < 3e6 * 30 / 50
-        and page.tags.count("article") == 30
-    )
+def test_872_queries_of_sst2s_length_stay_below_3_mb(scored):
+    """Each text as long as the table shows any."""
+    page = built(scored)
+    texts = ['<&" a long review, of which there are many ' * 6] * 872
+    labels = np.arange(872) % 2
+    task = influence_of(scored, *QUICK).run.task
+    logits = np.random.default_rng(0).normal(size=(872, 2))
+    rows = Plain(task, texts, labels)
+    many = ScoredRows(None, None, [], rows, rows, logits, logits[:, 0], None, None)
+    scores = np.random.default_rng(1).normal(size=(872, 120))
+    page["table"] = [report.query_line(many, place, scores[place], []) for place in range(872)]
+    html = report.render(page)
+    assert len(html.encode()) < 3e6 and len(check_page(html, scored).table()) == 872
 
 
 def test_a_report_without_scores_names_the_command(run_copy, capsys):
-    where = [
-        "--dataset_name",
-        "demo",
-        "--checkpoint_dir",
-        str(run_copy),
-        "--factor_strategy",
-        "diagonal",
-        "--report",
-    ]
+    where = ["--dataset_name", "demo", "--checkpoint_dir", str(run_copy)]
+    where += ["--factor_strategy", "diagonal", "--report"]
     assert run_script(analyze.main, where) == 2
     assert "--factor_strategy diagonal" in capsys.readouterr().err
     assert run_script(analyze.main, [*where, "--query_text", "x"]) == 2
 
 
-def test_wrong_is_another_class_than_the_labels_and_nothing_of_a_regression():
-    train = get_glue_dataset("demo", "train", max_samples=30)
-    regression = copy.copy(train)
-    regression.task = replace(train.task, num_labels=1, class_names=())
+# --- queries --------------------------------------------------------------------------------------
 
-    def wrong(query: Query, train=train) -> bool:
-        return card(Context(train), query, 1, [], set())["wrong"]
 
-    query = Query(["a"], "positive", np.zeros(30), 0, logits=np.array([0.1, 0.9]), label_number=1.0)
-    assert not wrong(query)
-    assert wrong(replace(query, label="negative", label_number=0.0))
-    assert not wrong(replace(query, label="negative", label_number=0.0, number=None))
-    assert not wrong(replace(query, logits=None))
-    output = replace(query, logits=np.array([3.2]), label="3.21", label_number=3.21)
-    assert not wrong(output, regression)
+def test_the_table_has_every_query_with_what_the_model_said(html, scored, capsys):
+    page = Page(html)
+    found = answers(scored, capsys, "--query_index", *map(str, range(30)))
+    scores = scores_of(scored, "identity").double().abs()
+    assert len(page.table()) == 30
+    for line, answer, sizes in zip(page.table(), found, scores, strict=True):
+        wrong = " (wrong)" * (answer["said"] != answer["label"])
+        assert line == [
+            str(answer["query"]),
+            answer["texts"][0],
+            answer["label"],
+            answer["said"] + wrong,
+            f"{100 * answer['probability']:.0f} %",
+            f"{100 * sizes.max() / sizes.sum():.1f} %",
+            "",
+        ]
+
+
+def test_the_most_confidently_wrong_queries_are_shown_and_right_ones_that_the_seed_draws(
+    html, scored, capsys
+):
+    found = answers(scored, capsys, "--query_index", *map(str, range(30)))
+    wrong = [one for one in found if one["said"] != one["label"]]
+    wrong.sort(key=lambda one: one["margin"])
+    cards = [int(one.removeprefix("query-")) for one in Page(html).values("id") if "query-" in one]
+    assert cards[:5] == [one["query"] for one in wrong][:5]
+    right = {one["query"] for one in found} - {one["query"] for one in wrong}
+    assert {*cards[5:]} <= right and len({*cards}) == 10
+
+
+def test_a_card_shows_both_sides_of_its_answer(scored, capsys):
+    scored_page = Page(write(scored, "--query_index", "4", "2", "4", "--top_k", "3"))
+    assert [one for one in scored_page.values("id") if "query-" in one] == ["query-4", "query-2"]
+    for answer in answers(scored, capsys, "--query_index", "4", "2", "--top_k", "3"):
+        assert answer["conclusion"] in scored_page.text
+        assert f"{100 * answer['probability']:.0f} %" in scored_page.text
+        assert answer["cost"] in scored_page.text
+        for side in answer["sides"]:
+            assert side["title"] in scored_page.text
+            for row in side["rows"]:
+                assert f"#row-{row['row']}" in scored_page.values("href")
+                assert f"{100 * row['share']:.1f} %" in scored_page.text
+
+
+def test_bars_have_one_scale_on_the_whole_page(html):
+    widths = [float(one[6:-1]) for one in Page(html).values("style")]
+    assert len(widths) == 100 and max(widths) == 100 and min(widths) >= 0
+
+
+def test_rows_say_which_queries_they_touch(html, scored):
+    sizes = scores_of(scored, "identity").double().abs().numpy()
+    top = np.argsort(-sizes, axis=1)[:, :10]
+    rows = [int(one[4:]) for one in Page(html).values("id") if one.startswith("row-")]
+    assert rows == sorted(rows) and len(rows) > 20
+    for row in rows:
+        (item,) = re.findall(rf'<li class="row wide" id="row-{row}">.*?</li>', html, re.DOTALL)
+        touched = np.flatnonzero((top == row).any(1)).tolist()
+        count = f"{len(touched)} {'query' if len(touched) == 1 else 'queries'}"
+        assert f"<summary>{count}</summary>" in item
+        named = re.findall(r'<p class="small">(?:<a href="#query-\d+">)?(\d+)', item)
+        assert [*map(int, named)] == touched[: report.TOUCHED]
+        assert (f"and {len(touched) - report.TOUCHED} more" in item) == (len(touched) > 12)
+
+
+def test_rows_to_look_at_begin_with_the_least_probable_labels(html, scored, capsys):
+    issues = ["--label_issues", "loss", "--format", "json", "--checkpoint_dir", str(scored)]
+    capsys.readouterr()
+    analyze.main(["--dataset_name", "demo", *issues])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wanted = [one["row"] for one in found[: report.SUSPECTS] if one["is_label_issue"]]
+    section = html[html.index("Labels that may be wrong") :]
+    section = section[: section.index("</ol>")]
+    assert [*map(int, re.findall(r"#row-(\d+)", section))] == wanted != []
+    assert f"the model says {found[0]['predicted_label']}" in section
+
+
+def test_own_queries_and_verdicts_are_shown_and_forgotten(copied):
+    secret = ["--query_text", "Nobody must know this soup."]
+    where = ["--checkpoint_dir", str(copied)]
+    analyze.main([*QUICK, *where, *secret])
+    plan = ["--dataset_name", "demo", *where, "--max_queries", "30", "--strategies", "identity"]
+    plan += ["--removals", "5", "10", "--num_retrain_seeds", "2", "--jobs_per_device", "1"]
+    run_counterfactual.main([*plan, *secret])
+    page = check_page(write(copied), copied)
+    assert "Nobody must know this soup." in page.text and "own-10" in page.values("id")
+    (own,) = [words for _, words in page.badges if words.startswith("a hint: ")]
+    assert f"Checked by retraining: {own}" in page.text
+    assert page.tags.count("svg") == 1 and page.tags.count("circle") == 4  # two arms, two removals
+    assert "of 1 checked predictions confirmed" in page.badges[0][1]
+    page = check_page(write(copied, "--query_index", "2", "4"), copied)
+    assert "Nobody must know" not in page.text and page.tags.count("article") == 2
+    analyze.main(["--dataset_name", "demo", *where, "--forget_queries"])
+    assert "Nobody must know" not in check_page(write(copied), copied).text
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def verdict(word: str, **more) -> dict:
+    """A verdict on query 3 that has this word."""
+    level = {
+        "removed": 5,
+        "change": -1.0,
+        "interval": [-1.5, -0.5],
+        "predicted": [-2.0, [-2.2, -1.8]],
+        "right": 0.4,
+        "outcome": "stays right",
+        "word": word,
+        "seeds": 9 if word == "cannot tell" else None,
+    }
+    random = level | {"change": 0.25, "interval": [-0.5, 1.0], "predicted": None}
+    return {
+        "texts": ["a text"],
+        "label": "positive",
+        "target": "label",
+        "query": 3,
+        "score": "identity",
+        "direction": "helpful",
+        "regression": False,
+        "seeds": [*range(5)],
+        "right": [1.0] * 5,
+        "arms": {"identity": [level], "random, same classes": [random]},
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("found", "colour", "words"),
+    [
+        (verdict("confirmed"), "badge good", "confirmed"),
+        (verdict("not confirmed"), "badge bad", "not confirmed"),
+        (verdict("cannot tell"), "badge", "cannot tell (take 9 seeds)"),
+        (verdict("confirmed", seeds=[0, 1]), "badge good", "a hint: confirmed"),
+    ],
+)
+def test_the_badge_of_a_card_is_the_word_of_its_verdict_in_its_colour(scored, found, colour, words):
+    page = built(scored)
+    answer = replace(page["cards"][0]["answer"], texts=["a text"], label="positive")
+    page["cards"] = [report.card(answer, [found, verdict("confirmed", label="negative")])]
+    shown_page = Page(report.render(page))
+    assert [colour, words] == shown_page.badges[1]
+    assert f"Checked by retraining: {words}" in shown_page.text
+    assert "Without the 5 rows that spoke most for positive" in shown_page.text
+    assert "a query of your own" not in shown_page.text
+
+
+def test_a_conclusion_and_a_title_that_name_an_evil_class_show_as_text(scored):
+    page = built(scored)
+    answer = page["cards"][0]["answer"]
+    side = replace(answer.sides[0], title=f"pushed towards {EVIL[2]}{EVIL[0]}")
+    answer = replace(answer, conclusion=f"One row: {side.title}.", sides=[side])
+    page["cards"] = [report.card(answer, [])]
+    found = report.render(page)
+    assert "\u202e" not in found and "\x1b" not in found
+    assert Page(found).text.count(f"{printable(EVIL[2])}{EVIL[0]}") == 2
+
+
+def test_the_plot_of_a_verdict_is_to_scale_and_holds_zero():
+    plot = report.plot_of(verdict("confirmed"))
+    ours, random = plot["lines"]
+    assert (ours["name"], random["name"]) == ("identity, 5", "random, 5")
+    assert (ours["random"], random["random"]) == (False, True)
+    places = [ours["predicted"], *ours["ends"], ours["dot"], plot["zero"], *random["ends"]]
+    values = [-2.0, -1.5, -0.5, -1.0, 0.0, -0.5, 1.0]
+    assert places == pytest.approx(np.interp(values, [-2, 1], [4, 96]), abs=0.01)
+    assert random["predicted"] is None and random["dot"] > plot["zero"]
+
+
+def test_retrains_that_diverged_have_no_dot_and_leave_the_plot_its_scale():
+    found = verdict("cannot tell")
+    found["arms"]["identity"][0] |= {"change": float("nan"), "interval": None}
+    plot = report.plot_of(found)
+    assert [line["name"] for line in plot["lines"]] == ["random, 5"]
+    single = verdict("cannot tell")
+    single["arms"]["identity"][0] |= {"interval": None}
+    line = report.plot_of(single)["lines"][0]
+    assert line["ends"] == [line["dot"]] * 2
+
+
+def test_what_was_checked_is_counted_by_its_word():
+    stored = [verdict(word) for word in ("confirmed", "confirmed", "not confirmed", "cannot tell")]
+    assert checked_words(None, stored) == (True, "2 of 4 checked predictions confirmed")
+    assert checked_words(None, []) == (False, "")
+    known = {"scores": 0.41, "ceiling": None}
+    assert checked_words(known, []) == (True, "LDS 0.41")
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def test_texts_are_one_line_bounded_and_numbers_have_a_true_minus():
+    assert shown(["a\nb", "c"]) == "a\\nb | c" and len(clipped("x" * 9999)) < 1600
+    assert signed(-0.5) == "\N{MINUS SIGN}0.5" and signed(1234.5) == "+1.23e+03"
 
 
 @pytest.mark.parametrize(
@@ -227,5 +464,129 @@ def test_what_retraining_says_of_the_scores_is_claimed_as_far_as_intervals_go(di
     )
     unknown = found | {"difference": difference}
     assert "not known well enough" in lds_words(unknown, "command")
-    assert lds_words(None, "python command").endswith("find out with: python command")
+    assert lds_words(None, "python command").endswith("measure it with: python command")
     assert lds_table(unknown)[-1] == ("noise ceiling", "not known well enough")
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+def dumped(html: str, folder: Path) -> str:
+    """The page as headless Chromium has it once its scripts have run."""
+    path = folder / "shown.html"
+    path.write_text(html)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000"]
+    done = subprocess.run(
+        [*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout
+
+
+def with_script(html: str, script: str) -> str:
+    """The page with a second script that its policy allows."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = html.replace("script-src '", f"script-src 'sha256-{digest}' '", 1)
+    return html.replace("</body>", f"<script>{script}</script></body>")
+
+
+def seen(html: str, folder: Path, steps: str) -> dict:
+    """What a script saw on the page: `steps` is JavaScript that fills the object `seen`."""
+    helpers = """
+const seen = {};
+const lines = () => [...document.querySelectorAll("#all tbody tr")].filter((one) => !one.hidden);
+const column = (place) => lines().map((one) => one.cells[place].textContent.trim());
+const click = (place) => document.querySelectorAll("#all th button")[place].click();
+const state = (place) => document.querySelectorAll("#all th")[place].getAttribute("aria-sort");
+const enter = (id, value, event) => {
+  const field = document.getElementById(id);
+  field.value = value;
+  field.dispatchEvent(new Event(event));
+};
+const count = () => document.getElementById("count").textContent;
+"""
+    end = '\ndocument.documentElement.setAttribute("data-seen", JSON.stringify(seen));\n'
+    page = Page(dumped(with_script(html, helpers + steps + end), folder))
+    (found,) = page.values("data-seen")
+    return json.loads(found)
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH")
+
+
+@needs_chromium
+def test_the_script_shows_its_tools_and_counts_the_queries(html, tmp_path):
+    assert '<div class="tools" id="tools" hidden>' in html
+    shown_html = dumped(html, tmp_path)
+    assert '<div class="tools" id="tools">' in shown_html
+    assert ">30 of 30 queries</span>" in shown_html
+
+
+@needs_chromium
+def test_a_page_whose_script_was_changed_runs_none_of_it(html, tmp_path):
+    changed = html.replace("hidden = false;", "hidden = false; document.title = 'run';")
+    shown_html = dumped(changed, tmp_path)
+    assert "<title>run" not in shown_html and 'id="tools" hidden' in shown_html
+
+
+@needs_chromium
+def test_a_header_sorts_up_and_then_down_by_number_or_by_word(html, tmp_path):
+    steps = """
+for (const place of [0, 1, 4, 5]) {
+  click(place);
+  const up = [column(place), state(place)];
+  click(place);
+  seen[place] = [...up, column(place), state(place)];
+}
+seen.others = [0, 1, 4].map(state);
+"""
+    found = seen(html, tmp_path, steps)
+    lines = Page(html).table()
+    for place in ("0", "1", "4", "5"):
+        cells = [line[int(place)] for line in lines]
+
+        def key(cell, place=place):
+            return cell if place == "1" else float(cell.removesuffix(" %"))
+
+        up, ascending, down, descending = found[place]
+        assert (ascending, descending) == ("ascending", "descending")
+        assert [*map(key, up)] == sorted(map(key, cells)) and sorted(up) == sorted(cells)
+        assert [*map(key, down)] == sorted(map(key, cells), reverse=True)
+    assert found["others"] == [None, None, None]  # one column is sorted at a time
+
+
+@needs_chromium
+def test_the_search_and_the_list_of_kinds_leave_the_rows_that_fit(html, tmp_path):
+    steps = """
+enter("search", "THE", "input");
+seen.word = [column(0), count()];
+enter("kind", "wrong", "change");
+seen.both = [column(0), count()];
+enter("search", "", "input");
+seen.wrong = [column(0), count()];
+enter("kind", "label negative", "change");
+seen.label = [column(0), count()];
+enter("search", "no such words", "input");
+seen.none = [column(0), count()];
+enter("search", "", "input");
+enter("kind", "", "change");
+seen.all = [column(0), count()];
+"""
+    found = seen(html, tmp_path, steps)
+    lines = Page(html).table()
+
+    def numbers(fits) -> list:
+        fitting = [line[0] for line in lines if fits(line)]
+        return [fitting, f"{len(fitting)} of 30 queries"]
+
+    def word(line) -> bool:
+        return "the" in "".join(line).lower()
+
+    def wrong(line) -> bool:
+        return "(wrong)" in line[3]
+
+    assert found["word"] == numbers(word) and 0 < len(found["word"][0]) < 30
+    assert found["both"] == numbers(lambda line: word(line) and wrong(line))
+    assert found["wrong"] == numbers(wrong) and 0 < len(found["wrong"][0]) < 30
+    assert found["label"] == numbers(lambda line: line[2] == "negative")
+    assert found["none"] == numbers(lambda line: False) and found["all"] == numbers(bool)
