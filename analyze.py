@@ -2,21 +2,24 @@
 rows.
 
     python analyze.py --dataset_name demo
-    python analyze.py --dataset_name demo --query_index 79 --top_k 5      # reads stored scores
+    python analyze.py --dataset_name demo --query_index 79 --words        # reads stored scores
     python analyze.py --dataset_name demo --query_text "The soup was cold."       # a custom query
     python analyze.py --dataset_name demo --query_path questions.csv --format json
     python analyze.py --dataset_name demo --report                        # a page to look at
+    python analyze.py --dataset_name demo --query_group wrong        # what hurts wrong predictions
     python analyze.py --dataset_name demo --factor_strategy replay        # scores in log-odds
+    python analyze.py --dataset_name demo --label_issues replay           # labels to look at
     python analyze.py --dataset_name sst2 --query_batch_size 175 --train_batch_size 128 \\
         --checkpoint_dir ./checkpoints --factor_strategy ekfac --use_half_precision
 
-A positive score: the training row helps; without it, the query's margin falls. Scores are stored as
+A positive score: without the row, the margin of the query's label falls. Scores are stored as
 CHECKPOINT_DIR/DATASET_NAME/influence/scores/NAME/pairwise_scores.safetensors, key `all_modules`,
 float32, shape (Q queries, N training rows), both in the order of the data set.
 """
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from attribution.cli import (
@@ -27,16 +30,22 @@ from attribution.cli import (
     options_of,
     refuse_idle,
     run_script,
+    tell_start,
 )
 from attribution.files import Refused
 from attribution.influence.settings import Settings, with_members
-from attribution.show.listing import FORMAT, FORMATS, view_of
+from attribution.show.listing import FORMAT, FORMATS, View
 from attribution.show.scored import show_stored
 from attribution.training.arguments import add_data_arguments, add_query_arguments
+from attribution.training.members import Members
 from attribution.training.run import Run
 
 # Arguments of computing, without an effect where stored scores are read.
 OF_COMPUTING = {"overwrite", "profile"}
+# Arguments of scores, without an effect where none are computed.
+OF_SCORES = {field.name for field in fields(Settings)} - {field.name for field in fields(Members)}
+OF_SCORES.remove("first_query")
+WAYS = ("query_index", "query_group", "query_text", "query_path")  # to ask, one at a time
 
 
 def add_asking_arguments(parser: Parser) -> None:
@@ -46,17 +55,16 @@ def add_asking_arguments(parser: Parser) -> None:
         "--query_index",
         type=int,
         nargs="+",
-        help="show the most influential rows of these validation rows, from stored scores",
+        help="show the rows behind these validation rows",
+    )
+    add(
+        "--query_group",
+        metavar="GROUP",
+        help="rows by their mean over validation rows: wrong, right, all, a class or a file",
     )
     add("--query_text", nargs="+", metavar="TEXT", help="a custom query: one text a text column")
     add("--query_label", help="its class, by name or number (the predicted class)")
-    add("--query_path", help="custom queries in a CSV, JSONL or Parquet file; - is standard input")
-    add(
-        "--query_target",
-        choices=("label", "predicted"),
-        default="label",
-        help="target of --query_index: the label or the predicted class (label)",
-    )
+    add("--query_path", help="custom queries: CSV, JSONL, Parquet; - standard input")
     add(
         "--report",
         nargs="?",
@@ -70,16 +78,29 @@ def add_asking_arguments(parser: Parser) -> None:
         action="store_true",
         help="delete all custom queries and their scores, then stop",
     )
-    add(
-        "--format",
-        choices=FORMATS,
-        help="form of the answer (table on a terminal, else plain)",
-    )
+    add("--format", choices=FORMATS, default="table", help="form of the answer (table)")
     add("--top_k", type=int, default=5, help="rows shown in each direction (5)")
+    add("--contrast", metavar="CLASS", help="what the model said against this class (all others)")
+    add("--words", action="store_true", help="mark words that link row and query")
+    add("--raw", action="store_true", help="show stored scores, ranks and members in a table")
+    add(
+        "--particular",
+        action="store_true",
+        help="rank rows by score / sqrt(self-influence): fewer are high for "
+        "every query, but less true (demo: LDS .32 for .57)",
+    )
     add(
         "--self_influence",
         action="store_true",
-        help="score every training row against itself; show the top rows",
+        help="score rows against themselves too; list labels by it",
+    )
+    add(
+        "--label_issues",
+        nargs="?",
+        const="best",
+        choices=("best", "replay", "loss", "self_influence"),
+        metavar="RANKING",
+        help="list labels to look at (by replay or loss)",
     )
 
 
@@ -92,7 +113,9 @@ def check_asking(values: dict, given: set[str]) -> None:
     if values["forget_queries"]:
         refuse_idle(given - {"forget_queries", "dataset_name", "checkpoint_dir"}, "forget_queries")
     ways = [
-        name for name in ("query_index", "query_text", "query_path") if values[name] is not None
+        name
+        for name in ("query_index", "query_group", "query_text", "query_path")
+        if values[name] is not None
     ]
     if len(ways) > 1:
         raise Refused(f"--{ways[0]} and --{ways[1]} exclude each other; ask one at a time")
@@ -103,24 +126,57 @@ def check_asking(values: dict, given: set[str]) -> None:
     if values["report"] is not None:
         if values["self_influence"]:
             raise Refused("--self_influence is computed without --report; the next report shows it")
-        refuse_idle(given & {"format", "query_target", *OF_COMPUTING}, "report")
+        idle = {"format", "raw", "words", "particular", "label_issues", *OF_COMPUTING}
+        refuse_idle(given & idle, "report")
+    listed = values["self_influence"] or values["label_issues"] is not None
+    if listed or values["format"] != "table":
+        refuse_idle(given & {"raw"}, "label_issues" if listed else "format")
+    if listed:
+        refuse_idle(given & {"words"}, "label_issues")
     for way in ways:
-        refuse_idle(given & {"self_influence"}, way)
-    if values["query_index"] is not None:
-        refuse_idle(given & OF_COMPUTING, "query_index")
-    elif "query_target" in given:
-        raise Refused("--query_target belongs to --query_index")
+        refuse_idle(given & {"self_influence", "label_issues"}, way)
+    if values["label_issues"] is not None:
+        check_label_issues(values, given)
+    if (values["label_issues"] or values["self_influence"]) and values["format"] != "table":
+        refuse_idle(given & {"top_k"}, "format")  # JSON and CSV have all rows
+    if ways in (["query_index"], ["query_group"]):
+        refuse_idle(given & OF_COMPUTING, ways[0])
+    elif "particular" in given:
+        raise Refused("--particular belongs to --query_index or --query_group")
+    if "contrast" in given and ways not in (["query_index"], ["query_text"], ["query_path"]):
+        raise Refused("--contrast belongs to --query_index, --query_text or --query_path")
+    if "contrast" in given:
+        refuse_idle(given & {"words", "particular", "query_label", "report"}, "contrast")
+    if "particular" in given and values["factor_strategy"] == "replay":
+        raise Refused("--particular takes self-influence, which a replay does not have")
+
+
+def check_label_issues(values: dict, given: set[str]) -> None:
+    """Raises Refused for arguments that --label_issues would ignore. given: as in
+    `check_asking`.
+    """
+    ranking = values["label_issues"]
+    refuse_idle(given & {"self_influence"}, "label_issues")
+    replayed = values["factor_strategy"] == "replay"
+    if replayed and ranking in ("loss", "self_influence"):
+        raise Refused(f"--factor_strategy replay has no {ranking}; use --label_issues replay")
+    if ranking == "replay":
+        refuse_idle(given & {"factor_strategy"} if not replayed else set(), "label_issues replay")
+    elif ranking != "self_influence" and not replayed:
+        refuse_idle(given & OF_SCORES, f"label_issues {ranking}")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Parsed and checked command line. Raises Refused for values that no run could use."""
-    parser = Parser(__doc__, epilog=FORMAT)
+    parser = Parser(__doc__, epilog=FORMAT, rare=("raw", "particular", "contrast"))
     add_query_arguments(add_data_arguments(parser), first_query=False)
     add_options(parser, Settings)
     add_asking_arguments(parser)
     args = parser.parse_args(argv)
     check_numbers(vars(args), "top_k", "max_queries")
     check_asking(vars(args), given_arguments(argv))
+    if args.label_issues == "replay":
+        args.factor_strategy = "replay"
     options_of(Settings, args).check()
     return args
 
@@ -129,11 +185,15 @@ def main(argv=None) -> None:
     """Computes scores that are not stored, then prints an answer. Raises Refused on bad input."""
     args = parse_args(argv)
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
-    settings = with_members(options_of(Settings, args), run)
-    if args.query_index is not None and args.report is None:
-        view = view_of(args.format, args.top_k)
-        if show_stored(run, settings, args.query_index, args.max_queries, args.query_target, view):
+    with View(args.format, args.top_k).progress():
+        settings = with_members(options_of(Settings, args), run)
+    stored = args.query_index is not None or args.query_group is not None
+    if stored and args.report is None and not args.words and not args.contrast:
+        view = View(args.format, args.top_k, args.raw)
+        asked = args.query_index, args.query_group, args.max_queries, view, args.particular
+        if show_stored(run, settings, *asked):
             return
+    tell_start(args.dataset_name)
     from attribution.commands.analyze import analyze  # torch takes seconds to import
 
     analyze(args, run, settings)

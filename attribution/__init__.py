@@ -1,5 +1,6 @@
 """Implementation in layers: each package imports only from those below it (CONTRIBUTING.md)."""
 
+import importlib
 import sys
 
 if sys.platform == "win32":
@@ -8,3 +9,10 @@ if sys.platform == "win32":
         file=sys.stderr,
     )
     raise SystemExit(2)
+
+
+def __getattr__(name: str):
+    """`Run`, which answers questions: imported when it is asked for, because it needs torch."""
+    if name != "Run":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("attribution.commands.python").Run

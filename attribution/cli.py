@@ -102,7 +102,7 @@ def option(
     default,
     help: str,
     *,
-    group: str,
+    group: str = "how scores are computed",
     rare: bool = False,
     name: str = "",
     fingerprint: str = "",
@@ -197,9 +197,14 @@ def did_you_mean(name: str, known) -> str:
 
 
 def given_arguments(argv: list[str] | None) -> set[str]:
-    """Names of the arguments on a command line (None: that of this process), defaults left out."""
+    """Names of the arguments on a command line (None: that of this process), defaults left out.
+
+    The name of --no-x is x.
+    """
     words = sys.argv[1:] if argv is None else argv
-    return {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    return {
+        word[2:].partition("=")[0].removeprefix("no-") for word in words if word.startswith("--")
+    }
 
 
 def refuse_idle(idle: set[str], beside: str) -> None:
@@ -248,6 +253,12 @@ def run_script(main, argv: list[str] | None = None) -> int:
             except OSError:  # Python would try again at its end, and complain
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         gc.freeze()  # Python's end takes 3 s if it looks at every object of the libraries
+
+
+def tell_start(what: str) -> None:
+    """Says on a terminal what is done, before the libraries are imported, which takes seconds."""
+    if sys.stderr.isatty():
+        print(f"{what}: importing torch and transformers", file=sys.stderr)
 
 
 def is_read(stream) -> bool:

@@ -168,11 +168,17 @@ def import_cycle(root: Path, files: list[str]) -> list[str]:
 
 
 def bound_names(body: list[ast.stmt]) -> set[str]:
-    """Names that statements bind: defined, imported or assigned."""
+    """Names that statements bind: defined, imported or assigned, or compared with the name that a
+    module's `__getattr__` was asked for.
+    """
     names: set[str] = set()
     for node in body:
         if isinstance(node, (Function, ast.ClassDef)):
             names.add(node.name)
+            if node.name == "__getattr__":
+                compared = [one for one in ast.walk(node) if isinstance(one, ast.Compare)]
+                sides = [side for one in compared for side in one.comparators]
+                names |= {side.value for side in sides if isinstance(side, ast.Constant)}
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
         else:

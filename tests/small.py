@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import transformers as tf
 
 from attribution.data.demo import LABEL_NAMES, read_rows
-from attribution.data.tasks import TASKS
+from attribution.data.rows import Rows
+from attribution.data.tasks import TASKS, GlueTask
 from pipeline import DEMO_MODEL
 
 ROWS = read_rows()
@@ -20,6 +22,20 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+class Plain(Rows):
+    """Rows as people see them, from lists. texts: a text a row, or a list of text columns."""
+
+    def __init__(self, task: GlueTask, texts: list, labels, **more) -> None:
+        self.task = task
+        self.texts = [[one] if isinstance(one, str) else one for one in texts]
+        self.labels = np.asarray(labels)
+        for name, value in more.items():
+            setattr(self, name, value)
+
+    def columns_of(self, index: int) -> list[str]:
+        return self.texts[index]
 
 
 def table(task: str = "sst2", split: str = "train", labels=None) -> dict[str, list]:

@@ -189,8 +189,10 @@ def test_custom_rows_have_all_classes_of_the_model_and_one_without_rows_can_be_e
     capsys.readouterr()
     analyze.main([*quick, "--query_text", "The soup.", "--format", "json"])
     shown = json.loads(capsys.readouterr().out)
-    assert shown["prediction"] == shown["label"] == "neutral"
-    assert len(shown["harmful"]) == 5 and not shown["helpful"]  # no row is neutral
+    assert shown["said"] == shown["label"] == "neutral"
+    towards, other = shown["sides"]
+    assert towards["towards"] == "neutral" and not towards["rows"]  # no row is neutral
+    assert len(other["rows"]) == 5
 
 
 @pytest.mark.parametrize(

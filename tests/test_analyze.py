@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import QUICK, analyze_quickly, close, launched, scores_of
+from running import QUICK, analyze_quickly, close, in_parts, launched, scores_of
 from safetensors.torch import load_file
 
 import analyze
@@ -19,13 +19,14 @@ from attribution.training.fit import fit, predict
 from pipeline import compute_margin, construct_bert, get_glue_dataset
 
 
-def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_copy):
+def test_columns_do_not_depend_on_batch_size_or_partitions_and_equal_stock(run_copy, monkeypatch):
     sampled = ("--fisher", "sampled")  # as kronfluence does
     name = "ekfac_sampled_damping0.0001"
     analyze_quickly(run_copy, *sampled, "--train_batch_size", "2", "--query_batch_size", "2")
     first = scores_of(run_copy, name)
     assert first.shape == (9, 120) and first.dtype == torch.float32
-    other = ("--train_batch_size", "64", "--data_partitions", "3", "--overwrite")
+    in_parts(monkeypatch, 3)
+    other = ("--train_batch_size", "64", "--overwrite")
     analyze_quickly(run_copy, *sampled, *other)
     assert close(scores_of(run_copy, name), first)
     analyze_quickly(run_copy, "--stock", "--train_batch_size", "16")
@@ -92,21 +93,18 @@ def test_self_influence_is_positive_and_kept(run_copy, capsys):
 
 
 def test_self_influence_as_json_is_one_object_a_row_and_nothing_else(run_copy, capsys):
-    arguments = ["--self_influence", "--format", "json", "--top_k", "4", "--profile"]
+    arguments = ["--self_influence", "--format", "json", "--profile"]
     analyze_quickly(run_copy, *arguments, "--factor_strategy", "identity")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     scores = load_file(run_copy / "demo/influence/scores/identity/self_scores.safetensors")
     order = scores["all_modules"].argsort(descending=True, stable=True)
-    assert [row["row"] for row in rows] == order[:4].tolist()
-    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    assert [row["row"] for row in rows] == order.tolist()
     data = get_glue_dataset("demo", "train", max_samples=120)
     for row in rows:
         assert row["texts"] == [data.text(row["row"])] and row["file_row"] is None
-        assert row["label"] == data.label_name(row["row"]) and row["scores"] == "identity"
-        assert row["score"] == scores["all_modules"][row["row"]].item()
-    analyze_quickly(run_copy, *arguments[:1], "--format", "table", "--factor_strategy", "identity")
-    out = capsys.readouterr().out
-    assert "highest self-influence:" in out and "who finds the" in out and "text" in out
+        assert row["given_label"] == data.label_name(row["row"])
+        assert row["scores"] == "identity" and row["ranking"] == "self_influence"
+    assert (run_copy / "demo/influence/scores/identity/pairwise_scores.json").exists()
 
 
 def test_removing_helpful_rows_lowers_and_harmful_rows_raises_the_margin(tmp_path):

@@ -145,10 +145,14 @@ def test_a_row_says_in_how_many_members_it_is_among_the_top(copied, capsys):
         scores_of(folder, "identity")[2]
         for folder in (run, run / "members/seed1", run / "members/seed2")
     ]
-    for row in answer["helpful"]:
-        assert row["agreement"] == sum(row["row"] in scores.topk(5).indices for scores in each)
-    analyze.main(asked)
-    assert f"{answer['helpful'][0]['agreement']}/3 row" in capsys.readouterr().out
+    for side in answer["sides"]:
+        sign = 1 if side["direction"] == "helpful" else -1
+        for row in side["rows"]:
+            tops = [(sign * scores).topk(5).indices for scores in each]
+            assert row["agreement"] == sum(row["row"] in top for top in tops)
+    analyze.main([*asked, "--raw"])
+    first = answer["sides"][0]["rows"][0]
+    assert f"{first['agreement']} of 3 members" in capsys.readouterr().out
 
 
 def test_own_queries_and_self_influence_have_members_too(copied):

@@ -176,14 +176,14 @@ def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, caps
     capsys.readouterr()
     asked = [*where, "--factor_strategy", "identity", "--query_index", "1", "--top_k", "3"]
     analyze.main([*asked, "--format", "json"])
-    shown = json.loads(capsys.readouterr().out)["helpful"]
+    shown = [row for side in json.loads(capsys.readouterr().out)["sides"] for row in side["rows"]]
     texts, names = reviews()["text"], []
     for row in shown:
         assert row["file_row"] >= row["row"] and row["texts"] == [texts[row["file_row"]]]
-        names.append(f"row {row['row']:>6} (row {row['file_row']} of the file)")
-    analyze.main([*asked, "--format", "plain"])
-    plain = capsys.readouterr().out
-    assert all(name in plain for name in names)
+        names.append(f"row {row['row']} (row {row['file_row']} of the file)")
+    analyze.main(asked)
+    listing = capsys.readouterr().out
+    assert len(names) == 6 and all(name in listing for name in names)
     train.main([*where, *own, *QUICK, "--seed", "3"])  # another seed, the same validation rows
     assert "holds a run with another seed; it will be replaced" in capsys.readouterr().out
     assert json.loads((tmp_path / "reviews/run.json").read_text())["data"] == run["data"]
@@ -201,7 +201,8 @@ def test_columns_of_own_rows_may_have_any_name(tmp_path, capsys, column):
     out = capsys.readouterr().out
     assert "planted flips" not in out and ", flipped]" not in out
     analyze.main([*scores, "--query_index", "1", "--format", "json"])
-    shown = json.loads(capsys.readouterr().out)["helpful"]
+    shown = json.loads(capsys.readouterr().out)["sides"][0]["rows"]
+    assert shown
     assert all(row["flipped"] is None and row["texts"][0] in reviews()["text"] for row in shown)
     analyze.main([*scores, "--report", str(tmp_path / "page.html")])
     assert "flipped on purpose" not in (tmp_path / "page.html").read_text()

@@ -54,6 +54,11 @@ def answers(capsys, folder, *argv: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def numbers(answer: dict) -> list[list[int]]:
+    """Rows of each side, by their numbers."""
+    return [[row["row"] for row in side["rows"]] for side in answer["sides"]]
+
+
 def row(index: int):
     data = get_glue_dataset("demo", "valid")
     return data.text(index), data.label_name(index)
@@ -63,7 +68,7 @@ def test_a_validation_row_asked_as_text_gets_its_stored_scores(copied, capsys):
     text, label = row(3)
     (answer,) = answers(capsys, copied, "--query_text", text, "--query_label", label)
     (stored,) = answers(capsys, copied, "--query_index", "3")
-    assert [r["row"] for r in answer["helpful"]] == [r["row"] for r in stored["helpful"]]
+    assert numbers(answer) == numbers(stored) and len(numbers(answer)) == 2
     mine, expected = scores_of(copied, f"{NAME}_queries-*")[0], scores_of(copied)[3]
     assert ((mine - expected).norm() / expected.norm()).item() < 1e-5
     assert answer["probability"] == pytest.approx(stored["probability"]) and answer["query"] is None
@@ -114,32 +119,37 @@ def test_stored_factors_are_used_and_nothing_is_scored_that_was_not_asked_for(co
 
 def test_without_a_label_the_question_is_about_the_predicted_class(copied, capsys):
     (answer,) = answers(capsys, copied, "--query_text", "The soup was cold and bland.")
-    assert answer["target"] == "predicted" and answer["label"] == answer["prediction"]
+    assert answer["target"] == "predicted" and answer["label"] == answer["said"]
     assert answer["probability"] >= 0.5 and answer["margin"] >= 0
     other = {"negative": "positive", "positive": "negative"}[answer["label"]]
     (turned,) = answers(
         capsys, copied, "--query_text", "The soup was cold and bland.", "--query_label", other
     )
     assert turned["margin"] == pytest.approx(-answer["margin"], rel=1e-4)
-    assert {r["row"] for r in turned["helpful"]} == {r["row"] for r in answer["harmful"]}
+    # The same rows on the same sides: a side is named by its class, whatever the label.
+    assert numbers(turned) == numbers(answer)
+    for one, other in zip(turned["sides"], answer["sides"], strict=True):
+        assert one["towards"] == other["towards"] and one["direction"] != other["direction"]
     analyze.main(
         [*QUICK, "--checkpoint_dir", str(copied), "--query_text", "The soup was cold and bland."]
     )
-    assert f"[{answer['label']}, predicted with probability" in capsys.readouterr().out
+    assert f"the model says {answer['label']} ({answer['probability']:.0%})" in (
+        capsys.readouterr().out
+    )
 
 
-def test_the_predicted_class_of_a_wrong_validation_row_has_minus_the_stored_scores(copied, capsys):
-    everything = ["--query_index", *map(str, range(9))]
-    labels = answers(capsys, copied, *everything)
-    targets = answers(capsys, copied, *everything, "--query_target", "predicted")
-    wrong = 0
-    for label, target in zip(labels, targets, strict=True):
-        same = label["label"] == label["prediction"]
-        wrong += not same
-        side = "helpful" if same else "harmful"
-        assert [r["row"] for r in target["helpful"]] == [r["row"] for r in label[side]]
-        assert target["label"] == label["prediction"] and target["margin"] >= 0
-    assert wrong, "the small run is wrong somewhere"
+def test_the_first_side_pushed_towards_the_said_class_also_where_that_is_wrong(copied, capsys):
+    found = answers(capsys, copied, "--query_index", *map(str, range(9)))
+    stored = scores_of(copied).numpy()
+    for answer, scores in zip(found, stored, strict=True):
+        first, second = answer["sides"]
+        right = answer["said"] == answer["label"]
+        order = np.argsort(-scores if right else scores, kind="stable")
+        assert numbers(answer) == [order[:5].tolist(), order[::-1][:5].tolist()]
+        assert first["towards"] == answer["said"] != second["towards"]
+        assert "what the model said" in first["title"]
+        assert (answer["margin"] > 0) == right
+    assert {one["said"] == one["label"] for one in found} == {True, False}
 
 
 def test_a_file_of_queries_may_have_labels_and_may_come_from_standard_input(
@@ -257,7 +267,12 @@ def test_a_regression_asks_about_its_output(tmp_path, capsys):
     below = json.loads(
         capsys.readouterr().out
     )  # the label is above the output: what raises it helps
-    assert [r["row"] for r in below["helpful"]] == [r["row"] for r in answer["helpful"]]
+    assert numbers(below) == numbers(answer)
+    assert [side["title"] for side in below["sides"]] == ["raised the output", "lowered the output"]
+    assert below["sides"][0]["direction"] == "helpful"
+    analyze.main([*query, "--query_label", str(output - 1.0)])
+    above = json.loads(capsys.readouterr().out)  # what raises it leads away from the label
+    assert numbers(above) == numbers(answer) and above["sides"][0]["direction"] == "harmful"
 
 
 def test_a_class_whose_name_is_a_number_is_meant_by_its_name():
@@ -271,10 +286,9 @@ def test_a_class_whose_name_is_a_number_is_meant_by_its_name():
 def test_a_number_of_a_query_is_that_of_the_validation_row(copied, capsys):
     """Also where queries begin later: in listings, in JSON and in refusals."""
     rows = get_glue_dataset("demo", "valid").texts()
-    label = get_glue_dataset("demo", "valid").label_name(5)
     window = ["--first_query", "5", "--max_queries", "4"]
     analyze.main([*QUICK, "--checkpoint_dir", str(copied), *window, "--overwrite"])
-    assert f"query 5 [{label}]: {rows[5]}" in capsys.readouterr().out
+    assert f"query 5: {rows[5]}" in " ".join(capsys.readouterr().out.split())
     (answer,) = answers(capsys, copied, *window, "--query_index", "7")
     assert answer["query"] == 7 and answer["texts"] == [rows[7]] and answer["file_row"] is None
     error = refused(

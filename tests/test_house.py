@@ -140,6 +140,8 @@ def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
         tmp_path,
         {
             "attribution/__init__.py": "",
+            "attribution/z.py": "def __getattr__(n):\n    if n == 'late': return 'never'\n",
+            "four.py": "from attribution.z import late, never\n",
             "attribution/a.py": "import os\nb: int = 1\nif b:\n    c, d = 1, 2\ndef e(): f = 1\n",
             "one.py": "from attribution import a as x\nfrom attribution.a import b, c, d, e, os\n"
             "x.b, x.e, x.__file__\n",
@@ -150,6 +152,7 @@ def test_a_name_that_is_missing_where_it_is_taken_from_is_found(tmp_path):
         },
     )
     assert house.missing_names(tmp_path, files) == [
+        "four.py, line 1, takes never from attribution/z.py, which has no such name",
         "three.py, line 6, takes lost from one.py, which has no such name",
         "two.py, line 1, takes f from attribution/a.py, which has no such name",
         "two.py, line 2, takes none from attribution/__init__.py, which has no such name",

@@ -88,7 +88,10 @@ def test_a_diverged_retrain_is_stored_as_nan_and_counts_as_wrong(trained):
 
 def test_scores_and_factors_that_are_not_finite_are_not_stored(run_copy, monkeypatch, capsys):
     whole = ScoreFolder.save
-    spoiled = lambda self, kind, scores, *rest: whole(self, kind, scores * math.nan, *rest)  # noqa: E731
+
+    def spoiled(self, kind, arrays, *rest):
+        whole(self, kind, {name: values * math.nan for name, values in arrays.items()}, *rest)
+
     monkeypatch.setattr(ScoreFolder, "save", spoiled)
     arguments = [*QUICK, "--checkpoint_dir", str(run_copy)]
     assert run_script(analyze.main, arguments) == 2

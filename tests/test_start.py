@@ -85,10 +85,12 @@ def test_a_script_imports_only_the_libraries_of_its_list(script):
 def test_stored_scores_are_shown_without_a_slow_library_data_set_or_model(run_copy):
     analyze_quickly(run_copy)
     line = [*QUICK, "--checkpoint_dir", str(run_copy), "--query_index", "3"]
-    forms = [[*line, "--format", form] for form in ("plain", "table", "json")]
-    found, output = started("analyze", *forms, [*line, "--query_target", "predicted"])
+    forms = [[*line, "--format", form] for form in ("table", "json", "csv")]
+    group = [*line[:-2], "--query_group", "all"]
+    found, output = started("analyze", *forms, [*line, "--raw"], group)
     assert found == set()
-    assert output.count("query 3 [") == 3 and '"query": 3' in output
+    assert output.count("query 3: ") == 2 and '"query": 3' in output and "query,towards," in output
+    assert "9 of 9 validation rows (all)" in output
 
 
 def test_a_figure_is_drawn_again_with_matplotlib_alone(tmp_path):

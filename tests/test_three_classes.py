@@ -13,6 +13,7 @@ import evaluate_lds
 import run_counterfactual
 import train
 from attribution.evidence.store import Job
+from attribution.files import Refused
 from attribution.training.fit import predict
 from attribution.training.run import Run
 from pipeline import compute_correct, compute_margin
@@ -120,3 +121,44 @@ def test_the_key_of_a_job_is_its_rows_and_seed():
         job.rows.tolist() == [0, 1, 2]
         and job.key != Job.of(np.arange(3), 8).key != Job.of(np.arange(4), 7).key
     )
+
+
+def test_a_contrast_of_two_classes_is_made_of_the_margins_of_both():
+    logits = torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    p = logits.softmax(-1)
+
+    def slope(label: int) -> torch.Tensor:
+        z = logits.clone().requires_grad_()
+        margin = compute_margin(z[None], torch.tensor([label]))
+        return torch.autograd.grad(margin.sum(), z)[0]
+
+    one = torch.eye(4, dtype=torch.float64)
+    for said, other in ((0, 3), (2, 1)):
+        found = (1 - p[said]) * slope(said) - (1 - p[other]) * slope(other)
+        assert torch.allclose(found, one[said] - one[other])
+
+
+def test_a_contrast_turns_its_sign_with_its_classes_and_is_refused_where_there_is_none(
+    runs, capsys
+):
+    where = ["--dataset_name", "mnli", "--checkpoint_dir", str(runs), "--query_index", "1"]
+
+    def contrast(against: str) -> dict:
+        capsys.readouterr()
+        analyze.main([*where, "--contrast", against, "--top_k", "40", "--format", "json"])
+        return json.loads(capsys.readouterr().out)
+
+    names = {"entailment", "neutral", "contradiction"}
+    analyze.main([*where, "--format", "json"])
+    said = json.loads(capsys.readouterr().out)["said"]
+    others = sorted(names - {said})
+    found = [contrast(name) for name in others]
+    for answer, name in zip(found, others, strict=True):
+        assert [side["towards"] for side in answer["sides"]] == [said, name]
+        assert all(row["score"] > 0 for row in answer["sides"][0]["rows"])
+        assert all(row["score"] < 0 for row in answer["sides"][1]["rows"])
+    assert found[0]["sides"][0]["rows"] != found[1]["sides"][0]["rows"]
+    with pytest.raises(Refused, match="what the model said"):
+        contrast(said)
+    with pytest.raises(Refused, match="does not know the query label"):
+        contrast("no class")

@@ -12,13 +12,16 @@ from attribution.influence.settings import Settings
 from attribution.influence.stored import recorded_queries
 from attribution.processes import launched
 from attribution.show.asking import (
+    answers_to_questions,
+    answers_to_rows,
+    contrasts,
     forget_queries,
     read_questions,
-    show_questions,
+    scored_rows,
     show_scores,
-    show_validation_rows,
+    with_words,
 )
-from attribution.show.listing import view_of
+from attribution.show.listing import View, show
 from attribution.training.arguments import MAX_QUERIES
 from attribution.training.run import Run
 from pipeline import quiet_libraries
@@ -26,7 +29,14 @@ from pipeline import quiet_libraries
 
 def as_scored(args: argparse.Namespace, run: Run, name: str) -> int:
     """Number of queries: --max_queries, by default for a question as many as were scored before."""
-    questions = (args.query_index, args.query_text, args.query_path, args.report)
+    questions = (
+        args.query_index,
+        args.query_group,
+        args.query_text,
+        args.query_path,
+        args.report,
+        args.label_issues,
+    )
     if args.max_queries != MAX_QUERIES or all(one is None for one in questions):
         return args.max_queries
     return recorded_queries(run, name) or args.max_queries
@@ -52,24 +62,53 @@ def analyze(args: argparse.Namespace, run: Run, settings: Settings) -> None:
         influence = Influence(run, train, queries, settings, vars(args), processes=processes)
         answer(influence, args)
         if settings.profile and (table := influence.profile()):
-            print(table, file=sys.stderr if args.format == "json" else sys.stdout)
+            print(table, file=sys.stdout if args.format == "table" else sys.stderr)
 
 
 def answer(influence: Influence, args: argparse.Namespace) -> None:
     """Prints the answer to the question of the command line, or scores all validation rows."""
-    view = view_of(args.format, args.top_k)
-    places = None
-    if args.query_index is not None:
-        places = [influence.queries.place_of(one, "query_index") for one in args.query_index]
+    view = View(args.format, args.top_k, args.raw)
+    main = influence.processes.main
     questions = read_questions(influence.run, vars(args), influence.processes)
-    if questions is not None:
-        show_questions(influence, questions, view)
-    elif args.report is None and places is None:
-        show_scores(influence, args.self_influence, view)
-    elif influence.processes.main and args.report is not None:
-        from attribution.show.report import write_report  # it imports sklearn and Jinja2
+    if args.contrast is not None:
+        with view.progress():
+            places = [
+                influence.queries.place_of(one, "query_index") for one in args.query_index or []
+            ]
+            data = questions.data if questions is not None else influence.queries.subset(places)
+            texts = [data.columns_of(i) for i in range(len(data))]
+            answers = contrasts(influence, texts, args.contrast, args.top_k)
+        show(answers, view)
+    elif questions is not None:
+        with view.progress():
+            answers = answers_to_questions(influence, questions, args.top_k)
+            if args.words and main:
+                answers = with_words(influence, questions.data, answers)
+        show(answers, view)
+    elif args.label_issues is not None or args.self_influence:
+        from attribution.show.label_issues import show_label_issues  # it imports sklearn
 
-        path = None if args.report is True else args.report  # True: no file was named
-        print(f"wrote {write_report(influence, path, places, args.top_k)}")
-    elif influence.processes.main and places is not None:
-        show_validation_rows(influence, places, args.query_target, view)
+        if args.self_influence:
+            with view.progress():
+                scores = influence.compute("pairwise")
+                if scores is not None:
+                    scored_rows(influence, scores)
+        show_label_issues(influence, args.label_issues or "self_influence", view)
+    elif args.report is not None:
+        if main:
+            from attribution.show.report import write_report  # it imports sklearn and Jinja2
+
+            path = None if args.report is True else args.report  # True: no file was named
+            print(f"wrote {write_report(influence, path, args.query_index, args.top_k)}")
+    elif args.query_index is None and args.query_group is None:
+        show_scores(influence, view)
+    elif main:
+        with view.progress():
+            asked = args.query_index, args.top_k, args.query_group, args.particular
+            answers = answers_to_rows(influence, *asked)
+            if args.words and args.query_index:
+                places = [
+                    influence.queries.place_of(one, "query_index") for one in args.query_index
+                ]
+                answers = with_words(influence, influence.queries.subset(places), answers)
+        show(answers, view)

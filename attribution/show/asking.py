@@ -4,8 +4,6 @@ Symbols: Q queries, N training rows.
 """
 
 import contextlib
-import json
-import shlex
 import shutil
 from dataclasses import replace
 
@@ -15,22 +13,29 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
-from attribution.influence.stored import most_helpful, replayed_self_scores
 from attribution.processes import Processes, choose_device
-from attribution.show import listing
-from attribution.show.listing import (
+from attribution.replay.words import token_values, words_of
+from attribution.show.answer import (
+    Answer,
     Context,
     Query,
-    View,
-    block_lines,
-    describe_row,
-    plain_row,
-    show_queries,
-    terminal_width,
+    Words,
+    explain,
+    rank_high_everywhere,
+    softmax,
 )
-from attribution.show.scored import ScoredRows, as_predicted, keep_answers, open_scored, unscored
+from attribution.show.listing import View, show
+from attribution.show.scored import (
+    ScoredRows,
+    check_for,
+    checkpoint_flag,
+    keep_answers,
+    open_scored,
+    unscored,
+)
 from attribution.training.arguments import queries_flag
-from attribution.training.queries import Questions, ask, read_queries
+from attribution.training.fit import predict
+from attribution.training.queries import Questions, ask, predict_run, read_label, read_queries
 from attribution.training.run import Run
 from pipeline import compute_margin
 
@@ -80,8 +85,11 @@ def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
     queries = influence.queries
     logits = influence.said()
     margins = margins_of(logits, queries)
-    everywhere = listing.rank_high_everywhere(scores)
-    arrays = {"logits": logits, "margins": margins, "everywhere": everywhere}
+    everywhere = rank_high_everywhere(scores)
+    said = None
+    if not queries.task.regression:
+        said = predict_run(run, influence.train).numpy().argmax(-1)
+    arrays = {"logits": logits, "margins": margins, "everywhere": everywhere, "said": said}
     with contextlib.suppress(OSError):  # of a folder that may only be read
         keep_answers(run, influence.scores, influence.train, queries, arrays)
     settings = influence.settings
@@ -95,6 +103,7 @@ def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
         logits,
         margins,
         everywhere,
+        said,
     )
 
 
@@ -127,72 +136,138 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
     ]
 
 
-def predicted_queries(influence: Influence, queries: list[Query]) -> list[Query]:
-    """Validation rows with the model's prediction as the target.
-
-    With more than two classes, and for a regression's output, they are scored as custom queries.
-    """
-    task = influence.train.task
-    if task.num_labels == 2:
-        return [as_predicted(query, task.class_names) for query in queries]
-    questions = ask(influence.run, [query.texts for query in queries], [None] * len(queries))
-    found = custom_queries(influence, questions, alone=True)
-    return [
-        replace(query, number=asked.number, file_row=asked.file_row)
-        for query, asked in zip(found, queries, strict=True)
-    ]
-
-
 # --- answers ------------------------------------------------------------------------------------
 
 
 def lds_command(influence: Influence, bare: bool = False) -> str:
     """Command that measures how true the scores are. bare: without an absolute path."""
-    place = influence.run.folder.parent
-    where = shlex.quote(place.name if bare and place.is_absolute() else str(place))
+    where = checkpoint_flag(influence.run, bare)
     limit = queries_flag(influence.arguments.get("max_queries"), influence.settings.first_query)
     name = influence.run.dataset_name
-    return f"python evaluate_lds.py --dataset_name {name} --checkpoint_dir {where}{limit}"
+    return f"python evaluate_lds.py --dataset_name {name}{where}{limit}"
 
 
 def plain_context(influence: Influence) -> Context:
     """Facts that all queries share, without those that take scores of validation rows."""
     replayed = influence.settings.factor_strategy == "replay"
-    return Context(influence.train, influence.name, len(influence.analyses), replayed=replayed)
+    name = influence.name
+    check = check_for(influence.run, name, influence.settings.first_query)
+    return Context(influence.train, name, len(influence.analyses), replayed=replayed, check=check)
 
 
-def show_validation_rows(influence: Influence, places: list[int], target: str, view: View) -> None:
-    """Prints validation rows, by their places, from stored scores. target: "label" or "predicted".
+def answers_to_rows(
+    influence: Influence,
+    numbers: list[int] | None,
+    top_k: int,
+    group: str | None = None,
+    particular: bool = False,
+) -> list[Answer]:
+    """Answers to validation rows, or to a group of them, from stored scores.
 
-    Raises Refused if there are no scores.
+    numbers, group: see `ScoredRows.queries_of`. particular: rows are ranked by score /
+    sqrt(self-influence), which is computed unless stored. Raises Refused if there are no scores.
     """
-    with view.progress():
-        scores = influence.scores.load("pairwise")
-        if scores is None:
-            raise unscored(influence.name)
-        scored = scored_rows(influence, scores)
-        queries = [scored.query(place) for place in places]
-        if target == "predicted":
-            queries = predicted_queries(influence, queries)
-    show_queries(scored.context(), queries, view)
+    scores = influence.scores.load("pairwise")
+    if scores is None:
+        raise unscored(influence.name)
+    if particular:
+        influence.compute("self")
+    scored = scored_rows(influence, scores)
+    context = scored.context(influence.run, particular)
+    return [explain(context, query, top_k) for query in scored.queries_of(numbers, group)]
 
 
-def show_questions(influence: Influence, questions: Questions, view: View) -> None:
-    """Scores and prints custom queries."""
-    with view.progress():
-        queries = custom_queries(influence, questions)
-        context = plain_context(influence)
-        with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
-            scored = open_scored(influence.run, influence.settings)
-            context = scored.context() if scored else context
-    show_queries(context, queries, view)
+def answers_to_questions(influence: Influence, questions: Questions, top_k: int) -> list[Answer]:
+    """Answers to custom queries, which are scored unless their scores are stored.
+
+    Empty on all processes but the main one.
+    """
+    queries = custom_queries(influence, questions)
+    context = plain_context(influence)
+    with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
+        scored = open_scored(influence.run, influence.settings)
+        context = scored.context(influence.run) if scored else context
+    return [explain(context, query, top_k) for query in queries]
 
 
-def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
-    """Computes scores that are not stored; prints the first query, or the top self-influence."""
+def contrasts(
+    influence: Influence, texts: list[list[str]], against: str, top_k: int
+) -> list[Answer]:
+    """Answers about what the model said against one other class: scores of z_s - z_c.
+
+    From scores of both margins: the gradient of margin y is (z_y - sum_k p_k z_k)' / (1 - p_y), so
+    that (1 - p_s) m_s - (1 - p_c) m_c changes as z_s - z_c does. texts: text columns of each query.
+    against: class by name or number. Raises Refused for a class that the model said itself, for two
+    classes, and for a replay, whose members have other probabilities.
+    """
+    task = influence.train.task
+    if task.num_labels < 3 or influence.settings.factor_strategy == "replay":
+        raise Refused("--contrast is for three classes or more, and not for a replay")
+    said = ask(influence.run, texts, [None] * len(texts)).data.labels.tolist()
+    other = int(read_label(against, task))
+    if other in said:
+        raise Refused(f"--contrast {against} is what the model said; name another class")
+    asked = ask(influence.run, [*texts, *texts], [*said, *[other] * len(texts)])
+    queries = custom_queries(influence, asked)
+    answers = []
+    for one, second in zip(queries[: len(texts)], queries[len(texts) :], strict=True):
+        assert one.logits is not None
+        p = softmax(one.logits)
+        mine, theirs = 1 - p[int(one.label_number)], 1 - p[other]
+        scores = mine * one.scores - theirs * second.scores
+        name = task.name_of(other)
+        query = replace(one, scores=scores, target="predicted", members=None, against=name)
+        answers.append(explain(replace(plain_context(influence), check=None), query, top_k))
+    return answers
+
+
+def with_words(influence: Influence, data: GlueDataset, answers: list[Answer]) -> list[Answer]:
+    """The answers, with how much each word links the query and a row, see `replay.words`.
+
+    data: row i is the query of answer i. By the run's own model, along the log-odds of what it said
+    against the label, or else against the class that comes next.
+    """
+    tokenizer = influence.run.reading()["tokenizer"]
+    model = influence.run.model(choose_device())
+    logits = predict(model, data)
+    found = []
+    for place, answer in enumerate(answers):
+        rows = [row for side in answer.sides for row in side.rows]
+        if not rows:
+            found.append(answer)
+            continue
+        shares = torch.tensor([row.share for row in rows])
+        chosen = influence.train.subset([row.row for row in rows])
+        query = data.subset([place])
+        direction = torch.ones(1)
+        if not data.task.regression:
+            said, runner_up = logits[place].topk(2).indices.tolist()
+            label = int(data.labels[place])
+            direction = torch.zeros(data.task.num_labels)
+            direction[said] = 1
+            direction[runner_up if label == said else label] = -1
+        of_query, of_rows = token_values(model, query, chosen, direction, shares, tokenizer)
+        words = [
+            relative(words_of(row.texts, tokenizer, values))
+            for row, values in zip(rows, of_rows, strict=True)
+        ]
+        linked = iter([replace(row, words=one) for row, one in zip(rows, words, strict=True)])
+        sides = [replace(side, rows=[next(linked) for _ in side.rows]) for side in answer.sides]
+        of_texts = relative(words_of(answer.texts, tokenizer, of_query))
+        found.append(replace(answer, sides=sides, words=of_texts))
+    return found
+
+
+def relative(words: Words) -> Words:
+    """Words with values relative to the largest."""
+    most = max([value for column in words for _, value in column], default=0.0)
+    return [[(text, value / most if most > 0 else 0.0) for text, value in col] for col in words]
+
+
+def show_scores(influence: Influence, view: View) -> None:
+    """Computes scores that are not stored, and prints the answer to the first query."""
     with view.progress():
         scores = influence.compute("pairwise")
-        self_scores = influence.compute("self") if self_influence else None
         if scores is None:  # not the main process
             return
         print(
@@ -202,83 +277,4 @@ def show_scores(influence: Influence, self_influence: bool, view: View) -> None:
         for sentence in influence.run.doubts:
             print(printable(sentence))
         scored = scored_rows(influence, scores)
-    if self_scores is None:
-        show_queries(scored.context(), [scored.query(0)], view)
-        return
-    losses = None
-    if view.form != "json" and influence.train.wrong is not None:
-        from attribution.evidence.wrong_labels import row_losses  # sklearn takes a second
-
-        models = [one.run.model(choose_device()) for one in influence.analyses]
-        losses = np.mean([row_losses(model, influence.train) for model in models], axis=0)
-    context = plain_context(influence)
-    if (
-        not context.replayed
-        and view.form != "json"
-        and (replayed := replayed_self_scores(influence.run))
-    ):
-        name, margins = replayed
-        first = replace(context, name=name, replayed=True)
-        show_self_influence(first, margins, view.top_k, view.form)
-    show_self_influence(context, self_scores, view.top_k, view.form, losses)
-
-
-SELF_KEYS = ("row", "file_row", "rank", "score", "share", "texts", "label", "flipped")
-
-
-def show_self_influence(
-    context: Context,
-    scores: np.ndarray,
-    top_k: int,
-    form: str = "plain",
-    losses: np.ndarray | None = None,
-) -> None:
-    """Prints the rows with the highest self-influence, and how many recorded wrong labels it finds
-    (not in JSON, see FORMAT). That of a replay is minus the margin of the row where it was left
-    out.
-
-    scores: self-influence (N,). form: one of FORMATS. losses: of the rows (N,), the ranking that is
-    compared with it.
-    """
-    order = most_helpful(scores)
-    total = float(np.abs(scores).sum(dtype=np.float64)) or 1.0
-    rows = []
-    for rank, row in enumerate(order[:top_k].tolist(), 1):
-        score = float(scores[row])
-        more = {"rank": rank, "share": abs(score) / total, "agreement": None}
-        rows.append(describe_row(context, row, score) | more)
-    if form == "json":
-        for row in rows:
-            about = {"scores": context.name, "members": context.num_members}
-            print(json.dumps({key: row[key] for key in SELF_KEYS} | about))
-        return
-    ranking = "self-influence"
-    title = "highest self-influence"
-    if context.replayed:
-        ranking = "margin left out"
-        title = "lowest margins of rows left out of a replayed training (score: minus that margin)"
-    if form == "table":
-        lines = block_lines({title: rows}, context.num_members, terminal_width())
-    else:
-        lines = [f"{title}:", *map(plain_row, rows)]
-    print("", *lines, sep="\n")
-    wrong = context.train.wrong
-    if wrong is None:
-        return
-    top = min(50, len(wrong))
-    print(
-        f"  {wrong[order[:top]].sum()} of the top {top} rows by {ranking} are planted "
-        f"flips; chance gives {top * wrong.mean():.1f}"
-    )
-    if losses is None:
-        return
-    from attribution.evidence import wrong_labels  # sklearn takes a second to import
-    from attribution.show import tables
-
-    print(
-        f"\nwho finds the {wrong.sum():,} wrong labels of {len(wrong):,} rows (95 % intervals over "
-        "rows):"
-    )
-    rankings = {ranking: scores, "loss of the row": losses}
-    found = {name: wrong_labels.found(ranking, wrong) for name, ranking in rankings.items()}
-    print(tables.wrong_labels_text(found))
+    show([explain(scored.context(influence.run), scored.query(0), view.top_k)], view)

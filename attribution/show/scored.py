@@ -8,18 +8,27 @@ queries, N training rows, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from attribution.data.rows import KeptRows, Rows, is_kept, keep_rows
+from attribution.evidence.arguments import MIN_SEEDS
 from attribution.files import Refused, intact, read_json, write_arrays, write_json
 from attribution.influence.settings import Settings
-from attribution.influence.stored import ScoreFolder, folder_of, folder_of_mean
-from attribution.show.listing import Context, Query, View, show_queries
-from attribution.training.arguments import MAX_QUERIES
+from attribution.influence.stored import (
+    ScoreFolder,
+    folder_of,
+    folder_of_mean,
+    recorded_queries,
+)
+from attribution.show.answer import Check, Context, Query, explain
+from attribution.show.listing import View, show
+from attribution.training.arguments import CHECKPOINTS, MAX_QUERIES, queries_flag
 from attribution.training.members import replayed_members
 from attribution.training.run import Run
 
@@ -41,10 +50,11 @@ class ScoredRows:
     queries: Rows
     logits: np.ndarray  # (Q, C) of the run's model
     margins: np.ndarray  # (Q,)
-    everywhere: np.ndarray | None  # (N,) see `listing.rank_high_everywhere`
+    everywhere: np.ndarray | None  # (N,) see `answer.rank_high_everywhere`
+    said: np.ndarray | None  # (N,) class that the run's model gives each training row
 
-    def context(self) -> Context:
-        """Facts that all queries share."""
+    def context(self, run: Run, particular: bool = False) -> Context:
+        """Facts that all queries share. particular: see `own_scores`."""
         record = self.scores.record("pairwise") or {}
         return Context(
             self.train,
@@ -52,9 +62,17 @@ class ScoredRows:
             max(len(self.members), 1),
             self.settings.factor_strategy == "replay",
             record.get("likeness"),
-            record.get("unit", 1.0),
             self.everywhere,
+            self.said,
+            self.own_scores() if particular else None,
+            check_for(run, self.scores.path.name, self.settings.first_query),
         )
+
+    def own_scores(self) -> np.ndarray | None:
+        """Stored self-influence (N,), by whose root scores are divided to rank rows that are
+        particular to a query (RelatIF, arXiv:2003.11630); None if it is not stored.
+        """
+        return self.scores.load("self")
 
     def query(self, place: int) -> Query:
         """One validation row with its scores, by its place among the queries.
@@ -79,23 +97,83 @@ class ScoredRows:
             members=there if there and len(there) == len(of_members) else None,
         )
 
+    def queries_of(self, numbers: list[int] | None, group: str | None) -> list[Query]:
+        """Validation rows by their numbers, or one query for a group of them.
 
-def as_predicted(query: Query, class_names: tuple[str, ...]) -> Query:
-    """The query, of two classes, with the model's prediction as its target: the scores of a wrong
-    prediction are minus those of the label.
+        group: see `group`. Raises Refused for a number that is not among the queries.
+        """
+        if group is not None:
+            return [self.group(group)]
+        return [self.query(self.queries.place_of(one, "query_index")) for one in numbers or []]
+
+    def group(self, name: str) -> Query:
+        """The mean over a group of queries: "all", those that the model gets "wrong" or "right",
+        those of a class, or those of a file with a number in each line.
+
+        Raises Refused for a group that there is not, or that is empty.
+        """
+        scores = self.scores.load("pairwise")
+        if scores is None:
+            raise unscored(self.scores.path.name)
+        task = self.queries.task
+        labels = self.queries.labels
+        groups = {"all": np.ones(len(labels), bool)}
+        if not task.regression:
+            right = self.logits.argmax(-1) == labels
+            of_classes = {task.name_of(i): labels == i for i in range(task.num_labels)}
+            groups = of_classes | groups | {"wrong": ~right, "right": right}
+        if name in groups:
+            places = np.flatnonzero(groups[name]).tolist()
+        else:
+            try:
+                numbers = [int(word) for word in Path(name).read_text(encoding="utf-8").split()]
+            except OSError as error:
+                known = ", ".join([*groups, "a file"])
+                raise Refused(f"--query_group {name} is not one of {known}") from error
+            except ValueError as error:  # also of bytes that are no text
+                raise Refused(
+                    f"--query_group: {name} must have the number of a query in each line"
+                ) from error
+            places = [self.queries.place_of(number, "query_group") for number in numbers]
+        if not places:
+            raise Refused(f"--query_group {name} has no queries")
+        return Query(
+            [f"{len(places):,} of {len(labels):,} validation rows ({name})"],
+            "their labels",
+            scores[places].mean(0),
+            target="group",
+            margin=float(self.margins[places].mean()),
+        )
+
+
+def checkpoint_flag(run: Run, bare: bool = False) -> str:
+    """Argument of a suggested command that names the folder of the run; empty for the default.
+
+    bare: without an absolute path.
     """
-    assert query.logits is not None and query.margin is not None
-    place = int(query.logits.argmax())
-    sign = 1 if place == query.label_number else -1
-    return replace(
-        query,
-        target="predicted",
-        label=class_names[place],
-        label_number=float(place),
-        scores=sign * query.scores,
-        margin=sign * query.margin,
-        members=query.members and [sign * scores for scores in query.members],
-    )
+    place = run.folder.parent
+    if place == CHECKPOINTS:
+        return ""
+    shown = place.name if bare and place.is_absolute() else str(place)
+    return f" --checkpoint_dir {shlex.quote(shown)}"
+
+
+def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Check | None:
+    """What checks predictions of the run by the scores of this name; None where nobody said how
+    the model was trained, or for queries that do not begin with the first validation row.
+
+    bare: without an absolute path.
+    """
+    if run.recipe is None or first_query:
+        return None
+    command = f"python run_counterfactual.py --dataset_name {run.dataset_name}"
+    command += checkpoint_flag(run, bare)
+    command += queries_flag(recorded_queries(run, name))
+    if name != "ekfac":
+        command += f" --strategies {name}"
+    seconds = [epoch["seconds"] for epoch in run.epochs]
+    # Seeds with nothing removed, without the rows, and without random ones.
+    return Check(command, 3 * MIN_SEEDS, sum(seconds) or None)
 
 
 def unscored(name: str) -> Refused:
@@ -110,7 +188,7 @@ def keep_answers(
     queries: GlueDataset,
     arrays: dict[str, np.ndarray | None],
 ) -> None:
-    """Keeps what a listing needs beside the scores. arrays: the last three of `ScoredRows`."""
+    """Keeps what a listing needs beside the scores. arrays: the last four of `ScoredRows`."""
     rows = {
         name: keep_rows(data, data.columns(), run.folder / ROWS)
         for name, data in (("train", train), ("queries", queries))
@@ -160,24 +238,31 @@ def open_scored(run: Run, settings: Settings) -> ScoredRows | None:
         arrays["logits"],
         arrays["margins"],
         arrays.get("everywhere"),
+        arrays.get("said"),
     )
 
 
 def show_stored(
-    run: Run, settings: Settings, numbers: list[int], max_queries: int, target: str, view: View
+    run: Run,
+    settings: Settings,
+    numbers: list[int] | None,
+    group: str | None,
+    max_queries: int,
+    view: View,
+    particular: bool = False,
 ) -> bool:
-    """Whether validation rows, by their numbers, could be printed from what was kept.
+    """Whether validation rows, by their numbers, or a group of them could be printed from what was
+    kept.
 
-    max_queries: as asked for. target: "label" or "predicted". Raises Refused for a number that is
-    not among the queries.
+    max_queries: as asked for. particular: see `ScoredRows.own_scores`. Raises Refused for a number
+    that is not among the queries.
     """
     scored = open_scored(run, settings)
     if scored is None or (max_queries != MAX_QUERIES and max_queries != len(scored.queries)):
         return False
-    if target == "predicted" and run.num_labels != 2:  # scored as custom queries
+    if particular and scored.own_scores() is None:
         return False
-    queries = [scored.query(scored.queries.place_of(one, "query_index")) for one in numbers]
-    if target == "predicted":
-        queries = [as_predicted(query, run.task.class_names) for query in queries]
-    show_queries(scored.context(), queries, view)
+    context = scored.context(run, particular)
+    queries = scored.queries_of(numbers, group)
+    show([explain(context, query, view.top_k) for query in queries], view)
     return True

@@ -20,9 +20,11 @@ def test_every_table_equals_the_one_made_from_results(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_no_table_is_typed_by_hand(page):
+def test_no_table_of_numbers_is_typed_by_hand(page):
     outside = re.sub(r"<!-- table .*?<!-- end -->", "", (ROOT / page).read_text(), flags=re.DOTALL)
-    assert [line for line in outside.splitlines() if line.startswith("|")] == []
+    typed = [line for line in outside.splitlines() if line.startswith("|")]
+    words = [re.sub(r"`[^`]*`|\]\([^)]*\)", "", line) for line in typed]  # no commands, no links
+    assert [line for line in words if re.search(r"\d", line)] == []
 
 
 @pytest.mark.parametrize(
