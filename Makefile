@@ -1,5 +1,5 @@
 # make demo: fine-tune the small BERT on support tickets, score, print.   make test: the whole test suite.
-# make figures, make tables: draw every figure, and make every table of README.md and lab/README.md, again from results/.
+# make figures, make tables: draw every figure (but card.png: lab/commands/report.sh), and make every table, again from results/.
 # CPU=1: a new .venv gets torch's build for processors, from PyTorch's own index, without the libraries of CUDA.
 # make bench: speed against stock kronfluence, into checkpoints/lab. GLUE_DIR and MODEL_DIR: folders with data and a BERT (default: the hub's).
 PYTHON ?= python3

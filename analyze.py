@@ -112,11 +112,7 @@ def check_asking(values: dict, given: set[str]) -> None:
     """
     if values["forget_queries"]:
         refuse_idle(given - {"forget_queries", "dataset_name", "checkpoint_dir"}, "forget_queries")
-    ways = [
-        name
-        for name in ("query_index", "query_group", "query_text", "query_path")
-        if values[name] is not None
-    ]
+    ways = [name for name in WAYS if values[name] is not None]
     if len(ways) > 1:
         raise Refused(f"--{ways[0]} and --{ways[1]} exclude each other; ask one at a time")
     if values["report"] is not None and ways and ways[0] != "query_index":
@@ -147,6 +143,10 @@ def check_asking(values: dict, given: set[str]) -> None:
         raise Refused("--contrast belongs to --query_index, --query_text or --query_path")
     if "contrast" in given:
         refuse_idle(given & {"words", "particular", "query_label", "report"}, "contrast")
+    if "words" in given and ways not in (["query_index"], ["query_text"], ["query_path"]):
+        raise Refused("--words belongs to --query_index, --query_text or --query_path")
+    if values["format"] == "csv":
+        refuse_idle(given & {"words"}, "format csv")
     if "particular" in given and values["factor_strategy"] == "replay":
         raise Refused("--particular takes self-influence, which a replay does not have")
 

@@ -1,6 +1,7 @@
 """Outline of analyze.py: scores what is not stored, then answers."""
 
 import argparse
+import dataclasses
 import gc
 import sys
 
@@ -10,7 +11,7 @@ from attribution.files import Refused, check_file
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.influence.stored import recorded_queries
-from attribution.processes import launched
+from attribution.processes import ALONE, launched
 from attribution.show.asking import (
     answers_to_questions,
     answers_to_rows,
@@ -69,6 +70,7 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
     """Prints the answer to the question of the command line, or scores all validation rows."""
     view = View(args.format, args.top_k, args.raw)
     main = influence.processes.main
+    alone = dataclasses.replace(influence, processes=ALONE)  # where the main process goes on alone
     questions = read_questions(influence.run, vars(args), influence.processes)
     if args.contrast is not None:
         with view.progress():
@@ -99,13 +101,13 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
             from attribution.show.report import write_report  # it imports sklearn and Jinja2
 
             path = None if args.report is True else args.report  # True: no file was named
-            print(f"wrote {write_report(influence, path, args.query_index, args.top_k)}")
+            print(f"wrote {write_report(alone, path, args.query_index, args.top_k)}")
     elif args.query_index is None and args.query_group is None:
         show_scores(influence, view)
     elif main:
         with view.progress():
             asked = args.query_index, args.top_k, args.query_group, args.particular
-            answers = answers_to_rows(influence, *asked)
+            answers = answers_to_rows(alone, *asked)
             if args.words and args.query_index:
                 places = [
                     influence.queries.place_of(one, "query_index") for one in args.query_index

@@ -32,6 +32,7 @@ from attribution.training.run import Run
 # Name of the control arm, by whether the task is a regression.
 CONTROL = {False: "random, same classes", True: "random, same tenths of the label"}
 TENTHS = np.linspace(0.1, 0.9, 9)
+FORMAT = 2  # of a verdict: with its word
 MOST_SEEDS = 50  # that an answer is worth
 
 
@@ -244,7 +245,7 @@ def word_of(level: dict, direction: str, seeds: int) -> tuple[str, int | None]:
         (level["difference"], level["difference_interval"]),
     ):
         if interval is None or not np.isfinite(mean):
-            return "cannot tell", MIN_SEEDS
+            return "cannot tell", MIN_SEEDS if seeds < MIN_SEEDS else None
         half = (interval[1] - interval[0]) / 2
         if sign * mean <= 0:
             return "not confirmed", None
@@ -308,4 +309,5 @@ def fingerprint_of_verdict(run: Run, recipe: dict | None) -> dict:
         "run's start": run.start_parts(),
         "recipe": recipe,
         "margin": MARGIN,
+        "format": FORMAT,
     }

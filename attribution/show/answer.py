@@ -209,7 +209,7 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
         None,
         None,
     )
-    if context.check is None or query.target == "group":
+    if context.check is None or query.target == "group" or not sides[0].rows:
         return answer
     command, cost = check_of(context.check, answer, query.scores)
     return dataclasses.replace(answer, check=command, cost=cost)
@@ -261,7 +261,7 @@ def sides_of(context: Context, query: Query, said: str | None) -> list[Side]:
     sides = []
     for way, name in (("helpful", query.label), ("harmful", other)):
         roles = []
-        if name == said:
+        if name == said or (way == "harmful" and name.endswith(f"most of all {said}")):
             roles.append("what the model said")
         if name == query.label and query.target == "label":
             roles.append("the label")

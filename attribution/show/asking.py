@@ -187,6 +187,8 @@ def answers_to_questions(influence: Influence, questions: Questions, top_k: int)
     with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
         scored = open_scored(influence.run, influence.settings)
         context = scored.context(influence.run) if scored else context
+    if len(queries) > 1:  # run_counterfactual.py knows queries that were asked alone
+        context = replace(context, check=None)
     return [explain(context, query, top_k) for query in queries]
 
 
@@ -198,16 +200,18 @@ def contrasts(
     From scores of both margins: the gradient of margin y is (z_y - sum_k p_k z_k)' / (1 - p_y), so
     that (1 - p_s) m_s - (1 - p_c) m_c changes as z_s - z_c does. texts: text columns of each query.
     against: class by name or number. Raises Refused for a class that the model said itself, for two
-    classes, and for a replay, whose members have other probabilities.
+    classes, and for means over members, which have other probabilities, as those of a replay.
     """
     task = influence.train.task
-    if task.num_labels < 3 or influence.settings.factor_strategy == "replay":
-        raise Refused("--contrast is for three classes or more, and not for a replay")
+    settings = influence.settings
+    if task.num_labels < 3 or settings.factor_strategy == "replay" or not settings.single:
+        raise Refused("--contrast is for three classes or more, and for one checkpoint")
     said = ask(influence.run, texts, [None] * len(texts)).data.labels.tolist()
     other = int(read_label(against, task))
     if other in said:
         raise Refused(f"--contrast {against} is what the model said; name another class")
     asked = ask(influence.run, [*texts, *texts], [*said, *[other] * len(texts)])
+    asked = replace(asked, targets=["predicted"] * len(asked.targets))  # nobody gave them a label
     queries = custom_queries(influence, asked)
     answers = []
     for one, second in zip(queries[: len(texts)], queries[len(texts) :], strict=True):

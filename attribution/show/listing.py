@@ -21,9 +21,9 @@ NARROW, WIDE = 60, 120  # characters of a line, at least and at most
 
 FORMAT = """--format json prints one object a query:
   format (2), query (number of the validation row, or null), file_row (its number in the file, from
-  0 on, if validation rows were drawn from it), texts, label, target (label, predicted or output),
-  said (prediction), probability, margin, scores (their name), members (number), unit (of amounts:
-  share, log-odds, label or squared label), conclusion, check (command), cost,
+  0 on, if validation rows were drawn from it), texts, label, target (label, predicted, output or
+  group), said (prediction), probability, margin, scores (their name), members (number), unit (of
+  amounts: share, log-odds, label or squared label), conclusion, check (command), cost,
   sides: two objects, with towards (a class, or raised and lowered), title, direction (helpful or
   harmful to the margin of the label), and rows: row, file_row, texts, label, score (as stored),
   share (of all absolute scores), rank (1: largest absolute score), agreement (null, or members that
@@ -37,7 +37,7 @@ With --label_issues or --self_influence it prints one object a training row, the
   label; of a regression minus the squared error), is_label_issue (whether the two labels differ;
   null: a regression), neighbours (rows of the nearest texts), duplicates (a list of row, equal,
   same_label), ranking, scores. A replay predicts without the row.
---format csv prints one line a row, with the same columns."""
+--format csv prints one line a row: query, towards, and what JSON says of the row, but its words."""
 
 NOTES = {
     "label doubtful": "The model gives this training row another class than its label.",
@@ -69,7 +69,9 @@ class View:
 
 
 def show(answers: list[Answer], view: View) -> None:
-    """Prints answers."""
+    """Prints answers; of a launch the main process does."""
+    if not answers or os.environ.get("RANK", "0") != "0":
+        return
     if view.form == "csv":
         write_csv(answers, sys.stdout)
         return

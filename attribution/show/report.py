@@ -42,7 +42,7 @@ from attribution.show.asking import custom_queries, lds_command, scored_rows, wi
 from attribution.show.label_issues import label_text
 from attribution.show.listing import NOTES, UNITS
 from attribution.show.results import place_of
-from attribution.show.scored import ScoredRows, check_for
+from attribution.show.scored import ScoredRows, check_for, checkpoint_flag
 from attribution.training.queries import ask
 from pipeline import compute_correct
 
@@ -111,10 +111,13 @@ def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, t
     groups = [(influence.queries.subset(places), [scored.query(place) for place in places])]
     if numbers is None:
         groups += stored_custom_queries(influence)
-    stored = stored_verdicts(run)
+    stored = [one for one in stored_verdicts(run) if one["score"] == influence.name]
     cards = []
     for data, queries in groups:
-        answers = with_words(influence, data, [explain(context, one, top_k) for one in queries])
+        shared = context
+        if len(queries) > 1 and queries[0].number is None:  # only those asked alone can be checked
+            shared = replace(context, check=None)
+        answers = with_words(influence, data, [explain(shared, one, top_k) for one in queries])
         cards += [card(answer, stored) for answer in answers]
     for number, one in enumerate(cards):
         if one["answer"].query is None:
@@ -140,7 +143,7 @@ def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, t
         "rows": touched(cards, look, top, influence.queries),
         "lds": lds_table(known),
         "flips": counterfactual_table(influence),
-        "unit": UNITS[cards[0]["answer"].unit if cards else "share"],
+        "unit": " ".join(dict.fromkeys(UNITS[one["answer"].unit] for one in cards)),
         "notes": {
             words: note
             for words, note in NOTES.items()
@@ -384,7 +387,8 @@ def about(influence: Influence) -> list[tuple[str, str]]:
         ("Made with", f"{versions}; {record['device']}"),
         (
             "Command",
-            f"python analyze.py --dataset_name {run.dataset_name} {settings.flags} --report",
+            f"python analyze.py --dataset_name {run.dataset_name}{checkpoint_flag(run, bare=True)} "
+            f"{settings.flags} --report",
         ),
     ]
 
@@ -433,7 +437,8 @@ def checked_words(known: dict | None, stored: list[dict]) -> tuple[bool, str]:
         parts.append(f"LDS {known['scores']:.2f}{share}")
     if stored:
         parts.append(f"{confirmed} of {len(stored)} checked predictions confirmed")
-    return known is not None or confirmed > 0, "; ".join(parts)
+    true = known is not None and known["interval"][0] > 0
+    return true or confirmed > 0, "; ".join(parts)
 
 
 def lds_words(found: dict | None, command: str) -> str:

@@ -178,7 +178,7 @@ def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Chec
 
 def unscored(name: str) -> Refused:
     """Refusal to show scores of this name, which there are not."""
-    return Refused(f"{name} has not been scored yet; run the same command without --query_index")
+    return Refused(f"{name} has not been scored yet; run the same command without its question")
 
 
 def keep_answers(
@@ -229,6 +229,8 @@ def open_scored(run: Run, settings: Settings) -> ScoredRows | None:
     if record["fingerprint"] != scores.parts["pairwise"] or scores.record("pairwise") is None:
         return None
     arrays = load_file(place / TENSORS)
+    if "said" not in arrays and not run.task.regression:  # of an earlier version
+        return None
     return ScoredRows(
         settings,
         scores,

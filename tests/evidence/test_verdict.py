@@ -162,6 +162,7 @@ def test_the_seeds_are_those_that_both_intervals_need():
 def test_without_intervals_nothing_is_told_and_the_usual_seeds_are_named():
     clear = -sample(1.0, 0.3, 5)
     one = level_of(clear, np.array([-1.0]))
-    assert word_of(one, "helpful", 5) == ("cannot tell", MIN_SEEDS)
+    assert word_of(one, "helpful", 2) == ("cannot tell", MIN_SEEDS)
+    assert word_of(one, "helpful", 5) == ("cannot tell", None)  # more are not the remedy
     diverged = level_of(np.full(5, np.nan), clear)
-    assert word_of(diverged, "helpful", 5) == ("cannot tell", MIN_SEEDS)
+    assert word_of(diverged, "helpful", 5) == ("cannot tell", None)

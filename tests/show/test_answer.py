@@ -368,8 +368,14 @@ def test_the_check_removes_the_fewest_rows_that_carry_half_of_the_push_to_what_w
 
 def test_a_check_removes_at_most_a_tenth_of_the_rows_and_at_least_one():
     assert checked(scores=np.ones(N, np.float32))[1].removals == [N // 10]
-    assert checked(scores=np.zeros(N, np.float32))[1].removals == [1]
-    assert checked(scores=-np.ones(N, np.float32))[1].removals == [1]  # nothing pushed there
+    one = np.eye(1, N, dtype=np.float32)[0]
+    assert checked(scores=one)[1].removals == [1]
+
+
+@pytest.mark.parametrize("scores", [np.zeros(N, np.float32), -np.ones(N, np.float32)])
+def test_where_nothing_pushed_towards_what_was_said_there_is_nothing_to_check(scores):
+    found = answer(context=Context(rows(), "ekfac", check=check()), scores=scores)
+    assert found.sides[0].rows == [] and found.check is None and found.cost is None
 
 
 @pytest.mark.parametrize("target", ["label", "predicted"])

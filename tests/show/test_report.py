@@ -429,8 +429,10 @@ def test_what_was_checked_is_counted_by_its_word():
     stored = [verdict(word) for word in ("confirmed", "confirmed", "not confirmed", "cannot tell")]
     assert checked_words(None, stored) == (True, "2 of 4 checked predictions confirmed")
     assert checked_words(None, []) == (False, "")
-    known = {"scores": 0.41, "ceiling": None}
+    known = {"scores": 0.41, "ceiling": None, "interval": [0.3, 0.5]}
     assert checked_words(known, []) == (True, "LDS 0.41")
+    assert checked_words(known | {"interval": [-0.1, 0.9]}, []) == (False, "LDS 0.41")
+    assert checked_words(None, stored[2:]) == (False, "0 of 2 checked predictions confirmed")
 
 
 # --- words ----------------------------------------------------------------------------------------
