@@ -18,7 +18,6 @@ float32, shape (Q queries, N training rows), both in the order of the data set.
 """
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from attribution.cli import (
     Parser,
     add_options,
     check_numbers,
+    end,
     given_arguments,
     options_of,
     refuse_idle,
@@ -200,4 +200,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    end(run_script(main))

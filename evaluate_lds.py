@@ -14,12 +14,12 @@ analyze.py; start it first. Writes CHECKPOINT_DIR/DATASET_NAME/studies/lds.json,
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from attribution.cli import (
     Parser,
     check_numbers,
+    end,
     given_arguments,
     refuse_idle,
     run_script,
@@ -115,4 +115,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    end(run_script(main))

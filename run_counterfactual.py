@@ -22,11 +22,11 @@ CHECKPOINT_DIR/DATASET_NAME/studies/counterfactual.json, .md and .png.
 """
 
 import argparse
-import sys
 
 from attribution.cli import (
     Parser,
     check_numbers,
+    end,
     given_arguments,
     run_script,
     tell_start,
@@ -272,4 +272,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    end(run_script(main))

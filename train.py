@@ -17,9 +17,16 @@ tokenizer as `save_pretrained` writes them, and run.json.
 """
 
 import argparse
-import sys
 
-from attribution.cli import Parser, add_options, check_numbers, options_of, run_script, tell_start
+from attribution.cli import (
+    Parser,
+    add_options,
+    check_numbers,
+    end,
+    options_of,
+    run_script,
+    tell_start,
+)
 from attribution.data.tasks import MAX_LENGTH
 from attribution.files import Refused
 from attribution.training.arguments import add_custom_arguments, add_data_arguments, check_custom
@@ -117,4 +124,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    end(run_script(main))
