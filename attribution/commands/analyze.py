@@ -72,12 +72,11 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
     main = influence.processes.main
     alone = dataclasses.replace(influence, processes=ALONE)  # where the main process goes on alone
     questions = read_questions(influence.run, vars(args), influence.processes)
+    queries = influence.queries
+    places = [queries.place_of(one, "query_index") for one in args.query_index or []]
     if args.contrast is not None:
         with view.progress():
-            places = [
-                influence.queries.place_of(one, "query_index") for one in args.query_index or []
-            ]
-            data = questions.data if questions is not None else influence.queries.subset(places)
+            data = questions.data if questions is not None else queries.subset(places)
             texts = [data.columns_of(i) for i in range(len(data))]
             answers = contrasts(influence, texts, args.contrast, args.top_k)
         show(answers, view)
@@ -108,9 +107,6 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
         with view.progress():
             asked = args.query_index, args.top_k, args.query_group, args.particular
             answers = answers_to_rows(alone, *asked)
-            if args.words and args.query_index:
-                places = [
-                    influence.queries.place_of(one, "query_index") for one in args.query_index
-                ]
-                answers = with_words(influence, influence.queries.subset(places), answers)
+            if args.words and places:
+                answers = with_words(influence, queries.subset(places), answers)
         show(answers, view)

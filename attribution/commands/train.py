@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import shlex
 from pathlib import Path
 
 from attribution.cli import flags_of, options_of
@@ -27,7 +26,7 @@ from attribution.training.adopt import (
     open_config,
     parts_lost,
 )
-from attribution.training.arguments import CHECKPOINTS
+from attribution.training.arguments import checkpoint_flag
 from attribution.training.checkpoints import Trainer, evaluate_splits, save_run, show_metrics
 from attribution.training.data import Tables, open_tables, read_rows
 from attribution.training.fit import evaluate_model
@@ -173,8 +172,7 @@ def train(args: argparse.Namespace) -> None:
 def next_command(args: argparse.Namespace) -> str:
     """Command that scores what was trained: halves of the rows by a replay."""
     command = f"python analyze.py --dataset_name {args.dataset_name}"
-    if args.checkpoint_dir != CHECKPOINTS:
-        command += f" --checkpoint_dir {shlex.quote(str(args.checkpoint_dir))}"
+    command += checkpoint_flag(args.checkpoint_dir)
     if args.member_share < 1:
         return f"{command} --factor_strategy replay"
     return f"{command} {flags_of(options_of(Members, args))}".rstrip()

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from attribution.data.rows import Rows
+from attribution.data.tasks import GlueTask
 from attribution.files import write_bytes
 from attribution.influence.stored import TOP, most_helpful
 
@@ -185,7 +186,7 @@ def write_csv(answers: Iterable[Answer], file) -> None:
 
 def explain(context: Context, query: Query, top_k: int) -> Answer:
     """Answer to a query, with at most top_k rows a side."""
-    said, probability = prediction_of(context, query)
+    said, probability = prediction_of(context.train.task, query.logits)
     sides = [
         dataclasses.replace(side, rows=list(rows_of(context, query, side.direction, top_k)))
         for side in sides_of(context, query, said)
@@ -226,15 +227,17 @@ def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:
     return np.bincount(top.ravel(), minlength=scores.shape[1]) / len(scores)
 
 
-def prediction_of(context: Context, query: Query) -> tuple[str | None, float | None]:
-    """Prediction and its probability; None where no model was run, or for a regression."""
-    task = context.train.task
-    if query.logits is None:
+def prediction_of(task: GlueTask, logits: np.ndarray | None) -> tuple[str | None, float | None]:
+    """Prediction and its probability; None where no model was run, or for a regression.
+
+    logits: (C,).
+    """
+    if logits is None:
         return None, None
     if task.regression:
-        return f"{query.logits[0]:.2f}", None
-    place = int(query.logits.argmax())
-    return task.name_of(place), float(softmax(query.logits)[place])
+        return f"{logits[0]:.2f}", None
+    place = int(logits.argmax())
+    return task.name_of(place), float(softmax(logits)[place])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

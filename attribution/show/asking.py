@@ -28,12 +28,11 @@ from attribution.show.listing import View, show
 from attribution.show.scored import (
     ScoredRows,
     check_for,
-    checkpoint_flag,
     keep_answers,
     open_scored,
     unscored,
 )
-from attribution.training.arguments import queries_flag
+from attribution.training.arguments import checkpoint_flag, queries_flag
 from attribution.training.fit import predict
 from attribution.training.queries import Questions, ask, predict_run, read_label, read_queries
 from attribution.training.run import Run
@@ -141,7 +140,7 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
 
 def lds_command(influence: Influence, bare: bool = False) -> str:
     """Command that measures how true the scores are. bare: without an absolute path."""
-    where = checkpoint_flag(influence.run, bare)
+    where = checkpoint_flag(influence.run.folder.parent, bare)
     limit = queries_flag(influence.arguments.get("max_queries"), influence.settings.first_query)
     name = influence.run.dataset_name
     return f"python evaluate_lds.py --dataset_name {name}{where}{limit}"
@@ -213,15 +212,16 @@ def contrasts(
     asked = ask(influence.run, [*texts, *texts], [*said, *[other] * len(texts)])
     asked = replace(asked, targets=["predicted"] * len(asked.targets))  # nobody gave them a label
     queries = custom_queries(influence, asked)
+    context = replace(plain_context(influence), check=None)
+    name = task.name_of(other)
     answers = []
     for one, second in zip(queries[: len(texts)], queries[len(texts) :], strict=True):
         assert one.logits is not None
         p = softmax(one.logits)
         mine, theirs = 1 - p[int(one.label_number)], 1 - p[other]
         scores = mine * one.scores - theirs * second.scores
-        name = task.name_of(other)
         query = replace(one, scores=scores, target="predicted", members=None, against=name)
-        answers.append(explain(replace(plain_context(influence), check=None), query, top_k))
+        answers.append(explain(context, query, top_k))
     return answers
 
 

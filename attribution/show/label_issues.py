@@ -98,9 +98,10 @@ def issue_lines(
         ]
         for issue in issues[:top_k]
     ]
+    widths = widths_of(rows)
     for cells, issue in zip(rows, issues, strict=False):
         text = printable(" | ".join(issue.texts)) + named(issue.duplicates, train)
-        lines += columns_and_text(cells, widths_of(rows), text)
+        lines += columns_and_text(cells, widths, text)
     if train.task.regression:
         lines.append("numbers: minus the squared error")
     else:

@@ -37,12 +37,14 @@ from attribution.show.answer import (
     describe_row,
     explain,
     is_linked,
+    prediction_of,
 )
 from attribution.show.asking import custom_queries, lds_command, scored_rows, with_words
 from attribution.show.label_issues import label_text
 from attribution.show.listing import NOTES, UNITS
 from attribution.show.results import place_of
-from attribution.show.scored import ScoredRows, check_for, checkpoint_flag
+from attribution.show.scored import ScoredRows, check_for
+from attribution.training.arguments import checkpoint_flag
 from attribution.training.queries import ask
 from pipeline import compute_correct
 
@@ -196,27 +198,25 @@ def query_line(scored: ScoredRows, place: int, scores: np.ndarray, stored: list[
 
     scores: (N,). stored: all verdicts.
     """
-    query = Query(
-        scored.queries.columns_of(place),
-        scored.queries.label_name(place),
-        scores,
-        scored.queries.first_number + place,
-        logits=scored.logits[place],
-        label_number=float(scored.queries.labels[place]),
-    )
-    answer = explain(Context(scored.train), query, 0)
+    queries = scored.queries
+    texts, label = queries.columns_of(place), queries.label_name(place)
+    said, probability = prediction_of(queries.task, scored.logits[place])
     sizes = np.abs(scores)
     return {
-        "answer": answer,
-        "text": printable(" | ".join(answer.texts))[:SHORT],
+        "query": queries.first_number + place,
+        "text": printable(" | ".join(texts))[:SHORT],
+        "label": label,
+        "said": said,
+        "probability": probability,
+        "wrong": probability is not None and said != label,
         "top": float(sizes.max() / (sizes.sum(dtype=np.float64) or 1.0)),
-        "verdict": ", ".join(map(verdicts.word, verdicts_on(answer, stored))),
+        "verdict": ", ".join(map(verdicts.word, verdicts_on(texts, label, stored))),
     }
 
 
-def verdicts_on(answer: Answer, stored: list[dict]) -> list[dict]:
-    """Those of all verdicts that are on this query."""
-    return [one for one in stored if (one["texts"], one["label"]) == (answer.texts, answer.label)]
+def verdicts_on(texts: list[str], label: str, stored: list[dict]) -> list[dict]:
+    """Those of all verdicts that are on the query of these texts and this label."""
+    return [one for one in stored if (one["texts"], one["label"]) == (texts, label)]
 
 
 def card(answer: Answer, stored: list[dict]) -> dict:
@@ -233,7 +233,7 @@ def card(answer: Answer, stored: list[dict]) -> dict:
                 "lines": verdicts.lines_of(one),
                 "plot": plot_of(one),
             }
-            for one in verdicts_on(answer, stored)
+            for one in verdicts_on(answer.texts, answer.label, stored)
         ],
     }
 
@@ -374,6 +374,7 @@ def about(influence: Influence) -> list[tuple[str, str]]:
     classes = f"{task.num_labels} classes: {', '.join(task.class_names)}"
     start = Path(run.model_name_or_path or "the default of the task").name
     origin = "adopted" if run.adopted else f"fine-tuned from {start}"
+    where = checkpoint_flag(run.folder.parent, bare=True)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     took = record["seconds"].get("all")
     return [
@@ -387,8 +388,7 @@ def about(influence: Influence) -> list[tuple[str, str]]:
         ("Made with", f"{versions}; {record['device']}"),
         (
             "Command",
-            f"python analyze.py --dataset_name {run.dataset_name}{checkpoint_flag(run, bare=True)} "
-            f"{settings.flags} --report",
+            f"python analyze.py --dataset_name {run.dataset_name}{where} {settings.flags} --report",
         ),
     ]
 

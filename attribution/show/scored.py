@@ -8,7 +8,6 @@ queries, N training rows, C classes.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from attribution.influence.stored import (
 )
 from attribution.show.answer import Check, Context, Query, explain
 from attribution.show.listing import View, show
-from attribution.training.arguments import CHECKPOINTS, MAX_QUERIES, queries_flag
+from attribution.training.arguments import MAX_QUERIES, checkpoint_flag, queries_flag
 from attribution.training.members import replayed_members
 from attribution.training.run import Run
 
@@ -146,18 +145,6 @@ class ScoredRows:
         )
 
 
-def checkpoint_flag(run: Run, bare: bool = False) -> str:
-    """Argument of a suggested command that names the folder of the run; empty for the default.
-
-    bare: without an absolute path.
-    """
-    place = run.folder.parent
-    if place == CHECKPOINTS:
-        return ""
-    shown = place.name if bare and place.is_absolute() else str(place)
-    return f" --checkpoint_dir {shlex.quote(shown)}"
-
-
 def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Check | None:
     """What checks predictions of the run by the scores of this name; None where nobody said how
     the model was trained, or for queries that do not begin with the first validation row.
@@ -167,7 +154,7 @@ def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Chec
     if run.recipe is None or first_query:
         return None
     command = f"python run_counterfactual.py --dataset_name {run.dataset_name}"
-    command += checkpoint_flag(run, bare)
+    command += checkpoint_flag(run.folder.parent, bare)
     command += queries_flag(recorded_queries(run, name))
     if name != "ekfac":
         command += f" --strategies {name}"

@@ -1,6 +1,7 @@
 """Arguments that scripts share: places of data and runs, queries, custom rows."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from attribution.cli import Parser
@@ -36,6 +37,17 @@ def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
         help="folder of the runs, one folder a data set (checkpoints)",
     )
     return group
+
+
+def checkpoint_flag(place: Path, bare: bool = False) -> str:
+    """Argument of a suggested command that names the folder of the runs; empty for the default.
+
+    bare: without an absolute path.
+    """
+    if place == CHECKPOINTS:
+        return ""
+    shown = place.name if bare and place.is_absolute() else str(place)
+    return f" --checkpoint_dir {shlex.quote(shown)}"
 
 
 def queries_flag(max_queries: int | None, first_query: int | None = None) -> str:
