@@ -112,7 +112,6 @@ def fit(
     factor = {"constant": lambda step: 1.0, "linear": lambda step: 1.0 - step / steps}[lr_schedule]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     overhead = piece_overhead(model, device)
-    watch = LossWatch(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed + processes.rank * SEEDS_APART)
         first_epoch = progress.restore(model, optimizer, schedule) if progress else 0
@@ -128,14 +127,14 @@ def fit(
                     model, dataset, share, overhead, use_half_precision, len(batch)
                 )
                 loss = add_up(trained, loss, processes)
-                watch.see(loss, schedule.get_last_lr()[0])
+                if not loss.isfinite():
+                    raise Diverged(schedule.last_epoch + 1, schedule.get_last_lr()[0])
                 if max_grad_norm > 0:
                     torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
                 optimizer.step()
                 schedule.step()
                 total += loss
                 on_step(schedule.last_epoch, len(batch))
-            watch.look()
             on_epoch(epoch, float(total) / len(rows), time.perf_counter() - began)
             if progress and epoch + 1 < num_train_epochs:
                 progress.save(epoch + 1, model, optimizer, schedule)
@@ -145,31 +144,6 @@ def fit(
 def steps_of(num_rows: int, batch_size: int) -> int:
     """Steps of an epoch over this number of rows."""
     return -(-num_rows // batch_size)
-
-
-class LossWatch:
-    """Watch for the first loss that is not finite: at once on a CPU; every 50 steps on a GPU, which
-    would wait for each look.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.every = 1 if device.type == "cpu" else 50
-        self.step = 0  # the last one that was looked at
-        self.unseen: list[tuple[torch.Tensor, float]] = []  # losses and learning rates since then
-
-    def see(self, loss: torch.Tensor, rate: float) -> None:
-        """Notes the next step's loss, a scalar, and its learning rate."""
-        self.unseen.append((loss, rate))
-        if len(self.unseen) == self.every:
-            self.look()
-
-    def look(self) -> None:
-        """Raises Diverged if there was such a loss."""
-        for loss, rate in self.unseen:
-            self.step += 1
-            if not loss.isfinite():
-                raise Diverged(self.step, rate)
-        self.unseen.clear()
 
 
 def add_gradients(
