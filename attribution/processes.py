@@ -80,16 +80,15 @@ class Processes:
 
     def add(self, tensors: list[torch.Tensor]) -> None:
         """Replaces each tensor by its sum over the processes; shapes and types are the same
-        everywhere.
+        everywhere. If the GPUs are connected, a CPU tensor goes through the GPU, which is faster.
         """
-        if self.count > 1:
-            for tensor in tensors:
-                self._through(tensor, dist.all_reduce)  # its default is the sum
-
-    def spread(self, tensor: torch.Tensor, source: int) -> None:
-        """Replaces the tensor by that of process `source`."""
-        if self.count > 1:
-            self._through(tensor, lambda x: dist.broadcast(x, src=source))
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            slow = tensor.device.type == "cpu" and "nccl" in dist.get_backend_config()
+            moved = tensor.cuda() if slow else tensor
+            dist.all_reduce(moved)  # its default is the sum
+            tensor.copy_(moved)
 
     def to_main(self, tensor: torch.Tensor, shapes: list) -> Iterator[tuple[int, torch.Tensor]]:
         """(rank, tensor) of every process, on the main one; the rest send theirs and yield nothing.
@@ -108,18 +107,6 @@ class Processes:
     def meet(self) -> None:
         """Waits until every process has come here."""
         self.all_of(None)
-
-    @staticmethod
-    def _through(tensor: torch.Tensor, call: Callable) -> None:
-        """Runs call(tensor); if the GPUs are connected, a CPU tensor goes through the GPU, which is
-        faster.
-        """
-        if tensor.device.type == "cpu" and "nccl" in dist.get_backend_config():
-            moved = tensor.cuda()
-            call(moved)
-            tensor.copy_(moved)
-        else:
-            call(tensor)
 
 
 ALONE = Processes()

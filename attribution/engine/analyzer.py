@@ -169,33 +169,23 @@ class EigenAnalyzer(FolderAnalyzer):
         for name, tensors in factors.items():
             write_tensors(self.factors_output_dir(factors_name) / f"{name}.safetensors", tensors)
 
-    def _decompose(self, jobs, dtype, kept) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(eigenvalues, eigenvectors) of matrix / count for every job, computed in dtype."""
+    def _decompose(self, jobs, dtype, kept) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Job -> (eigenvalues, eigenvectors) of its matrix / count, computed in dtype."""
         shares = share_out([float(len(matrix)) ** 3 for matrix, _ in jobs], self.processes.count)
-        results = [
-            (matrix.new_empty(len(matrix), dtype=kept), torch.empty_like(matrix, dtype=kept))
-            for matrix, _ in jobs
-        ]
 
-        def decompose(job: int) -> None:
+        def decompose(job: int) -> tuple[torch.Tensor, torch.Tensor]:
             matrix, count = jobs[job]
             matrix = matrix.to(self.state.device, dtype) / count
-            found = symmetric_eigen((matrix + matrix.t()) / 2)
-            values, vectors = (tensor.to("cpu", kept).contiguous() for tensor in found)
-            results[job] = values, vectors
+            values, vectors = symmetric_eigen((matrix + matrix.t()) / 2)
+            return values.to("cpu", kept), vectors.to("cpu", kept).contiguous()
 
         # The largest first, side by side on the cores.
         mine = sorted(shares[self.processes.rank], key=lambda job: -len(jobs[job][0]))
         done = side_by_side(decompose, mine, self.state.device)
         name = self.numbered("eigendecomposition")
         shown = {"desc": name, "leave": False, "total": len(mine)}
-        for _ in tqdm(done, **shown, disable=not self.processes.main):
-            pass
-        for rank, share in enumerate(shares):
-            for job in share:
-                for tensor in results[job]:
-                    self.processes.spread(tensor, rank)
-        return results
+        found = dict(zip(mine, tqdm(done, **shown, disable=not self.processes.main), strict=True))
+        return {job: one for part in self.processes.all_of(found) for job, one in part.items()}
 
     def release(self) -> None:
         """Frees everything that a phase holds: hooks, waiting batches, inputs, bases, factors."""
