@@ -9,11 +9,12 @@ without the header) and column.
 """
 
 import csv
+import functools
 import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -118,37 +119,30 @@ def read_cells(text: str, where: str, delimiter: str) -> dict[str, list]:
 
 def read_json_rows(text: str, where: str) -> dict[str, list]:
     """Columns of JSON: an array of objects, or an object a line. A missing key is None."""
-    rows = []
-    for place, part in json_parts(text, where):
+    is_array = text.lstrip().startswith("[")
+    parts = {where: text}
+    if not is_array:
+        parts = {f"line {i} of {where}": line for i, line in enumerate(text.split("\n"), 1)}
+    rows: list = []
+    for place, part in parts.items():
+        if not part.strip():
+            continue
         try:
-            row = json.loads(part, object_pairs_hook=Pairs) if isinstance(part, str) else part
+            found = json.loads(part, object_pairs_hook=functools.partial(members, place))
         except (ValueError, RecursionError) as error:
-            raise Refused(f"{place} of {where} cannot be read as JSON ({error})") from None
-        if not isinstance(row, Pairs):
-            raise Refused(f"{place} of {where} is no JSON object")
-        check_unique([name for name, _ in row], f"{place} of {where}")
-        rows.append(dict(row))
+            raise Refused(f"{place} cannot be read as JSON ({error})") from None
+        rows += found if is_array else [found]
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise Refused(f"{place_of(number, where)} is no JSON object")
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-class Pairs(list):
-    """Members of a JSON object in their order, (name, value), so that none hides another."""
-
-
-def json_parts(text: str, where: str) -> Iterator[tuple[str, object]]:
-    """(place, text or value) of each JSON object in the text."""
-    if not text.lstrip().startswith("["):
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield f"line {number}", line
-        return
-    try:
-        values = json.loads(text, object_pairs_hook=Pairs)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{where} cannot be read as JSON ({error})") from None
-    for number, value in enumerate(values):
-        yield f"entry {number}", value
+def members(place: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """JSON object of these members. Raises Refused if one hides another."""
+    check_unique([name for name, _ in pairs], place)
+    return dict(pairs)
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -259,6 +253,6 @@ def as_labels(values: list, name: str, where: str) -> list:
 
 def described(value) -> str:
     """A value of JSON in a few words."""
-    if isinstance(value, list):
-        return "an object" if isinstance(value, Pairs) else "a list"
+    if isinstance(value, (list, dict)):
+        return "an object" if isinstance(value, dict) else "a list"
     return f"the value {json.dumps(value)}"
