@@ -31,7 +31,6 @@ from attribution.data.dataset import GlueDataset
 from attribution.data.tables import find_splits, labels_of
 from attribution.data.tasks import TASKS, GlueTask
 from attribution.draws import uniform_hash
-from attribution.evidence import wrong_labels
 from attribution.evidence.arguments import RETRAIN_SEED, add_start_argument
 from attribution.evidence.baselines import cosine, represent
 from attribution.evidence.store import Job
@@ -40,10 +39,11 @@ from attribution.files import Refused, check_writable
 from attribution.influence.stored import read_scores, why_stale
 from attribution.processes import choose_device
 from attribution.show import results
-from attribution.show.tables import markdown, wrong_label_rows, wrong_labels_text
+from attribution.show.tables import aligned, markdown, with_interval
 from attribution.training.arguments import add_data_arguments
 from attribution.training.members import Members, open_members
 from attribution.training.run import Run
+from lab import findings
 from lab.common import add_results_argument, write_tables
 from pipeline import load_tables, quiet_libraries
 
@@ -153,7 +153,7 @@ def unseen_losses(args, run: Run, train) -> np.ndarray:
     folds = np.random.default_rng(FOLD_SEED).permutation(len(train)) % FOLDS
     jobs = [Job.of(np.flatnonzero(folds != fold), RETRAIN_SEED + fold) for fold in range(FOLDS)]
     results = study.run_jobs(jobs, "folds")
-    return wrong_labels.loss_of_margin(results.margins[folds, np.arange(len(train))])
+    return findings.loss_of_margin(results.margins[folds, np.arange(len(train))])
 
 
 def rarity(labels: np.ndarray) -> np.ndarray:
@@ -178,7 +178,7 @@ def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarr
 def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
     """Name -> ranking (N,), suspicious rows high."""
     members = open_members(run, Members(args.num_members))
-    losses = [wrong_labels.row_losses(member.model(), train) for member in members]
+    losses = [findings.row_losses(member.model(), train) for member in members]
     found = {}
     for name, values in stored_self_influence(run).items():
         kind = "replayed margin left out" if name.startswith("replay") else "self-influence"
@@ -193,6 +193,24 @@ def rankings(args, run: Run, train) -> dict[str, np.ndarray]:
     found["disagreement of the nearest rows"] = neighbour_disagreement(features, train.labels)
     found["rare label"] = rarity(train.labels)
     return found
+
+
+def wrong_label_rows(result: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of rankings that look for wrong labels, the best first."""
+    rows = [
+        [
+            name,
+            *(
+                with_interval(entry[measure]["value"], entry[measure]["interval"])
+                for measure in findings.MEASURES
+            ),
+        ]
+        for name, entry in sorted(result.items(), key=lambda item: -item[1]["auroc"]["value"])
+    ]
+    return [
+        "ranking",
+        *("AUROC" if measure == "auroc" else measure for measure in findings.MEASURES),
+    ], rows
 
 
 def wrong_labels_markdown(result: dict) -> str:
@@ -221,8 +239,7 @@ def main(argv=None) -> None:
     train, _ = run.rows(1)
     wrong = recorded(run, train)
     found = {
-        name: wrong_labels.found(values, wrong)
-        for name, values in rankings(args, run, train).items()
+        name: findings.found(values, wrong) for name, values in rankings(args, run, train).items()
     }
     result = {
         "dataset": args.dataset_name,
@@ -231,7 +248,7 @@ def main(argv=None) -> None:
         "rankings": found,
         "metrics": next(iter(run.evaluation.values())),
     }
-    print(wrong_labels_text(found))
+    print(aligned(*wrong_label_rows(found)))
     origin = {
         "arguments": vars(args),
         "device": choose_device(),

@@ -4,7 +4,6 @@ import numpy as np
 
 from attribution.evidence.arguments import TURNED
 from attribution.evidence.counterfactual import differences
-from attribution.evidence.wrong_labels import MEASURES
 
 KINDS = {
     "plain": "LDS [95 %]",
@@ -244,23 +243,3 @@ def counterfactual_markdown(result: dict) -> str:
         for title, header, rows in counterfactual_parts(result)
     ]
     return "\n\n".join([*parts, counterfactual_notes(result)])
-
-
-def wrong_label_rows(result: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of rankings that look for wrong labels, the best first."""
-    rows = [
-        [
-            name,
-            *(
-                with_interval(entry[measure]["value"], entry[measure]["interval"])
-                for measure in MEASURES
-            ),
-        ]
-        for name, entry in sorted(result.items(), key=lambda item: -item[1]["auroc"]["value"])
-    ]
-    return ["ranking", *("AUROC" if measure == "auroc" else measure for measure in MEASURES)], rows
-
-
-def wrong_labels_text(result: dict[str, dict]) -> str:
-    """The table of who finds wrong labels with aligned columns."""
-    return aligned(*wrong_label_rows(result))
