@@ -113,7 +113,6 @@ def evaluate(
     }
     for kind, column in evidence.kinds().items():
         add_kind(result, kind, scores, masks, column, draws, members)
-    result["growth"] = growth(scores, masks, stats.mean_margins(margins))
     return result
 
 
@@ -169,21 +168,6 @@ def add_kind(
                 stats.agreement(one, masks, truth).mean for one in members.singles[name]
             ]
         result["scores"][name][kind] = entry
-
-
-def growth(scores: dict[str, np.ndarray], masks: np.ndarray, means: np.ndarray) -> dict:
-    """LDS on the first masks only, with intervals: whether there are enough of them."""
-    shares = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0)
-    counts = sorted({max(stats.MIN_MASKS, round(len(masks) * share)) for share in shares})
-    lines: dict[str, list] = {name: [] for name in scores}
-    for count in counts:
-        truth = stats.make_truth(means[:count])
-        draws = stats.draw(count, means.shape[1], 300)
-        for name, values in scores.items():
-            agreed = stats.agreement(values, masks[:count], truth)
-            ends = stats.interval(stats.bootstrap(agreed, truth, draws))
-            lines[name].append([agreed.mean, *ends])
-    return {"masks": counts, "lines": lines}
 
 
 # --- scores of a run ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from attribution.evidence.arguments import BASELINES, TURNED
+from attribution.evidence.arguments import TURNED
 from attribution.files import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same once more.
@@ -36,20 +36,12 @@ def save(figure, path: Path) -> None:
     write_bytes(Path(path), content.getvalue())
 
 
+@plt.rc_context(STYLE)
 def draw_lds(result: dict, path: Path) -> None:
-    """Bars of LDS with 95 % intervals, and LDS against the number of masks."""
+    """Bars of LDS with 95 % intervals, one a score and kind; noise ceilings are dashed lines."""
     names = sorted(result["scores"], key=lambda name: result["scores"][name]["plain"]["lds"])
-    with plt.rc_context(STYLE):
-        width = 9 + 0.085 * max(map(len, names))  # names are at the left of the bars
-        height = 1.2 + 0.34 * max(8, len(names))
-        figure, (bars, lines) = plt.subplots(1, 2, figsize=(width, height), width_ratios=(1.25, 1))
-        _draw_bars(bars, result, names)
-        _draw_growth(lines, result, names)
-        save(figure, path)
-
-
-def _draw_bars(axes, result: dict, names: list[str]) -> None:
-    """Bars of LDS, one a score and kind, with noise ceilings as dashed lines."""
+    width = 5 + 0.085 * max(map(len, names))  # names are at the left of the bars
+    figure, axes = plt.subplots(figsize=(width, 1.2 + 0.34 * max(8, len(names))))
     labels = {"plain": "as usual", "balanced": "class balance controlled"}
     if "output" in result["ceiling"]:
         labels = {
@@ -77,64 +69,42 @@ def _draw_bars(axes, result: dict, names: list[str]) -> None:
     axes.set_title(
         f"{result['dataset']}: {result['masks']} masks x {result['repeats']} repeats", loc="left"
     )
-    _legend_below(axes)
+    # A legend under the axis and its label, whose size is in inches.
+    below = -0.05 * plt.rcParams["font.size"] / figure.get_figheight()
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, below))
+    save(figure, path)
 
 
-def _draw_growth(axes, result: dict, names: list[str]) -> None:
-    """LDS against the number of masks: ekfac, the two best other scores, the two best baselines."""
-    reference = [name for name in names if name == "ekfac"]
-    cheap = [name for name in names[::-1] if name in BASELINES]
-    others = [name for name in names[::-1] if name not in (*cheap, *reference)]
-    counts = np.array(result["growth"]["masks"])
-    for i, name in enumerate(reference + others[:2] + cheap[:2]):
-        mean, low, high = np.array(result["growth"]["lines"][name]).T
-        places = counts + (i - 2) * counts.max() * 0.012  # intervals side by side
-        axes.plot(places, mean, color=COLOURS[i], marker=MARKERS[i], label=name)
-        axes.vlines(places, low, high, color=COLOURS[i], linewidth=1.2, alpha=0.7)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("number of masks")
-    axes.set_ylabel("LDS")
-    axes.set_title("are there enough masks?", loc="left")
-    _legend_below(axes)
-
-
-def _legend_below(axes, size: int = 9) -> None:
-    """A legend under the axes, one name a line, in letters of this size: names may be long."""
-    # Below the axis and its label, whose size is in inches.
-    below = -0.05 * plt.rcParams["font.size"] / axes.figure.get_figheight()
-    axes.legend(frameon=False, fontsize=size, loc="upper left", bbox_to_anchor=(0, below))
-
-
+@plt.rc_context(STYLE | {"font.size": 15})
 def draw_counterfactual(result: dict, path: Path) -> None:
     """Share of flipped (or mended) targets against removed rows, one line an arm, named at its end;
     random rows in grey.
 
     To be read at 380 pixels.
     """
-    with plt.rc_context(STYLE | {"font.size": 15}):
-        figure, axes = plt.subplots(figsize=(8, 5))
-        outcome = TURNED[result["direction"]]
-        arms = result["strategies"]
-        removals = np.array(result["removals"], dtype=float)
-        width = removals.max() * 0.012  # intervals of several arms are side by side
-        highest = max(max(curve[outcome]) for curve in result["curves"].values())
-        top = 1.0 if highest > 0.5 else 1.25 * highest + 0.01
-        lowest = -np.inf  # height of a name, above those of lower lines
-        for name in sorted(arms, key=lambda name: result["curves"][name][outcome][-1]):
-            curve = result["curves"][name]
-            i = arms.index(name)
-            places = removals + (i - (len(arms) - 1) / 2) * width
-            low, high = np.array(curve[f"{outcome}_interval"]).T
-            colour = "#8a939b" if name == "random" else COLOURS[i % 8]
-            style = {"color": colour, "marker": MARKERS[i % 8], "markersize": 8, "linewidth": 2.5}
-            axes.plot(places, curve[outcome], label=name, **style)
-            axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
-            lowest = max(curve[outcome][-1], lowest + 0.065 * top)
-            axes.text(1.02 * removals.max() + len(arms) * width / 2, lowest, name, color=colour)
-        axes.set_ylim(-0.02, top)
-        axes.set_xticks(removals)
-        axes.set_xlabel("training rows removed")
-        axes.set_ylabel(f"share of targets {outcome}")
-        title = f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals"
-        axes.set_title(title, loc="left", fontsize=14)
-        save(figure, path)
+    figure, axes = plt.subplots(figsize=(8, 5))
+    outcome = TURNED[result["direction"]]
+    arms = result["strategies"]
+    removals = np.array(result["removals"], dtype=float)
+    width = removals.max() * 0.012  # intervals of several arms are side by side
+    highest = max(max(curve[outcome]) for curve in result["curves"].values())
+    top = 1.0 if highest > 0.5 else 1.25 * highest + 0.01
+    lowest = -np.inf  # height of a name, above those of lower lines
+    for name in sorted(arms, key=lambda name: result["curves"][name][outcome][-1]):
+        curve = result["curves"][name]
+        i = arms.index(name)
+        places = removals + (i - (len(arms) - 1) / 2) * width
+        low, high = np.array(curve[f"{outcome}_interval"]).T
+        colour = "#8a939b" if name == "random" else COLOURS[i % 8]
+        style = {"color": colour, "marker": MARKERS[i % 8], "markersize": 8, "linewidth": 2.5}
+        axes.plot(places, curve[outcome], label=name, **style)
+        axes.vlines(places, low, high, color=colour, linewidth=1.8, alpha=0.8)
+        lowest = max(curve[outcome][-1], lowest + 0.065 * top)
+        axes.text(1.02 * removals.max() + len(arms) * width / 2, lowest, name, color=colour)
+    axes.set_ylim(-0.02, top)
+    axes.set_xticks(removals)
+    axes.set_xlabel("training rows removed")
+    axes.set_ylabel(f"share of targets {outcome}")
+    title = f"{result['dataset']}, {len(result['targets'])} targets, 95 % intervals"
+    axes.set_title(title, loc="left", fontsize=14)
+    save(figure, path)
