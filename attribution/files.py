@@ -240,6 +240,3 @@ def exclusive(folder: Path, name: str = ".lock", wait_for: str | None = None):
 def printable(text: str) -> str:
     """Text on one line with escapes for control and format characters, which change a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-# --- snapshots of long work -----------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from attribution.files import complete, intact, read_json, sha256_of, write_json
 
@@ -30,32 +30,39 @@ def fingerprint_of_tensors(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_snapshot(path: Path, record: dict, tensors: dict[str, torch.Tensor]) -> None:
-    """Replaces the snapshot at `path` (a JSON beside its tensors) by another one: a process that
-    dies leaves the one or the other.
+def write_snapshot(path: Path, record: dict, content: dict) -> None:
+    """Replaces the snapshot at `path` (a JSON, and a file of its content) by another one: a process
+    that dies leaves the one or the other.
+
+    content: tensors and numbers, in dictionaries and lists.
     """
-    tensor_file = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.safetensors")
-    digest = write_tensors(tensor_file, tensors)
-    write_json(path, record | {"files": {tensor_file.name: digest}})
-    for other in path.parent.glob(f"{path.stem}-*.safetensors"):
-        if other != tensor_file:
+    file = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.pt")
+    with complete(file) as temporary:
+        torch.save(content, temporary)
+        digest = sha256_of(temporary)
+    write_json(path, record | {"content": {file.name: digest}})
+    for other in path.parent.glob(f"{path.stem}-*.pt"):
+        if other != file:
             other.unlink(missing_ok=True)
 
 
-def read_snapshot(path: Path) -> tuple[dict, dict[str, torch.Tensor]] | None:
-    """(record, tensors) of the snapshot at `path`; None if it is missing or damaged (printed)."""
+def read_snapshot(path: Path) -> tuple[dict, dict] | None:
+    """(record, content) of the snapshot at `path`, on the CPU; None if it is missing or damaged
+    (printed).
+    """
     record = read_json(path)
     if record is None:
         return None
-    files = record.pop("files", None)
+    files = record.pop("content", None)
     if not files or not intact(path.parent, files):
         print(f"{path} is damaged and does not count", file=sys.stderr)
         return None
-    return record, load_file(path.parent / next(iter(files)))
+    (name,) = files
+    return record, torch.load(path.parent / name, map_location="cpu", weights_only=True)
 
 
 def remove_snapshot(path: Path) -> None:
     """Removes the snapshot at `path`."""
     path.unlink(missing_ok=True)
-    for tensor_file in path.parent.glob(f"{path.stem}-*.safetensors"):
-        tensor_file.unlink(missing_ok=True)
+    for file in path.parent.glob(f"{path.stem}-*.pt"):
+        file.unlink(missing_ok=True)

@@ -70,25 +70,14 @@ class Progress:
             return 0
         snapshot = read_snapshot(self.path)
         assert snapshot is not None  # the main process has just read it
-        record, tensors = snapshot
-        device = next(model.parameters()).device
-        weights = {}
-        state = optimizer.state_dict()
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "model":
-                weights[rest] = value
-            if kind == "optimizer":
-                number, _, part = rest.partition(".")
-                state["state"].setdefault(int(number), {})[part] = value
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(state)
-        schedule.load_state_dict(record["schedule"] | {"lr_lambdas": [None]})
-        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
-        torch.set_rng_state(tensors[f"random.{self.processes.rank}.cpu"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(tensors[f"random.{self.processes.rank}.cuda"], device)
+        record, states = snapshot
+        model.load_state_dict(states["model"])
+        optimizer.load_state_dict(states["optimizer"])
+        schedule.load_state_dict(states["schedule"])
+        random = states["random"][self.processes.rank]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], next(model.parameters()).device)
         self.epochs[:] = record["epochs"]
         print(f"going on after epoch {record['finished']}")
         return record["finished"]
@@ -101,23 +90,15 @@ class Progress:
         random = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        states = self.processes.all_of(random)
-        if not self.processes.main:
-            return
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        for number, parts in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{part}": value for part, value in parts.items()}
-        for rank, parts in enumerate(states):
-            tensors |= {f"random.{rank}.{kind}": value for kind, value in parts.items()}
-        position = schedule.state_dict()
-        del position["lr_lambdas"]
-        record = {
-            "fingerprint": self.fingerprint,
-            "finished": finished,
-            "schedule": position,
-            "epochs": self.epochs,
+        states = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "random": self.processes.all_of(random),
         }
-        write_snapshot(self.path, record, {key: value.cpu() for key, value in tensors.items()})
+        if self.processes.main:
+            record = {"fingerprint": self.fingerprint, "finished": finished, "epochs": self.epochs}
+            write_snapshot(self.path, record, states)
 
     def remove(self) -> None:
         """Removes the folder, once the run is stored."""

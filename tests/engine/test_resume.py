@@ -44,8 +44,8 @@ def test_of_two_snapshots_with_the_same_part_the_fuller_one_counts(tmp_path):
     for name, parts in (("a", [1, 2]), ("b", [0, 1, 2, 3]), ("c", [4]), ("d", [6]), ("e", [7])):
         record = {"parts": parts, "seconds": 2.0}
         write_snapshot(tmp_path / f"{name}.json", record, {"sum": torch.ones(3)})
-    next(tmp_path.glob("d-*.safetensors")).write_bytes(b"half")
-    next(tmp_path.glob("e-*.safetensors")).unlink()
+    next(tmp_path.glob("d-*.pt")).write_bytes(b"half")
+    next(tmp_path.glob("e-*.pt")).unlink()
     write_json(tmp_path / "f.json", {"parts": [8], "seconds": 2.0})  # names no tensors
     assert accept(tmp_path) == [("b.json", [0, 1, 2, 3]), ("c.json", [4])]
     partial = PartialResults(tmp_path, ALONE)

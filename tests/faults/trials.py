@@ -247,12 +247,10 @@ def damaged_part(trial: Trial) -> Outcome:
             trial.draws.uniform(0, trial.reference.seconds[number] / 2),
         )
         time.sleep(wait)
-        while running.process.is_alive() and not list(
-            trial.folder.rglob("progress/*/*.safetensors")
-        ):
+        while running.process.is_alive() and not list(trial.folder.rglob("progress/*/*.pt")):
             time.sleep(0.001)
         running.kill()
-        if paths := sorted(trial.folder.rglob("progress/*/*.safetensors")):
+        if paths := sorted(trial.folder.rglob("progress/*/*.pt")):
             how = damage(trial.draws.choice(paths), trial.draws)
             return trial.finish(number, f"saved sums: {how.split(' of ')[0]}")
     return Outcome(None, "never killed while sums lay on the disk")
