@@ -227,7 +227,7 @@ def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tm
     assert f"share seeds ({RETRAIN_SEED + 1})" in capsys.readouterr().out
 
 
-def test_a_dry_run_retrains_a_few_at_most_and_writes_no_table(copied, tmp_path, capsys):
+def test_a_dry_run_counts_and_writes_no_table(copied, tmp_path, capsys):
     LDS.start(copied, tmp_path, "--num_masks", "8", "--dry_run")
     assert "16 retrains, 8 of them stored" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()

@@ -58,7 +58,7 @@ def add_study_arguments(parser: Parser, name: str) -> None:
     add(
         "--dry_run",
         action="store_true",
-        help="print how many retrains are missing and how long they take, then stop",
+        help="print how many retrains are missing, then stop",
     )
     add = parser.group("results").add_argument
     add(

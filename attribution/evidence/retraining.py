@@ -211,37 +211,23 @@ def default_workers(device: torch.device, parameters: int) -> int:
     return max(1, min(num_cores(), int(affordable)))
 
 
-def announce(store: Store, jobs: list[Job], retrain, workers: int, dry_run: bool) -> bool:
-    """Whether to go on, after the numbers of jobs and stored results and the time of the rest are
-    printed.
+def announce(store: Store, jobs: list[Job], dry_run: bool, seconds: float = 0.0) -> bool:
+    """Whether to go on, after the numbers of jobs and stored results are printed.
 
-    The time is estimated from two of the jobs, done here and kept, after one whose time is not
-    counted; for a few jobs it is not worth it.
+    seconds: of the run's own training, printed to judge the time of the rest; 0: not known.
     """
-    rank, size = rank_and_size()
-    missing = store.missing(jobs)
-    unique = len({job.key for job in jobs})
-    if rank == 0:
-        print(f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}")
+    if rank_and_size()[0] == 0:
+        missing = store.missing(jobs)
+        unique = len({job.key for job in jobs})
+        took = f"; the run's own training took {seconds:,.0f} s" if missing and seconds else ""
+        print(
+            f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}{took}"
+        )
         if partly := sum(store.path(job).exists() for job in missing):
             print(
                 f"{partly:,} of the others do not know all of these queries; they are done again "
                 "and joined"
             )
-    if rank == 0 and len(missing) >= (4 if dry_run else 20):
-        print("measuring the time of one, by three of them")
-        seconds = []
-        for job in missing[:3]:
-            start = time.perf_counter()
-            work(store, [job], retrain)
-            seconds.append(time.perf_counter() - start)
-        each = sum(seconds[1:]) / 2
-        processes = max(workers, size)
-        minutes = (len(missing) - 3) * each / processes / 60
-        some = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "under 2 minutes"
-        print(f"one takes {each:.1f} s here: {some} with {processes} processes")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the processes that follow share the GPU
     return not dry_run
 
 

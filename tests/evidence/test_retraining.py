@@ -152,11 +152,11 @@ def test_a_claim_of_a_killed_process_is_free_again(tmp_path):
 def test_announce_counts_what_is_stored_and_stops_at_a_dry_run(tmp_path, capsys):
     log, store = tmp_path / "log", open_store(tmp_path)
     run_jobs(store, JOBS[:4], Fake(log))
-    assert not announce(store, JOBS, Fake(log), 1, dry_run=True)
+    assert not announce(store, JOBS, dry_run=True, seconds=61.4)
     out = capsys.readouterr().out
-    assert "24 retrains, 4 of them stored" in out and "minutes" in out
-    assert len(calls(log)) == 7  # the timed ones are kept
-    assert announce(store, JOBS[:4], Fake(log), 1, dry_run=False)
+    assert "24 retrains, 4 of them stored" in out and "training took 61 s" in out
+    assert announce(store, JOBS[:4], dry_run=False, seconds=61.4)
+    assert "took" not in capsys.readouterr().out and len(calls(log)) == 4
 
 
 def test_several_processes_give_the_bits_of_one(retrain, tmp_path):
@@ -199,7 +199,7 @@ def test_more_queries_later_do_again_what_does_not_know_them_and_join_it(tmp_pat
     fewer = run_jobs(open_store(tmp_path, digests=QUERIES[[2, 0]]), JOBS[:4], Fake(log))
     assert len(calls(log)) == 4 and np.array_equal(fewer.margins, first.margins[:, [2, 0]])
     later = open_store(tmp_path, digests=more)
-    assert announce(later, JOBS[:4], Fake(log, digests=more), 1, dry_run=False)
+    assert announce(later, JOBS[:4], dry_run=False)
     assert "4 of the others do not know all of these queries" in capsys.readouterr().out
     joined = run_jobs(later, JOBS[:4], Fake(log, digests=more[2:]))  # it knows the last three only
     assert len(calls(log)) == 8 and np.array_equal(joined.margins[:, :3], first.margins)
