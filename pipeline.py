@@ -119,23 +119,9 @@ def get_glue_dataset(
         )
     encoded = tokenize(table, task.columns, tokenizer, max_length, cache)
     data = GlueDataset(table, task, labels, {name: encoded[name] for name in inputs or encoded})
-    data.truth = recorded_truth(data) if data_name == "demo" else None
+    if data_name == "demo" and "flipped" in table.column_names:  # embedded, not of a file
+        data.truth = np.array(table["flipped"])
     return data
-
-
-def recorded_truth(data: GlueDataset) -> np.ndarray | None:
-    """(N,) bool: which labels are wrong on purpose, if all rows are of the embedded demo; else
-    None: of other rows no column tells, whatever its name.
-    """
-    known = {
-        (sentence, label): flipped
-        for rows in demo.read_rows().values()
-        for sentence, label, flipped in zip(
-            rows["sentence"], rows["label"], rows["flipped"], strict=True
-        )
-    }
-    found = [known.get(row) for row in zip(data.texts(), data.labels.tolist(), strict=True)]
-    return None if None in found else np.array(found)
 
 
 # --- the model ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from attribution.data.dataset import collate
 from pipeline import construct_bert, get_glue_dataset, get_tokenizer, model_inputs
@@ -55,12 +55,12 @@ def test_the_demo_knows_which_labels_are_wrong_and_a_part_of_its_rows_too():
 
 @pytest.mark.parametrize("task", ["demo", "sst2"])
 @pytest.mark.parametrize("values", [["yes", ""], [True, False], [1.5, 0.0], [None, "flipped"]])
-def test_no_column_of_other_rows_is_taken_for_that_truth(task, values):
+def test_no_column_of_other_rows_is_taken_for_that_truth(task, values, tmp_path):
     columns = small.table(labels=lambda _, kind: 1 - kind) | {"flipped": values * 12}
-    data = get_glue_dataset(
-        task,
-        "train",
-        tables=DatasetDict({"train": Dataset.from_dict(columns)}),
-        tokenizer=get_tokenizer(None, "demo"),
-    )
+    for split in ("train", "validation"):
+        place = tmp_path / task / f"{split}-0.parquet"
+        place.parent.mkdir(exist_ok=True)
+        Dataset.from_dict(columns).to_parquet(place)
+    tokenizer = get_tokenizer(None, "demo")
+    data = get_glue_dataset(task, "train", dataset_path=str(tmp_path), tokenizer=tokenizer)
     assert data.truth is None
