@@ -32,6 +32,7 @@ from attribution.cli import (
     run_script,
     tell_start,
 )
+from attribution.evidence.arguments import refuse_others
 from attribution.files import Refused
 from attribution.influence.settings import Settings, with_members
 from attribution.show.listing import FORMAT, FORMATS, View
@@ -45,7 +46,18 @@ OF_COMPUTING = {"overwrite", "profile"}
 # Arguments of scores, without an effect where none are computed.
 OF_SCORES = {field.name for field in fields(Settings)} - {field.name for field in fields(Members)}
 OF_SCORES.remove("first_query")
-WAYS = ("query_index", "query_group", "query_text", "query_path")  # to ask, one at a time
+# Question -> the arguments below that have an effect beside it.
+TAKES = {
+    "report": {"query_index", "top_k"},
+    "query_index": {"format", "top_k", "raw", "words", "particular", "contrast"},
+    "query_group": {"format", "top_k", "raw", "particular"},
+    "query_text": OF_COMPUTING | {"format", "top_k", "raw", "words", "contrast", "query_label"},
+    "query_path": OF_COMPUTING | {"format", "top_k", "raw", "words", "contrast"},
+    "label_issues": OF_COMPUTING | {"format", "top_k"},
+    "self_influence": OF_COMPUTING | {"format", "top_k"},
+}
+OF_QUESTIONS = {"words", "particular", "contrast", "query_label"}  # without an effect alone
+ASKING = OF_COMPUTING | OF_QUESTIONS | {*TAKES, "format", "top_k", "raw"}
 
 
 def add_asking_arguments(parser: Parser) -> None:
@@ -105,64 +117,32 @@ def add_asking_arguments(parser: Parser) -> None:
 
 
 def check_asking(values: dict, given: set[str]) -> None:
-    """Raises Refused for questions that exclude each other, and for arguments that a question
-    would ignore.
+    """Raises Refused for arguments that the question, or another argument, would ignore.
 
     given: names of the arguments on the command line.
     """
     if values["forget_queries"]:
         refuse_idle(given - {"forget_queries", "dataset_name", "checkpoint_dir"}, "forget_queries")
-    ways = [name for name in WAYS if values[name] is not None]
-    if len(ways) > 1:
-        raise Refused(f"--{ways[0]} and --{ways[1]} exclude each other; ask one at a time")
-    if values["report"] is not None and ways and ways[0] != "query_index":
-        raise Refused(f"--{ways[0]} is answered without --report; the next report shows it")
-    if values["query_label"] is not None and values["query_text"] is None:
-        raise Refused("--query_label belongs to --query_text; a file of queries has a label column")
-    if values["report"] is not None:
-        if values["self_influence"]:
-            raise Refused("--self_influence is computed without --report; the next report shows it")
-        idle = {"format", "raw", "words", "particular", "label_issues", *OF_COMPUTING}
-        refuse_idle(given & idle, "report")
-    listed = values["self_influence"] or values["label_issues"] is not None
-    if listed or values["format"] != "table":
-        refuse_idle(given & {"raw"}, "label_issues" if listed else "format")
-    if listed:
-        refuse_idle(given & {"words"}, "label_issues")
-    for way in ways:
-        refuse_idle(given & {"self_influence", "label_issues"}, way)
-    if values["label_issues"] is not None:
-        check_label_issues(values, given)
-    if (values["label_issues"] or values["self_influence"]) and values["format"] != "table":
-        refuse_idle(given & {"top_k"}, "format")  # JSON and CSV have all rows
-    if ways in (["query_index"], ["query_group"]):
-        refuse_idle(given & OF_COMPUTING, ways[0])
-    elif "particular" in given:
-        raise Refused("--particular belongs to --query_index or --query_group")
-    if "contrast" in given and ways not in (["query_index"], ["query_text"], ["query_path"]):
-        raise Refused("--contrast belongs to --query_index, --query_text or --query_path")
+    refuse_others(given & ASKING, TAKES)
+    if not given & TAKES.keys() and (alone := given & OF_QUESTIONS):
+        raise Refused(f"--{min(alone)} belongs to a question, as --query_text or --query_index")
     if "contrast" in given:
-        refuse_idle(given & {"words", "particular", "query_label", "report"}, "contrast")
-    if "words" in given and ways not in (["query_index"], ["query_text"], ["query_path"]):
-        raise Refused("--words belongs to --query_index, --query_text or --query_path")
+        refuse_idle(given & {"words", "particular", "query_label"}, "contrast")
     if values["format"] == "csv":
         refuse_idle(given & {"words"}, "format csv")
-    if "particular" in given and values["factor_strategy"] == "replay":
-        raise Refused("--particular takes self-influence, which a replay does not have")
-
-
-def check_label_issues(values: dict, given: set[str]) -> None:
-    """Raises Refused for arguments that --label_issues would ignore. given: as in
-    `check_asking`.
-    """
-    ranking = values["label_issues"]
-    refuse_idle(given & {"self_influence"}, "label_issues")
+    if values["format"] != "table":
+        refuse_idle(given & {"raw"}, "format")
+        if given & {"label_issues", "self_influence"}:
+            refuse_idle(given & {"top_k"}, "format")  # JSON and CSV have all rows
     replayed = values["factor_strategy"] == "replay"
+    if "particular" in given and replayed:
+        raise Refused("--particular takes self-influence, which a replay does not have")
+    ranking = values["label_issues"]
     if replayed and ranking in ("loss", "self_influence"):
         raise Refused(f"--factor_strategy replay has no {ranking}; use --label_issues replay")
-    if ranking == "replay":
-        refuse_idle(given & {"factor_strategy"} if not replayed else set(), "label_issues replay")
-    elif ranking != "self_influence" and not replayed:
+    if ranking == "replay" and not replayed:
+        refuse_idle(given & {"factor_strategy"}, "label_issues replay")
+    if ranking in ("best", "loss") and not replayed:
         refuse_idle(given & OF_SCORES, f"label_issues {ranking}")
 
 

@@ -186,7 +186,7 @@ def test_bad_questions_are_refused_in_one_sentence(copied, tmp_path, capsys):
         (["--query_text", "  "], "empty text"),
         (["--query_text", "a", "--query_label", "neutral"], "does not know"),
         (["--query_text", "a", "--query_label", "2"], "does not know"),
-        (["--query_text", "a", "--query_index", "1"], "exclude each other"),
+        (["--query_text", "a", "--query_index", "1"], "has no effect beside"),
         (["--query_label", "1"], "belongs to"),
         (["--query_path", str(tmp_path / "q.csv")], "no column 'sentence'"),
         (["--query_path", "no.csv"], "no file"),
