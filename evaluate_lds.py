@@ -40,7 +40,7 @@ from attribution.training.recipe import add_recipe_arguments, check_recipe
 from attribution.training.run import Run
 
 # Arguments without an effect where subsets are external.
-OF_SUBSETS = {"num_masks", "num_repeats", "alpha", "stratify", "mask_seed", "retrain_seed"}
+OF_SUBSETS = {"num_masks", "num_repeats", "alpha", "mask_seed", "retrain_seed"}
 OF_SUBSETS |= {"jobs_per_device", "retrain_queries", "dry_run"}
 
 
@@ -65,7 +65,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         default=0.5,
         help="share of the rows that a subset keeps (0.5, as published)",
     )
-    add("--stratify", action="store_true", help="subsets keep the same share of every class")
     add("--mask_seed", type=int, default=0, help="seed that draws the subsets (0)")
     add_retrain_seed(group)
     add("--masks_path", type=Path, help="external masks (M, N), 1 = kept: .npy, .npz or .pt")

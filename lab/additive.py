@@ -180,10 +180,8 @@ def main(argv=None) -> None:
         model_name_or_path=args.model_name_or_path,
         jobs_per_device=args.jobs_per_device,
     )
-    subsets = Subsets(
-        args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed
-    )
-    masks = subsets.masks(study.train.labels, study.train.task.regression)
+    subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, args.retrain_seed)
+    masks = subsets.masks(len(study.train))
     both = np.concatenate([masks, 1 - masks])
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in both for seed in subsets.retrain_seeds]
     margins = study.run_jobs(jobs).margins.astype(np.float64)

@@ -352,9 +352,7 @@ def main(argv=None) -> None:
         "max_queries": args.max_queries,
     }
     study = open_study(run, rows, run.recipe, retrains=False, **where)
-    subsets = Subsets(
-        args.num_masks, args.num_repeats, 0.5, args.mask_seed, False, args.retrain_seed
-    )
+    subsets = Subsets(args.num_masks, args.num_repeats, 0.5, args.mask_seed, args.retrain_seed)
     truth = own_truth(study, subsets, dry_run=False)
     result = compare(args, run, train, queries, truth) | {
         "scores": args.scores,

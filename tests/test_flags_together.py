@@ -88,7 +88,6 @@ REFUSED = {
                 "--num_masks 4",
                 "--num_repeats 2",
                 "--alpha 0.5",
-                "--stratify",
                 "--mask_seed 1",
                 "--retrain_seed 200",
                 "--jobs_per_device 1",

@@ -285,7 +285,6 @@ FLAGS = {
         "--num_masks": ("3", "2", "4", "x"),
         "--num_repeats": ("1", "0"),
         "--alpha": ("0.5", "0", "0.01", "nan"),
-        "--stratify": None,
         "--mask_seed": NUMBERS,
         "--dry_run": None,
         "--plot_only": None,

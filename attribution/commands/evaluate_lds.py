@@ -36,7 +36,6 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
         args.num_repeats,
         args.alpha,
         args.mask_seed,
-        args.stratify,
         args.retrain_seed,
     )
     external = args.masks_path is not None
@@ -59,7 +58,6 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
         "dataset": args.dataset_name,
         "recipe": recipe,
         "evaluation": run.evaluation,
-        "stratified": args.stratify,
         "foreign": external,
         "shared_seeds": [] if external else sorted({*seeds} & {*subsets.retrain_seeds}),
         "retrained_accuracy": truth.accuracy(train.task.num_labels),

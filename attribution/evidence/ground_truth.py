@@ -38,22 +38,14 @@ UNREADABLE = (  # what NumPy and torch raise for files that hold no array of num
 )
 
 
-def draw_masks(
-    num_rows: int, num_masks: int, alpha: float, seed: int, labels: np.ndarray | None = None
-) -> np.ndarray:
+def draw_masks(num_rows: int, num_masks: int, alpha: float, seed: int) -> np.ndarray:
     """Masks (M, N) that keep a share alpha of the rows, drawn without replacement; mask m is the
     same whatever M.
-
-    labels: keep the share of every class (rounded), so that no mask has another class balance.
     """
-    groups = [np.arange(num_rows)]
-    if labels is not None:
-        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     masks = np.zeros((num_masks, num_rows), dtype=np.uint8)
     for m, mask in enumerate(masks):
-        generator = np.random.default_rng([seed, m])
-        for group in groups:
-            mask[generator.permutation(group)[: round(alpha * len(group))]] = 1
+        order = np.random.default_rng([seed, m]).permutation(num_rows)
+        mask[order[: round(alpha * num_rows)]] = 1
     return masks
 
 
@@ -140,7 +132,6 @@ class Subsets:
     num_repeats: int
     alpha: float  # share of the rows that a subset keeps
     seed: int
-    stratified: bool  # whether subsets keep the same share of every class
     retrain_seed: int
 
     @property
@@ -151,18 +142,14 @@ class Subsets:
     @property
     def name(self) -> str:
         """The beginning of the name of their export."""
-        drawn = f"alpha{self.alpha:g}{'_stratified' * self.stratified}_seed{self.seed}"
+        drawn = f"alpha{self.alpha:g}_seed{self.seed}"
         return f"lds_{self.num_masks}x{self.num_repeats}_{drawn}_retrain{self.retrain_seed}"
 
-    def masks(self, labels: np.ndarray, regression: bool) -> np.ndarray:
-        """Masks (M, N) of these subsets for rows with labels (N,). Raises Refused where there can
-        be none.
+    def masks(self, count: int) -> np.ndarray:
+        """Masks (M, N) of these subsets for N = count rows. Raises Refused where there can be
+        none.
         """
-        if self.stratified and regression:
-            raise Refused("--stratify needs classes; a regression task has none")
-        count = len(labels)
-        groups = labels if self.stratified else None
-        masks = draw_masks(count, self.num_masks, self.alpha, self.seed, groups)
+        masks = draw_masks(count, self.num_masks, self.alpha, self.seed)
         if not masks.any(1).all() or masks.all(1).any():
             raise Refused(f"--alpha {self.alpha} of {count} rows keeps none or all of them")
         return check_masks(masks, count)
@@ -209,7 +196,7 @@ def own_truth(study: Study, subsets: Subsets, *, dry_run: bool) -> GroundTruth |
     None where nothing is to be evaluated here: after a dry run, and in all processes of a launcher
     but the first.
     """
-    masks = subsets.masks(study.train.labels, study.train.task.regression)
+    masks = subsets.masks(len(study.train))
     jobs = [Job.of(np.flatnonzero(mask), seed) for mask in masks for seed in subsets.retrain_seeds]
     shape = len(masks), subsets.num_repeats, len(study.queries)
     if not study.announce(jobs, dry_run):

@@ -98,10 +98,9 @@ def lds_rows(result: dict, every: bool = True) -> tuple[list[str], list[list[str
 
 def lds_notes(result: dict) -> str:
     """Notes to the table of an LDS result: its size, its chance level, and its weaknesses."""
-    drawn = "with the same share of every class" if result["stratified"] else "drawn at random"
     notes = [
         "{dataset}: {masks} masks x {repeats} repeats, {rows:,} rows of which {alpha:.0%} are "
-        "kept, {drawn}; {queries} queries.".format(drawn=drawn, **result)
+        "kept, drawn at random; {queries} queries.".format(**result)
     ]
     metrics: dict = next(iter(result["evaluation"].values()), {})
     if "accuracy" in metrics and result["retrained_accuracy"] is not None:

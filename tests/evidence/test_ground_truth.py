@@ -28,12 +28,6 @@ def test_masks_keep_the_share_and_do_not_depend_on_how_many_there_are():
     assert not np.array_equal(draw_masks(101, 3, 0.3, seed=6), masks[:3])
 
 
-def test_stratified_masks_keep_the_share_of_every_class():
-    labels = np.array([0] * 30 + [1] * 70)
-    masks = draw_masks(100, 5, 0.5, 0, labels)
-    assert (masks[:, :30].sum(1) == 15).all() and (masks[:, 30:].sum(1) == 35).all()
-
-
 def test_the_pearson_of_a_regressions_retrains_leaves_out_what_diverged_or_never_changed():
     generator = np.random.default_rng(0)
     outputs, labels = generator.normal(size=(3, 2, 9)), generator.normal(size=9)
