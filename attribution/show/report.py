@@ -143,7 +143,6 @@ def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, t
         "scale": longest or 1.0,
         "look": look,
         "rows": touched(cards, look, top, influence.queries),
-        "lds": lds_table(known),
         "flips": counterfactual_table(influence),
         "unit": " ".join(dict.fromkeys(UNITS[one["answer"].unit] for one in cards)),
         "notes": {
@@ -464,19 +463,6 @@ def lds_words(found: dict | None, command: str) -> str:
         f"correlation (LDS) of {correlation}, 95 % interval; {most}. That {compared} the "
         f"{found['baseline']:.2f} of word overlap, which sees no model."
     )
-
-
-def lds_table(found: dict | None) -> list[tuple[str, str]]:
-    """(name, LDS as shown); empty without retrains. found: of `measured`."""
-    if found is None:
-        return []
-    ceiling = found["ceiling"]
-    known = f"{ceiling:.2f}" if "share" in found else "not known well enough"
-    return [
-        ("these scores", f"{found['scores']:.2f}"),
-        ("squared TF-IDF cosine, signed by class", f"{found['baseline']:.2f}"),
-        ("noise ceiling", "needs repeats" if ceiling is None else known),
-    ]
 
 
 def counterfactual_table(influence: Influence) -> dict | None:
