@@ -36,11 +36,14 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def with_interval(value: float | None, interval: list[float] | None, style: str = ".3f") -> str:
-    """`0.320 [0.300, 0.350]`, numbers in this style; `-` for a missing or undefined value."""
-    if value is None or interval is None or value != value:
+def with_interval(value: float | None, interval=None, style: str = ".3f") -> str:
+    """`0.320 [0.300, 0.350]`, numbers in this style; without an interval the value alone; `-` for
+    a missing or undefined value.
+    """
+    if value is None or value != value:
         return "-"
-    return f"{value:{style}} [{interval[0]:{style}}, {interval[1]:{style}}]"
+    low_to_high = f" [{interval[0]:{style}}, {interval[1]:{style}}]" if interval else ""
+    return f"{value:{style}}{low_to_high}"
 
 
 def share_of(part: dict) -> str:
@@ -73,9 +76,8 @@ def lds_rows(result: dict, every: bool = True) -> tuple[list[str], list[list[str
         header += [titles[kind], *["minus ekfac [95 %]"] * every]
         header += ["share of ceiling [95 %]"] * shares
         value = result["ceiling"][kind]
-        interval = result["ceiling_interval"][kind]
-        shown = "needs repeats" if value is None else f"{value:.3f}"
-        ceiling += [with_interval(value, interval) if interval else shown]
+        shown = with_interval(value, result["ceiling_interval"][kind])
+        ceiling.append("needs repeats" if value is None else shown)
         ceiling += ["-"] * (every + shares)
     rows = []
     for name, entry in sorted(entries.items(), key=lambda item: -item[1]["plain"]["lds"]):

@@ -14,18 +14,12 @@ from attribution.evidence.verdict import share_right
 from attribution.evidence.what_if import Edit
 from attribution.files import printable
 from attribution.show.listing import headline, indents, row_line, strong, width
-from attribution.show.tables import aligned
+from attribution.show.tables import aligned, with_interval
 
+CHANGE = "+.2f"  # style of a change of the margin
 SHOWN = 10  # rows of a smallest set, with their texts
 # The arm, rows removed, change of the margin as predicted and as measured, share of right retrains.
 HEADER = ["removed by", "rows", "predicted [95 %]", "measured [95 %]", "right", "the prediction"]
-
-
-def number(value: float | None, interval=None) -> str:
-    """`-1.20 [-2.00, -0.40]`; "-" where there is none."""
-    if value is None or value != value:
-        return "-"
-    return f"{value:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
 
 
 def lines_of(verdict: dict) -> list[list[str]]:
@@ -40,8 +34,8 @@ def lines_of(verdict: dict) -> list[list[str]]:
                 [
                     printable(name),
                     str(level["removed"]),
-                    number(*predicted) if predicted else "-",
-                    number(level["change"], level["interval"]),
+                    with_interval(predicted[0], predicted[1], CHANGE) if predicted else "-",
+                    with_interval(level["change"], level["interval"], CHANGE),
                     f"{right:.0%}" if outcome and right is not None else "-",
                     outcome or "-",
                 ]
@@ -79,9 +73,11 @@ def sentence(verdict: dict) -> str:
     what = printable(verdict["label"]) if not verdict["regression"] else f"the {verdict['target']}"
     rows = f"the {count} rows" if count > 1 else "the row"
     without = f"Without {rows} that spoke most {way} {what}"
+    changed, changed_by_chance = (
+        with_interval(one["change"], one["interval"], CHANGE) for one in (level, random)
+    )
     change = (
-        f"the {target} changes by {number(level['change'], level['interval'])}, without as many "
-        f"random rows by {number(random['change'], random['interval'])}."
+        f"the {target} changes by {changed}, without as many random rows by {changed_by_chance}."
     )
     if verdict["regression"]:
         return f"{without}, {change}"
@@ -130,7 +126,8 @@ def change_line(found: dict[str, np.ndarray], place: int, how: str, regression: 
     """
     before, after = found["margins"][:, :, place].T
     margins = f"{np.nanmean(before):+.2f} -> {np.nanmean(after):+.2f}"
-    line = f"  {how}: margin {margins}, change {number(*t_interval(after - before))}"
+    change = with_interval(*t_interval(after - before), style=CHANGE)
+    line = f"  {how}: margin {margins}, change {change}"
     if regression:
         return line
     was, becomes = (np.nanmean(one) for one in found["right"][:, :, place].T)
@@ -144,12 +141,8 @@ def whole_line(found: dict[str, np.ndarray], how: str, regression: bool) -> str:
     if regression:
         what, values = "mean squared error", -found["margins"]
     before, after = values.mean(2).T
-    mean, interval = t_interval(after - before)
-    spread = f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else ""
-    return (
-        f"  {how}: {what} {np.nanmean(before):.3f} -> {np.nanmean(after):.3f}, change "
-        f"{mean:+.4f}{spread}"
-    )
+    change = with_interval(*t_interval(after - before), style="+.4f")
+    return f"  {how}: {what} {np.nanmean(before):.3f} -> {np.nanmean(after):.3f}, change {change}"
 
 
 def what_if_text(

@@ -17,7 +17,7 @@ def test_columns_are_as_wide_as_their_widest_cell():
 def test_a_number_stands_with_its_interval_and_a_difference_with_its_sign():
     assert tables.with_interval(0.5, [0.25, 0.75]) == "0.500 [0.250, 0.750]"
     assert tables.with_interval(0.5, [-0.25, 0.75], "+.3f") == "+0.500 [-0.250, +0.750]"
-    assert tables.with_interval(None, None) == tables.with_interval(0.5, None) == "-"
+    assert tables.with_interval(0.5) == "0.500" and tables.with_interval(None) == "-"
 
 
 @pytest.mark.parametrize("dataset", ["demo", "sst2"])
