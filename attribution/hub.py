@@ -4,10 +4,7 @@ soon after a hub does not answer.
 
 import contextlib
 import errno
-import json
-import os
 import pickle
-import re
 import threading
 from pathlib import Path
 
@@ -111,22 +108,15 @@ def refuse_pointer(path: Path) -> None:
 
 
 def refuse_outer(folder: Path, flag: str) -> None:
-    """Raises Refused for a folder around models, such as a Trainer's output, which names the best
-    of them (by the Trainer's own record), else the last.
+    """Raises Refused for a folder around models, such as a Trainer's output, and names them.
 
     flag: the argument that named the folder.
     """
-    inner = {path.parent.name: path.parent for path in folder.glob("[!.]*/config.json")}
-    if (folder / "config.json").is_file() or not inner:
-        return
-    # checkpoint-1000 comes after checkpoint-500
-    last = max(inner, key=lambda name: (int("0" + re.sub(r"\D", "", name)), name))
-    best = ""
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        state = json.loads((inner[last] / "trainer_state.json").read_bytes())
-        best = Path(state["best_model_checkpoint"]).name
-    found = inner.get(best) or inner[last]
-    raise Refused(f"{folder} holds no model, but folders with one; name one: {flag} {found}")
+    inner = sorted(path.parent.name for path in folder.glob("[!.]*/config.json"))
+    if inner and not (folder / "config.json").is_file():
+        raise Refused(
+            f"{folder} holds no model, but folders with one ({', '.join(inner)}); name one: {flag}"
+        )
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
@@ -141,21 +131,16 @@ def causes_of(error: BaseException) -> list[BaseException]:
 
 def fault_of_cache(error: BaseException) -> str:
     """One sentence about the cache of the hub's libraries if it is behind the error, else empty."""
-    places = {
-        "HF_DATASETS_CACHE": Path(datasets.config.HF_DATASETS_CACHE),
-        "HF_HUB_CACHE": Path(constants.HF_HUB_CACHE),
-        "HF_HOME": Path(constants.HF_HOME),
-    }
+    places = datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE, constants.HF_HOME
     for one in causes_of(error):
         if not isinstance(one, OSError) or not isinstance(one.filename, str):
             continue
-        path = Path(one.filename)
-        for name, place in places.items():
-            if path.is_relative_to(place) or place.is_relative_to(path):
-                variable = name if name in os.environ else "HF_HOME"
+        for place in map(Path, places):
+            if Path(one.filename).is_relative_to(place) or place.is_relative_to(one.filename):
                 return (
                     f"the cache folder {place} of models and data sets cannot be used "
-                    f"({one.filename}: {one.strerror}); set {variable} to another folder"
+                    f"({one.filename}: {one.strerror}); set HF_HOME (or HF_DATASETS_CACHE and "
+                    "HF_HUB_CACHE, where they are set) to another folder"
                 )
     return ""
 
