@@ -25,6 +25,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from sklearn.metrics.pairwise import cosine_similarity
 
 from attribution.cli import Parser, run_script
 from attribution.data.dataset import GlueDataset
@@ -32,7 +33,7 @@ from attribution.data.tables import find_splits, labels_of
 from attribution.data.tasks import TASKS, GlueTask
 from attribution.draws import uniform_hash
 from attribution.evidence.arguments import RETRAIN_SEED, add_start_argument
-from attribution.evidence.baselines import cosine, represent
+from attribution.evidence.baselines import represent
 from attribution.evidence.store import Job
 from attribution.evidence.study import check_recipe_known, open_study
 from attribution.files import Refused, check_writable
@@ -168,7 +169,7 @@ def neighbour_disagreement(features: np.ndarray, labels: np.ndarray) -> np.ndarr
     """(N,): the share of a row's NEIGHBOURS nearest rows, by cosine of features (N, D), that have
     another label.
     """
-    similar = cosine(features, features)
+    similar = cosine_similarity(features, features)
     np.fill_diagonal(similar, -np.inf)
     count = min(NEIGHBOURS, len(labels) - 1)
     nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]

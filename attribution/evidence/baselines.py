@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.arguments import BASELINES
@@ -106,14 +107,6 @@ def bm25(query_texts: list[str], train_texts: list[str]) -> np.ndarray:
 # --- representations ------------------------------------------------------------------------------
 
 
-def cosine(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """(Q, N) float32: cosine of representations (Q, D) and (N, D); 0 where one of them is zero."""
-    unit = [
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, train)
-    ]
-    return (unit[0] @ unit[1].T).astype(np.float32)
-
-
 def represent(model: torch.nn.Module, *sets: GlueDataset, mean: bool = False) -> list[np.ndarray]:
     """The last layer's first token, or its mean over the tokens, (rows, D) float32, for every data
     set.
@@ -157,4 +150,4 @@ def baseline_scores(
         return similar ** (2 if name == "tfidf2" else 1) * agreement
     assert models is not None
     model = models.start() if name == "start" else models.trained()
-    return cosine(*represent(model, queries, train, mean=name == "start")) * agreement
+    return cosine_similarity(*represent(model, queries, train, mean=name == "start")) * agreement

@@ -10,7 +10,7 @@ section 2).
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, rankdata, sem
 from scipy.stats import t as student
 
 from attribution.evidence.arguments import MIN_MASKS
@@ -284,8 +284,7 @@ def t_interval(differences: np.ndarray) -> tuple[float, list[float] | None]:
     mean = float(values.mean()) if values.size else float("nan")
     if len(values) < 2:
         return mean, None
-    quantile = student.ppf(0.975, len(values) - 1)
-    half = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(student.ppf(0.975, len(values) - 1) * sem(values))
     return mean, [mean - half, mean + half]
 
 
