@@ -187,8 +187,9 @@ def write_csv(answers: Iterable[Answer], file) -> None:
 def explain(context: Context, query: Query, top_k: int) -> Answer:
     """Answer to a query, with at most top_k rows a side."""
     said, probability = prediction_of(context.train.task, query.logits)
+    ranks = np.argsort(np.argsort(-np.abs(query.scores), kind="stable")) + 1
     sides = [
-        dataclasses.replace(side, rows=list(rows_of(context, query, side.direction, top_k)))
+        dataclasses.replace(side, rows=list(rows_of(context, query, ranks, side.direction, top_k)))
         for side in sides_of(context, query, said)
     ]
     regression = context.train.task.regression
@@ -291,10 +292,14 @@ def other_class(context: Context, query: Query) -> str:
     return name if others[place] >= MAIN * others.sum() else f"other classes, most of all {name}"
 
 
-def rows_of(context: Context, query: Query, direction: str, top_k: int) -> Iterator[AnswerRow]:
-    """The rows of one side, in the order in which the studies remove rows."""
+def rows_of(
+    context: Context, query: Query, ranks: np.ndarray, direction: str, top_k: int
+) -> Iterator[AnswerRow]:
+    """The rows of one side, in the order in which the studies remove rows.
+
+    ranks: (N,), 1 for the largest absolute score.
+    """
     scores = query.scores
-    ranks = np.argsort(np.argsort(-np.abs(scores), kind="stable"))
     total = float(np.abs(scores).sum(dtype=np.float64)) or 1.0
     tops = [most_helpful(each, direction)[:top_k] for each in query.members or []]
     words = words_of(query.texts)
@@ -310,7 +315,7 @@ def rows_of(context: Context, query: Query, direction: str, top_k: int) -> Itera
             row,
             score=score,
             share=abs(score) / total,
-            rank=int(ranks[row]) + 1,
+            rank=int(ranks[row]),
             agreement=sum(row in top for top in tops) if tops else None,
             alike=are_alike(words, words_of(context.train.columns_of(row))),
         )
