@@ -4,6 +4,7 @@ folder.
 
 import io
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -273,6 +274,11 @@ def test_a_regression_asks_about_its_output(tmp_path, capsys):
     analyze.main([*query, "--query_label", str(output - 1.0)])
     above = json.loads(capsys.readouterr().out)  # what raises it leads away from the label
     assert numbers(above) == numbers(answer) and above["sides"][0]["direction"] == "harmful"
+    words = shlex.split(above["check"])
+    same = words[words.index("--query_label") + 1]
+    analyze.main([*query, "--query_label", same])  # scores that are stored answer it
+    assert json.loads(capsys.readouterr().out)["label"] == above["label"]
+    assert len(list(tmp_path.glob("r/influence/scores/*_queries-*"))) == 3
 
 
 def test_a_class_whose_name_is_a_number_is_meant_by_its_name():

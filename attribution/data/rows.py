@@ -52,6 +52,13 @@ class Rows:
             return "output" if np.isnan(label) else f"{label:.2f}"
         return self.task.name_of(label)
 
+    def exact_label(self, index: int) -> str:
+        """The same with as many digits as it takes to read the same label again."""
+        label = self.labels[index]
+        if self.task.regression and np.isfinite(label):
+            return np.format_float_positional(label, min_digits=2)
+        return self.label_name(index)
+
     def file_row(self, index: int) -> int | None:
         """Number of the row in the file from which validation rows were drawn; None: none were."""
         return None if self.file_rows is None else int(self.file_rows[index])

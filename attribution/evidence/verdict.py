@@ -99,7 +99,7 @@ def custom_target(
         "query": None,
         "file_row": None,
         "texts": texts,
-        "label": questions.data.label_name(0),
+        "label": questions.data.exact_label(0),
         "target": questions.targets[0],
     }
     return questions, Target(0, scores[0], about)

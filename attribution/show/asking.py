@@ -123,7 +123,7 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
     return [
         Query(
             texts=data.columns_of(i),
-            label=data.label_name(i),
+            label=data.exact_label(i),
             scores=scores[i],
             target=target,
             logits=questions.logits[i],

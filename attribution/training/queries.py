@@ -38,13 +38,13 @@ class Questions:
     @property
     def suffix(self) -> str:
         """End of the name of their scores: 12 digits of a SHA-256 over texts and labels."""
-        rows = [[*self.data.columns_of(i), self.data.label_name(i)] for i in range(len(self.data))]
+        rows = [[*self.data.columns_of(i), self.data.exact_label(i)] for i in range(len(self.data))]
         return f"_queries-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
 
     def save(self, folder: Path) -> None:
         """Writes texts, labels and targets next to their scores, as queries.json."""
         rows = [
-            {"texts": self.data.columns_of(i), "label": self.data.label_name(i), "target": target}
+            {"texts": self.data.columns_of(i), "label": self.data.exact_label(i), "target": target}
             for i, target in enumerate(self.targets)
         ]
         write_json(folder / "queries.json", {"queries": rows})

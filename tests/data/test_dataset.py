@@ -7,6 +7,8 @@ import torch
 from datasets import Dataset
 
 from attribution.data.dataset import collate
+from attribution.data.tasks import GlueTask
+from attribution.training.queries import read_label
 from pipeline import construct_bert, get_glue_dataset, get_tokenizer, model_inputs
 
 
@@ -43,6 +45,14 @@ def test_a_row_is_its_text_and_the_name_of_its_class_and_the_fingerprint_sees_or
     )
     data.labels[1] = 1 - data.labels[1]
     assert data.fingerprint() != before
+
+
+@pytest.mark.parametrize("label", [3.8, 2.0, 1 / 3, 1.231, -1e-5, 1e14])
+def test_a_number_is_written_so_that_it_is_read_as_the_same_label(label):
+    row = small.Plain(GlueTask(("text",), 1, ()), ["a text"], np.array([label], np.float32))
+    name = row.exact_label(0)
+    assert np.float32(read_label(name, row.task)) == row.labels[0]
+    assert len(name.partition(".")[2]) >= 2 and "e" not in name
 
 
 def test_the_demo_knows_which_labels_are_wrong_and_a_part_of_its_rows_too():
