@@ -1,6 +1,7 @@
 """With three classes "correct" is the largest logit, not a margin above 0, in every script."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
+from attribution.cli import options_of
 from attribution.evidence.store import Job
 from attribution.files import Refused
+from attribution.influence.analysis import Influence
+from attribution.influence.settings import Settings, with_members
 from attribution.training.fit import predict
+from attribution.training.queries import ask
 from attribution.training.run import Run
-from pipeline import compute_correct, compute_margin
+from pipeline import compute_correct, compute_loss, compute_margin, model_inputs
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +35,16 @@ def runs(tmp_path_factory):
         name: small.table("mnli", "train" if name == "train" else "validation") for name in names
     }
     where = ["--dataset_name", "mnli", "--checkpoint_dir", str(folder / "runs")]
-    data = small.write(folder / "data", "mnli", splits)
-    recipe = ["--num_train_epochs", "4", "--learning_rate", "1e-4"]
-    train.main([*where, "--dataset_path", data, "--model_name_or_path", "demo", *recipe])
+    small.write(folder / "data", "mnli", splits)
+    train.main([*where, *run_of(folder / "runs")])
     analyze.main(where)
     return folder / "runs"
+
+
+def run_of(runs) -> list[str]:
+    """Arguments of train.py for the run in this checkpoint folder."""
+    recipe = ["--num_train_epochs", "4", "--learning_rate", "1e-4"]
+    return ["--dataset_path", str(runs.parent / "data"), "--model_name_or_path", "demo", *recipe]
 
 
 def arguments(runs, out, *extra: str) -> list[str]:
@@ -123,25 +133,54 @@ def test_the_key_of_a_job_is_its_rows_and_seed():
     )
 
 
-def test_a_contrast_of_two_classes_is_made_of_the_margins_of_both():
-    logits = torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    p = logits.softmax(-1)
+def test_a_contrast_of_members_is_the_influence_on_the_log_odds_of_two_classes(runs, tmp_path):
+    """With no curvature: minus the gradient of the log-odds times that of a row's loss, by autograd
+    over the linear layers, each member divided by its mean squared gradient.
+    """
+    folder = shutil.copytree(runs, tmp_path / "runs")
+    members = ["--num_members", "2"]
+    where = ["--dataset_name", "mnli", "--checkpoint_dir", str(folder)]
+    train.main([*where, *members, *run_of(runs)])
+    args = analyze.parse_args([*where, *members, "--factor_strategy", "identity"])
+    run = Run.open(folder, "mnli")
+    rows, queries = run.rows(3)
+    influence = Influence(run, rows, queries, with_members(options_of(Settings, args), run))
+    texts = [queries.columns_of(i) for i in range(3)]
+    asked = ask(run, texts, [0, 1, 0])
+    found = influence.contrasts(asked, 2)
 
-    def slope(label: int) -> torch.Tensor:
-        z = logits.clone().requires_grad_()
-        margin = compute_margin(z[None], torch.tensor([label]))
-        return torch.autograd.grad(margin.sum(), z)[0]
+    def gradients(model, data, measure) -> torch.Tensor:
+        """(rows, weights) of measure(logits, labels)."""
+        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        weights = [x for m in linear for x in m.parameters()]
+        found = []
+        for i in range(len(data)):
+            batch = data.batch([i])
+            value = measure(model(**model_inputs(batch)).logits, batch["labels"])
+            parts = torch.autograd.grad(value, weights)
+            found.append(torch.cat([x.flatten() for x in parts]).double())
+        return torch.stack(found)
 
-    one = torch.eye(4, dtype=torch.float64)
-    for said, other in ((0, 3), (2, 1)):
-        found = (1 - p[said]) * slope(said) - (1 - p[other]) * slope(other)
-        assert torch.allclose(found, one[said] - one[other])
+    scores, divisors = [], []
+    for one in influence.analyses:
+        model = one.run.model().eval()
+        losses = gradients(model, rows, compute_loss)
+        odds = gradients(model, asked.data, lambda z, y: z[0, y[0]] - z[0, 2])
+        scores.append(-odds @ losses.T)
+        divisors.append((losses**2).sum(1).mean())
+    mean = sum(x / d for x, d in zip(scores, divisors, strict=True)) / 2 * sum(divisors) / 2
+    assert np.abs(found - mean.numpy()).max() < 1e-4 * mean.abs().max()
 
 
+@pytest.mark.parametrize("strategy", ["ekfac", "replay"])
 def test_a_contrast_turns_its_sign_with_its_classes_and_is_refused_where_there_is_none(
-    runs, capsys
+    runs, capsys, strategy
 ):
     where = ["--dataset_name", "mnli", "--checkpoint_dir", str(runs), "--query_index", "1"]
+    if strategy == "replay":
+        analyze.main([*where[:4], "--factor_strategy", "replay"])
+        capsys.readouterr()
+        where += ["--factor_strategy", "replay"]
 
     def contrast(against: str) -> dict:
         capsys.readouterr()
@@ -155,6 +194,7 @@ def test_a_contrast_turns_its_sign_with_its_classes_and_is_refused_where_there_i
     found = [contrast(name) for name in others]
     for answer, name in zip(found, others, strict=True):
         assert [side["towards"] for side in answer["sides"]] == [said, name]
+        assert answer["query"] == 1
         assert all(row["score"] > 0 for row in answer["sides"][0]["rows"])
         assert all(row["score"] < 0 for row in answer["sides"][1]["rows"])
     assert found[0]["sides"][0]["rows"] != found[1]["sides"][0]["rows"]
@@ -162,3 +202,9 @@ def test_a_contrast_turns_its_sign_with_its_classes_and_is_refused_where_there_i
         contrast(said)
     with pytest.raises(Refused, match="does not know the query label"):
         contrast("no class")
+    where[4:6] = ["--query_text", *found[0]["texts"]]  # the same as a custom query
+    (custom,) = [contrast(name) for name in others[:1]]
+    assert custom["query"] is None
+    for mine, kept in zip(custom["sides"], found[0]["sides"], strict=True):
+        pairs = [{row["row"]: row["score"] for row in side["rows"]} for side in (mine, kept)]
+        assert pairs[0] == pytest.approx(pairs[1], rel=1e-3)

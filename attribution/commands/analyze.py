@@ -78,7 +78,7 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
         with view.progress():
             data = questions.data if questions is not None else queries.subset(places)
             texts = [data.columns_of(i) for i in range(len(data))]
-            answers = contrasts(influence, texts, args.contrast, args.top_k)
+            answers = contrasts(influence, texts, args.contrast, args.top_k, places or None)
         show(answers, view)
     elif questions is not None:
         with view.progress():

@@ -15,7 +15,7 @@ import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine import modules
-from attribution.files import check_writable, read_json, write_json
+from attribution.files import Refused, check_writable, read_json, write_json
 from attribution.influence.checkpoint import Analysis, Scored
 from attribution.influence.replayed import ReplayAnalysis, targets_of
 from attribution.influence.settings import Settings
@@ -29,7 +29,7 @@ from attribution.influence.stored import (
 from attribution.processes import ALONE, choose_device, name_of
 from attribution.provenance import environment
 from attribution.replay import descent
-from attribution.replay.descent import Replay
+from attribution.replay.descent import Contrast, Replay
 from attribution.training.members import (
     draw_share,
     mean_of,
@@ -185,6 +185,62 @@ class Influence(Scored):
             analysis.release()
             if found is not None:
                 yield found
+
+    def contrasts(
+        self, questions: Questions, against: int, places: list[int] | None = None
+    ) -> np.ndarray | None:
+        """Scores (A, N), float32, of z_y - z_against, y the label of each of A queries; None on all
+        processes but the main one.
+
+        places: theirs, if they are among this influence's queries, whose kernels a replay has kept.
+        """
+        labels = questions.data.labels
+        if self.settings.factor_strategy == "replay":
+            asked = self.of_questions(questions) if places is None else self
+            return asked._replayed_contrasts(labels, against, places or [*range(len(labels))])
+        return self._contrasts_of_margins(questions, against)
+
+    def _replayed_contrasts(
+        self, labels: np.ndarray, against: int, places: list[int]
+    ) -> np.ndarray | None:
+        """The same by a replay, of the queries in these places."""
+        total = np.zeros(())
+        for replay in self.replays():
+            classes = torch.from_numpy(labels).to(replay.kernel.device)
+            asked = Contrast(classes, replay.train.num_labels, against)
+            scores = dataclasses.replace(replay.of(places), queries=asked).scores()
+            total = total + scores.double().cpu().numpy()
+        unit = self.unit()
+        if not self.processes.main:
+            return None
+        return (total / len(self.analyses) * unit).astype(np.float32)
+
+    def _contrasts_of_margins(self, questions: Questions, against: int) -> np.ndarray | None:
+        """The same from scores of both classes' margins, which are computed unless stored.
+
+        The gradient of margin y is (z_y - sum_k p_k z_k)' / (1 - p_y), so that (1 - p_a) m_a -
+        (1 - p_b) m_b changes as z_a - z_b does, with the probabilities p of the same checkpoint.
+        """
+        data, count = questions.data, len(questions.data)
+        labels = np.concatenate([data.labels, np.full(count, against)])
+        both = data.subset([*range(count)] * 2).relabelled(labels)
+        logits = np.concatenate([questions.logits] * 2)
+        asked = self.of_questions(Questions(both, questions.targets * 2, logits))
+        if self.processes.main and asked.scores.record("pairwise") is None:
+            print("the margins of both classes are scored once, and kept")
+        if asked.compute("pairwise") is None:
+            return None
+        weighted = []
+        for one in asked.analyses:
+            scores = one.scores.load("pairwise")
+            if scores is None:
+                raise Refused(f"the scores in {one.run.folder} have gone; ask again")
+            p = predict_run(one.run, data).double().softmax(-1).numpy()
+            mine, theirs = 1 - p[np.arange(count), data.labels], 1 - p[:, against]
+            weighted.append(mine[:, None] * scores[:count] - theirs[:, None] * scores[count:])
+        record = asked.scores.record("pairwise") or {}
+        divisors = record.get("divisors", [1.0])
+        return mean_of(zip(weighted, divisors, strict=True)).astype(np.float32)
 
     def of_members(self) -> list[np.ndarray] | None:
         """Stored pairwise scores (Q, N) of each member; None without members, or if one lacks."""

@@ -112,6 +112,22 @@ class Targets:
         return torch.eye(self.num_labels).to(f)[self.labels]
 
 
+@dataclass(frozen=True)
+class Contrast(Targets):
+    """Rows whose margin is the log-odds of their label against one other class, not against all."""
+
+    against: int
+
+    def margins(self, f: torch.Tensor) -> torch.Tensor:
+        """z_label - z_against (..., N) of outputs."""
+        labels = self.labels.expand(f.shape[:-1])[..., None]
+        return f.gather(-1, labels)[..., 0] - f[..., self.against]
+
+    def margin_slope(self, f: torch.Tensor) -> torch.Tensor:
+        """Derivative (..., N, O) of these margins with respect to the outputs."""
+        return self._one_hot(f) - torch.eye(self.num_labels).to(f)[self.against]
+
+
 def start_of(train: Targets, weights: torch.Tensor) -> torch.Tensor:
     """Output (M, 1, 1) of every row before the flow: 0, or the mean label of a regression.
 

@@ -22,7 +22,6 @@ from attribution.show.answer import (
     Words,
     explain,
     rank_high_everywhere,
-    softmax,
 )
 from attribution.show.listing import View, show
 from attribution.show.scored import (
@@ -146,8 +145,12 @@ def lds_command(influence: Influence, bare: bool = False) -> str:
     return f"python evaluate_lds.py --dataset_name {name}{where}{limit}"
 
 
-def plain_context(influence: Influence) -> Context:
-    """Facts that all queries share, without those that take scores of validation rows."""
+def context_of(influence: Influence) -> Context:
+    """Facts that all queries share; those that take scores of validation rows if they are kept."""
+    with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
+        scored = open_scored(influence.run, influence.settings)
+        if scored is not None:
+            return scored.context(influence.run)
     replayed = influence.settings.factor_strategy == "replay"
     name = influence.name
     check = check_for(influence.run, name, influence.settings.first_query)
@@ -182,47 +185,54 @@ def answers_to_questions(influence: Influence, questions: Questions, top_k: int)
     Empty on all processes but the main one.
     """
     queries = custom_queries(influence, questions)
-    context = plain_context(influence)
-    with contextlib.suppress(Refused):  # stale scores of the validation rows are not needed
-        scored = open_scored(influence.run, influence.settings)
-        context = scored.context(influence.run) if scored else context
+    context = context_of(influence)
     if len(queries) > 1:  # run_counterfactual.py knows queries that were asked alone
         context = replace(context, check=None)
     return [explain(context, query, top_k) for query in queries]
 
 
 def contrasts(
-    influence: Influence, texts: list[list[str]], against: str, top_k: int
+    influence: Influence,
+    texts: list[list[str]],
+    against: str,
+    top_k: int,
+    places: list[int] | None = None,
 ) -> list[Answer]:
     """Answers about what the model said against one other class: scores of z_s - z_c.
 
-    From scores of both margins: the gradient of margin y is (z_y - sum_k p_k z_k)' / (1 - p_y), so
-    that (1 - p_s) m_s - (1 - p_c) m_c changes as z_s - z_c does. texts: text columns of each query.
-    against: class by name or number. Raises Refused for a class that the model said itself, for two
-    classes, and for means over members, which have other probabilities, as those of a replay.
+    Empty on all processes but the main one. texts: text columns of each query. against: class by
+    name or number. places: of the queries, if they are validation rows. Raises Refused for a class
+    that the model said itself, and for two classes.
     """
     task = influence.train.task
-    settings = influence.settings
-    if task.num_labels < 3 or settings.factor_strategy == "replay" or not settings.single:
-        raise Refused("--contrast is for three classes or more, and for one checkpoint")
-    said = ask(influence.run, texts, [None] * len(texts)).data.labels.tolist()
+    if task.num_labels < 3:
+        raise Refused("--contrast is for three classes or more; of two there is no other")
+    asked = ask(influence.run, texts, [None] * len(texts))
+    data = asked.data
     other = int(read_label(against, task))
-    if other in said:
+    if other in data.labels:
         raise Refused(f"--contrast {against} is what the model said; name another class")
-    asked = ask(influence.run, [*texts, *texts], [*said, *[other] * len(texts)])
-    asked = replace(asked, targets=["predicted"] * len(asked.targets))  # nobody gave them a label
-    queries = custom_queries(influence, asked)
-    context = replace(plain_context(influence), check=None)
-    name = task.name_of(other)
-    answers = []
-    for one, second in zip(queries[: len(texts)], queries[len(texts) :], strict=True):
-        assert one.logits is not None
-        p = softmax(one.logits)
-        mine, theirs = 1 - p[int(one.label_number)], 1 - p[other]
-        scores = mine * one.scores - theirs * second.scores
-        query = replace(one, scores=scores, target="predicted", members=None, against=name)
-        answers.append(explain(context, query, top_k))
-    return answers
+    scores = influence.contrasts(asked, other, places)
+    if scores is None:
+        return []
+    rows = influence.queries
+    context = replace(context_of(influence), check=None)
+    queries = [
+        Query(
+            texts=data.columns_of(i),
+            label=data.label_name(i),
+            scores=scores[i],
+            number=None if places is None else rows.first_number + places[i],
+            file_row=None if places is None else rows.file_row(places[i]),
+            target="predicted",
+            logits=logits,
+            margin=float(logits[data.labels[i]] - logits[other]),
+            label_number=float(data.labels[i]),
+            against=task.name_of(other),
+        )
+        for i, logits in enumerate(asked.logits)
+    ]
+    return [explain(context, query, top_k) for query in queries]
 
 
 def with_words(influence: Influence, data: GlueDataset, answers: list[Answer]) -> list[Answer]:

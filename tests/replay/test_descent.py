@@ -8,6 +8,7 @@ from attribution.replay.descent import (
     STEEPEST,
     STEPS,
     TIMES,
+    Contrast,
     Replay,
     Targets,
     best_time,
@@ -90,6 +91,28 @@ def test_scores_are_the_derivatives_of_the_replay(num_labels):
             sides.append(queries.margins(replay(kernel, others, train, w)[0]))
         expected[:, i] = (sides[0] - sides[1]) / 2e-5
     assert torch.allclose(found, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("num_labels", [3, 4])
+def test_scores_of_a_contrast_are_the_derivatives_of_the_log_odds_of_two_classes(num_labels):
+    x, x_queries, train, queries = case(num_labels)
+    kernel, others = x @ x.T, x_queries @ x.T
+    labels = torch.arange(Q) % (num_labels - 1)
+    against = num_labels - 1
+    asked = Replay(kernel, others, train, Contrast(labels, num_labels, against), TIME)
+    found = asked.scores()
+    assert torch.equal(asked.of([3, 1]).scores(), found[[3, 1]])
+
+    def log_odds(w: torch.Tensor) -> torch.Tensor:
+        f = asked.outputs(w[None])[0]
+        assert torch.equal(asked.queries.margins(f), f[range(Q), labels] - f[:, against])
+        return asked.queries.margins(f)
+
+    for i in range(N):
+        change = 1e-5 * torch.eye(N, dtype=torch.float64)[i]
+        half = torch.full((N,), 0.5, dtype=torch.float64)
+        expected = (log_odds(half + change) - log_odds(half - change)) / 2e-5
+        assert torch.allclose(found[:, i], expected, atol=1e-8)
 
 
 def test_two_classes_are_a_case_of_any_number():
