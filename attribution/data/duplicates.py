@@ -1,11 +1,10 @@
 """Duplicates: rows of equal or nearly equal texts, and the training rows whose texts are nearest.
 
-Texts are equal up to case and blanks. They are nearly equal if in every text column the cosine of
-their TF-IDF vectors of words is at least NEAR: the same words but for common ones, in any order.
+Texts are equal up to case and blanks; `words.are_alike` says which are nearly equal. The nearest
+are those of the highest cosine of TF-IDF vectors of words.
 Symbols: R rows, N training rows, U distinct training texts, P distinct texts of the rows, W words.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +12,8 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from attribution.data.dataset import GlueDataset
+from attribution.data.words import WORD, are_alike, words_of
 
-NEAR = 0.95
-WORD = re.compile(r"\w+")
 NEIGHBOURS = 5  # texts
 LOOKED_AT = 16  # texts of which the cosine is computed, for each text
 MOST_NAMED = 20  # duplicates of a row
@@ -44,7 +42,8 @@ class Relatives:
 def relatives(rows: GlueDataset, train: GlueDataset) -> list[Relatives]:
     """(R,): the relatives of each row among the training rows; both may be the same data set.
 
-    Of more than MOST_TEXTS distinct texts only equal ones are found.
+    Of more than MOST_TEXTS distinct texts only equal ones are found. Nearly equal ones are looked
+    for among the LOOKED_AT nearest.
     """
     keys = keys_of(rows)
     groups: dict[tuple, list[int]] = {}
@@ -52,17 +51,17 @@ def relatives(rows: GlueDataset, train: GlueDataset) -> list[Relatives]:
         groups.setdefault(key, []).append(row)
     texts = list(groups)
     asked = list(dict.fromkeys(keys))
-    like = {}
+    like: dict[tuple, list[int]] = {}
     if len(texts) <= MOST_TEXTS:
         like = dict(zip(asked, nearest(asked, texts), strict=True))
+    words = [words_of(text) for text in texts]
     named = {key: first_of_labels(group, train.labels) for key, group in groups.items()}
     found = []
     for row, (key, label) in enumerate(zip(keys, rows.labels, strict=True)):
         near = like.get(key, [])
-        sources = [
-            (key, True),
-            *((texts[place], False) for place, cosine in near if cosine >= NEAR),
-        ]
+        own = words_of(key)
+        alike = [texts[place] for place in near if are_alike(own, words[place])]
+        sources = [(key, True), *((text, False) for text in alike)]
         duplicates = [
             Duplicate(other, equal, same_label=bool(train.labels[other] == label))
             for source, equal in sources
@@ -70,7 +69,7 @@ def relatives(rows: GlueDataset, train: GlueDataset) -> list[Relatives]:
             if rows is not train or other != row
         ]
         duplicates.sort(key=lambda one: (not one.equal, one.same_label))
-        neighbours = [groups[texts[place]][0] for place, _ in near[:NEIGHBOURS]]
+        neighbours = [groups[texts[place]][0] for place in near[:NEIGHBOURS]]
         found.append(Relatives(duplicates[:MOST_NAMED], neighbours))
     return found
 
@@ -96,11 +95,9 @@ def first_of_labels(group: list[int], labels: np.ndarray) -> list[int]:
 # --- cosines --------------------------------------------------------------------------------------
 
 
-def nearest(
-    asked: list[tuple[str, ...]], texts: list[tuple[str, ...]]
-) -> list[list[tuple[int, float]]]:
-    """(P,): for each text that is asked about the (place, cosine) of the nearest others, by falling
-    mean cosine of their columns; the cosine is the lowest of a column.
+def nearest(asked: list[tuple[str, ...]], texts: list[tuple[str, ...]]) -> list[list[int]]:
+    """(P,): for each text that is asked about, places of the LOOKED_AT nearest others, by falling
+    mean cosine of their columns.
 
     A text whose cosine is below LEFT_OUT may be missed.
     """
@@ -120,12 +117,11 @@ def nearest(
         highest = [best_of(product, row, places.get(text)) for row, text in enumerate(part)]
         rows = np.repeat(np.arange(len(part)), [len(one) for one in highest]) + begin
         others = np.concatenate(highest)
-        each = np.stack([cosines(one[rows], other[others]) for one, other in pairs])
-        order = np.lexsort((others, -each.mean(0), rows))
-        several: list[list[tuple[int, float]]] = [[] for _ in part]
+        each = np.mean([cosines(one[rows], other[others]) for one, other in pairs], axis=0)
+        order = np.lexsort((others, -each, rows))
+        several: list[list[int]] = [[] for _ in part]
         for place in order.tolist():
-            pair = int(others[place]), float(each[:, place].min())
-            several[rows[place] - begin].append(pair)
+            several[rows[place] - begin].append(int(others[place]))
         found += several
     return found
 

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import importlib
 import io
-import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,17 +19,16 @@ import numpy as np
 
 from attribution.data.rows import Rows
 from attribution.data.tasks import GlueTask
+from attribution.data.words import are_alike, words_of
 from attribution.files import write_bytes
 from attribution.influence.stored import TOP, most_helpful
 
 MIN_QUERIES = 20  # from which it can be judged that a row ranks high for many queries
 MARK = 0.1  # share of the queries from which a row is marked as high for many queries, at least
 BY_CHANCE = 3  # times the share of queries that chance gives a row, which is TOP / N
-ALIKE = 0.75  # of the words of two texts that both have, from which they are nearly the same
 MAIN = 0.9  # of the other classes' probability from which one of them stands for all
 DECIDES = 0.25  # of all absolute scores from which a single row decides
 FORMAT = 2  # version of the answers in JSON
-WORD = re.compile(r"\w+")
 LINKED = 0.35  # of a text's most linked word, from which a word is shown as linked
 # Pieces of each text column, which joined are the text, with how much they link row and query: 1
 # for the word of the text that does most.
@@ -341,19 +339,9 @@ def describe_row(context: Context, row: int, **more) -> AnswerRow:
     return AnswerRow(**{"score": 0.0, "share": 0.0, "rank": 0} | about | more)
 
 
-def words_of(texts: list[str]) -> set[str]:
-    """Words of the texts, in lower case."""
-    return {word.casefold() for text in texts for word in WORD.findall(text)}
-
-
 def is_linked(text: str, value: float) -> bool:
     """Whether a piece of a text is a word that is shown as linked."""
     return value >= LINKED and any(character.isalnum() for character in text)
-
-
-def are_alike(first: set[str], second: set[str]) -> bool:
-    """Whether two texts of these words are nearly the same: by the share of words in both."""
-    return bool(first) and len(first & second) >= ALIKE * len(first | second)
 
 
 def conclusion_of(scores: np.ndarray, sides: list[Side]) -> str:

@@ -155,7 +155,7 @@ def duplicate_lines(influence: Influence, like: list[Relatives], top_k: int) -> 
                     pairs.setdefault(f"{subject}, {kind_of(one)}", []).append(both)
     lines = [
         "",
-        "duplicates (equal: up to case and blanks; nearly: but for signs, common words or order):",
+        "duplicates (equal: up to case and blanks; nearly: three of four words, in any order):",
     ]
     for kind, some in sorted(pairs.items()):
         more = ", ..." if len(some) > top_k else ""
