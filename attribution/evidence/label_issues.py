@@ -4,7 +4,7 @@ Columns have the names of cleanlab's. Symbols: N training rows, C classes, O out
 log-odds for two classes, else the logits of C classes, or a regression's output.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class LabelIssue:
     is_label_issue: bool | None  # whether another label is predicted; None: a regression
     neighbours: list[int]
     duplicates: list[Duplicate]
+    validation_duplicates: list[Duplicate]  # their rows are numbers of validation rows
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,29 @@ def scores_of(outputs: np.ndarray, train: GlueDataset) -> np.ndarray:
     return log_probabilities(outputs)[np.arange(len(train)), train.labels]
 
 
+def turned(queries: GlueDataset, found: list[Relatives]) -> dict[int, list[Duplicate]]:
+    """Training row -> its duplicates among the validation rows, by their numbers.
+
+    found: (Q,) relatives of these among the training rows.
+    """
+    of_rows: dict[int, list[Duplicate]] = {}
+    for place, relative in enumerate(found):
+        for one in relative.duplicates:
+            number = queries.first_number + place
+            of_rows.setdefault(one.row, []).append(replace(one, row=number))
+    return of_rows
+
+
 def label_issues(
-    train: GlueDataset, ranking: Ranking, relatives: list[Relatives]
+    train: GlueDataset,
+    ranking: Ranking,
+    relatives: list[Relatives],
+    of_validation: dict[int, list[Duplicate]] | None = None,
 ) -> list[LabelIssue]:
     """(N,): all training rows in the order of the ranking. relatives: (N,) of
-    `duplicates.relatives`.
+    `duplicates.relatives`. of_validation: of `turned`; None: not looked for.
     """
+    of_validation = of_validation or {}
     task = train.task
     scores = scores_of(ranking.outputs, train)
     if task.regression:
@@ -115,6 +133,7 @@ def label_issues(
             is_label_issue=None if task.regression else given[row] != predicted[row],
             neighbours=relatives[row].neighbours,
             duplicates=relatives[row].duplicates,
+            validation_duplicates=of_validation.get(row, []),
         )
         for row in ranking.order.tolist()
     ]

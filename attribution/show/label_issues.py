@@ -1,7 +1,8 @@
 """Labels to look at, and duplicates, as lines for people, as CSV or as JSON.
 
 The table of a task with the text column `sentence` has the columns of `header_of`; CSV and JSON
-have all rows, and numbers of rows in them are those of the column `row`.
+have all rows, and numbers of rows in them are those of the column `row`; those of validation rows
+are what --query_index takes.
 """
 
 import csv
@@ -11,7 +12,7 @@ from dataclasses import asdict
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.duplicates import MOST_TEXTS, Duplicate, Relatives, relatives
-from attribution.evidence.label_issues import LabelIssue, Ranking, label_issues, rank
+from attribution.evidence.label_issues import LabelIssue, Ranking, label_issues, rank, turned
 from attribution.files import printable
 from attribution.influence.analysis import Influence
 from attribution.show.listing import (
@@ -40,8 +41,9 @@ def show_label_issues(influence: Influence, name: str, view: View) -> None:
         if ranking is None:  # not the main process
             return
         train = influence.train
-        like = relatives(train, train)
-        issues = label_issues(train, ranking, like)
+        queries = influence.queries
+        like, of_queries = relatives(train, train), relatives(queries, train)
+        issues = label_issues(train, ranking, like, turned(queries, of_queries))
     if view.form == "csv":
         write_csv(issues, train.task.columns)
     elif view.form == "json":
@@ -51,7 +53,7 @@ def show_label_issues(influence: Influence, name: str, view: View) -> None:
     else:
         lines = [printable(sentence) for sentence in influence.run.doubts]
         lines += issue_lines(issues, ranking, train, view.top_k)
-        lines += duplicate_lines(influence, like, view.top_k)
+        lines += duplicate_lines(influence, like, of_queries, view.top_k)
         print(*lines, sep="\n")
 
 
@@ -70,7 +72,8 @@ def write_csv(issues: list[LabelIssue], columns: tuple[str, ...]) -> None:
                 issue.label_score,
                 issue.is_label_issue,
                 " ".join(map(str, issue.neighbours)),
-                "; ".join(f"{one.row} {kind_of(one)}" for one in issue.duplicates),
+                listed(issue.duplicates),
+                listed(issue.validation_duplicates),
             ]
         )
 
@@ -78,7 +81,8 @@ def write_csv(issues: list[LabelIssue], columns: tuple[str, ...]) -> None:
 def header_of(columns: tuple[str, ...]) -> list[str]:
     """Columns of the CSV. columns: names of the text columns."""
     of_label = ["given_label", "predicted_label", "label_score", "is_label_issue"]
-    return ["row", "file_row", *columns, *of_label, "neighbours", "duplicates"]
+    of_texts = ["neighbours", "duplicates", "validation_duplicates"]
+    return ["row", "file_row", *columns, *of_label, *of_texts]
 
 
 # --- lines ----------------------------------------------------------------------------------------
@@ -129,6 +133,11 @@ def kind_of(duplicate: Duplicate) -> str:
     return f"{kind}, {'same' if duplicate.same_label else 'another'} label"
 
 
+def listed(duplicates: list[Duplicate]) -> str:
+    """`7 equal, another label; 9 nearly equal, same label`, empty without duplicates."""
+    return "; ".join(f"{one.row} {kind_of(one)}" for one in duplicates)
+
+
 def numbered(rows: GlueDataset, row: int) -> str:
     """Number of a row among these, and in the user's file if that counts otherwise."""
     return f"{rows.first_number + row}{place_in_file(rows.file_row(row))}"
@@ -140,13 +149,16 @@ def named(duplicates: list[Duplicate], train: GlueDataset) -> str:
     return f" ({'; '.join(some)})" if some else ""
 
 
-def duplicate_lines(influence: Influence, like: list[Relatives], top_k: int) -> list[str]:
+def duplicate_lines(
+    influence: Influence, like: list[Relatives], of_queries: list[Relatives], top_k: int
+) -> list[str]:
     """Lines about equal and nearly equal texts: among the training rows, and of the validation rows
-    with them, the first ones named. like: relatives of the training rows.
+    with them, the first ones named. like, of_queries: relatives of the training rows, and of the
+    validation rows.
     """
     train, queries = influence.train, influence.queries
     pairs: dict[str, list[str]] = {}
-    for rows, found in ((train, like), (queries, relatives(queries, train))):
+    for rows, found in ((train, like), (queries, of_queries)):
         subject = "training rows" if rows is train else "validation and training rows"
         for row, relative in enumerate(found):
             for one in relative.duplicates:

@@ -36,7 +36,8 @@ With --label_issues or --self_influence it prints one object a training row, the
   first: row, file_row, texts, given_label, predicted_label, label_score (probability of the given
   label; of a regression minus the squared error), is_label_issue (whether the two labels differ;
   null: a regression), neighbours (rows of the nearest texts), duplicates (a list of row, equal,
-  same_label), ranking, scores. A replay predicts without the row.
+  same_label), validation_duplicates (the same of validation rows), ranking, scores. A replay
+  predicts without the row.
 --format csv prints one line a row: query, towards, and what JSON says of the row, but its words."""
 
 NOTES = {

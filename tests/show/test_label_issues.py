@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import analyze
 import train
 from attribution.data.demo import LABEL_NAMES, read_rows
+from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
 COUNT = 400
@@ -53,7 +54,8 @@ def test_csv_has_the_rows_and_what_the_replay_stored_of_them(scored, capsys):
     """A stored replay is the ranking of a question that names none."""
     text = answer(capsys, scored, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    assert list(rows[0]) == ["row", "file_row", "sentence", *COLUMNS, "neighbours", "duplicates"]
+    of_texts = ["neighbours", "duplicates", "validation_duplicates"]
+    assert list(rows[0]) == ["row", "file_row", "sentence", *COLUMNS, *of_texts]
     path = scored / "demo/influence/scores/replay/self_scores.safetensors"
     log_odds = load_file(path)["outputs"][:, 0].double()
     data = read_rows()["train"]
@@ -152,6 +154,30 @@ def test_equal_and_nearly_equal_texts_are_named_with_whether_their_labels_differ
         assert {keys[rows[row]["file_row"]].removesuffix(" !") for row in near} <= {without}
         seen |= {"near"} if near else set()
     assert seen >= {False, "near"}
+
+
+def test_duplicates_of_validation_rows_are_in_json_and_csv_too(own, capsys):
+    folder, texts, labels = own
+    rows, queries = Run.open(folder, "own").rows(9)
+    keys = [" ".join(queries.text(place).casefold().split()) for place in range(len(queries))]
+    found = {}
+    for line in answer(capsys, folder, "--format", "json", name="own").splitlines():
+        one = json.loads(line)
+        equal = [twin for twin in one["validation_duplicates"] if twin["equal"]]
+        key = " ".join(rows.text(one["row"]).casefold().split())
+        assert [twin["row"] for twin in equal] == [
+            i for i, other in enumerate(keys) if other == key
+        ]
+        for twin in equal:
+            same = queries.labels[twin["row"]] == rows.labels[one["row"]]
+            assert twin["same_label"] == same
+        found[one["row"]] = len(one["validation_duplicates"])
+    assert sum(found.values()) > 0
+    text = answer(capsys, folder, "--format", "csv", name="own")
+    for one in csv.DictReader(io.StringIO(text, newline="")):
+        twins = list(filter(None, one["validation_duplicates"].split("; ")))
+        assert len(twins) == found[int(one["row"])]
+        assert all(re.fullmatch(r"\d+ (nearly )?equal, (same|another) label", x) for x in twins)
 
 
 def test_the_listing_names_duplicates_and_no_text_steers_the_terminal(own, capsys):
