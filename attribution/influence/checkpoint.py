@@ -130,23 +130,29 @@ class Analysis(Scored):
         """
         return not self.settings.exact and self.run.num_labels > 2
 
-    def tell_if_undetermined(self, loaded: dict) -> None:
-        """Prints that scores depend on rounding, if these factors leave them undetermined.
+    def undetermined(self, loaded: dict) -> bool:
+        """Whether these factors leave scores undetermined, so that they depend on rounding; printed
+        where such factors were asked for, and recorded beside the scores.
 
         Where no gradient of a sampled label reaches, any eigenvectors are as good as others, but
         lambda, from other labels, gives each its own eigenvalue; scores depend on the choice.
         """
-        if self.settings.factor_strategy != "ekfac" or not self.few_labels:
-            return
+        settings = self.settings
+        if settings.factor_strategy != "ekfac" or not self.few_labels:
+            return False
         values = loaded[GRADIENT_EIGENVALUES_NAME].values()
-        if self.processes.main and any(modules.unreached(one).sum() > 1 for one in values):
-            rows = min(self.settings.max_factor_rows, len(self.train))
+        if not any(modules.unreached(one).sum() > 1 for one in values):
+            return False
+        rows = min(settings.max_factor_rows, len(self.train))
+        asked = settings.fisher == "sampled" or rows < len(self.train)
+        if asked and self.processes.main:
             print(
                 f"the labels sampled for {rows:,} rows leave part of the curvature undetermined: "
                 "scores differ by some percent with the batch size and the number of processes; "
                 "--fisher exact determines all of it",
                 file=sys.stderr,
             )
+        return True
 
     def tables(self) -> list[str]:
         """Tables of actions and their seconds, of every model that computed something."""
@@ -272,7 +278,8 @@ class Analysis(Scored):
         scores, seconds, work = self._with_factors(kind)
         if not self.processes.main:
             return {}, {}, None
-        made = {name: work.record[name] for name in ("plan", "replanned") if name in work.record}
+        known = ("plan", "replanned", "undetermined")
+        made = {name: work.record[name] for name in known if name in work.record}
         return {KEY: scores}, made | {"seconds": seconds | work.record["seconds"]}, work.folder
 
     def _with_factors(self, kind: str) -> tuple[torch.Tensor, dict[str, float], Work]:
@@ -303,10 +310,11 @@ class Analysis(Scored):
                 return scores, seconds, work
             with self.analyzer.profiler.profile("Load All Factors"):
                 loaded = self.analyzer.load_all_factors(factors_name)
-            if kind == "pairwise":
-                self.tell_if_undetermined(loaded)
+            undetermined = kind == "pairwise" and self.undetermined(loaded)
             self.processes.meet()
         work = self.work("scores", name, self.scores.parts[kind], kind)
+        if undetermined:
+            work.record["undetermined"] = True
         scorer = scoring.Scorer(
             self.analyzer,
             loaded,

@@ -376,12 +376,14 @@ def about(influence: Influence) -> list[tuple[str, str]]:
     where = checkpoint_flag(run.folder.parent, bare=True)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     took = record["seconds"].get("all")
-    return [
+    with_damping = "damping_factor" not in settings.unused
+    damping = f"damping {settings.damping_factor}, " if with_damping else ""
+    facts = [
         ("Data", f"{run.dataset_name} ({'regression' if task.regression else classes})"),
         ("Rows", f"{len(influence.train):,} for training, {len(influence.queries):,} queries"),
         ("Model", f"{origin}, seed {run.seed}"),
         ("Metrics", "; ".join(metrics) or "none"),
-        ("Scores", f"{influence.name}, damping {settings.damping_factor}, {settings.precision}"),
+        ("Scores", f"{influence.name}, {damping}{settings.precision}"),
         ("Members", str(len(influence.analyses))),
         ("Time", "not recorded" if took is None else f"{took:.0f} s for factors and scores"),
         ("Made with", f"{versions}; {record['device']}"),
@@ -390,6 +392,11 @@ def about(influence: Influence) -> list[tuple[str, str]]:
             f"python analyze.py --dataset_name {run.dataset_name}{where} {settings.flags} --report",
         ),
     ]
+    records = [one.scores.record("pairwise") or {} for one in influence.analyses]
+    if any(one.get("undetermined") for one in records):
+        noise = "scores differ by some percent with the batch size and the number of processes"
+        facts.append(("Noise", f"{noise}, as labels were sampled; with --fisher exact they do not"))
+    return facts
 
 
 # --- how far the scores may be trusted here -------------------------------------------------------

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import analyze
 import train
+from attribution.files import read_json
 from attribution.influence.checkpoint import make_factor_arguments, make_score_arguments
 from attribution.influence.settings import Settings
 
@@ -40,6 +41,7 @@ def test_half_precision_rounds_gradients_and_leaves_model_rotations_and_covarian
 
 
 FEW = ["--max_train_samples", "24", "--num_train_epochs", "4"]  # rows, of a model of width 64
+REPORT = "mnli/influence/scores/ekfac/report.html"
 UNDETERMINED = "leave part of the curvature undetermined:"
 
 
@@ -67,15 +69,29 @@ def test_scores_of_few_rows_depend_on_neither_batches_nor_processes(tmp_path, ca
     assert UNDETERMINED not in capsys.readouterr().err
 
 
-def test_it_is_said_where_labels_sampled_of_three_classes_leave_scores_undetermined(
+def test_what_labels_sampled_of_three_classes_leave_undetermined_is_recorded_and_said_if_asked_for(
     tmp_path, capsys
 ):
     data = small.write(tmp_path / "data", "mnli", small.tables("mnli"))
     where = ["--dataset_name", "mnli", "--checkpoint_dir", str(tmp_path)]
     train.main([*where, "--dataset_path", data, "--model_name_or_path", "demo"])
-    analyze.main(where)
-    error = capsys.readouterr().err
-    assert f"sampled for 24 rows {UNDETERMINED}" in error and "--fisher exact" in error
+
+    def scored(*extra: str) -> tuple[bool, str]:
+        """(whether it is recorded, standard error)."""
+        capsys.readouterr()
+        analyze.main([*where, "--overwrite", *extra])
+        paths = tmp_path.glob("mnli/influence/scores/*/pairwise_scores.json")
+        newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
+        return read_json(newest).get("undetermined", False), capsys.readouterr().err
+
+    recorded, error = scored()
+    assert recorded and UNDETERMINED not in error
+    analyze.main([*where, "--report"])
+    assert "as labels were sampled" in (tmp_path / REPORT).read_text()
+    for asked, rows in ((["--fisher", "sampled"], 24), (["--max_factor_rows", "20"], 20)):
+        recorded, error = scored(*asked)
+        assert recorded and f"sampled for {rows} rows {UNDETERMINED}" in error
+        assert "--fisher exact" in error
     for known in (["--fisher", "exact"], ["--factor_strategy", "kfac"]):
-        analyze.main([*where, *known])
-    assert UNDETERMINED not in capsys.readouterr().err
+        recorded, error = scored(*known)
+        assert not recorded and UNDETERMINED not in error
