@@ -19,6 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
             "provenance",
             "hub",
             "draws",
+            "progress",
             "fisher",
         )
     ),

@@ -10,7 +10,6 @@ import torch
 from kronfluence.analyzer import Analyzer
 from kronfluence.utils import constants as names
 from kronfluence.utils.state import State
-from tqdm import tqdm
 
 from attribution.data.dataset import GlueDataset
 from attribution.engine.batching import Batches
@@ -20,6 +19,7 @@ from attribution.engine.modules import tracked
 from attribution.engine.tape import Tape
 from attribution.files import Refused
 from attribution.processes import ALONE, Processes, choose_device, share_out
+from attribution.progress import steps
 from attribution.tensors import write_tensors
 
 # Covariance, its count, eigenvectors and eigenvalues, of inputs and of output gradients.
@@ -85,7 +85,6 @@ class EigenAnalyzer(FolderAnalyzer):
         """one_output: whether the gradients of a row's labels are multiples of one another."""
         super().__init__(folder, model, task, disable_tqdm=True, **kwargs)
         self.processes = processes
-        self.phases: tuple[str, ...] = ()  # of the strategy, in order, to number progress bars
         self.shared = tracked(model)[0].shared
         if one_output and self.state.device.type == "cpu":
             features = features_of(shapes_of(model))
@@ -102,21 +101,17 @@ class EigenAnalyzer(FolderAnalyzer):
             "disable_tqdm": True,
         }
 
-    def numbered(self, phase: str) -> str:
-        """`2/4 lambda`: the phase with its number, if it is one of the strategy's."""
-        places = [i for i, name in enumerate(self.phases, 1) if phase.endswith(name)]
-        return f"{places[0]}/{len(self.phases)} {phase}" if places else phase
-
     def loader(
         self,
         dataset: GlueDataset,
         batches: list[list[int]],
         ends: list[bool],
-        description: str,
+        phase: str,
         before: Callable[[int], None] = lambda i: None,
         after: Callable[[], None] = lambda: None,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> Batches:
-        """Batches of row numbers under a progress bar.
+        """Batches of row numbers of a phase, or of a part of it.
 
         ends: whether a batch is its group's last. before(i), after(): called before batch i, and
         after the last.
@@ -127,7 +122,7 @@ class EigenAnalyzer(FolderAnalyzer):
             self.shared.complete = ends[i]
 
         shown = self.processes.main
-        return Batches(dataset, batches, self.numbered(description), shown, begin, after)
+        return Batches(dataset, batches, phase, shown, begin, after, part)
 
     def take_rotated(self, rotated: bool) -> None:
         """Says whether rows on the tape may be in the eigenbasis in the phase that begins."""
@@ -182,9 +177,8 @@ class EigenAnalyzer(FolderAnalyzer):
         # The largest first, side by side on the cores.
         mine = sorted(shares[self.processes.rank], key=lambda job: -len(jobs[job][0]))
         done = side_by_side(decompose, mine, self.state.device)
-        name = self.numbered("eigendecomposition")
-        shown = {"desc": name, "leave": False, "total": len(mine)}
-        found = dict(zip(mine, tqdm(done, **shown, disable=not self.processes.main), strict=True))
+        shown = steps(done, "eigendecomposition", count=len(mine), shown=self.processes.main)
+        found = dict(zip(mine, shown, strict=True))
         return {job: one for part in self.processes.all_of(found) for job, one in part.items()}
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches of rows of like length, groups of batches, parts, and a progress bar.
+"""Batches of rows of like length, groups of batches, parts, and their progress.
 
 Symbols: T tokens of a row. Lengths are an array with T of every row of the data set, or of a part
 of it.
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from attribution.data.dataset import GlueDataset
+from attribution.progress import steps
 
 PADDING = 256  # tokens of padding that are worth a batch less
 
@@ -132,25 +132,27 @@ def divide(lengths: np.ndarray, budget: int, count: int, group: int | None = Non
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of rows under a progress bar, as kronfluence iterates over a loader.
+    """Batches of rows of one phase, as kronfluence iterates over a loader.
 
     before(i) is called before batch i is handed out, after() once the last one has been used. Only
-    the main process of a launch shows the bar.
+    the main process of a launch shows the progress. part: begin and end of these batches among all
+    of the phase.
     """
 
     dataset: GlueDataset
     batches: list[list[int]]
-    description: str
+    phase: str
     shown: bool
     before: Callable[[int], None]
     after: Callable[[], None]
+    part: tuple[float, float] = (0.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        bar = tqdm(self.batches, self.description, leave=False, disable=not self.shown)
-        for i, rows in enumerate(bar):
+        batches = steps(self.batches, self.phase, part=self.part, shown=self.shown)
+        for i, rows in enumerate(batches):
             self.before(i)
             yield self.dataset.batch(rows)
         self.after()

@@ -133,7 +133,8 @@ class Scorer:
     def run_pairwise(self, partial: PartialResults) -> None:
         """All passes over the queries; a pass skips the parts that have met its queries."""
         step = self.plan.pass_queries
-        for start in range(0, self.count, step):
+        starts = range(0, self.count, step)
+        for number, start in enumerate(starts):
             chosen = slice(start, min(start + step, self.count))
             todo = [i for i in sorted(self.blocks) if not self.done[i][chosen].all()]
             if not todo:
@@ -141,11 +142,13 @@ class Scorer:
             self.preconditioning = True
             preconditioned = self.precondition(chosen)
             self.preconditioning = False
-            for i in todo:
+            for place, i in enumerate(todo):
+                begin = (number + place / len(todo)) / len(starts)
+                end = (number + (place + 1) / len(todo)) / len(starts)
                 for module, value in preconditioned:
                     module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = value
                 scores = compute_dot_products_with_loader(
-                    train_loader=self.loader(self.parts[i]),
+                    train_loader=self.loader(self.parts[i], (begin, end)),
                     scaler=GradScaler(enabled=False),
                     tracked_module_names=get_tracked_module_names(self.analyzer.model),
                     factor_args=self.factor_args,
@@ -198,10 +201,12 @@ class Scorer:
     def run_self(self, partial: PartialResults) -> None:
         """Self-influence of the missing parts: each row against itself, (1, n) a part."""
         self.analyzer.take_rotated(True)
-        for i in sorted(i for i, done in self.done.items() if not done.all()):
+        todo = sorted(i for i, done in self.done.items() if not done.all())
+        for place, i in enumerate(todo):
+            part = place / len(todo), (place + 1) / len(todo)
             scores = compute_self_scores_with_loaders(
                 loaded_factors=self.fresh_factors(),
-                train_loader=self.loader(self.parts[i]),
+                train_loader=self.loader(self.parts[i], part),
                 tracked_module_names=None,
                 factor_args=self.factor_args,
                 score_args=self.score_args,
@@ -210,9 +215,10 @@ class Scorer:
             self.finish(i, slice(0, 1), scores[names.ALL_MODULE_NAME][None], partial)
         self.analyzer.release()
 
-    def loader(self, part: Part):
-        """The part's batches as kronfluence iterates over them."""
-        return self.analyzer.loader(self.train, part.batches, part.ends, f"{self.kind} scores")
+    def loader(self, part: Part, share: tuple[float, float]):
+        """The part's batches as kronfluence iterates over them. share: of the phase."""
+        phase = f"{self.kind} scores"
+        return self.analyzer.loader(self.train, part.batches, part.ends, phase, part=share)
 
     def finish(
         self, part: int, chosen: slice, scores: torch.Tensor, partial: PartialResults

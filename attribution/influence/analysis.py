@@ -27,6 +27,7 @@ from attribution.influence.stored import (
     read_outputs,
 )
 from attribution.processes import ALONE, choose_device, name_of
+from attribution.progress import Whole, whole
 from attribution.provenance import environment
 from attribution.replay import descent
 from attribution.replay.descent import Contrast, Replay
@@ -96,16 +97,17 @@ class Influence(Scored):
             check_writable(self.run.folder / "influence")
             print(f"computing on {name_of(choose_device())}")
         self._announced = True
-        if self.settings.single:
-            return self.analyses[0].compute(kind)
         divisors: list[float] = []
-        # One after the other: they need not fit into memory together.
-        found = self._of_each(kind, divisors)
-        mean = np.zeros(())
-        if self.processes.main:
-            mean = mean_of(found)
-        else:
-            next(found, None)
+        with whole(self.analyses[0].phases(kind), len(self.analyses)) as progress:
+            if self.settings.single:
+                return self.analyses[0].compute(kind)
+            # One after the other: they need not fit into memory together.
+            found = self._of_each(kind, divisors, progress)
+            mean = np.zeros(())
+            if self.processes.main:
+                mean = mean_of(found)
+            else:
+                next(found, None)
         unit = self.unit() if kind == "pairwise" else 1.0
         if not self.processes.main:
             return None
@@ -124,12 +126,16 @@ class Influence(Scored):
         self.computed.add(kind)
         return scores
 
-    def _of_each(self, kind: str, divisors: list[float]) -> Iterator[tuple[np.ndarray, float]]:
+    def _of_each(
+        self, kind: str, divisors: list[float], progress: Whole
+    ) -> Iterator[tuple[np.ndarray, float]]:
         """(scores, divisor) of one checkpoint after the other; nothing on processes but the main
         one. divisors: where each is noted.
         """
         for i, analysis in enumerate(self.analyses):
-            print(f"member {i + 1} of {len(self.analyses)}: {analysis.run.folder}")
+            progress.member = i
+            if kind == "pairwise":
+                print(f"member {i + 1} of {len(self.analyses)}: {analysis.run.folder}")
             scores = analysis.compute(kind)
             # The mean over a single checkpoint needs none.
             divisor = analysis.divisor() if len(self.analyses) > 1 else 1.0

@@ -33,12 +33,12 @@ from attribution.tensors import fingerprint_of_tensors
 from attribution.training.run import Run
 from attribution.training.support import check_attribution
 
-# Strategy -> its phases.
+# Strategy -> phases of its factors.
 PHASES = {
-    "identity": ("scores",),
-    "diagonal": ("lambda", "scores"),
-    "kfac": ("covariance", "eigendecomposition", "scores"),
-    "ekfac": ("covariance", "eigendecomposition", "lambda", "scores"),
+    "identity": (),
+    "diagonal": ("lambda",),
+    "kfac": ("covariance", "eigendecomposition"),
+    "ekfac": ("covariance", "eigendecomposition", "lambda"),
 }
 
 
@@ -119,9 +119,7 @@ class Analysis(Scored):
             module.covariance_products = torch.float32 if mixed else None
             module.spanned = spanned
         one_output = self.run.num_labels <= 2
-        analyzer = EigenAnalyzer(self.folder, model, task, self.processes, one_output, **common)
-        analyzer.phases = PHASES[settings.factor_strategy]
-        return analyzer
+        return EigenAnalyzer(self.folder, model, task, self.processes, one_output, **common)
 
     @property
     def few_labels(self) -> bool:
@@ -257,6 +255,16 @@ class Analysis(Scored):
             self.computed.add(kind)
             self.processes.meet()
         return scores
+
+    def phases(self, kind: str) -> dict[str, float]:
+        """Phases of scores of this kind, by weights: about how long they take, see `progress`.
+
+        A mean over members takes self scores too.
+        """
+        names = [*PHASES[self.settings.factor_strategy], f"{kind} scores"]
+        if not self.settings.single:
+            names.append("self scores")
+        return dict.fromkeys(names, float(len(self.train)))
 
     def divisor(self) -> float | None:
         """Number by which a mean over members divides this checkpoint's scores of any queries: its

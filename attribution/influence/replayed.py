@@ -27,7 +27,7 @@ from attribution.influence.stored import KEY, OUTPUTS
 from attribution.processes import choose_device, share_out
 from attribution.replay import descent
 from attribution.replay.descent import Replay, Targets
-from attribution.replay.features import FEATURES, Sketch, second_moments
+from attribution.replay.features import FEATURES, MOMENT_ROWS, MOMENTS, Sketch, second_moments
 from attribution.tensors import write_tensors
 from attribution.training.members import draw_share, end_of
 from attribution.training.queries import predict_run
@@ -35,6 +35,7 @@ from attribution.training.queries import predict_run
 HELD_OUT = 256  # validation rows at most that set the time where training left no row out
 GROUP = 2048  # rows after which their features are kept
 KERNEL = "kernel.safetensors"
+OF_ROWS, OF_QUERIES = "gradients of training rows", "gradients of queries"  # phases
 
 
 @dataclass(eq=False)
@@ -45,6 +46,15 @@ class ReplayAnalysis(Analysis):
         super().__post_init__()
         self.end = end_of(self.run)
         self.works: dict[str, Work] = {}
+
+    def phases(self, kind: str) -> dict[str, float]:
+        """Phases by their rows."""
+        rows = len(self.train)
+        return {
+            MOMENTS: min(rows, MOMENT_ROWS),
+            OF_ROWS: rows,
+            OF_QUERIES: len(self.queries),
+        }
 
     def divisor(self) -> float | None:
         """1: replayed scores have a unit."""
@@ -89,7 +99,7 @@ class ReplayAnalysis(Analysis):
         asked = self._queries_work()
         with self._held("replay", "a replay of this checkpoint"):
             # Read once, for both kernels, and only if one is missing.
-            features = functools.cache(lambda: self._features(rows, self.train, device))
+            features = functools.cache(lambda: self._features(rows, self.train, device, OF_ROWS))
             rows.run("kernel", [KERNEL], lambda: self._keep_kernel(rows, features()))
             asked.run("kernel", [KERNEL], lambda: self._keep_others(asked, rows, features()))
         if not self.processes.main:
@@ -146,7 +156,7 @@ class ReplayAnalysis(Analysis):
 
         rows: work on those.
         """
-        asked = self._features(work, self.queries, torch.device("cpu"))
+        asked = self._features(work, self.queries, torch.device("cpu"), OF_QUERIES)
         if features is None or asked is None:
             return
         asked = asked.to(features.device)
@@ -194,13 +204,15 @@ class ReplayAnalysis(Analysis):
         moments = {name: (sides[f"{name}/0"], sides[f"{name}/1"]) for name in sorted(names)}
         return Sketch(self.model, moments, self.settings.seed)
 
-    def _features(self, work: Work, data: GlueDataset, device: torch.device) -> torch.Tensor | None:
+    def _features(
+        self, work: Work, data: GlueDataset, device: torch.device, phase: str
+    ) -> torch.Tensor | None:
         """Features (N, F) of the rows, kept by this work; None on all processes but the main one.
 
         Each process computes those of its share of the tokens.
         """
         for begin in range(0, len(data), GROUP):
-            self._keep_features(work, data, begin)
+            self._keep_features(work, data, begin, phase)
         if not self.processes.main:
             return None
         parts = [load_file(path) for path in sorted(work.folder.glob("features_*.safetensors"))]
@@ -208,7 +220,7 @@ class ReplayAnalysis(Analysis):
         order = torch.cat([part["rows"] for part in parts]).argsort()
         return features[order].to(device)
 
-    def _keep_features(self, work: Work, data: GlueDataset, begin: int) -> None:
+    def _keep_features(self, work: Work, data: GlueDataset, begin: int, phase: str) -> None:
         """Computes and keeps the features of a group of rows, unless they are kept."""
         lengths = data.lengths[begin : begin + GROUP]
 
@@ -216,7 +228,9 @@ class ReplayAnalysis(Analysis):
             share = share_out(lengths.tolist(), self.processes.count)[self.processes.rank]
             if share:
                 rows = [begin + place for place in share]
-                features = self.sketch.features(data.subset(rows)).bfloat16()
+                part = begin / len(data), min((begin + GROUP) / len(data), 1.0)
+                shown = phase if self.processes.main else ""
+                features = self.sketch.features(data.subset(rows), shown, part).bfloat16()
                 path = work.folder / f"features_{begin}_{self.processes.rank}.safetensors"
                 write_tensors(path, {"rows": torch.tensor(rows), "features": features})
             self.processes.meet()

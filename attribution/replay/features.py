@@ -28,10 +28,12 @@ from torch import nn
 from attribution.data.dataset import GlueDataset
 from attribution.engine.batching import batches_within
 from attribution.files import Refused
+from attribution.progress import steps
 from pipeline import model_inputs
 
 WIDTH = 96  # R
 FEATURES = 2**16  # F at most
+MOMENTS = "squared gradients"  # phase of the progress
 MOMENT_ROWS = 128  # training rows from which squared gradients are estimated
 FLOOR = 1e-4  # least squared gradient, relative to the mean of its layer
 BUDGET = 4096  # tokens of a batch
@@ -69,10 +71,14 @@ class Sketch:
         # Of each contrast and layer, in this order: the signs of its numbers.
         self.signs = signs.to(device).split(widths)
 
-    def features(self, data: GlueDataset) -> torch.Tensor:
-        """Features (N, F) of the rows, float32, on the CPU."""
+    def features(
+        self, data: GlueDataset, phase: str = "features", part: tuple[float, float] = (0.0, 1.0)
+    ) -> torch.Tensor:
+        """Features (N, F) of the rows, float32, on the CPU. phase, part: of the progress, see
+        `progress.steps`; "" shows none.
+        """
         made = torch.empty(len(data), self.num_features)
-        for batch, _, found in gradients(self.model, data, np.arange(len(data))):
+        for batch, _, found in gradients(self.model, data, np.arange(len(data)), phase, part):
             folded = next(iter(found[0].values()))[0].new_zeros(len(batch), self.num_features)
             signs = iter(self.signs)
             place = 0
@@ -81,9 +87,9 @@ class Sketch:
                     a, g = tokens[name]
                     gradient = ((g @ out).transpose(1, 2) @ (a @ inner)).flatten(1)
                     gradient *= next(signs)
-                    for part in split_at(gradient, self.num_features - place, self.num_features):
-                        folded[:, place : place + part.shape[1]] += part
-                        place = (place + part.shape[1]) % self.num_features
+                    for piece in split_at(gradient, self.num_features - place, self.num_features):
+                        folded[:, place : place + piece.shape[1]] += piece
+                        place = (place + piece.shape[1]) % self.num_features
             made[batch] = folded.cpu() / len(found) ** 0.5
         return made
 
@@ -104,12 +110,17 @@ def contrasts(num_labels: int) -> torch.Tensor:
 
 
 def gradients(
-    model: nn.Module, data: GlueDataset, rows: np.ndarray
+    model: nn.Module,
+    data: GlueDataset,
+    rows: np.ndarray,
+    phase: str,
+    part: tuple[float, float] = (0.0, 1.0),
 ) -> Iterator[tuple[list[int], torch.Tensor, list[Tokens]]]:
     """(places among these rows, logits (B, C), tokens of each contrast) of one batch after the
     other.
 
-    Raises Refused for a model without linear layers.
+    phase, part: of the progress, see `Sketch.features`. Raises Refused for a model without linear
+    layers.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if not layers:
@@ -133,7 +144,8 @@ def gradients(
     device = next(model.parameters()).device
     directions = contrasts(model.config.num_labels).to(device)
     try:
-        for batch in batches_within(data.lengths[rows], BUDGET):
+        batches = batches_within(data.lengths[rows], BUDGET)
+        for batch in steps(batches, phase, part=part, shown=bool(phase)):
             inputs = model_inputs(data.batch(rows[batch]))
             logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits
             found = []
@@ -159,7 +171,7 @@ def second_moments(
     sums: dict[str, list[torch.Tensor]] = {}
     model.eval().requires_grad_(False)
     directions = contrasts(model.config.num_labels)
-    for _, logits, found in gradients(model, data, rows):
+    for _, logits, found in gradients(model, data, rows, MOMENTS):
         mix = root_of_fisher(logits, directions.to(logits))
         for name, (a, _) in found[0].items():
             g_all = torch.stack([tokens[name][1] for tokens in found])

@@ -68,24 +68,24 @@ def test_query_batches_are_bounded_by_rows_and_by_tokens():
 
 
 def test_the_bar_moves_by_a_batch_once_it_is_done(monkeypatch):
-    steps: list = []
+    moves: list = []
 
-    def bar(batches, *_, **__):
+    def steps(batches, *_, **__):
         for batch in batches:
             yield batch
-            steps.append(("done", batch))
+            moves.append(("done", batch))
 
     class Rows:
         batch = staticmethod(lambda rows: {"row": rows})
 
-    monkeypatch.setattr(batching, "tqdm", bar)
+    monkeypatch.setattr(batching, "steps", steps)
     loader = Batches(
         Rows(),
         [[0], [1, 2]],
         "rows",
         True,
-        before=lambda i: steps.append(("next", i)),
-        after=lambda: steps.append(("end",)),
+        before=lambda i: moves.append(("next", i)),
+        after=lambda: moves.append(("end",)),
     )
     assert len(loader) == 2 and list(loader) == [{"row": [0]}, {"row": [1, 2]}]
-    assert steps == [("next", 0), ("done", [0]), ("next", 1), ("done", [1, 2]), ("end",)]
+    assert moves == [("next", 0), ("done", [0]), ("next", 1), ("done", [1, 2]), ("end",)]

@@ -136,11 +136,11 @@ def test_a_killed_replay_goes_on_where_it_was(copied, monkeypatch):
     made = []
     features = Sketch.features
 
-    def dies(self, data):
+    def dies(self, data, *shown):
         made.append(len(data))
         if len(made) == 3:
             raise KeyboardInterrupt
-        return features(self, data)
+        return features(self, data, *shown)
 
     monkeypatch.setattr(Sketch, "features", dies)
     for folder in copied.glob("demo/**/influence"):
