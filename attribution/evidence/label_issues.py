@@ -44,7 +44,8 @@ class Ranking:
 
 
 def rank(influence: Influence, name: str) -> Ranking | None:
-    """The ranking of this name; "best": by a replay that is asked for or stored, else by the loss.
+    """The ranking of this name; "best": by a replay that is asked for or stored, else by the loss;
+    "stored": by a replay that is stored, else by the loss.
 
     None on all processes but the main one. A replay says of a row what the model would have said
     without it. The loss is that of models that have seen the row, by the mean of their outputs.
@@ -52,15 +53,16 @@ def rank(influence: Influence, name: str) -> Ranking | None:
     train = influence.train
     main = influence.processes.main
     scores = None
-    if influence.settings.factor_strategy == "replay" or name == "self_influence":
+    replayed = influence.settings.factor_strategy == "replay" and name != "stored"
+    if replayed or name == "self_influence":
         scores = influence.compute("self")
     if not main:
         return None
     folder = influence.scores.place("self")
-    replayed = influence.settings.factor_strategy == "replay"
-    if name == "best" and not replayed and (found := replayed_self_scores(influence.run)):
-        folder = influence.scores.folder / found[0]
-        replayed = True
+    if name in ("best", "stored") and not replayed:
+        found = replayed_self_scores(influence.run)
+        replayed = found is not None
+        folder = influence.scores.folder / found[0] if found else folder
     if replayed:
         outputs = read_outputs(folder)
         return Ranking("replay", outputs, most_helpful(-scores_of(outputs, train)), folder.name)

@@ -282,6 +282,8 @@ def show_scores(influence: Influence, view: View) -> None:
     """Computes scores that are not stored, and prints the answer to the first query."""
     with view.progress():
         scores = influence.compute("pairwise")
+        if influence.settings.factor_strategy == "replay":
+            influence.compute("self")  # of the same kernels, for labels to look at
         if scores is None:  # not the main process
             return
         print(

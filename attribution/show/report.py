@@ -305,7 +305,7 @@ def rows_to_look_at(influence: Influence, context: Context) -> list[dict]:
     equal texts with different labels, rows that are high for many queries.
     """
     train = influence.train
-    ranking = rank(influence, "best")
+    ranking = rank(influence, "stored")
     assert ranking is not None  # only the main process writes a page
     like = relatives(train, train)
     suspects = {

@@ -1,6 +1,7 @@
 """Replayed scores of a run: stored, asked and averaged as other scores are, in log-odds."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -79,6 +80,24 @@ def test_the_mean_of_what_is_said_without_the_rows_is_kept_beside_self_scores(co
         lambda record: record | {"fingerprint": record["fingerprint"] | {"replay": 4}},
     )
     assert replayed_self_scores(run) is None  # an earlier version kept no outputs
+
+
+def test_the_page_reads_what_the_replay_says_without_a_row_and_computes_nothing(copied):
+    """Where it is not stored, the labels to look at are those of the loss."""
+    place = copied / f"demo/influence/scores/{NAME}"
+    report = [*REPLAY, "--checkpoint_dir", str(copied), *HALVES, "--report"]
+    assert (place / "self_scores.json").exists()  # since the validation rows were scored
+    stored = [*copied.glob("demo/**/self_scores.json")]
+    kernels = [*copied.glob("demo/**/kernel.safetensors")]
+    analyze.main(report)
+    without = re.compile("the model says (negative|positive) without it")
+    assert without.search((place / "report.html").read_text())
+    for path in [*stored, *kernels]:
+        path.unlink()
+    analyze.main(report)
+    page = (place / "report.html").read_text()
+    assert "the model says" in page and not without.search(page)
+    assert not any(path.exists() for path in [*stored, *kernels])
 
 
 def test_scores_depend_on_neither_batches_nor_processes(copied, monkeypatch):
