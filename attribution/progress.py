@@ -38,7 +38,8 @@ class Whole:
         """`member 2/4, 3/4 lambda`."""
         parts = [f"member {self.member + 1}/{self.members}"] if self.members > 1 else []
         names = [*self.weights]
-        number = f"{names.index(phase) + 1}/{len(names)} " if phase in names else ""
+        counted = phase in names and len(names) > 1
+        number = f"{names.index(phase) + 1}/{len(names)} " if counted else ""
         return ", ".join([*parts, number + phase])
 
     def left(self, phase: str, share: float) -> float | None:

@@ -93,4 +93,4 @@ def test_items_pass_through_in_order_and_other_processes_show_nothing(capsys):
     assert list(steps([3, 1, 2], "rows", shown=False)) == [3, 1, 2]
     assert capsys.readouterr().err == ""
     assert list(steps(iter([3, 1, 2]), "rows", count=3)) == [3, 1, 2]
-    assert capsys.readouterr().err.startswith("1/1 rows (")
+    assert capsys.readouterr().err.startswith("rows (")

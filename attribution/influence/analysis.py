@@ -176,7 +176,10 @@ class Influence(Scored):
         if self.processes.main:
             train = targets_of(self.train)
             outputs = descent.outputs_of(train.num_labels)
-            logits = torch.stack([predict_run(one, self.train) for one in ends.values()])
+            phases = {f"predictions of member {i + 1}": one for i, one in enumerate(ends.values())}
+            with whole(dict.fromkeys(phases, 1.0)):
+                each = [predict_run(one, self.train, phase) for phase, one in phases.items()]
+            logits = torch.stack(each)
             measured = train.comparable(logits @ outputs)
             unit = descent.unit_of(measured, total / len(self.analyses), weights == 0)
             print(f"  margins of the {len(ends)} trainings differ by {unit:.2f} times the replayed")

@@ -86,7 +86,7 @@ def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
     everywhere = rank_high_everywhere(scores)
     said = None
     if not queries.task.regression:
-        said = predict_run(run, influence.train).numpy().argmax(-1)
+        said = predict_run(run, influence.train, "predictions").numpy().argmax(-1)
     arrays = {"logits": logits, "margins": margins, "everywhere": everywhere, "said": said}
     with contextlib.suppress(OSError):  # of a folder that may only be read
         keep_answers(run, influence.scores, influence.train, queries, arrays)

@@ -12,6 +12,7 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.draws import uniform_hash
 from attribution.processes import ALONE, Processes
+from attribution.progress import steps
 from attribution.training.metrics import compute_metrics
 from attribution.training.resume import SEEDS_APART, Progress, add_up, share_of
 from pipeline import compute_loss, compute_margin, model_inputs
@@ -175,14 +176,14 @@ def add_gradients(
 
 @torch.no_grad()
 def over_rows(
-    read, dataset: GlueDataset, device: torch.device, batch_size: int = 256
+    read, dataset: GlueDataset, device: torch.device, batch_size: int = 256, phase: str = ""
 ) -> torch.Tensor:
     """Values (N, K) of read(inputs of a batch) -> (B, K) for all rows, float32, on the CPU, in the
-    order of the data set.
+    order of the data set. phase: of the progress that is shown, see `progress.steps`; "": none is.
     """
     chunks = []
     order = np.argsort(-dataset.lengths, kind="stable")
-    for first in range(0, len(order), batch_size):
+    for first in steps(range(0, len(order), batch_size), phase, shown=bool(phase)):
         batch = model_inputs(dataset.batch(order[first : first + batch_size]))
         chunks.append(read({name: value.to(device) for name, value in batch.items()}).float().cpu())
     values = torch.empty(len(order), chunks[0].shape[1])
@@ -190,11 +191,15 @@ def over_rows(
     return values
 
 
-def predict(model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256) -> torch.Tensor:
-    """Logits (N, C), float32, on the CPU, in the order of the data set's rows."""
+def predict(
+    model: torch.nn.Module, dataset: GlueDataset, batch_size: int = 256, phase: str = ""
+) -> torch.Tensor:
+    """Logits (N, C), float32, on the CPU, in the order of the data set's rows. phase: see
+    `over_rows`.
+    """
     model.eval()
     device = next(model.parameters()).device
-    return over_rows(lambda inputs: model(**inputs).logits, dataset, device, batch_size)
+    return over_rows(lambda inputs: model(**inputs).logits, dataset, device, batch_size, phase)
 
 
 def evaluate_model(

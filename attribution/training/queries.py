@@ -83,9 +83,9 @@ def ask(run: Run, texts: list[list[str]], labels: list) -> Questions:
     return Questions(data, targets, logits)
 
 
-def predict_run(run: Run, data: GlueDataset) -> torch.Tensor:
-    """Logits (N, C) of the run's model, float32."""
-    return predict(run.model(choose_device()), data)
+def predict_run(run: Run, data: GlueDataset, phase: str = "") -> torch.Tensor:
+    """Logits (N, C) of the run's model, float32. phase: see `fit.over_rows`."""
+    return predict(run.model(choose_device()), data, phase=phase)
 
 
 def read_label(value, task: GlueTask) -> float | int:
