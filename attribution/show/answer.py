@@ -24,7 +24,7 @@ from attribution.files import write_bytes
 from attribution.influence.stored import TOP, most_helpful
 
 MIN_QUERIES = 20  # from which it can be judged that a row ranks high for many queries
-MARK = 0.1  # share of the queries from which a row is marked as high for many queries, at least
+MARK = 0.25  # share of the queries from which a row is marked as high for many queries, at least
 BY_CHANCE = 3  # times the share of queries that chance gives a row, which is TOP / N
 MAIN = 0.9  # of the other classes' probability from which one of them stands for all
 DECIDES = 0.25  # of all absolute scores from which a single row decides

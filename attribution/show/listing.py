@@ -136,7 +136,7 @@ def block(side: list[AnswerRow], rows: list[AnswerRow], answer: Answer, raw: boo
     widths = widths_of([cells(row, answer, raw) for row in rows])
     lines = []
     for row in side:
-        text = joined(row) + "".join(f" [{printable(mark)}]" for mark in row.marks)
+        text = joined(row).rstrip() + "".join(f" [{printable(mark)}]" for mark in row.marks)
         lines += columns_and_text(cells(row, answer, raw), widths, text)
     return lines
 
