@@ -134,7 +134,9 @@ class ReplayAnalysis(Analysis):
             others = kernel[left_out]
         else:
             held = self.run.rows(HELD_OUT)[1]
-            others = sketch.features(held).to(device) @ features.T / unit
+            others = (
+                sketch.features(held, "gradients of validation rows").to(device) @ features.T / unit
+            )
         weights = torch.zeros(len(kernel))
         weights[kept] = 1
         weights = weights.to(device)

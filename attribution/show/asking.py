@@ -14,6 +14,7 @@ from attribution.data.dataset import GlueDataset
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
 from attribution.processes import Processes, choose_device
+from attribution.progress import steps
 from attribution.replay.words import token_values, words_of
 from attribution.show.answer import (
     Answer,
@@ -245,7 +246,7 @@ def with_words(influence: Influence, data: GlueDataset, answers: list[Answer]) -
     model = influence.run.model(choose_device())
     logits = predict(model, data)
     found = []
-    for place, answer in enumerate(answers):
+    for place, answer in enumerate(steps(answers, "words")):
         rows = [row for side in answer.sides for row in side.rows]
         if not rows:
             found.append(answer)

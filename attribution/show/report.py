@@ -26,7 +26,7 @@ from attribution.evidence.verdict import stored_verdicts
 from attribution.files import Refused, check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import analyze_command
-from attribution.influence.stored import TOP, scores_named
+from attribution.influence.stored import TOP, scores_named, seconds_of
 from attribution.show import tables, verdicts
 from attribution.show.answer import (
     LINKED,
@@ -274,7 +274,8 @@ def clipped(text: str) -> str:
 
 def shown(texts: list[str] | str) -> str:
     """Texts as one line that steers no terminal or browser; Jinja2 escapes markup afterwards."""
-    return printable(clipped(texts if isinstance(texts, str) else " | ".join(texts)))
+    text = texts if isinstance(texts, str) else " | ".join(texts)
+    return printable(clipped(text)).rstrip()
 
 
 def tinted(one: Answer | AnswerRow) -> list[tuple[str, int]]:
@@ -289,6 +290,8 @@ def tinted(one: Answer | AnswerRow) -> list[tuple[str, int]]:
             level = sum(value >= least for least in LEVELS) if is_linked(text, value) else 0
             pieces.append((printable(text[:left]), level))
             left -= len(text[:left])
+    if left and pieces:  # texts of GLUE end with a blank
+        pieces[-1] = (pieces[-1][0].rstrip(), pieces[-1][1])
     return [*pieces, *([] if left else [(" ...", 0)])]
 
 
@@ -375,7 +378,7 @@ def about(influence: Influence) -> list[tuple[str, str]]:
     origin = "adopted" if run.adopted else f"fine-tuned from {start}"
     where = checkpoint_flag(run.folder.parent, bare=True)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    took = record["seconds"].get("all")
+    took = seconds_of(run, settings)
     with_damping = "damping_factor" not in settings.unused
     damping = f"damping {settings.damping_factor}, " if with_damping else ""
     facts = [
