@@ -5,9 +5,9 @@
             for batch in steps(batches, "lambda"):       # member 2/4, 2/2 lambda |####    | 41 %
                 ...
 
-On a terminal there is a bar while a phase runs; in a pipe or a log file a line for each phase, and
-one a minute. What is left is estimated: a phase takes as long as it did for an earlier member, or
-else by its weight, as those did that were measured in this run.
+On a terminal there is a bar while a phase runs; in a pipe or a log file a line for each phase that
+is not over in two seconds, and one a minute. What is left is estimated: a phase takes as long as it
+did for an earlier member, or else by its weight, as those did that were measured in this run.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Sized
 
 from tqdm import tqdm
 
-EVERY = 60.0  # seconds between two lines of a phase in a log file
+SOON = 2.0  # seconds without a line in a log file, from which a phase has its first one
+EVERY = 60.0  # seconds between two lines of a phase
 OFTEN = 0.1  # seconds between two drawings of the bar
 FORM = "{desc} |{bar}| {percentage:3.0f} %{postfix}"
 
@@ -33,6 +34,7 @@ class Whole:
         self.took: dict[str, float] = {}  # phase -> seconds, where one has ended
         self.start = self.begun = self.said = clock()
         self.current: tuple[int, str] | None = None
+        self.told = False  # whether the present phase had a line
 
     def label(self, phase: str) -> str:
         """`member 2/4, 3/4 lambda`."""
@@ -57,24 +59,21 @@ class Whole:
 
     def steps(self, items, phase: str, count: int, part: tuple[float, float]) -> Iterator:
         """The items of one phase, or of a part of it, under the bar; see `steps`."""
-        new = self.current != (self.member, phase)
-        if new:
+        if self.current != (self.member, phase):
             self.current = self.member, phase
             self.begun = clock()
+            self.told = False
         terminal = sys.stderr.isatty()
-        drawn = -OFTEN
         shape = {"total": 1, "leave": False, "bar_format": FORM, "delay": OFTEN}  # drawn by `show`
         with tqdm(**shape, disable=not terminal) as bar, contextlib.ExitStack() as stack:
             stack.callback(bar.clear)  # a bar that was never due is not cleared at its end
-            for done, item in enumerate(items, 1):
-                if new and done == 1:
-                    self.show(bar, phase, part[0], terminal)
-                yield item
+            for done, item in enumerate(items):
                 share = part[0] + (part[1] - part[0]) * done / count
-                if terminal and clock() - drawn >= OFTEN or clock() - self.said >= EVERY:
-                    drawn = clock()
+                wait = OFTEN if terminal else EVERY if self.told else SOON
+                if clock() - self.said >= wait:
                     self.show(bar, phase, share, terminal)
-        if part[1] >= 1:
+                yield item
+        if part[1] >= 1 and phase in self.weights:
             self.took[phase] = clock() - self.begun
 
     def show(self, bar: tqdm, phase: str, share: float, terminal: bool) -> None:
@@ -83,6 +82,7 @@ class Whole:
         times = tqdm.format_interval(past)
         times += "" if left is None else f", about {tqdm.format_interval(left)} left"
         self.said = clock()
+        self.told = True
         if not terminal:
             print(f"{self.label(phase)} ({times})", file=sys.stderr)
             return
@@ -98,11 +98,12 @@ opened: list[Whole] = []  # the one that runs, if there is one
 @contextlib.contextmanager
 def whole(weights: dict[str, float], members: int = 1) -> Iterator[Whole]:
     """Context in which `steps` count as phases of one analysis, see `Whole`."""
-    opened.append(Whole(weights, members))
+    one = Whole(weights, members)
+    opened.append(one)
     try:
-        yield opened[-1]
+        yield one
     finally:
-        opened.pop()
+        opened.remove(one)
 
 
 def steps(

@@ -188,9 +188,12 @@ class Influence(Scored):
 
     def replays(self) -> Iterator[Replay]:
         """Replay of one checkpoint after the other, for the queries; of replayed scores only."""
-        for analysis in self.analyses:
+        phases = self.analyses[0].phases("pairwise")
+        for i, analysis in enumerate(self.analyses):
             assert isinstance(analysis, ReplayAnalysis)
-            found = analysis.replay()
+            with whole(phases, len(self.analyses)) as progress:
+                progress.member = i
+                found = analysis.replay()
             analysis.release()
             if found is not None:
                 yield found
