@@ -381,5 +381,5 @@ def check_of(check: Check, answer: Answer, scores: np.ndarray) -> tuple[str, str
     cost = f"{check.retrains} retrains"
     if check.seconds is not None:
         minutes = check.retrains * check.seconds / 60
-        cost += ", under a minute" if minutes < 1 else f", about {minutes:,.0f} minutes"
+        cost += ", under two minutes" if minutes < 1.5 else f", about {minutes:,.0f} minutes"
     return command, cost

@@ -393,7 +393,9 @@ def test_a_custom_query_is_checked_by_its_own_text(target):
     ("seconds", "said"),
     [
         (None, "15 retrains"),
-        (2.0, "15 retrains, under a minute"),
+        (2.0, "15 retrains, under two minutes"),
+        (5.0, "15 retrains, under two minutes"),
+        (7.0, "15 retrains, about 2 minutes"),
         (60.0, "15 retrains, about 15 minutes"),
         (6000.0, "15 retrains, about 1,500 minutes"),
     ],
