@@ -99,7 +99,7 @@ def add_asking_arguments(parser: Parser) -> None:
         "--particular",
         action="store_true",
         help="rank rows by score / sqrt(self-influence): fewer are high for "
-        "every query, but less true (demo: LDS .32 for .57)",
+        "every query, but less true on the demo (LDS .32 for .57, by hand)",
     )
     add(
         "--self_influence",

@@ -65,7 +65,7 @@ def add_study_arguments(parser: Parser, name: str) -> None:
         "--results_dir",
         type=Path,
         metavar="DIR",
-        help=f"folder of {name}_DATASET_NAME.json, .md and .npz, and of the figure "
+        help=f"folder of {name}_DATASET_NAME.json, .md and so on, and of the figure "
         f"(CHECKPOINT_DIR/DATASET_NAME/studies; there {name}.json and so on)",
     )
     add("--figure_path", type=Path, metavar="FILE", help="place of the figure (beside the results)")

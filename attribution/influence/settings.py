@@ -197,7 +197,7 @@ class Settings(ScoreSpec):
     train_batch_size: int = option(
         64,
         "training rows a batch, if of maximum length; shorter rows make batches of as many "
-        "tokens, on a CPU at most 4,096 (64)",
+        "tokens, on a CPU at most 1,024 (64)",
         group=RUNNING,
     )
     overwrite: bool = option(
@@ -298,7 +298,7 @@ def analyze_command(
     return f"python analyze.py {where}{queries_flag(max_queries)} {spec.flags} {more}".rstrip()
 
 
-# --- kronfluence's arguments --------------------------------------------------------------------
+# --- members of a replay --------------------------------------------------------------------------
 
 
 def with_members(settings: Settings, run: Run) -> Settings:

@@ -28,8 +28,8 @@ class Members:
 
     num_members: int = option(
         1,
-        "train K checkpoints with K seeds from --seed up, or average their scores, each divided by "
-        "its mean self-influence; train.py keeps existing ones (1)",
+        "train N checkpoints with N seeds from --seed up, or average their scores, each divided by "
+        "its mean self-influence (a replay's as they are); train.py keeps existing ones (1)",
         group=GROUP,
         name="members{}",
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The profile of the demo in README.md: results/profile_demo.json, and all tables; a minute.
+# The profile of the demo in lab/README.md: results/profile_demo.json, and all tables; a minute.
 set -euo pipefail
 source lab/commands/clean.sh
 
