@@ -24,7 +24,7 @@ from attribution.show.listing import (
     wrapped,
 )
 
-WEAKER = "the model has seen the row: --label_issues replay, which leaves it out, tells more"
+WEAKER = "the model has seen the row; --label_issues replay leaves it out"
 TITLES = {
     "replay": "by a replay ({}): what the model would say without the row",
     "loss": f"by the loss of the model ({WEAKER})",

@@ -75,15 +75,15 @@ def test_csv_has_the_rows_and_what_the_replay_stored_of_them(scored, capsys):
     assert scores == sorted(scores) and len(scores) == COUNT
 
 
-def test_the_title_says_which_ranking_it_is_and_which_says_more(scored, capsys):
+def test_the_title_says_which_ranking_it_is_and_which_leaves_the_row_out(scored, capsys):
     shown = {
         ranking: " ".join(answer(capsys, scored, ranking, "--format", form).split())
         for ranking, form in (("replay", "table"), ("loss", "table"), ("self_influence", "table"))
     }
     assert "by a replay (replay): what the model would say without the row" in shown["replay"]
-    assert "leaves it out, tells more" not in shown["replay"]
+    assert "replay leaves it out" not in shown["replay"]
     for ranking, subject in (("loss", "by the loss"), ("self_influence", "by self-influence")):
-        assert subject in shown[ranking] and "leaves it out, tells more" in shown[ranking]
+        assert subject in shown[ranking] and "replay leaves it out" in shown[ranking]
     for text in shown.values():
         assert "of the top 50 are planted flips" in text
 
