@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# By uv, in a fifth of pip's time; by pip where uv or its index cannot be had. uv compiles nothing: the
+# By uv, or by pip where uv or its index cannot be had. uv compiles nothing: the
 # first start does, or, with PYTHONDONTWRITEBYTECODE, every start would.
 COMPILE = $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 install = $(BIN)/uv pip install --quiet $(COMPILE) --python $(BIN)/python $(1) || { echo "installing with pip, which takes some minutes"; $(PIP) $(1); }

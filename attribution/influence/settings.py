@@ -170,7 +170,7 @@ class Settings(ScoreSpec):
     covariance_dtype: str | None = option(
         None,
         "dtype in which covariances are accumulated (float64; with --stock float32); "
-        "mixed: float32 products accumulated in float64, faster on consumer GPUs; below float64, "
+        "mixed: float32 products added up in float64, for GPUs slow in float64; below float64, "
         "scores of fewer rows than a layer's width depend on the batches",
         rare=True,
         choices=("float32", "float64", "mixed"),

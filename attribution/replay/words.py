@@ -5,13 +5,13 @@
 
 The kernel of a query q and a row x is k(q, x) = g(q)' g(x), for one direction u of the outputs (C):
 g(x) is the gradient of u . z(x) with respect to the weights of the linear layers (without the
-preconditioner of `features`, which hardly changes the words). The word embedding e of a token is
+preconditioner of `features`). The word embedding e of a token is
 replaced by b + s (e - b), with a scale s, 1 in the model as it is, and b the embedding of the mask
 token (or 0). The token's value is the derivative of the kernel by s, averaged over a path, at whose
 points all scales of the row are alike; special tokens keep theirs. With PATH, from 0 to 1, the
 values of a row add up to what the kernel loses when every word is masked (integrated gradients:
 arXiv:1703.01365, equation 3), but for jumps of the gradient at a ReLU, as in the head of
-DistilBERT. With (1,) they are the derivative at the model as it is, which names linked words worse.
+DistilBERT. With (1,) they would be the derivative at the model as it is.
 
 With v = g(q) fixed, the gradient of a batch's summed outputs, times v, is the sum of its rows'
 kernels; one backward pass through that gives the values of all these rows. (Not so a forward
