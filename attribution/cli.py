@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import errno
 import io
+import itertools
 import math
 import os
 import select
@@ -65,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         a shell.
         """
         words = sys.argv[1:] if args is None else list(args)
-        for flag, value in zip(words, [*words[1:], None], strict=True):
+        for flag, value in itertools.pairwise([*words, None]):
             # Before argparse finds other faults of the line: a slip of the pen explains them.
             if flag.startswith("--") and flag.split("=")[0] not in {
                 *self._option_string_actions,

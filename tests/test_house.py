@@ -15,6 +15,7 @@ import analyze
 import evaluate_lds
 import run_counterfactual
 import train
+from attribution.cli import run_script
 
 FILES = house.python_files(ROOT)
 PRODUCT = [name for name in FILES if not name.startswith(house.OUTSIDE)]
@@ -218,6 +219,12 @@ def test_every_argument_has_a_help_text_and_stands_in_a_named_group(name, monkey
             assert action.option_strings[0] in page
     grouped = [action.dest for group in named for action in group._group_actions]
     assert sorted(grouped) == sorted(action.dest for action in parser._actions[2:])
+
+
+@pytest.mark.parametrize("name", house.SCRIPTS)
+def test_a_script_without_arguments_names_those_that_it_needs(name, capsys):
+    assert run_script(MODULES[name].main, []) == 2
+    assert "required: --dataset_name" in capsys.readouterr().err
 
 
 def test_contributing_answers_the_questions_of_a_newcomer_with_names_that_exist():
