@@ -211,18 +211,27 @@ def default_workers(device: torch.device, parameters: int) -> int:
     return max(1, min(num_cores(), int(affordable)))
 
 
-def announce(store: Store, jobs: list[Job], dry_run: bool, seconds: float = 0.0) -> bool:
-    """Whether to go on, after the numbers of jobs and stored results are printed.
+def announce(
+    store: Store, jobs: list[Job], dry_run: bool, seconds: float = 0.0, workers: int = 1
+) -> bool:
+    """Whether to go on, after the numbers of jobs and stored results, and the time of the rest, are
+    printed.
 
-    seconds: of the run's own training, printed to judge the time of the rest; 0: not known.
+    seconds: of the run's own training, from which the time is estimated; 0: not known. workers:
+    processes that this one starts.
     """
-    if rank_and_size()[0] == 0:
+    rank, size = rank_and_size()
+    if rank == 0:
         missing = store.missing(jobs)
         unique = len({job.key for job in jobs})
-        took = f"; the run's own training took {seconds:,.0f} s" if missing and seconds else ""
-        print(
-            f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}{took}"
-        )
+        print(f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}")
+        if missing and seconds:
+            processes = max(workers, size)
+            minutes = len(missing) * seconds / processes / 60
+            some = f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "under two minutes"
+            print(
+                f"{some} with {processes} processes; the run's own training took {seconds:,.0f} s"
+            )
         if partly := sum(store.path(job).exists() for job in missing):
             print(
                 f"{partly:,} of the others do not know all of these queries; they are done again "

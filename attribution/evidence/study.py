@@ -52,9 +52,9 @@ class Study:
         return replace(self, retrain=retrain)
 
     def announce(self, jobs: list[Job], dry_run: bool) -> bool:
-        """Whether to go on, after the numbers of jobs are printed; see `announce`."""
+        """Whether to go on, after numbers and time of the jobs are printed; see `announce`."""
         seconds = sum(epoch["seconds"] for epoch in self.run.epochs)
-        return announce(self.store, jobs, dry_run, seconds)
+        return announce(self.store, jobs, dry_run, seconds, self.workers)
 
     def run_jobs(self, jobs: list[Job], description: str = "retrains") -> Results:
         """Results of the jobs, of which missing ones are retrained; see `run_jobs`."""

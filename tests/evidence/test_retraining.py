@@ -152,9 +152,10 @@ def test_a_claim_of_a_killed_process_is_free_again(tmp_path):
 def test_announce_counts_what_is_stored_and_stops_at_a_dry_run(tmp_path, capsys):
     log, store = tmp_path / "log", open_store(tmp_path)
     run_jobs(store, JOBS[:4], Fake(log))
-    assert not announce(store, JOBS, dry_run=True, seconds=61.4)
+    assert not announce(store, JOBS, dry_run=True, seconds=61.4, workers=2)
     out = capsys.readouterr().out
     assert "24 retrains, 4 of them stored" in out and "training took 61 s" in out
+    assert "about 10 minutes with 2 processes" in out  # 20 x 61.4 s by 2
     assert announce(store, JOBS[:4], dry_run=False, seconds=61.4)
     assert "took" not in capsys.readouterr().out and len(calls(log)) == 4
 
