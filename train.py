@@ -9,6 +9,7 @@
     python train.py --dataset_name reviews --dataset_path reviews.csv \\
         --text_columns text --label_column stars          # custom rows
     python train.py --dataset_name rte --adopt DIR        # a fine-tuned model
+    python train.py --dataset_name reviews --seed 1       # as before, again
     python train.py --dataset_name demo --num_members 5   # five seeds
     python train.py --dataset_name demo --member_steps 4  # and three earlier steps
 
@@ -28,10 +29,16 @@ from attribution.cli import (
     tell_start,
 )
 from attribution.data.tasks import MAX_LENGTH
-from attribution.files import Refused
-from attribution.training.arguments import add_custom_arguments, add_data_arguments, check_custom
+from attribution.files import Refused, read_json
+from attribution.training.arguments import (
+    CUSTOM,
+    add_custom_arguments,
+    add_data_arguments,
+    check_custom,
+)
 from attribution.training.members import Members
 from attribution.training.recipe import add_recipe_arguments, check_recipe
+from attribution.training.run import Run, absolute
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -96,6 +103,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="replace an adopted run, or with --adopt any run",
     )
     args = parser.parse_args(argv)
+    fill_from_run(args)
     check_numbers(
         vars(args), "eval_batch_size", "max_train_samples", "max_length", "num_hidden_layers"
     )
@@ -112,6 +120,46 @@ def parse_args(argv=None) -> argparse.Namespace:
             "--label_order says how an adopted model orders its classes; it goes with --adopt"
         )
     return args
+
+
+def fill_from_run(args: argparse.Namespace) -> None:
+    """Gives arguments that were not given the values of the run that is there, and says so: of
+    custom rows, if none of their arguments was given, and of members, which are trained as the run.
+
+    An adopted model takes the rows only. Raises Refused if rows or start model are gone.
+    """
+    folder = args.checkpoint_dir / args.dataset_name
+    run = Run.read(folder)
+    members = not options_of(Members, args).single
+    named = any(getattr(args, name) is not None for name in ("dataset_path", *CUSTOM))
+    if run is None or not (members or run.data and not named):
+        return
+
+    def place(name: str, what: str) -> str | None:
+        given, found = getattr(run, name), run.find_again(name, what)
+        return given if absolute(given) == found else found
+
+    asked = (run.data or {}).get("asked", {})
+    known = {name: asked.get(name) for name in CUSTOM} | {"task": asked.get("kind")}
+    if run.validation_split is not None:
+        known["validation_split"] = place("validation_split", "the file of validation rows")
+    if args.dataset_path is None:
+        known["dataset_path"] = place("dataset_path", "the data set")
+    known |= {"max_train_samples": run.max_train_samples, "max_length": run.max_length}
+    if not args.adopt:
+        record = read_json(folder / "run.json") or {}
+        known |= {
+            "model_name_or_path": place("model_name_or_path", "the start model"),
+            "tokenizer_name_or_path": record.get("tokenizer_name_or_path"),
+            "num_hidden_layers": run.num_hidden_layers,
+            "seed": run.seed,
+        }
+        known |= run.recipe or {}
+        args.new_head = args.new_head or run.new_head
+    for name, value in known.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    print(f"rows, model and recipe, where they are not given: as in {folder}")
 
 
 def main(argv=None) -> None:

@@ -28,6 +28,8 @@ QUICK = [
     "--learning_rate",
     "3e-4",
 ]
+# Entries of run.json that a training by the run's name takes from the run.
+AS_BEFORE = ("data", "dataset_path", "model_name_or_path", "new_head", "recipe")
 
 
 def refused(capsys, main, *argv: str) -> str:
@@ -184,9 +186,32 @@ def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, caps
     analyze.main(asked)
     listing = capsys.readouterr().out
     assert len(names) == 6 and all(name in listing for name in names)
-    train.main([*where, *own, *QUICK, "--seed", "3"])  # another seed, the same validation rows
-    assert "holds a run with another seed; it will be replaced" in capsys.readouterr().out
-    assert json.loads((tmp_path / "reviews/run.json").read_text())["data"] == run["data"]
+    train.main([*where, "--seed", "3"])  # another seed, the same validation rows
+    out = capsys.readouterr().out
+    assert "holds a run with another seed; it will be replaced" in out
+    assert out.splitlines()[-1].endswith(" --overwrite")  # the scores are of other weights
+    again = json.loads((tmp_path / "reviews/run.json").read_text())
+    assert again.items() >= {name: run[name] for name in AS_BEFORE}.items()
+
+
+def test_members_are_trained_as_the_run_was_but_for_what_is_given(tmp_path, capsys):
+    path = tmp_path / "reviews.csv"
+    reviews().to_csv(path)
+    where = ["--dataset_name", "reviews", "--checkpoint_dir", str(tmp_path)]
+    own = ["--dataset_path", str(path), "--text_columns", "text", "--label_column", "stars"]
+    train.main([*where, *own, *QUICK, "--weight_decay", "0.2", "--new_head"])
+    run = json.loads((tmp_path / "reviews/run.json").read_text())
+    train.main([*where, "--num_members", "2"])
+    assert "as in" in capsys.readouterr().out
+    member = json.loads((tmp_path / "reviews/members/seed1/run.json").read_text())
+    assert member.items() >= {name: run[name] for name in AS_BEFORE}.items()
+    assert json.loads((tmp_path / "reviews/run.json").read_text())["weights"] == run["weights"]
+    half = [*where, "--member_share", "0.5", "--weight_decay", "0"]
+    train.main(half)
+    member = json.loads((tmp_path / "reviews/members/share0.5_seed0/run.json").read_text())
+    assert member["recipe"] == run["recipe"] | {"weight_decay": 0.0}
+    path.unlink()
+    assert "is not in" in refused(capsys, train.main, *where, "--num_members", "3")
 
 
 @pytest.mark.parametrize("column", ["flipped", "topic", "row", "score"])

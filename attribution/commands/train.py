@@ -6,6 +6,7 @@ from pathlib import Path
 
 from attribution.cli import flags_of, options_of
 from attribution.files import Refused, describe_parts, exclusive
+from attribution.influence.stored import why_stale
 from attribution.models import fingerprint_of_start, name_classes, shortened
 from attribution.processes import (
     TIMEOUT,
@@ -174,5 +175,11 @@ def next_command(args: argparse.Namespace) -> str:
     command = f"python analyze.py --dataset_name {args.dataset_name}"
     command += checkpoint_flag(args.checkpoint_dir)
     if args.member_share < 1:
-        return f"{command} --factor_strategy replay"
-    return f"{command} {flags_of(options_of(Members, args))}".rstrip()
+        command += " --factor_strategy replay"
+    elif flags := flags_of(options_of(Members, args)):
+        command += f" {flags}"
+    run = Run.read(args.checkpoint_dir / args.dataset_name)
+    stored = run.folder.glob("influence/scores/*/pairwise_scores.json") if run else []
+    if run and any(why_stale(path, run) for path in stored):
+        command += " --overwrite"
+    return command

@@ -265,6 +265,3 @@ def is_external(folder: Path) -> bool:
 def absolute(name: str | None) -> str | None:
     """Absolute path of a folder or file as given; None for a hub id or None."""
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else None
-
-
-# --- arguments ----------------------------------------------------------------------------------
