@@ -177,25 +177,18 @@ def announce(run: Run, queries: GlueDataset, first_query: int, max_queries: int)
     """Prints, before long work, the stored scores that will be left out, and how to make some if
     none fit.
     """
-    if fitting_scores(run, queries, first_query, "will be left out"):
-        return
-    again = "--overwrite" if find_scores(run, queries.fingerprint(), first_query) else ""
-    command = analyze_command(run, ScoreSpec(first_query=first_query), max_queries, again)
-    print(
-        f"no stored scores fit, so the table will hold baselines only; make some with: {command}",
-        file=sys.stderr,
-    )
-
-
-def fitting_scores(
-    run: Run, queries: GlueDataset, first_query: int, fate: str = "left out"
-) -> dict[str, StoredScores]:
-    """Stored scores that fit this run and these queries; prints the fate of those that do not."""
     found = find_scores(run, queries.fingerprint(), first_query)
     for name, scores in found.items():
         if scores.stale:
-            print(f"{name}: {fate}, {scores.stale}", file=sys.stderr)
-    return {name: scores for name, scores in found.items() if scores.stale is None}
+            print(f"{name}: will be left out, {scores.stale}", file=sys.stderr)
+    if all(scores.stale for scores in found.values()):
+        again = "--overwrite" if found else ""
+        command = analyze_command(run, ScoreSpec(first_query=first_query), max_queries, again)
+        print(
+            "no stored scores fit, so the table will hold baselines only; make some with: "
+            f"{command}",
+            file=sys.stderr,
+        )
 
 
 def evaluate_run(
@@ -213,7 +206,8 @@ def evaluate_run(
     model_name_or_path: the start model, if it has moved.
     """
     models = models_of(run, model_name_or_path)
-    stored = fitting_scores(run, queries, first_query)
+    found_scores = find_scores(run, queries.fingerprint(), first_query)
+    stored = {name: found for name, found in found_scores.items() if found.stale is None}
     scores = {name: found.values() for name, found in stored.items()}
     for name in BASELINES:
         scores[name] = baselines.baseline_scores(name, queries, train, models)
