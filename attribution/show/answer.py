@@ -192,7 +192,10 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
     ]
     regression = context.train.task.regression
     unit = "label" if query.target == "output" else "squared label"
-    answer = Answer(
+    command = cost = None
+    if context.check is not None and query.target != "group" and sides[0].rows:
+        command, cost = check_of(context.check, query, sides[0].direction)
+    return Answer(
         query.number,
         query.file_row,
         query.texts,
@@ -206,13 +209,9 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
         (unit if regression else "log-odds") if context.replayed else "share",
         conclusion_of(query.scores, sides),
         sides,
-        None,
-        None,
+        command,
+        cost,
     )
-    if context.check is None or query.target == "group" or not sides[0].rows:
-        return answer
-    command, cost = check_of(context.check, answer, query.scores)
-    return dataclasses.replace(answer, check=command, cost=cost)
 
 
 def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:
@@ -361,22 +360,22 @@ def conclusion_of(scores: np.ndarray, sides: list[Side]) -> str:
 # --- checking ------------------------------------------------------------------------------------
 
 
-def check_of(check: Check, answer: Answer, scores: np.ndarray) -> tuple[str, str]:
+def check_of(check: Check, query: Query, direction: str) -> tuple[str, str]:
     """(command that checks the answer, its cost): it removes the fewest rows that carry half of the
     push towards what the model said, at most a tenth of all.
 
-    scores: (N,) of the query.
+    direction: of the stored scores of these rows.
     """
-    side = answer.sides[0]
-    pushes = np.sort(np.maximum(scores if side.direction == "helpful" else -scores, 0))[::-1]
+    scores = query.scores
+    pushes = np.sort(np.maximum(scores if direction == "helpful" else -scores, 0))[::-1]
     half = int(np.searchsorted(np.cumsum(pushes), pushes.sum(dtype=np.float64) / 2)) + 1
     removals = max(1, min(half, len(scores) // 10))
-    asked = f"--targets {answer.query}"
-    if answer.query is None:
-        asked = f"--query_text {shlex.join(answer.texts)}"
-        if answer.target == "label":
-            asked += f" --query_label {shlex.quote(answer.label)}"
-    way = "" if side.direction == "helpful" else " --direction harmful"
+    asked = f"--targets {query.number}"
+    if query.number is None:
+        asked = f"--query_text {shlex.join(query.texts)}"
+        if query.target == "label":
+            asked += f" --query_label {shlex.quote(query.label)}"
+    way = "" if direction == "helpful" else " --direction harmful"
     command = f"{check.command} {asked}{way} --removals {removals}"
     cost = f"{check.retrains} retrains"
     if check.seconds is not None:
