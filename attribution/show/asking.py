@@ -138,9 +138,9 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
 # --- answers ------------------------------------------------------------------------------------
 
 
-def lds_command(influence: Influence, bare: bool = False) -> str:
-    """Command that measures how true the scores are. bare: without an absolute path."""
-    where = checkpoint_flag(influence.run.folder.parent, bare)
+def lds_command(influence: Influence) -> str:
+    """Command that measures how true the scores are, without an absolute path."""
+    where = checkpoint_flag(influence.run.folder.parent, bare=True)
     limit = queries_flag(influence.arguments.get("max_queries"), influence.settings.first_query)
     name = influence.run.dataset_name
     return f"python evaluate_lds.py --dataset_name {name}{where}{limit}"

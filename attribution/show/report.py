@@ -134,7 +134,7 @@ def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, t
         "name": run.dataset_name,
         "scores": context.name,
         "checked": checked_words(known, stored),
-        "trust": lds_words(known, lds_command(influence, bare=True)),
+        "trust": lds_words(known, lds_command(influence)),
         "table": [query_line(scored, place, scores[place], stored) for place in range(len(scores))],
         "classes": [] if run.task.regression else classes,
         "colours": {name: i % COLOURS for i, name in enumerate(classes)},

@@ -53,7 +53,9 @@ class ScoredRows:
     said: np.ndarray | None  # (N,) class that the run's model gives each training row
 
     def context(self, run: Run, particular: bool = False) -> Context:
-        """Facts that all queries share. particular: see `own_scores`."""
+        """Facts that all queries share. particular: with the stored self-influence, by whose root
+        scores are divided to rank rows that are particular to a query (RelatIF, arXiv:2003.11630).
+        """
         record = self.scores.record("pairwise") or {}
         return Context(
             self.train,
@@ -63,15 +65,9 @@ class ScoredRows:
             record.get("likeness"),
             self.everywhere,
             self.said,
-            self.own_scores() if particular else None,
+            self.scores.load("self") if particular else None,
             check_for(run, self.scores.path.name, self.settings.first_query),
         )
-
-    def own_scores(self) -> np.ndarray | None:
-        """Stored self-influence (N,), by whose root scores are divided to rank rows that are
-        particular to a query (RelatIF, arXiv:2003.11630); None if it is not stored.
-        """
-        return self.scores.load("self")
 
     def query(self, place: int) -> Query:
         """One validation row with its scores, by its place among the queries.
@@ -243,13 +239,13 @@ def show_stored(
     """Whether validation rows, by their numbers, or a group of them could be printed from what was
     kept.
 
-    max_queries: as asked for. particular: see `ScoredRows.own_scores`. Raises Refused for a number
+    max_queries: as asked for. particular: see `ScoredRows.context`. Raises Refused for a number
     that is not among the queries.
     """
     scored = open_scored(run, settings)
     if scored is None or (max_queries != MAX_QUERIES and max_queries != len(scored.queries)):
         return False
-    if particular and scored.own_scores() is None:
+    if particular and scored.scores.load("self") is None:
         return False
     context = scored.context(run, particular)
     queries = scored.queries_of(numbers, group)
