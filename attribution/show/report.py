@@ -133,6 +133,7 @@ def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, t
     return {
         "name": run.dataset_name,
         "scores": context.name,
+        "doubts": run.doubts,
         "checked": checked_words(known, stored),
         "trust": lds_words(known, lds_command(influence)),
         "table": [query_line(scored, place, scores[place], stored) for place in range(len(scores))],

@@ -30,6 +30,7 @@ from attribution.show import report
 from attribution.show.listing import NOTES
 from attribution.show.report import checked_words, clipped, lds_words, shown, signed
 from attribution.show.scored import ScoredRows
+from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "30", "--factor_strategy", "identity"]
@@ -219,6 +220,8 @@ def test_a_regression_has_a_page_without_probabilities_or_wrong_queries(tmp_path
     assert "raised the output" in page.text and "lowered the output" in page.text
     assert len(page.table()) == 4 and {len(line) for line in page.table()} == {6}
     assert "(wrong)" not in page.text and "A fine soup." in page.text
+    doubts = Run.open(tmp_path, "r").doubts
+    assert doubts and all(one in page.text for one in doubts)  # a model that learned nothing
 
 
 def test_872_queries_of_sst2s_length_stay_below_3_mb(scored):
