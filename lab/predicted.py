@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from attribution.cli import Parser, run_script
 from attribution.evidence import stats
-from attribution.evidence.verdict import stored_verdicts
+from attribution.evidence.kept_verdicts import stored_verdicts
 from attribution.files import Refused
 from attribution.processes import choose_device
 from attribution.show import plotting, results

@@ -11,7 +11,7 @@ import pytest
 import analyze
 import run_counterfactual
 from attribution.cli import run_script
-from attribution.evidence.verdict import stored_verdicts
+from attribution.evidence.kept_verdicts import stored_verdicts
 from attribution.training.run import Run
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]

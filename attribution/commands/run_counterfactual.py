@@ -8,6 +8,7 @@ import numpy as np
 from attribution.evidence import baselines, counterfactual, verdict, what_if
 from attribution.evidence.arguments import ARMS, BASELINES, asked_what_if, is_single
 from attribution.evidence.counterfactual import Arm, Removals, by_score, run_study
+from attribution.evidence.kept_verdicts import save_verdict
 from attribution.evidence.study import check_recipe_known, models_of, open_study
 from attribution.evidence.verdict import Check
 from attribution.files import Refused
@@ -15,6 +16,7 @@ from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
 from attribution.show.results import Place
+from attribution.show.what_if import smallest_text, what_if_text
 from attribution.training.recipe import recipe_of
 from attribution.training.run import Run
 from pipeline import quiet_libraries
@@ -126,7 +128,7 @@ def check_predictions(args, run: Run, train, valid, found: dict) -> None:
     if made is None or rank_and_size()[0] > 0:
         return
     for one in made:
-        path = verdict.save_verdict(run, one, suffix)
+        path = save_verdict(run, one, suffix)
         print(f"\n{verdicts.text(one)}\n  stored in {path}")
 
 
@@ -146,7 +148,7 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
         scores = found[influence.name].values()
         for place in places:
             rows = what_if.smallest_set(influence, place, scores[place])
-            print(f"\n{verdicts.smallest_text(queries, train, place, rows)}")
+            print(f"\n{smallest_text(queries, train, place, rows)}")
         return
     answers = {"replayed": what_if.what_if(influence, edit)}
     if args.check:
@@ -157,7 +159,7 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
         if measured is not None:
             answers["measured"] = measured
     if rank_and_size()[0] == 0:
-        print(f"\n{verdicts.what_if_text(edit, queries, places, answers)}")
+        print(f"\n{what_if_text(edit, queries, places, answers)}")
 
 
 def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None:

@@ -10,19 +10,18 @@ Symbols: N training rows, L removals, R retrain seeds, D draws of the random arm
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from attribution.data.dataset import GlueDataset
-from attribution.data.tasks import MARGIN
 from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.counterfactual import Removals, is_right, listed, same_groups
+from attribution.evidence.kept_verdicts import share_right
 from attribution.evidence.stats import count_to_tell, t_interval
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.evidence.what_if import predicted_changes
-from attribution.files import Refused, read_json, write_json
+from attribution.files import Refused
 from attribution.influence.analysis import Influence
 from attribution.influence.stored import find_scores, most_helpful, remedy, scores_named
 from attribution.processes import rank_and_size
@@ -32,7 +31,6 @@ from attribution.training.run import Run
 # Name of the control arm, by whether the task is a regression.
 CONTROL = {False: "random, same classes", True: "random, same tenths of the label"}
 TENTHS = np.linspace(0.1, 0.9, 9)
-FORMAT = 2  # of a verdict: with its word
 MOST_SEEDS = 50  # that an answer is worth
 
 
@@ -258,12 +256,6 @@ def word_of(level: dict, direction: str, seeds: int) -> tuple[str, int | None]:
     return "cannot tell", max(needed)
 
 
-def share_right(correct: np.ndarray) -> float | None:
-    """Share of retrains that are right, diverged ones (NaN) left out; None if all diverged."""
-    there = correct[np.isfinite(correct)]
-    return float(there.mean()) if there.size else None
-
-
 def outcome(before: np.ndarray, after: np.ndarray, direction: str = "helpful") -> str:
     """Fate of the prediction, by the retrains with nothing removed (R,) and without the rows.
 
@@ -275,39 +267,3 @@ def outcome(before: np.ndarray, after: np.ndarray, direction: str = "helpful") -
     was = bool(is_right(before, direction == "helpful"))
     fates = ("stays wrong", "mended"), ("flipped", "stays right")
     return fates[was][bool(is_right(after, was))]
-
-
-# --- stored verdicts ------------------------------------------------------------------------------
-
-
-def save_verdict(run: Run, verdict: dict, suffix: str = "") -> Path:
-    """Place of the verdict, which is stored with its fingerprint.
-
-    suffix: end of the name of a custom query's scores, else empty.
-    """
-    query = suffix or f"_query{verdict['query']}"
-    name = f"{verdict['score']}_{verdict['direction']}{query}.json"
-    path = run.folder / "retraining" / "verdicts" / name
-    fingerprint = fingerprint_of_verdict(run, verdict["recipe"])
-    write_json(path, verdict | {"fingerprint": fingerprint}, compact=True)
-    return path
-
-
-def stored_verdicts(run: Run) -> list[dict]:
-    """All verdicts on this run's weights, rows and recipe."""
-    wanted = fingerprint_of_verdict(run, run.recipe)
-    paths = sorted((run.folder / "retraining" / "verdicts").glob("*.json"))
-    records = (read_json(path) or {} for path in paths)
-    return [record for record in records if record.get("fingerprint") == wanted]
-
-
-def fingerprint_of_verdict(run: Run, recipe: dict | None) -> dict:
-    """Named parts of everything that a verdict was made from. recipe: of its retrains."""
-    return {
-        "weights": run.weights,
-        "training rows": run.train_rows,
-        "run's start": run.start_parts(),
-        "recipe": recipe,
-        "margin": MARGIN,
-        "format": FORMAT,
-    }

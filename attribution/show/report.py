@@ -19,10 +19,10 @@ from markupsafe import Markup
 from attribution.data.dataset import GlueDataset
 from attribution.data.duplicates import relatives
 from attribution.evidence import baselines, stats
+from attribution.evidence.kept_verdicts import stored_verdicts
 from attribution.evidence.label_issues import label_issues, rank
 from attribution.evidence.lds import random_subsets
 from attribution.evidence.study import models_of
-from attribution.evidence.verdict import stored_verdicts
 from attribution.files import Refused, check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import analyze_command

@@ -3,7 +3,6 @@
 import numpy as np
 
 from attribution.evidence.arguments import TURNED
-from attribution.evidence.counterfactual import differences
 
 KINDS = {
     "plain": "LDS [95 %]",
@@ -187,6 +186,8 @@ def counterfactual_parts(result: dict) -> list[tuple[str, list[str], list[list[s
 
     Differences begin after the first removal: before it, arms do not differ.
     """
+    from attribution.evidence.counterfactual import differences  # it imports torch
+
     arms = {name: result["curves"][name] for name in result["strategies"]}
     pairs = {
         f"{name} minus {other}": values for (name, other), values in differences(result).items()

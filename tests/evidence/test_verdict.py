@@ -8,6 +8,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.counterfactual import Removals
+from attribution.evidence.kept_verdicts import share_right
 from attribution.evidence.stats import t_interval
 from attribution.evidence.verdict import (
     CONTROL,
@@ -16,7 +17,6 @@ from attribution.evidence.verdict import (
     Target,
     outcome,
     removed_rows,
-    share_right,
     word_of,
 )
 
