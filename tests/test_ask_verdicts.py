@@ -10,9 +10,10 @@ import pytest
 
 import analyze
 import run_counterfactual
+from attribution import Run
 from attribution.cli import run_script
 from attribution.evidence.kept_verdicts import stored_verdicts
-from attribution.training.run import Run
+from attribution.show import verdicts
 
 QUICK = ["--dataset_name", "demo", "--max_queries", "12", "--factor_strategy", "identity"]
 PLAN = [
@@ -65,6 +66,28 @@ def test_a_verdict_holds_predicted_and_measured_and_both_arms(copied):
         assert level["word"] in ("confirmed", "not confirmed", "cannot tell")
 
 
+def answers(folder, capsys, *argv: str) -> str:
+    """Output of analyze.py on these questions."""
+    capsys.readouterr()
+    analyze.main([*QUICK, "--checkpoint_dir", str(folder), *argv])
+    return capsys.readouterr().out
+
+
+def test_an_answer_has_its_stored_verdict_in_the_place_of_the_command(copied, capsys):
+    run = Run.open(copied, "demo")
+    told = run.ask_rows(3, 4, factor_strategy="identity", max_queries=12)
+    shown = answers(copied, capsys, "--query_index", "3", "4", "--format", "json")
+    found = verdict(copied, "identity_helpful_query3")
+    expected = [[{"word": verdicts.word(found), "sentence": verdicts.sentence(found)}], []]
+    assert [json.loads(line)["verdicts"] for line in shown.splitlines()] == expected
+    assert [one.record()["verdicts"] for one in told] == expected
+    checked = answers(copied, capsys, "--query_index", "3")
+    words = f"Checked by retraining: {verdicts.word(found)}. {verdicts.sentence(found)}"
+    assert "".join(words.split()) in "".join(checked.split()) and "Not sure?" not in checked
+    unchecked = answers(copied, capsys, "--query_index", "4")
+    assert "Checked by" not in unchecked and "Not sure?" in unchecked
+
+
 def test_a_rerun_retrains_nothing_and_more_removals_reuse_what_is_there(copied, capsys):
     before = verdict(copied, "identity_helpful_query3")
     stored = set((copied / "demo/retraining").rglob("*.safetensors"))
@@ -105,10 +128,11 @@ def test_two_seeds_give_a_hint(copied, capsys):
     assert len(verdict(copied, "identity_helpful_query3")["seeds"]) == 2
 
 
-def test_a_verdict_of_another_recipe_is_not_shown_as_the_runs(copied):
+def test_a_verdict_of_another_recipe_is_not_shown_as_the_runs(copied, capsys):
     other = [*PLAN, "--checkpoint_dir", str(copied), "--targets", "3", "--learning_rate", "1e-4"]
     run_counterfactual.main(other)
     assert [one["query"] for one in stored_verdicts(Run.open(copied, "demo"))] == [5]
+    assert "Checked by" not in answers(copied, capsys, "--query_index", "3")
 
 
 def test_removing_what_a_prediction_rests_on_lowers_its_margin_more_than_random_rows(copied):

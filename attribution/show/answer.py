@@ -12,7 +12,7 @@ import importlib
 import io
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +68,22 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What retrains said of a prediction, see `show/verdicts.py`."""
+
+    word: str
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Check:
-    """What it takes to check one prediction by retraining."""
+    """What it takes to check one prediction by retraining, and what was checked."""
 
     command: str  # without the query and its rows
     retrains: int
     seconds: float | None  # of one training; None: not known
+    # (texts, label) of a query -> stored verdicts on it by these scores
+    verdicts: dict[tuple[str, ...], list[Verdict]] = field(default_factory=dict)
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -140,6 +150,7 @@ class Answer:
     check: str | None  # command that checks this prediction
     cost: str | None  # of that command
     words: Words | None = None  # how much each links the query to these rows
+    verdicts: list[Verdict] = field(default_factory=list)  # of retrains that were made before
 
     @property
     def wrong(self) -> bool:
@@ -193,8 +204,10 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
     regression = context.train.task.regression
     unit = "label" if query.target == "output" else "squared label"
     command = cost = None
+    verdicts: list[Verdict] = []
     if context.check is not None and query.target != "group" and sides[0].rows:
         command, cost = check_of(context.check, query, sides[0].direction)
+        verdicts = context.check.verdicts.get((*query.texts, query.label), [])
     return Answer(
         query.number,
         query.file_row,
@@ -211,6 +224,7 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
         sides,
         command,
         cost,
+        verdicts=verdicts,
     )
 
 

@@ -24,6 +24,7 @@ FORMAT = """--format json prints one object a query:
   0 on, if validation rows were drawn from it), texts, label, target (label, predicted, output or
   group), said (prediction), probability, margin, scores (their name), members (number), unit (of
   amounts: share, log-odds, label or squared label), conclusion, check (command), cost,
+  verdicts (stored, of that command: word and sentence of each),
   sides: two objects, with towards (a class, or raised and lowered), title, direction (helpful or
   harmful to the margin of the label), and rows: row, file_row, texts, label, score (as stored),
   share (of all absolute scores), rank (1: largest absolute score), agreement (null, or members that
@@ -114,7 +115,9 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
     lines += wrapped(UNITS[answer.unit])
     if answer.words is not None:
         lines += wrapped("Words between *stars* link the row and the query most.")
-    if answer.check:
+    for one in answer.verdicts:
+        lines += wrapped(f"Checked by retraining: {one.word}. {one.sentence}")
+    if answer.check and not answer.verdicts:
         lines += [*wrapped(f"Not sure? Retrain without these rows ({answer.cost}):")]
         lines.append(f"  {printable(answer.check)}")
     return lines

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from attribution.data.rows import KeptRows, Rows, is_kept, keep_rows
 from attribution.evidence.arguments import MIN_SEEDS
+from attribution.evidence.kept_verdicts import stored_verdicts
 from attribution.files import Refused, intact, read_json, write_arrays, write_json
 from attribution.influence.settings import Settings
 from attribution.influence.stored import (
@@ -25,7 +26,8 @@ from attribution.influence.stored import (
     folder_of_mean,
     recorded_queries,
 )
-from attribution.show.answer import Check, Context, Query, explain
+from attribution.show import verdicts
+from attribution.show.answer import Check, Context, Query, Verdict, explain
 from attribution.show.listing import View, show
 from attribution.training.arguments import MAX_QUERIES, checkpoint_flag, queries_flag
 from attribution.training.members import replayed_members
@@ -142,8 +144,8 @@ class ScoredRows:
 
 
 def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Check | None:
-    """What checks predictions of the run by the scores of this name; None where nobody said how
-    the model was trained, or for queries that do not begin with the first validation row.
+    """What checks predictions of the run by the scores of this name; None where it is not
+    known how the model was trained, or for queries that do not begin with the first validation row.
 
     bare: without an absolute path.
     """
@@ -155,8 +157,13 @@ def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Chec
     if name != "ekfac":
         command += f" --strategies {name}"
     seconds = [epoch["seconds"] for epoch in run.epochs]
+    found: dict[tuple[str, ...], list[Verdict]] = {}
+    for one in stored_verdicts(run):
+        if one["score"] == name:
+            verdict = Verdict(verdicts.word(one), verdicts.sentence(one))
+            found.setdefault((*one["texts"], one["label"]), []).append(verdict)
     # Seeds with nothing removed, without the rows, and without random ones.
-    return Check(command, 3 * MIN_SEEDS, sum(seconds) or None)
+    return Check(command, 3 * MIN_SEEDS, sum(seconds) or None, found)
 
 
 def unscored(name: str) -> Refused:

@@ -393,6 +393,7 @@ def test_the_badge_of_a_card_is_the_word_of_its_verdict_in_its_colour(scored, fo
     assert f"Checked by retraining: {words}" in shown_page.text
     assert "Without the 5 rows that spoke most for positive" in shown_page.text
     assert "a query of your own" not in shown_page.text
+    assert answer.check and "Check it (" not in shown_page.text
 
 
 def test_a_conclusion_and_a_title_that_name_an_evil_class_show_as_text(scored):
