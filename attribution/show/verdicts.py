@@ -45,12 +45,21 @@ def deciding(verdict: dict) -> int:
     return turned[0] if turned else len(levels) - 1
 
 
+def other_way(level: dict, direction: str) -> bool:
+    """Whether the margin moves against what the scores say: its 95 % interval is on that side of
+    0. direction: of the scores whose rows are removed.
+    """
+    low, high = level["interval"] or [0.0, 0.0]
+    return low > 0 if direction == "helpful" else high < 0
+
+
 def word(verdict: dict) -> str:
-    """The verdict in a word; of fewer seeds than MIN_SEEDS it is a hint."""
+    """The verdict in a few words; of fewer seeds than MIN_SEEDS it is a hint."""
     level = verdict["arms"][verdict["score"]][deciding(verdict)]
     hint = "a hint: " if len(verdict["seeds"]) < MIN_SEEDS else ""
     more = f" (take {level['seeds']} seeds)" if level["seeds"] else ""
-    return f"{hint}{level['word']}{more}"
+    turned = ", the other way round" * other_way(level, verdict["direction"])
+    return f"{hint}{level['word']}{more}{turned}"
 
 
 def sentence(verdict: dict) -> str:
@@ -61,17 +70,24 @@ def sentence(verdict: dict) -> str:
     levels, control = verdict["arms"].values()
     level, random = levels[place], control[place]
     count = level["removed"]
-    way = "for" if verdict["direction"] == "helpful" else "against"
+    helpful = verdict["direction"] == "helpful"
     target = "output" if verdict["target"] == "output" else "margin"
-    what = printable(verdict["label"]) if not verdict["regression"] else f"the {verdict['target']}"
-    rows = f"the {count} rows" if count > 1 else "the row"
-    without = f"Without {rows} that spoke most {way} {what}"
+    what = "the label" if verdict["regression"] else printable(verdict["label"])
+    pushed = f"pushed most {'towards' if helpful else 'away from'} {what}"
+    if target == "output":
+        pushed = f"{'raised' if helpful else 'lowered'} the output most"
+    rows, these = (f"the {count} rows", "these rows") if count > 1 else ("the row", "this row")
+    without = f"Without {rows} that {pushed}"
     changed, changed_by_chance = (
         with_interval(one["change"], one["interval"], CHANGE) for one in (level, random)
     )
     change = (
         f"the {target} changes by {changed}, without as many random rows by {changed_by_chance}."
     )
+    if other_way(level, verdict["direction"]):
+        way = "rises" if helpful else "falls"
+        change += f" It is the other way round: without {these} the {target} {way} "
+        change += f"by {abs(level['change']):.2f}."
     if verdict["regression"]:
         return f"{without}, {change}"
     seeds = len(verdict["seeds"])

@@ -380,6 +380,11 @@ def verdict(word: str, **more) -> dict:
     [
         (verdict("confirmed"), "badge good", "confirmed"),
         (verdict("not confirmed"), "badge bad", "not confirmed"),
+        (
+            verdict("not confirmed", direction="harmful"),
+            "badge bad",
+            "not confirmed, the other way round",
+        ),
         (verdict("cannot tell"), "badge", "cannot tell (take 9 seeds)"),
         (verdict("confirmed", seeds=[0, 1]), "badge good", "a hint: confirmed"),
     ],
@@ -391,7 +396,8 @@ def test_the_badge_of_a_card_is_the_word_of_its_verdict_in_its_colour(scored, fo
     shown_page = Page(report.render(page))
     assert [colour, words] == shown_page.badges[1]
     assert f"Checked by retraining: {words}" in shown_page.text
-    assert "Without the 5 rows that spoke most for positive" in shown_page.text
+    pushed = "towards" if found["direction"] == "helpful" else "away from"
+    assert f"Without the 5 rows that pushed most {pushed} positive" in shown_page.text
     assert "a query of your own" not in shown_page.text
     assert answer.check and "Check it (" not in shown_page.text
 
