@@ -158,12 +158,14 @@ def run_check(
         places = [target.place for target in targets]
         groups = [list(arms.values()) for arms in removed]
         predicted = predicted_changes(replays, dict(zip(places, groups, strict=True)))
+    by = replays and {"scores": replays.name, "checkpoints": len(replays.analyses)}
     verdicts = []
     for t, (target, arms) in enumerate(zip(targets, removed, strict=True)):
         before = {seed: found[target.place] for seed, found in start.items()}
         after = {key[1:]: found[target.place] for key, found in retrains.items() if key[0] == t}
         changes = dict(zip(arms, predicted.get(target.place, []), strict=False))
-        verdicts.append(judge(study, target, check, arms, before, after, changes))
+        found = judge(study, target, check, arms, before, after, changes)
+        verdicts.append(found | {"predicted_by": by})
     return verdicts
 
 

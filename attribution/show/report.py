@@ -229,6 +229,7 @@ def card(answer: Answer, stored: list[dict]) -> dict:
             {
                 "word": verdicts.word(one),
                 "sentence": verdicts.sentence(one),
+                "note": verdicts.note(one),
                 "header": verdicts.HEADER,
                 "lines": verdicts.lines_of(one),
                 "plot": plot_of(one),

@@ -102,6 +102,24 @@ def sentence(verdict: dict) -> str:
     )
 
 
+def note(verdict: dict) -> str:
+    """What stands behind the columns of HEADER: which replay predicted, how many retrains
+    measured.
+    """
+    by = verdict.get("predicted_by")  # not recorded in every stored verdict
+    measured = f"Measured by {len(verdict['seeds'])} retrains."
+    if not any(one["predicted"] for levels in verdict["arms"].values() for one in levels):
+        return f"Nothing is predicted: no replay was stored. {measured}"
+    if by is None:
+        return f"Predicted by a replay. {measured}"
+    if by["checkpoints"] == 1:
+        return (
+            "Predicted by a replay in one checkpoint, which has no interval and may be far off. "
+            f"{measured}"
+        )
+    return f"Predicted by a replay in {by['checkpoints']} checkpoints ({by['scores']}). {measured}"
+
+
 def text(verdict: dict) -> str:
     """A verdict for the screen."""
     number_of_query = "" if verdict["query"] is None else f" {verdict['query']}"
@@ -109,4 +127,5 @@ def text(verdict: dict) -> str:
     lines = [f"query{number_of_query} [{printable(verdict['label'])}]: {texts}"]
     lines += strong([f"  {word(verdict)}"])
     lines += textwrap.wrap(sentence(verdict), width(), **indents(2))
-    return "\n".join([*lines, textwrap.indent(aligned(HEADER, lines_of(verdict)), "  ")])
+    lines.append(textwrap.indent(aligned(HEADER, lines_of(verdict)), "  "))
+    return "\n".join([*lines, *textwrap.wrap(note(verdict), width(), **indents(2))])
