@@ -1,6 +1,7 @@
 """A what-if is asked of stored replayed scores, in seconds, and checked by retraining."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -10,6 +11,10 @@ import analyze
 import run_counterfactual
 import train
 from attribution.cli import run_script
+from attribution.show.scored import counterfactual_command
+from attribution.show.what_if import smallest_text
+from attribution.training.members import members_command
+from attribution.training.run import Run
 
 HALVES = ["--num_members", "2", "--member_steps", "2", "--member_share", "0.5"]
 NAME = "replay_members2_steps2_share0.5"
@@ -46,12 +51,34 @@ def test_removed_and_relabelled_rows_are_replayed_without_a_model(copied, capsys
     monkeypatch.setattr("attribution.training.run.Run.model", opened)
     out = told(capsys, copied, "--remove_rows", "3", "17", "--targets", "2", "5")
     assert NAME in out and "with 2 rows removed" in out
+    assert "95 % intervals over members)" in out and "one checkpoint" not in out
     assert out.count("replayed: margin") == 2 and "replayed: accuracy" in out
     out = told(capsys, copied, "--flip_labels", "4")
     assert "with 1 row with another label" in out and "query" not in out
     out = told(capsys, copied, "--smallest_set", "--targets", "2")
     assert "in a replay" in out and "query 2" in out
-    assert "--remove_rows" in out or "no half of the rows" in out
+    assert "--remove_rows" in out or "even without the strongest half" in out
+
+
+def test_a_smallest_set_names_the_whole_command_that_checks_it(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "my runs")
+    run = Run.open(folder, "demo")
+    data, queries = run.rows(9)
+    text = smallest_text(queries, data, 2, [3, 17], counterfactual_command(run, 9))
+    command = text.partition("check it with: ")[2]
+    args = run_counterfactual.parse_args(shlex.split(command)[2:])
+    assert (args.checkpoint_dir, args.max_queries) == (folder, 9)
+    assert (args.remove_rows, args.targets, args.check) == (["3", "17"], [2], True)
+
+
+def test_a_replay_of_one_checkpoint_says_that_it_has_no_interval_and_what_has(run_copy, capsys):
+    analyze.main([*ASKED, "--checkpoint_dir", str(run_copy), "--factor_strategy", "replay"])
+    members = members_command(Run.open(run_copy, "demo"))
+    assert shlex.split(members)[1:4] == ["train.py", "--dataset_name", "demo"]
+    for asked in (["--remove_rows", "3"], ["--smallest_set"]):
+        out = told(capsys, run_copy, *asked, "--targets", "2")
+        assert "one checkpoint: it gives no interval" in out and members in out
+        assert "95 %" not in out and "--factor_strategy replay" in out
 
 
 def test_a_check_retrains_with_the_same_rows_and_labels(copied, capsys):

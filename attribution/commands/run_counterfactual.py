@@ -1,6 +1,7 @@
 """Outline of run_counterfactual.py: the study of removals, verdicts, what-ifs."""
 
 import argparse
+import shlex
 import sys
 
 import numpy as np
@@ -16,7 +17,8 @@ from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
 from attribution.show.results import Place
-from attribution.show.what_if import smallest_text, what_if_text
+from attribution.show.scored import counterfactual_command
+from attribution.show.what_if import doubt_text, smallest_text, what_if_text
 from attribution.training.recipe import recipe_of
 from attribution.training.run import Run
 from pipeline import quiet_libraries
@@ -146,9 +148,15 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
     print(f"replaying in the checkpoints of {influence.name}")
     if args.smallest_set:
         scores = found[influence.name].values()
+        command = counterfactual_command(run, args.max_queries)
+        for flag in ("dataset_path", "model_name_or_path"):
+            if (value := getattr(args, flag)) is not None:
+                command += f" --{flag} {shlex.quote(value)}"
         for place in places:
             rows = what_if.smallest_set(influence, place, scores[place])
-            print(f"\n{smallest_text(queries, train, place, rows)}")
+            print(f"\n{smallest_text(queries, train, place, rows, command)}")
+        if len(influence.analyses) == 1:
+            print(doubt_text(run, args.max_queries))
         return
     answers = {"replayed": what_if.what_if(influence, edit)}
     if args.check:
@@ -160,6 +168,8 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
             answers["measured"] = measured
     if rank_and_size()[0] == 0:
         print(f"\n{what_if_text(edit, queries, places, answers)}")
+        if len(influence.analyses) == 1:
+            print(doubt_text(run, args.max_queries))
 
 
 def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None:

@@ -143,6 +143,12 @@ class ScoredRows:
         )
 
 
+def counterfactual_command(run: Run, max_queries: int | None, bare: bool = False) -> str:
+    """Beginning of a command of run_counterfactual.py. bare: without an absolute path."""
+    where = checkpoint_flag(run.folder.parent, bare) + queries_flag(max_queries)
+    return f"python run_counterfactual.py --dataset_name {run.dataset_name}{where}"
+
+
 def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Check | None:
     """What checks predictions of the run by the scores of this name; None where it is not
     known how the model was trained, or for queries that do not begin with the first validation row.
@@ -151,9 +157,7 @@ def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Chec
     """
     if run.recipe is None or first_query:
         return None
-    command = f"python run_counterfactual.py --dataset_name {run.dataset_name}"
-    command += checkpoint_flag(run.folder.parent, bare)
-    command += queries_flag(recorded_queries(run, name))
+    command = counterfactual_command(run, recorded_queries(run, name), bare)
     if name != "ekfac":
         command += f" --strategies {name}"
     seconds = [epoch["seconds"] for epoch in run.epochs]

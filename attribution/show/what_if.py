@@ -8,9 +8,13 @@ import numpy as np
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.stats import t_interval
 from attribution.evidence.what_if import Edit
-from attribution.show.listing import headline, row_line
+from attribution.files import printable
+from attribution.influence.settings import ScoreSpec, analyze_command
+from attribution.show.listing import headline, row_line, wrapped
 from attribution.show.tables import with_interval
 from attribution.show.verdicts import CHANGE
+from attribution.training.members import members_command
+from attribution.training.run import Run
 
 SHOWN = 10  # rows of a smallest set, with their texts
 
@@ -66,7 +70,10 @@ def what_if_text(
     checked -> margins and correctness, see `change_line`.
     """
     regression = queries.task.regression
-    lines = [f"with {edit_text(edit)} (95 % intervals over members, or over seeds):"]
+    kinds = {"replayed": "members", "measured": "retrains"}
+    intervals = [kinds[how] for how, one in found.items() if len(one["margins"]) > 1]
+    shown = f" (95 % intervals over {' or '.join(intervals)})" if intervals else ""
+    lines = [f"with {edit_text(edit)}{shown}:"]
     for place in places:
         lines += ["", headline(queries, place)]
         for how, one in found.items():
@@ -76,16 +83,35 @@ def what_if_text(
     return "\n".join(lines)
 
 
+def doubt_text(run: Run, max_queries: int) -> str:
+    """Doubt about a replay of one checkpoint, and the commands that make a better one."""
+    doubt = "This is a replay of one checkpoint: it gives no interval and may be far off."
+    lines = ["", *wrapped(doubt)]
+    if run.seed is not None and run.recipe is not None:
+        lines += wrapped("Members that are trained on halves of the rows do give one:")
+        replay = analyze_command(run, ScoreSpec(factor_strategy="replay"), max_queries)
+        lines += [f"  {printable(command)}" for command in (members_command(run), replay)]
+    return "\n".join(lines)
+
+
 def smallest_text(
-    queries: GlueDataset, train: GlueDataset, place: int, rows: list[int] | None
+    queries: GlueDataset, train: GlueDataset, place: int, rows: list[int] | None, command: str
 ) -> str:
-    """The smallest set of rows that turns a prediction, for the screen; None: there is none."""
+    """The smallest set of rows that turns a prediction, for the screen; None: there is none.
+
+    command: of run_counterfactual.py, without its question.
+    """
     if rows is None:
-        return f"{headline(queries, place)}\n  no half of the rows turns it in a replay"
+        return (
+            f"{headline(queries, place)}\n  even without the strongest half of the rows the "
+            "prediction stays, says the replay"
+        )
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
     shown = [row_line(train, row) for row in rows[:SHOWN]]
     more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-    check = f"  check it with: --remove_rows {' '.join(map(str, rows))} --check"
+    target = queries.first_number + place
+    command += f" --remove_rows {' '.join(map(str, rows))} --targets {target} --check"
+    check = f"  check it with: {printable(command)}"
     return "\n".join(
         [headline(queries, place), f"  turns in a replay without {many}:", *shown, *more, check]
     )

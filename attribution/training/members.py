@@ -15,6 +15,7 @@ import numpy as np
 from attribution.cli import check_numbers, flags_of, option
 from attribution.draws import uniform_hash
 from attribution.files import Refused, describe_parts
+from attribution.training.arguments import checkpoint_flag
 from attribution.training.run import Run
 
 MEAN = "each divided by its mean self-influence"
@@ -145,6 +146,15 @@ def members_on_the_way(run: Run) -> Members:
         if alike and (best.single or best.member_share == 1 or alike > best.num_members):
             best = Members(alike, steps[0], share)
     return best
+
+
+def members_command(run: Run) -> str:
+    """Command that trains members on halves of the rows, whose replays have intervals."""
+    where = checkpoint_flag(run.folder.parent)
+    return (
+        f"python train.py --dataset_name {run.dataset_name}{where} --num_members 8 "
+        "--member_share 0.5 --member_steps 2"
+    )
 
 
 def open_members(run: Run, members: Members) -> list[Run]:
