@@ -153,10 +153,12 @@ def add_kind(
     }
     for part, value in found.items():
         result.setdefault(part, {})[kind] = value
+    best = max(agreements, key=lambda name: agreements[name].mean)
     for name, agreed in agreements.items():
         entry = {
             "lds": agreed.mean,
             "interval": stats.interval(samples[name]),
+            "behind_best_interval": stats.interval(samples[best] - samples[name]),
             "constant": agreed.constant,
         }
         if REFERENCE in scores and name != REFERENCE:

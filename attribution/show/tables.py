@@ -168,9 +168,26 @@ def lds_notes(result: dict) -> str:
     return " ".join(notes)
 
 
+def ties_of(result: dict) -> str:
+    """Sentence with the scores that cannot be told from the best one by their LDS; empty if all
+    can.
+    """
+    parts = {name: entry["plain"] for name, entry in result["scores"].items()}
+    best = max(parts, key=lambda name: parts[name]["lds"])
+    intervals = {name: part["behind_best_interval"] for name, part in parts.items() if name != best}
+    ties = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
+    if not ties:
+        return ""
+    return (
+        f"Cannot be told from {best}, the best (the 95 % interval of the difference holds 0): "
+        f"{', '.join(ties)}."
+    )
+
+
 def lds_text(result: dict, every: bool = False) -> str:
-    """The table of an LDS result with aligned columns, and its notes."""
-    return aligned(*lds_rows(result, every)) + "\n\n" + lds_notes(result)
+    """The table of an LDS result with aligned columns, the ties with the best, and its notes."""
+    parts = aligned(*lds_rows(result, every)), ties_of(result), lds_notes(result)
+    return "\n\n".join(filter(None, parts))
 
 
 def lds_markdown(result: dict) -> str:

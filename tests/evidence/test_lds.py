@@ -3,6 +3,7 @@
 import numpy as np
 
 from attribution.evidence.lds import Evidence, MemberScores, evaluate
+from attribution.show.tables import lds_text
 
 
 def test_diverged_retrains_are_left_out_and_that_is_said():
@@ -102,3 +103,19 @@ def test_with_a_score_come_its_top_rows_and_its_members():
     assert found["all"]["rows_at_top"] == 10 and 10 < found["ekfac"]["rows_at_top"] <= 30
     each = found["ekfac"]["plain"]["single"]
     assert each[0] == found["ekfac"]["plain"]["lds"] and np.isclose(each[0], -each[1])
+
+
+def test_scores_whose_difference_from_the_best_holds_zero_are_named_below_the_table():
+    scores, masks, margins = linear_study()
+    near = scores + 1e-3 * np.random.default_rng(2).standard_normal(scores.shape)
+    result = evaluate({"ekfac": -scores, "one": scores, "two": near}, Evidence(masks, margins), 200)
+    parts = {name: entry["plain"] for name, entry in result["scores"].items()}
+    best, tie = sorted(("one", "two"), key=lambda name: -parts[name]["lds"])
+    assert parts[best]["behind_best_interval"] == (0.0, 0.0)
+    low, high = parts["ekfac"]["behind_best_interval"]
+    assert 0 < low < parts[best]["lds"] - parts["ekfac"]["lds"] < high
+    about = {"dataset": "demo", "evaluation": {}, "foreign": False, "shared_seeds": []}
+    text = lds_text(result | about)
+    assert f"Cannot be told from {best}, the best" in text and f"holds 0): {tie}.\n" in text
+    del result["scores"][tie]
+    assert "Cannot be told" not in lds_text(result | about)
