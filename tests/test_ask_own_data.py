@@ -342,8 +342,8 @@ def test_studies_of_an_adopted_model_need_its_recipe_and_say_how_far_it_is_the_m
     where = ["--dataset_name", "demo", "--checkpoint_dir", str(tmp_path)]
     adopted = [*where, "--max_train_samples", "120", "--adopt", str(trained / "demo")]
     train.main(adopted)
-    assert "nobody said how" in refused(capsys, evaluate_lds.main, *where)
-    assert "nobody said how" in refused(capsys, run_counterfactual.main, *where)
+    assert "not known how the adopted model" in refused(capsys, evaluate_lds.main, *where)
+    assert "not known how the adopted model" in refused(capsys, run_counterfactual.main, *where)
     train.main([*adopted, "--num_train_epochs", "2", "--seed", "0", "--overwrite"])
     capsys.readouterr()
     quick = [

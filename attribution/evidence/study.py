@@ -121,9 +121,10 @@ def check_recipe_known(run: Run) -> None:
     """Raises Refused for an adopted run whose recipe was not stated."""
     if run.recipe is None:
         raise Refused(
-            "nobody said how the adopted model was trained, so nothing can be retrained; adopt it "
-            f"again with its start and recipe: python train.py --dataset_name {run.dataset_name} "
-            "--adopt DIR --overwrite --model_name_or_path START --learning_rate ..."
+            "it is not known how the adopted model was trained, so nothing can be retrained; adopt "
+            "it again with its start and recipe: python train.py --dataset_name "
+            f"{run.dataset_name} --adopt DIR --overwrite --model_name_or_path START "
+            "--learning_rate ..."
         )
 
 

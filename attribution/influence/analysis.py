@@ -182,7 +182,7 @@ class Influence(Scored):
             logits = torch.stack(each)
             measured = train.comparable(logits @ outputs)
             unit = descent.unit_of(measured, total / len(self.analyses), weights == 0)
-            print(f"  margins of the {len(ends)} trainings differ by {unit:.2f} times the replayed")
+            print(f"  replayed changes are multiplied by {unit:.2f}, to fit {len(ends)} trainings")
             write_json(path, wanted | {"unit": unit})
         return self.processes.from_main(known)
 

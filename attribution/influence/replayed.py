@@ -144,8 +144,8 @@ class ReplayAnalysis(Analysis):
         logits = predict_run(self.end, held)
         best, likeness = descent.best_time(kernel, others, steep, train, targets, weights, logits)
         print(
-            f"  replayed to time {best:.3g}: margins of {len(held):,} rows that training left out "
-            f"correlate with the model's by {likeness:.2f}"
+            f"  replayed margins of {len(held):,} rows that training left out correlate with the "
+            f"model's by {likeness:.2f}"
         )
         kernel = descent.flattened(kernel, steep, train, best)
         values, vectors = steep

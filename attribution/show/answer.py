@@ -364,7 +364,7 @@ def conclusion_of(scores: np.ndarray, sides: list[Side]) -> str:
     if shares[0] >= DECIDES:
         way = "helpful" if scores[sizes.argmax()] > 0 else "harmful"
         (side,) = [side for side in sides if side.direction == way]
-        return f"One training row carries {shares[0]:.0%} of the influence: {side.title}."
+        return f"One training row carries {shares[0]:.0%} of the influence. It {side.title}."
     return (
         f"No single row decides: the strongest carries {shares[0]:.1%} of the influence, the "
         f"{min(TOP, len(shares))} strongest {shares[:TOP].sum():.0%}."

@@ -221,7 +221,7 @@ def test_a_single_row_that_decides_is_said_with_its_side(direction):
     share = sizes[7] / sizes.sum()
     (side,) = [one for one in found.sides if one.direction == direction]
     assert side.rows[0].row == 7
-    said = f"One training row carries {share:.0%} of the influence: {side.title}."
+    said = f"One training row carries {share:.0%} of the influence. It {side.title}."
     assert found.conclusion == said
 
 
