@@ -77,7 +77,7 @@ def sentence(verdict: dict) -> str:
     if target == "output":
         pushed = f"{'raised' if helpful else 'lowered'} the output most"
     rows, these = (f"the {count} rows", "these rows") if count > 1 else ("the row", "this row")
-    without = f"Without {rows} that {pushed}"
+    without = f"Without {rows} that, by the scores, {pushed}"
     changed, changed_by_chance = (
         with_interval(one["change"], one["interval"], CHANGE) for one in (level, random)
     )

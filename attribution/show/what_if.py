@@ -44,7 +44,7 @@ def change_line(found: dict[str, np.ndarray], place: int, how: str, regression: 
     if regression:
         return line
     was, becomes = (np.nanmean(one) for one in found["right"][:, :, place].T)
-    models = "members" if how == "replayed" else "retrains"
+    models = "replays" if how == "replayed" else "retrains"
     return f"{line}; right in {was:.0%} of the {models} before, {becomes:.0%} after"
 
 

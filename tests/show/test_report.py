@@ -397,7 +397,9 @@ def test_the_badge_of_a_card_is_the_word_of_its_verdict_in_its_colour(scored, fo
     assert [colour, words] == shown_page.badges[1]
     assert f"Checked by retraining: {words}" in shown_page.text
     pushed = "towards" if found["direction"] == "helpful" else "away from"
-    assert f"Without the 5 rows that pushed most {pushed} positive" in shown_page.text
+    assert (
+        f"Without the 5 rows that, by the scores, pushed most {pushed} positive" in shown_page.text
+    )
     assert "a query of your own" not in shown_page.text
     assert "Hollow: predicted. Grey: random rows. Predicted by a replay." in shown_page.text
     assert answer.check and "Check it (" not in shown_page.text

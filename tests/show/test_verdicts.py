@@ -59,11 +59,11 @@ def test_the_word_is_that_of_the_first_removal_that_turned_the_prediction_else_o
 
 def test_the_sentence_has_both_arms_and_the_retrains_behind_them():
     words = verdicts.sentence(verdict(level()))
-    assert "Without the 10 rows that pushed most towards positive" in words
+    assert "Without the 10 rows that, by the scores, pushed most towards positive" in words
     assert "-1.00 [-1.50, -0.50]" in words and "-0.10 [-0.30, +0.10]" in words
     assert "2 of 5 retrains say positive" in words and "with all rows 5 of 5" in words
     against = verdicts.sentence(verdict(level(removed=1), direction="harmful"))
-    assert "Without the row that pushed most away from positive" in against
+    assert "Without the row that, by the scores, pushed most away from positive" in against
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,12 @@ def test_a_change_of_the_opposite_sign_is_called_the_other_way_round(direction, 
 
 def test_the_sentence_of_a_regression_has_no_share_and_retrains_that_diverged_are_no_zero():
     regression = verdict(level(outcome=None), regression=True, label="2.50")
-    assert "that pushed most towards the label" in verdicts.sentence(regression)
+    assert "that, by the scores, pushed most towards the label" in verdicts.sentence(regression)
     assert "retrains" not in verdicts.sentence(regression)
     output = verdicts.sentence(regression | {"target": "output", "label": "output"})
-    assert "that raised the output most" in output and "the output changes" in output
+    assert (
+        "that, by the scores, raised the output most" in output and "the output changes" in output
+    )
     diverged = level(right=None, outcome="not known: the retrains diverged")
     assert "none that came to an end" in verdicts.sentence(verdict(diverged))
 
