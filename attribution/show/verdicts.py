@@ -108,15 +108,16 @@ def note(verdict: dict) -> str:
     """
     by = verdict.get("predicted_by")  # not recorded in every stored verdict
     measured = f"Measured by {len(verdict['seeds'])} retrains."
-    if not any(one["predicted"] for levels in verdict["arms"].values() for one in levels):
+    predicted = verdict["arms"][verdict["score"]][0]["predicted"]
+    if predicted is None:
         return f"Nothing is predicted: no replay was stored. {measured}"
-    if by is None:
-        return f"Predicted by a replay. {measured}"
-    if by["checkpoints"] == 1:
+    if predicted[1] is None:
         return (
             "Predicted by a replay in one checkpoint, which has no interval and may be far off. "
             f"{measured}"
         )
+    if by is None:
+        return f"Predicted by a replay. {measured}"
     return f"Predicted by a replay in {by['checkpoints']} checkpoints ({by['scores']}). {measured}"
 
 

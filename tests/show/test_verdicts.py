@@ -104,14 +104,13 @@ def test_the_sentence_of_a_regression_has_no_share_and_retrains_that_diverged_ar
             {"scores": "replay_members8", "checkpoints": 8},
             "8 checkpoints (replay_members8",
         ),
-        (level(), {"scores": "replay", "checkpoints": 1}, "one checkpoint, which has no interval"),
+        (level(predicted=[0.7, None]), None, "one checkpoint, which has no interval"),
         (level(), None, "Predicted by a replay."),
         (level(predicted=None), None, "Nothing is predicted: no replay was stored."),
     ],
 )
 def test_a_note_says_what_predicted_and_what_measured(level, by, says):
     found = verdict(level, predicted_by=by)
-    found["arms"]["random, same classes"][0]["predicted"] = level["predicted"]
     assert says in verdicts.note(found) and "Measured by 5 retrains." in verdicts.note(found)
     assert "".join(verdicts.note(found).split()) in "".join(verdicts.text(found).split())
 
