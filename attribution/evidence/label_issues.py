@@ -11,6 +11,7 @@ import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.duplicates import Duplicate, Relatives
+from attribution.files import read_json
 from attribution.influence.analysis import Influence
 from attribution.influence.stored import most_helpful, read_outputs, replayed_self_scores
 from attribution.replay.descent import outputs_of
@@ -41,6 +42,7 @@ class Ranking:
     outputs: np.ndarray  # (N, O)
     order: np.ndarray  # (N,) rows, the most suspicious first
     scores: str | None = None  # name of the scores behind it; the loss has none
+    seen: bool = True  # whether the checkpoints behind it were trained on all of these labels
 
 
 def rank(influence: Influence, name: str) -> Ranking | None:
@@ -59,18 +61,21 @@ def rank(influence: Influence, name: str) -> Ranking | None:
     if not main:
         return None
     folder = influence.scores.place("self")
+    seen = influence.settings.member_share == 1
     if name in ("best", "stored") and not replayed:
         found = replayed_self_scores(influence.run)
         replayed = found is not None
         folder = influence.scores.folder / found[0] if found else folder
     if replayed:
         outputs = read_outputs(folder)
-        return Ranking("replay", outputs, most_helpful(-scores_of(outputs, train)), folder.name)
+        seen = (read_json(folder / "self_scores.json") or {})["spec"]["member_share"] == 1
+        order = most_helpful(-scores_of(outputs, train))
+        return Ranking("replay", outputs, order, folder.name, seen)
     logits = [predict_run(one.run, train) for one in influence.analyses]
     outputs = (torch.stack(logits).mean(0) @ outputs_of(train.task.num_labels)).numpy()
     if scores is not None:
-        return Ranking("self_influence", outputs, most_helpful(scores), folder.name)
-    return Ranking("loss", outputs, most_helpful(-scores_of(outputs, train)))
+        return Ranking("self_influence", outputs, most_helpful(scores), folder.name, seen)
+    return Ranking("loss", outputs, most_helpful(-scores_of(outputs, train)), seen=seen)
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:

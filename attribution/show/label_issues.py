@@ -23,12 +23,16 @@ from attribution.show.listing import (
     widths_of,
     wrapped,
 )
+from attribution.training.arguments import checkpoint_flag
+from attribution.training.members import members_command, members_on_the_way
+from attribution.training.run import Run
 
-WEAKER = "the model has seen the row; --label_issues replay leaves it out"
+SURE = 0.9  # probability from which a given label is not doubted
 TITLES = {
-    "replay": "by a replay ({}): what the model would say without the row",
-    "loss": f"by the loss of the model ({WEAKER})",
-    "self_influence": f"by self-influence ({{}}), beside what the model says ({WEAKER})",
+    "replay": "a replay ({}; the default, as it is stored): what the model would say without the "
+    "row",
+    "loss": "the loss of the model (the default, until a replay is stored)",
+    "self_influence": "self-influence ({}), beside what the model says",
 }
 
 
@@ -53,6 +57,7 @@ def show_label_issues(influence: Influence, name: str, view: View) -> None:
     else:
         lines = [printable(sentence) for sentence in influence.run.doubts]
         lines += issue_lines(issues, ranking, train, view.top_k)
+        lines += better_lines(influence.run, ranking)
         lines += duplicate_lines(influence, like, of_queries, view.top_k)
         print(*lines, sep="\n")
 
@@ -92,7 +97,9 @@ def issue_lines(
     issues: list[LabelIssue], ranking: Ranking, train: GlueDataset, top_k: int
 ) -> list[str]:
     """Lines of the first rows of the ranking."""
-    lines = ["", *wrapped(f"labels to look at, {TITLES[ranking.name].format(ranking.scores)}")]
+    lines = ["", *wrapped(f"labels to look at, by {TITLES[ranking.name].format(ranking.scores)}")]
+    if not train.task.regression and all(issue.label_score >= SURE for issue in issues):
+        lines += ["no label is doubted by this ranking; its most suspicious rows:"]
     rows = [
         [
             f"{issue.label_score:.3g}" if train.task.regression else f"{issue.label_score:.1%}",
@@ -120,6 +127,24 @@ def issue_lines(
         chance = top * train.wrong.mean()
         lines.append(f"{planted} of the top {top} are planted flips; chance gives {chance:.1f}.")
     return lines
+
+
+def better_lines(run: Run, ranking: Ranking) -> list[str]:
+    """Lines about what finds more wrong labels than checkpoints that were trained on all of them;
+    none where nobody said how the run was trained.
+    """
+    if not ranking.seen or run.recipe is None or run.seed is None:
+        return []
+    what = "a replay of a checkpoint" if ranking.name == "replay" else "a model"
+    replay = f"python analyze.py --dataset_name {run.dataset_name}"
+    replay += f"{checkpoint_flag(run.folder.parent)} --factor_strategy replay --label_issues"
+    there = members_on_the_way(run).member_share < 1
+    commands = [replay] if there else [members_command(run), replay]
+    sentence = (
+        f"The ranking comes from {what} that has seen these labels; where it has learned them by "
+        "heart, halves of the rows find more:"
+    )
+    return [*wrapped(sentence), *(f"  {printable(command)}" for command in commands)]
 
 
 def label_text(label: str | float) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,16 @@ from safetensors.torch import load_file
 
 import analyze
 import train
+from attribution.cli import flags_of
 from attribution.data.demo import LABEL_NAMES, read_rows
+from attribution.evidence.label_issues import LabelIssue, Ranking
+from attribution.show.label_issues import better_lines, issue_lines
+from attribution.training.members import Members
 from attribution.training.run import Run
 from pipeline import DEMO_MODEL
 
 COUNT = 400
+LOSS = Ranking("loss", np.zeros(1), np.zeros(1))
 COLUMNS = ["given_label", "predicted_label", "label_score", "is_label_issue"]
 
 
@@ -29,6 +35,12 @@ def scored(tmp_path_factory):
     train.main([*where, "--max_train_samples", str(COUNT), "--num_train_epochs", "6"])
     analyze.main([*where, "--max_queries", "2", "--label_issues", "replay"])
     return folder
+
+
+def issue_of(rows, row: int, probability: float) -> LabelIssue:
+    """A row with this probability of its label."""
+    label = rows.label_name(row)
+    return LabelIssue(row, None, rows.columns_of(row), label, label, probability, False, [], [], [])
 
 
 def answer(capsys, folder, *arguments: str, name: str = "demo") -> str:
@@ -80,12 +92,38 @@ def test_the_title_says_which_ranking_it_is_and_which_leaves_the_row_out(scored,
         ranking: " ".join(answer(capsys, scored, ranking, "--format", form).split())
         for ranking, form in (("replay", "table"), ("loss", "table"), ("self_influence", "table"))
     }
-    assert "by a replay (replay): what the model would say without the row" in shown["replay"]
-    assert "replay leaves it out" not in shown["replay"]
-    for ranking, subject in (("loss", "by the loss"), ("self_influence", "by self-influence")):
-        assert subject in shown[ranking] and "replay leaves it out" in shown[ranking]
-    for text in shown.values():
-        assert "of the top 50 are planted flips" in text
+    for ranking, title, seen in (
+        ("replay", "by a replay (replay; the default, as it is stored)", "a replay of a check"),
+        ("loss", "by the loss of the model (the default, until a replay is stored)", "a model"),
+        ("self_influence", "by self-influence", "a model"),
+    ):
+        text = shown[ranking]
+        assert text.startswith(f"labels to look at, {title}")
+        assert f"The ranking comes from {seen}" in text and "that has seen these labels" in text
+        assert "no label is doubted" not in text and "of the top 50 are planted flips" in text
+
+
+def test_what_finds_more_is_printed_as_commands_and_what_is_there_is_left_out(own, capsys):
+    folder = own[0]
+    out = answer(capsys, folder, name="own")
+    train_line, analyze_line = [line.split() for line in out.splitlines() if "  python " in line]
+    assert train_line[1:4] == ["train.py", "--dataset_name", "own"]
+    asked = analyze.parse_args(analyze_line[2:])
+    assert (asked.factor_strategy, asked.label_issues) == ("replay", "best")
+    assert asked.checkpoint_dir == folder
+    run = Run.open(folder, "own")
+    members = Members(num_members=8, member_share=0.5, member_steps=2)
+    halves = Ranking("loss", np.zeros(1), np.zeros(1), seen=False)
+    assert f"{flags_of(members)} --checkpoint_dir {folder}" in " ".join(train_line)
+    assert better_lines(run, halves) == better_lines(replace(run, recipe=None), LOSS) == []
+
+
+def test_rows_whose_labels_the_model_is_sure_of_are_not_called_doubtful(own):
+    rows, _ = Run.open(own[0], "own").rows(9)
+    for probability, said in ((0.95, True), (0.85, False)):
+        issues = [issue_of(rows, row, probability) for row in range(len(rows))]
+        text = " ".join(issue_lines(issues, LOSS, rows, 5))
+        assert ("no label is doubted by this ranking" in text) == said
 
 
 ODD = [  # texts that a table must keep as they are
