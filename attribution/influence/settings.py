@@ -7,12 +7,11 @@ those marked "self", pairwise scores also on those marked "pairwise".
 """
 
 import dataclasses
-import shlex
 from dataclasses import dataclass, replace
 
 from attribution.cli import check_numbers, flags_of, option, shown_value
 from attribution.files import Refused
-from attribution.training.arguments import queries_flag
+from attribution.training.arguments import checkpoint_flag, queries_flag
 from attribution.training.members import Members, members_on_the_way
 from attribution.training.run import Run
 
@@ -292,10 +291,9 @@ def analyze_command(
     run: Run, spec: ScoreSpec, max_queries: int | None = None, more: str = ""
 ) -> str:
     """Command that stores scores of the run. max_queries: None for the default. more: arguments."""
-    where = (
-        f"--dataset_name {run.dataset_name} --checkpoint_dir {shlex.quote(str(run.folder.parent))}"
-    )
-    return f"python analyze.py {where}{queries_flag(max_queries)} {spec.flags} {more}".rstrip()
+    command = f"python analyze.py --dataset_name {run.dataset_name}"
+    command += checkpoint_flag(run.folder.parent) + queries_flag(max_queries)
+    return f"{command} {spec.flags} {more}".rstrip()
 
 
 # --- members of a replay --------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def answers_to_rows(
     """
     scores = influence.scores.load("pairwise")
     if scores is None:
-        raise unscored(influence.name)
+        raise unscored(influence.scores, influence.arguments.get("max_queries"))
     if particular:
         influence.compute("self")
     scored = scored_rows(influence, scores)

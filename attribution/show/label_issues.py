@@ -15,6 +15,7 @@ from attribution.data.duplicates import MOST_TEXTS, Duplicate, Relatives, relati
 from attribution.evidence.label_issues import LabelIssue, Ranking, label_issues, rank, turned
 from attribution.files import printable
 from attribution.influence.analysis import Influence
+from attribution.influence.settings import ScoreSpec, analyze_command
 from attribution.show.listing import (
     View,
     columns_and_text,
@@ -23,7 +24,6 @@ from attribution.show.listing import (
     widths_of,
     wrapped,
 )
-from attribution.training.arguments import checkpoint_flag
 from attribution.training.members import members_command, members_on_the_way
 from attribution.training.run import Run
 
@@ -136,8 +136,7 @@ def better_lines(run: Run, ranking: Ranking) -> list[str]:
     if not ranking.seen or run.recipe is None or run.seed is None:
         return []
     what = "a replay of a checkpoint" if ranking.name == "replay" else "a model"
-    replay = f"python analyze.py --dataset_name {run.dataset_name}"
-    replay += f"{checkpoint_flag(run.folder.parent)} --factor_strategy replay --label_issues"
+    replay = analyze_command(run, ScoreSpec(factor_strategy="replay"), more="--label_issues")
     there = members_on_the_way(run).member_share < 1
     commands = [replay] if there else [members_command(run), replay]
     sentence = (

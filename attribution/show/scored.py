@@ -19,7 +19,7 @@ from attribution.data.rows import KeptRows, Rows, is_kept, keep_rows
 from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.kept_verdicts import stored_verdicts
 from attribution.files import Refused, intact, read_json, write_arrays, write_json
-from attribution.influence.settings import Settings
+from attribution.influence.settings import Settings, analyze_command
 from attribution.influence.stored import (
     ScoreFolder,
     folder_of,
@@ -78,7 +78,7 @@ class ScoredRows:
         """
         scores = self.scores.load_row(place)
         if scores is None:
-            raise unscored(self.scores.path.name)
+            raise unscored(self.scores, len(self.queries))
         queries = self.queries
         of_members = [one.load_row(place) for one in self.members]
         there = [one for one in of_members if one is not None]
@@ -111,7 +111,7 @@ class ScoredRows:
         """
         scores = self.scores.load("pairwise")
         if scores is None:
-            raise unscored(self.scores.path.name)
+            raise unscored(self.scores, len(self.queries))
         task = self.queries.task
         labels = self.queries.labels
         groups = {"all": np.ones(len(labels), bool)}
@@ -170,9 +170,12 @@ def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Chec
     return Check(command, 3 * MIN_SEEDS, sum(seconds) or None, found)
 
 
-def unscored(name: str) -> Refused:
-    """Refusal to show scores of this name, which there are not."""
-    return Refused(f"{name} has not been scored yet; run the same command without its question")
+def unscored(scores: ScoreFolder, max_queries: int | None) -> Refused:
+    """Refusal to show scores that are missing or damaged, with the command that makes them."""
+    run = Run.read(scores.folder.parents[1])
+    assert run is not None
+    command = analyze_command(run, scores.spec, max_queries)
+    return Refused(f"{scores.path.name} has not been scored yet; run first: {command}")
 
 
 def keep_answers(

@@ -121,12 +121,11 @@ def test_a_refusal_names_a_command_only_where_one_can_help():
     spec = ScoreSpec(damping_factor=0.01)
     found = {spec.name: StoredScores(Path("scores.json"), spec, "stale")}
     assert remedy(RUN, spec.name, found, 50) == (
-        "make them with: python analyze.py --dataset_name demo --checkpoint_dir checkpoints "
+        "make them with: python analyze.py --dataset_name demo "
         "--max_queries 50 --factor_strategy ekfac --damping_factor 0.01 --overwrite"
     )
     assert remedy(RUN, "kfac", found) == (
-        "make them with: python analyze.py --dataset_name demo --checkpoint_dir checkpoints "
-        "--factor_strategy kfac"
+        "make them with: python analyze.py --dataset_name demo --factor_strategy kfac"
     )
     assert remedy(RUN, "tfidf", found) == (
         "stored are ekfac_damping0.01; names begin with identity, diagonal, kfac, ekfac, replay, "
