@@ -43,7 +43,7 @@ def damage(checkpoints: Path, how: str) -> None:
         ("changed", "is damaged"),
         ('dataset_name="rte"', "was trained on rte, not demo"),
         ("num_labels=3", "has 3 labels, demo 2"),
-        ("max_train_samples=50", "training rows are not those"),
+        ("max_train_samples=50", "training rows in demo are not those"),
     ],
 )
 def test_a_wrong_checkpoint_is_refused(run_copy, how, message):

@@ -214,6 +214,42 @@ def test_members_are_trained_as_the_run_was_but_for_what_is_given(tmp_path, caps
     assert "is not in" in refused(capsys, train.main, *where, "--num_members", "3")
 
 
+def test_rows_that_were_edited_or_moved_are_named_beside_a_stored_answer_and_refused_otherwise(
+    tmp_path, capsys
+):
+    path, more = tmp_path / "rows.csv", tmp_path / "more.csv"
+    reviews(30).to_csv(path)
+    reviews(12).to_csv(more)
+    where = ["--dataset_name", "x", "--checkpoint_dir", str(tmp_path)]
+    own = ["--dataset_path", str(path), "--text_columns", "text", "--label_column", "stars"]
+    train.main([*where, *own, "--validation_split", str(more), *QUICK])
+    scored = [*where, "--factor_strategy", "identity"]
+    analyze.main(scored)
+
+    def asked() -> str:
+        capsys.readouterr()
+        analyze.main([*scored, "--query_index", "1"])
+        out, error = capsys.readouterr()
+        assert "query 1: " in out
+        return error
+
+    path.touch()
+    assert asked() == ""
+    content = path.read_text()
+    path.write_text(content.replace(",one", ",five", 1))
+    first = next(row for row, stars in enumerate(reviews(30)["stars"]) if stars == "one")
+    assert f"{path} has changed since it was scored" in asked()
+    error = refused(capsys, analyze.main, *scored)
+    assert f": row {first} was '{reviews(30)['text'][first]}"[:40] in error
+    assert "[one] and is " in error and "[five]; bring those back" in error
+    path.write_text(content + content.splitlines()[1] + "\n")
+    assert ": they are 31, and were 30; bring" in refused(capsys, analyze.main, *scored)
+    path.write_text(content)
+    assert asked() == ""
+    more.unlink()
+    assert f"{more} is gone since it was scored" in asked()
+
+
 @pytest.mark.parametrize("column", ["flipped", "topic", "row", "score"])
 def test_columns_of_own_rows_may_have_any_name(tmp_path, capsys, column):
     path = tmp_path / "reviews.csv"

@@ -8,6 +8,7 @@ queries, N training rows, C classes.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file
 from attribution.data.rows import KeptRows, Rows, is_kept, keep_rows
 from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.kept_verdicts import stored_verdicts
-from attribution.files import Refused, intact, read_json, write_arrays, write_json
+from attribution.files import Refused, intact, printable, read_json, write_arrays, write_json
 from attribution.influence.settings import Settings, analyze_command
 from attribution.influence.stored import (
     ScoreFolder,
@@ -31,12 +32,11 @@ from attribution.show.answer import Check, Context, Query, Verdict, explain
 from attribution.show.listing import View, show
 from attribution.training.arguments import MAX_QUERIES, checkpoint_flag, queries_flag
 from attribution.training.members import replayed_members
-from attribution.training.run import Run
+from attribution.training.run import ROWS, Run
 
 if TYPE_CHECKING:
     from attribution.data.dataset import GlueDataset
 
-ROWS = "influence/rows"  # kept rows, in the folder of a run
 TENSORS = "answers.safetensors"
 
 
@@ -190,7 +190,7 @@ def keep_answers(
         name: keep_rows(data, data.columns(), run.folder / ROWS)
         for name, data in (("train", train), ("queries", queries))
     }
-    record = {"fingerprint": scores.parts["pairwise"], "rows": rows}
+    record = {"fingerprint": scores.parts["pairwise"], "rows": rows, "data": run.data_files()}
     known = {name: values for name, values in arrays.items() if values is not None}
     digest = write_arrays(scores.path / TENSORS, known)
     write_json(scores.path / "answers.json", record | {"files": {TENSORS: digest}})
@@ -241,6 +241,21 @@ def open_scored(run: Run, settings: Settings) -> ScoredRows | None:
     )
 
 
+def tell_changes(run: Run, scored: ScoredRows) -> None:
+    """Says on standard error which of the run's data are not as they were when they were scored."""
+    then = (read_json(scored.scores.path / "answers.json") or {}).get("data", {})
+    now = run.data_files()
+    for name, digest in then.items():
+        if now.get(name) != digest:
+            path = printable(str(run.folders[name]))
+            print(
+                f"{path} {'has changed' if now.get(name) else 'is gone'} since it was scored: the "
+                "answer is of the rows as they were (train.py and analyze.py --overwrite take them "
+                "as they are)",
+                file=sys.stderr,
+            )
+
+
 def show_stored(
     run: Run,
     settings: Settings,
@@ -261,6 +276,7 @@ def show_stored(
         return False
     if particular and scored.scores.load("self") is None:
         return False
+    tell_changes(run, scored)
     context = scored.context(run, particular)
     queries = scored.queries_of(numbers, group)
     show([explain(context, query, view.top_k) for query in queries], view)

@@ -7,6 +7,7 @@ neither run.json nor marker is external, and is left alone.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from attribution.data.tasks import TASKS, GlueTask, check_name, task_from, unknown_task
-from attribution.files import Refused, check_writable, intact, read_json
+from attribution.files import Refused, check_writable, intact, printable, read_json, sha256_of
 
 if TYPE_CHECKING:  # they take seconds to import; what reads run.json only does not wait for them
     import datasets
     import torch
 
     from attribution.data.dataset import GlueDataset
+    from attribution.data.rows import Rows
 
+ROWS = "influence/rows"  # kept rows, in the folder of a run
 MARKER = ".unfinished"
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
 # Parts in which the members of one run agree; they may differ in seed and step.
@@ -149,9 +152,11 @@ class Run:
         shared = self.reading() | {"tables": self.tables()}
         train = get_glue_dataset(name, "train", max_samples=self.max_train_samples, **shared)
         if train.fingerprint() != self.train_rows:
+            path = self.data_path or self.folders.get("dataset_path") or name
             raise Refused(
-                f"the training rows are not those of {self.folder}; give the --dataset_path of "
-                "training, or train again"
+                f"the training rows in {path} are not those of {self.folder}"
+                f"{self.first_difference(train)}; bring those back, name them with --dataset_path, "
+                "or train again"
             )
         valid = get_glue_dataset(name, "valid", max_samples=first_query + max_queries, **shared)
         drawn = (self.data or {}).get("validation_rows")
@@ -160,6 +165,49 @@ class Run:
             train.file_rows = np.setdiff1d(rows_of_file, drawn)[: len(train)]
             valid.file_rows = np.array(drawn[: len(valid)])
         return train, valid.window(first_query, max_queries)
+
+    def first_difference(self, train: Rows) -> str:
+        """The first of these training rows that is not as it was when rows were scored, in words;
+        empty where none were, or if texts and labels are the same.
+        """
+        from attribution.data.rows import KeptRows, is_kept
+
+        for place in sorted(self.folder.glob("influence/scores/*/answers.json")):
+            record = read_json(place)
+            if record is None or not is_kept(self.folder / ROWS / record["rows"]["train"]):
+                continue
+            was = KeptRows(self.folder / ROWS / record["rows"]["train"], self.task)
+            for row in range(min(len(was), len(train))):
+                then, now = (
+                    f"{printable(one.text(row))[:60]!r} [{printable(one.label_name(row))}]"
+                    for one in (was, train)
+                )
+                if then != now:
+                    number = was.file_row(row)
+                    where = row if number is None else f"{number} of the file"
+                    return f": row {where} was {then} and is {now}"
+            if len(was) != len(train):
+                return f": they are {len(train):,}, and were {len(was):,}"
+        return ""
+
+    def data_files(self) -> dict[str, str | None]:
+        """SHA-256 of the custom rows by the argument that named them, of a folder that of all its
+        files; None: they are gone. Without those of a hub.
+        """
+        found: dict[str, str | None] = {}
+        for name in ("dataset_path", "validation_split") if self.data else ():
+            if self.folders.get(name) is None:
+                continue
+            moved = self.data_path if name == "dataset_path" else None
+            try:
+                place = Path(moved or str(self.find_again(name, "the data set")))
+                files = [place] if place.is_file() else sorted(place.rglob("*"))
+                digests = [sha256_of(path) for path in files if path.is_file()]
+            except (Refused, OSError):
+                digests = []
+            all_files = hashlib.sha256("".join(digests).encode()).hexdigest()
+            found[name] = all_files if digests else None
+        return found
 
     def reading(self) -> dict:
         """Keyword arguments of `get_glue_dataset` that read texts as in training."""
