@@ -2,6 +2,7 @@
 folder.
 """
 
+import csv
 import io
 import json
 import shlex
@@ -175,6 +176,13 @@ def test_a_file_of_queries_may_have_labels_and_may_come_from_standard_input(
     )
     got = answers(capsys, copied, "--query_path", "-")
     assert [answer["target"] for answer in got] == ["label", "predicted"]
+    capsys.readouterr()
+    path = str(tmp_path / "q.csv")
+    analyze.main([*QUICK, "--checkpoint_dir", str(copied), "--query_path", path, "--format", "csv"])
+    lines = [*csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))]
+    counts = [sum(len(side["rows"]) for side in answer["sides"]) for answer in got]
+    told = [text for text, n in zip(columns["sentence"], counts, strict=True) for _ in range(n)]
+    assert [line["query_text"] for line in lines] == told  # also where there is no number
 
 
 def test_bad_questions_are_refused_in_one_sentence(copied, tmp_path, capsys):

@@ -89,7 +89,11 @@ def test_stored_scores_are_shown_without_a_slow_library_data_set_or_model(run_co
     group = [*line[:-2], "--query_group", "all"]
     found, output = started("analyze", *forms, [*line, "--raw"], group)
     assert found == set()
-    assert output.count("query 3: ") == 2 and '"query": 3' in output and "query,towards," in output
+    assert (
+        output.count("query 3: ") == 2
+        and '"query": 3' in output
+        and "query,query_text,towards," in output
+    )
     assert "9 of 9 validation rows (all)" in output
 
 

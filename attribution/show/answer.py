@@ -180,7 +180,7 @@ class Answer:
 def write_csv(answers: Iterable[Answer], file) -> None:
     """Writes a header, and a line for each row of each answer."""
     lines = [
-        {"query": answer.query, "towards": side.towards}
+        {"query": answer.query, "query_text": " | ".join(answer.texts), "towards": side.towards}
         | vars(row)
         | {"texts": " | ".join(row.texts)}
         for answer in answers
@@ -188,7 +188,7 @@ def write_csv(answers: Iterable[Answer], file) -> None:
         for row in side.rows
     ]
     names = [one.name for one in dataclasses.fields(AnswerRow) if one.name != "words"]
-    writer = csv.DictWriter(file, ["query", "towards", *names], extrasaction="ignore")
+    writer = csv.DictWriter(file, ["query", "query_text", "towards", *names], extrasaction="ignore")
     writer.writeheader()
     writer.writerows(lines)
 

@@ -451,7 +451,12 @@ def test_csv_read_back_is_the_json(tmp_path, capsys):
     assert capsys.readouterr().out == file.getvalue()
     read = [*csv.DictReader(io.StringIO(file.getvalue(), newline=""))]
     expected = [
-        {"query": one.record()["query"], "towards": side["towards"]} | row
+        {
+            "query": one.record()["query"],
+            "query_text": " | ".join(one.texts),
+            "towards": side["towards"],
+        }
+        | row
         for one in found
         for side in one.record()["sides"]
         for row in side["rows"]
