@@ -13,7 +13,9 @@ from running import QUICK, analyze_quickly, launched, refusal, tamper
 from safetensors.torch import save_file
 
 import analyze
-from attribution.files import Refused
+import evaluate_lds
+import run_counterfactual
+from attribution.files import Refused, write_json
 from attribution.influence.settings import Settings
 from attribution.training.run import MARKER
 
@@ -65,6 +67,16 @@ def test_a_wrong_checkpoint_is_refused(run_copy, how, message):
 def test_bad_arguments_are_one_sentence_and_status_2(trained, extra, message, capsys):
     error = refusal(capsys, analyze.main, [*QUICK, "--checkpoint_dir", str(trained), *extra])
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [analyze, evaluate_lds, run_counterfactual])
+def test_a_misspelled_name_of_a_run_gets_the_nearest_one(tmp_path, script, capsys):
+    for name in ("tickets", "three"):
+        write_json(tmp_path / name / "run.json", {})
+    (tmp_path / "tikets").mkdir()  # no run
+    line = ["--dataset_name", "tikets", "--checkpoint_dir", str(tmp_path)]
+    error = refusal(capsys, script.main, line)
+    assert "unknown task 'tikets' (did you mean 'tickets'?); known are three, tickets, cola" in error
 
 
 def test_the_short_help_leaves_rare_arguments_and_the_json_format_out(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Tasks: columns, classes, metrics, and how the demo is trained."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from attribution.cli import did_you_mean
@@ -103,6 +104,10 @@ def task_named(data_name: str) -> GlueTask:
     return TASKS[data_name]
 
 
-def unknown_task(name: str) -> str:
-    """Message about a name that is not the name of a task: the nearest one, and all known ones."""
-    return f"unknown task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
+def unknown_task(name: str, runs: Iterable[str] = ()) -> str:
+    """Message about a name that is not the name of a task: the nearest one, and all known ones.
+
+    runs: further names, of runs.
+    """
+    known = [*runs, *TASKS]
+    return f"unknown task {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}"

@@ -39,8 +39,8 @@ With --label_issues or --self_influence it prints one object a training row, the
   null: a regression), neighbours (rows of the nearest texts), duplicates (a list of row, equal,
   same_label), validation_duplicates (the same of validation rows), ranking, scores. A replay
   predicts without the row.
---format csv prints one line a row: query, query_text, towards, and what JSON says of the row, but its
-  words."""
+--format csv prints one line a row: query, query_text, towards, and what JSON says of the row, but
+  its words."""
 
 NOTES = {
     "label doubtful": "The model gives this training row another class than its label.",

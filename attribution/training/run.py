@@ -104,9 +104,10 @@ class Run:
         run = cls.read(folder)
         if run is None:
             if name not in TASKS:
+                runs = sorted(place.parent.name for place in checkpoint_dir.glob("*/run.json"))
                 raise Refused(
-                    f"{unknown_task(name)}, and in {checkpoint_dir} there is no run of this name "
-                    "(train.py makes one from custom rows: --dataset_path, --text_columns, "
+                    f"{unknown_task(name, runs)}, and in {checkpoint_dir} there is no run of this "
+                    "name (train.py makes one from custom rows: --dataset_path, --text_columns, "
                     "--label_column)"
                 )
             if is_external(folder):
