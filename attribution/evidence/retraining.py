@@ -234,8 +234,8 @@ def announce(
             )
         if partly := sum(store.path(job).exists() for job in missing):
             print(
-                f"{partly:,} of the others do not know all of these queries; they are done again "
-                "and joined"
+                f"{partly:,} more are stored without some of these queries; they are trained "
+                "again, and then have all"
             )
     return not dry_run
 
