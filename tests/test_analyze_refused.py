@@ -76,7 +76,9 @@ def test_a_misspelled_name_of_a_run_gets_the_nearest_one(tmp_path, script, capsy
     (tmp_path / "tikets").mkdir()  # no run
     line = ["--dataset_name", "tikets", "--checkpoint_dir", str(tmp_path)]
     error = refusal(capsys, script.main, line)
-    assert "unknown task 'tikets' (did you mean 'tickets'?); known are three, tickets, cola" in error
+    assert (
+        "unknown task 'tikets' (did you mean 'tickets'?); known are three, tickets, cola" in error
+    )
 
 
 def test_the_short_help_leaves_rare_arguments_and_the_json_format_out(capsys, monkeypatch):

@@ -8,6 +8,7 @@ neither run.json nor marker is external, and is left alone.
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -302,7 +303,10 @@ def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_pa
             f"{folder} holds a model that is no run of train.py, so nothing is written there; move "
             "it away"
         )
-    check_writable(folder)
+    place = folder.absolute()
+    while not os.path.exists(place):  # a training that fails early leaves no folder
+        place = place.parent
+    check_writable(place)
 
 
 def is_external(folder: Path) -> bool:
