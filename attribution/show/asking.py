@@ -167,7 +167,7 @@ def answers_to_rows(
 ) -> list[Answer]:
     """Answers to validation rows, or to a group of them, from stored scores.
 
-    numbers, group: see `ScoredRows.queries_of`. particular: rows are ranked by score /
+    numbers, group: see `ScoredRows.answers`. particular: rows are ranked by score /
     sqrt(self-influence), which is computed unless stored. Raises Refused if there are no scores.
     """
     scores = influence.scores.load("pairwise")
@@ -176,8 +176,7 @@ def answers_to_rows(
     if particular:
         influence.compute("self")
     scored = scored_rows(influence, scores)
-    context = scored.context(influence.run, particular)
-    return [explain(context, query, top_k) for query in scored.queries_of(numbers, group)]
+    return scored.answers(influence.run, numbers, group, top_k, particular)
 
 
 def answers_to_questions(influence: Influence, questions: Questions, top_k: int) -> list[Answer]:

@@ -23,7 +23,8 @@ FORMAT = """--format json prints one object a query:
   format (2), query (number of the validation row, or null), file_row (its number in the file, from
   0 on, if validation rows were drawn from it), texts, label, target (label, predicted, output or
   group), said (prediction), probability, margin, scores (their name), members (number), unit (of
-  amounts: share, log-odds, label or squared label), conclusion, check (command), cost,
+  amounts: share, log-odds, label or squared label), conclusion, check (command; of a group
+  one that asks about some of its queries), cost,
   verdicts (stored, of that command: word and sentence of each),
   sides: two objects, with towards (a class, or raised and lowered), title, direction (helpful or
   harmful to the margin of the label), and rows: row, file_row, texts, label, score (as stored),
@@ -113,13 +114,16 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
     for words, note in NOTES.items():
         if any(mark.startswith(words) for row in rows for mark in row.marks):
             lines += wrapped(f"[{words}] {note}")
-    lines += wrapped(UNITS[answer.unit])
+    group = answer.target == "group"
+    unit = UNITS[answer.unit]
+    lines += wrapped(unit.replace("the query", "the group") if group else unit)
     if answer.words is not None:
         lines += wrapped("Words between *stars* link the row and the query most.")
     for one in answer.verdicts:
         lines += wrapped(f"Checked by retraining: {one.word}. {one.sentence}")
     if answer.check and not answer.verdicts:
-        lines += [*wrapped(f"Not sure? Retrain without these rows ({answer.cost}):")]
+        sure = f"Not sure? Retrain without these rows ({answer.cost}):"
+        lines += wrapped("Some of these queries alone:" if group else sure)
         lines.append(f"  {printable(answer.check)}")
     return lines
 

@@ -9,7 +9,7 @@ queries, N training rows, C classes.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from attribution.influence.stored import (
     recorded_queries,
 )
 from attribution.show import verdicts
-from attribution.show.answer import Check, Context, Query, Verdict, explain
+from attribution.show.answer import Answer, Check, Context, Query, Verdict, explain
 from attribution.show.listing import View, show
 from attribution.training.arguments import MAX_QUERIES, checkpoint_flag, queries_flag
 from attribution.training.members import replayed_members
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from attribution.data.dataset import GlueDataset
 
 TENSORS = "answers.safetensors"
+ASKED = 3  # queries of a group that a suggested command asks about
 
 
 @dataclass(frozen=True)
@@ -94,24 +95,34 @@ class ScoredRows:
             members=there if there and len(there) == len(of_members) else None,
         )
 
-    def queries_of(self, numbers: list[int] | None, group: str | None) -> list[Query]:
-        """Validation rows by their numbers, or one query for a group of them.
+    def answers(
+        self,
+        run: Run,
+        numbers: list[int] | None,
+        group: str | None,
+        top_k: int,
+        particular: bool = False,
+    ) -> list[Answer]:
+        """Answers to validation rows, by their numbers, or one to the mean over a group of them.
 
-        group: see `group`. Raises Refused for a number that is not among the queries.
+        group: see `places_of`. particular: see `own_scores`. Raises Refused for a number that is
+        not among the queries.
         """
-        if group is not None:
-            return [self.group(group)]
-        return [self.query(self.queries.place_of(one, "query_index")) for one in numbers or []]
+        context = self.context(run, particular)
+        if group is None:
+            places = [self.queries.place_of(one, "query_index") for one in numbers or []]
+            return [explain(context, self.query(place), top_k) for place in places]
+        places = self.places_of(group)
+        some = " ".join(str(self.queries.first_number + place) for place in places[:ASKED])
+        alone = analyze_command(run, self.settings, more=f"--query_index {some}")
+        return [replace(explain(context, self.mean(group, places), top_k), check=alone)]
 
-    def group(self, name: str) -> Query:
-        """The mean over a group of queries: "all", those that the model gets "wrong" or "right",
-        those of a class, or those of a file with a number in each line.
+    def places_of(self, name: str) -> list[int]:
+        """Places of a group of queries: "all", those that the model gets "wrong" or "right", those
+        of a class, or those of a file with a number in each line.
 
         Raises Refused for a group that there is not, or that is empty.
         """
-        scores = self.scores.load("pairwise")
-        if scores is None:
-            raise unscored(self.scores, len(self.queries))
         task = self.queries.task
         labels = self.queries.labels
         groups = {"all": np.ones(len(labels), bool)}
@@ -134,8 +145,18 @@ class ScoredRows:
             places = [self.queries.place_of(number, "query_group") for number in numbers]
         if not places:
             raise Refused(f"--query_group {name} has no queries")
+        return places
+
+    def mean(self, name: str, places: list[int]) -> Query:
+        """The mean over the queries at these places, a group of this name.
+
+        Raises Refused if their scores are missing or damaged.
+        """
+        scores = self.scores.load("pairwise")
+        if scores is None:
+            raise unscored(self.scores, len(self.queries))
         return Query(
-            [f"{len(places):,} of {len(labels):,} validation rows ({name})"],
+            [f"{len(places):,} of {len(self.queries):,} validation rows ({name})"],
             "their labels",
             scores[places].mean(0),
             target="group",
@@ -277,7 +298,5 @@ def show_stored(
     if particular and scored.scores.load("self") is None:
         return False
     tell_changes(run, scored)
-    context = scored.context(run, particular)
-    queries = scored.queries_of(numbers, group)
-    show([explain(context, query, view.top_k) for query in queries], view)
+    show(scored.answers(run, numbers, group, view.top_k, particular), view)
     return True

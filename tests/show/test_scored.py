@@ -106,7 +106,13 @@ def test_a_group_is_the_mean_of_its_queries(scored, capsys, tmp_path, group):
     (found,) = asked(scored, capsys, "--query_group", name)
     mean = stored_scores(scored)[places].mean(0)
     check_sides(found, mean, mean)
-    assert found["target"] == "group" and found["query"] is found["check"] is None
+    assert found["target"] == "group" and found["query"] is found["cost"] is None
+    text = answer(scored, capsys, query=["--query_group", name], form="table")
+    assert f"  {found['check']}\n" in text and "Some of these queries alone:" in text
+    assert "shares of all absolute scores of the group" in " ".join(text.split())
+    args = analyze.parse_args(shlex.split(found["check"])[2:])
+    assert (args.checkpoint_dir, args.query_index) == (scored, places[:3])
+    assert analyze.options_of(analyze.Settings, args).name == found["scores"]
     assert found["texts"] == [f"{len(places)} of 9 validation rows ({name})"]
     margins = [one["margin"] for one in singles if one["query"] in places]
     assert found["margin"] == pytest.approx(np.mean(margins), rel=1e-5)
