@@ -485,12 +485,13 @@ def test_what_retraining_says_of_the_scores_is_claimed_as_far_as_intervals_go(di
 # --- in a browser ---------------------------------------------------------------------------------
 
 
-def dumped(html: str, folder: Path) -> str:
-    """The page as headless Chromium has it once its scripts have run."""
+def dumped(html: str, folder: Path, width: int = 800) -> str:
+    """The page as headless Chromium has it once its scripts have run. width: of the window."""
     path = folder / "shown.html"
     path.write_text(html)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000"]
+    command.append(f"--window-size={width},900")
     done = subprocess.run(
         [*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
@@ -504,7 +505,7 @@ def with_script(html: str, script: str) -> str:
     return html.replace("</body>", f"<script>{script}</script></body>")
 
 
-def seen(html: str, folder: Path, steps: str) -> dict:
+def seen(html: str, folder: Path, steps: str, width: int = 800) -> dict:
     """What a script saw on the page: `steps` is JavaScript that fills the object `seen`."""
     helpers = """
 const seen = {};
@@ -520,7 +521,7 @@ const enter = (id, value, event) => {
 const count = () => document.getElementById("count").textContent;
 """
     end = '\ndocument.documentElement.setAttribute("data-seen", JSON.stringify(seen));\n'
-    page = Page(dumped(with_script(html, helpers + steps + end), folder))
+    page = Page(dumped(with_script(html, helpers + steps + end), folder, width))
     (found,) = page.values("data-seen")
     return json.loads(found)
 
@@ -604,3 +605,21 @@ seen.all = [column(0), count()];
     assert found["wrong"] == numbers(wrong) and 0 < len(found["wrong"][0]) < 30
     assert found["label"] == numbers(lambda line: line[2] == "negative")
     assert found["none"] == numbers(lambda line: False) and found["all"] == numbers(bool)
+
+
+@needs_chromium
+def test_all_columns_of_the_queries_fit_a_phone_and_rows_that_do_not_fit_a_search_are_gone(
+    html, tmp_path
+):
+    steps = """
+const box = document.getElementById("all").parentElement;
+const named = (place) => getComputedStyle(lines()[0].cells[place], "::before").content;
+seen.width = [window.innerWidth, box.scrollWidth, box.clientWidth];
+seen.names = [named(2), named(3), named(5)];
+enter("search", "no such words", "input");
+seen.left = box.querySelector("tbody").getBoundingClientRect().height;
+"""
+    found = seen(html, tmp_path, steps, width=390)
+    window, needed, there = found["width"]
+    assert needed <= there < window <= 500
+    assert found["names"] == ['"label "', '"said "', '"top row "'] and found["left"] == 0
