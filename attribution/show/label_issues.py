@@ -27,7 +27,7 @@ from attribution.show.listing import (
 from attribution.training.members import members_command, members_on_the_way
 from attribution.training.run import Run
 
-SURE = 0.9  # probability from which a given label is not doubted
+SURE = 0.8  # probability from which a given label is not doubted
 TITLES = {
     "replay": "a replay ({}; the default, as it is stored): what the model would say without the "
     "row",

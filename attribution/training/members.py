@@ -103,10 +103,6 @@ class Members:
         return [place for training, _ in trainings for place in self.places_of(training)]
 
 
-# Members that a replay is served best by.
-HALVES = Members(num_members=8, member_steps=2, member_share=0.5)
-
-
 def draw_share(num_rows: int, share: float, seed: int) -> np.ndarray:
     """Training rows of a member, ascending: those with the smallest hash of seed and row.
 
@@ -153,9 +149,10 @@ def members_on_the_way(run: Run) -> Members:
 
 
 def members_command(run: Run) -> str:
-    """Command that trains members of this run on halves of its rows, HALVES."""
-    command = f"python train.py --dataset_name {run.dataset_name} {flags_of(HALVES)}"
-    return command + checkpoint_flag(run.folder.parent)
+    """Command that trains eight members of this run on halves of its rows."""
+    command = f"python train.py --dataset_name {run.dataset_name}"
+    command += checkpoint_flag(run.folder.parent)
+    return f"{command} --num_members 8 --member_share 0.5 --member_steps 2"
 
 
 def open_members(run: Run, members: Members) -> list[Run]:
