@@ -226,9 +226,9 @@ def test_rows_that_were_edited_or_moved_are_named_beside_a_stored_answer_and_ref
     scored = [*where, "--factor_strategy", "identity"]
     analyze.main(scored)
 
-    def asked() -> str:
+    def asked(*moved: str) -> str:
         capsys.readouterr()
-        analyze.main([*scored, "--query_index", "1"])
+        analyze.main([*scored, "--query_index", "1", *moved])
         out, error = capsys.readouterr()
         assert "query 1: " in out
         return error
@@ -246,6 +246,11 @@ def test_rows_that_were_edited_or_moved_are_named_beside_a_stored_answer_and_ref
     assert ": they are 31, and were 30; bring" in refused(capsys, analyze.main, *scored)
     path.write_text(content)
     assert asked() == ""
+    other = tmp_path / "other.csv"
+    other.write_text(content)
+    assert asked("--dataset_path", str(other)) == ""
+    other.write_text(content.upper())
+    assert f"{other} has changed since it was scored" in asked("--dataset_path", str(other))
     more.unlink()
     assert f"{more} is gone since it was scored" in asked()
 

@@ -267,14 +267,16 @@ def tell_changes(run: Run, scored: ScoredRows) -> None:
     then = (read_json(scored.scores.path / "answers.json") or {}).get("data", {})
     now = run.data_files()
     for name, digest in then.items():
-        if now.get(name) != digest:
-            path = printable(str(run.folders[name]))
-            print(
-                f"{path} {'has changed' if now.get(name) else 'is gone'} since it was scored: the "
-                "answer is of the rows as they were (train.py and analyze.py --overwrite take them "
-                "as they are)",
-                file=sys.stderr,
-            )
+        if now.get(name) == digest:
+            continue
+        moved = run.data_path if name == "dataset_path" else None
+        path = printable(moved or str(run.folders[name]))
+        print(
+            f"{path} {'has changed' if now.get(name) else 'is gone'} since it was scored: the "
+            "answer is of the rows as they were (train.py and analyze.py --overwrite take them as "
+            "they are)",
+            file=sys.stderr,
+        )
 
 
 def show_stored(
