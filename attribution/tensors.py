@@ -38,12 +38,21 @@ def write_snapshot(path: Path, record: dict, content: dict) -> None:
     """
     file = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.pt")
     with complete(file) as temporary:
-        torch.save(content, temporary)
+        torch.save(on_cpu(content), temporary)
         digest = sha256_of(temporary)
     write_json(path, record | {"content": {file.name: digest}})
     for other in path.parent.glob(f"{path.stem}-*.pt"):
         if other != file:
             other.unlink(missing_ok=True)
+
+
+def on_cpu(content):
+    """The same dictionaries and lists, with their tensors on the CPU."""
+    if isinstance(content, dict):
+        return {key: on_cpu(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [on_cpu(value) for value in content]
+    return content.cpu() if isinstance(content, torch.Tensor) else content
 
 
 def read_snapshot(path: Path) -> tuple[dict, dict] | None:
