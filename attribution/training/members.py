@@ -29,8 +29,8 @@ class Members:
 
     num_members: int = option(
         1,
-        "train N checkpoints with N seeds from --seed up, or average their scores, each divided by "
-        "its mean self-influence (a replay's as they are); train.py keeps existing ones (1)",
+        "N checkpoints with seeds from --seed up; their scores are averaged, each divided by its "
+        "mean self-influence (a replay's as they are) (1)",
         group=GROUP,
         name="members{}",
     )
