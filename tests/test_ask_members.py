@@ -336,9 +336,7 @@ def test_shares_and_steps_that_cannot_be_are_refused(copied, capsys):
 def test_halves_differ_by_seed_and_are_no_mask_of_a_study():
     halves = [draw_share(100, 0.5, seed) for seed in range(5)]
     masks = {
-        tuple(np.flatnonzero(mask))
-        for seed in range(5)
-        for mask in draw_masks(100, 20, 0.5, seed, None)
+        tuple(np.flatnonzero(mask)) for seed in range(5) for mask in draw_masks(100, 20, 0.5, seed)
     }
     assert (
         all(len(rows) == 50 for rows in halves)
