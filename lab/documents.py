@@ -27,6 +27,8 @@ NOT_RUN = {
     r"--adopt DIR|masks\.pt": "needs files of the reader",
     r"^accelerate|torchrun": "needs several devices",
     r"--dataset_name (sst2|rte)|commands/minilm": "needs GLUE, a hub, and hours on a CPU",
+    r"lab\.documents": "this command",
+    r"--query_index 79 --top_k": "about a study that is not run",
     r"^make ": "run for itself; see CONTRIBUTING.md",
     r"evaluate_lds.py --dataset_name demo$": "500 retrains",
     r"run_counterfactual.py --dataset_name demo$": "hundreds of retrains",
