@@ -135,21 +135,20 @@ def fill_from_run(args: argparse.Namespace) -> None:
     if run is None or not (members or run.data and not named):
         return
 
-    def place(name: str, what: str) -> str | None:
-        given, found = getattr(run, name), run.find_again(name, what)
+    def place(name: str) -> str | None:
+        given, found = getattr(run, name), run.find_again(name)
         return given if absolute(given) == found else found
 
     asked = (run.data or {}).get("asked", {})
     known = {name: asked.get(name) for name in CUSTOM} | {"task": asked.get("kind")}
     if run.validation_split is not None:
-        known["validation_split"] = place("validation_split", "the file of validation rows")
-    if args.dataset_path is None:
-        known["dataset_path"] = place("dataset_path", "the data set")
+        known["validation_split"] = place("validation_split")
+    known["dataset_path"] = place("dataset_path")
     known |= {"max_train_samples": run.max_train_samples, "max_length": run.max_length}
     if not args.adopt:
         record = read_json(folder / "run.json") or {}
         known |= {
-            "model_name_or_path": place("model_name_or_path", "the start model"),
+            "model_name_or_path": place("model_name_or_path"),
             "tokenizer_name_or_path": record.get("tokenizer_name_or_path"),
             "num_hidden_layers": run.num_hidden_layers,
             "seed": run.seed,

@@ -130,7 +130,7 @@ def recorded(run: Run, train: GlueDataset) -> np.ndarray:
     Raises Refused where it is missing, or no label is wrong, or all are.
     """
     wrong = train.truth
-    path = run.data_path or run.find_again("dataset_path", "the data set")
+    path = run.find_again("dataset_path")
     if wrong is None and path is not None and Path(path).is_dir():
         files = find_splits(path, run.dataset_name)["train"].files
         tables = [pa.parquet.read_table(file) for file in files if file.suffix == ".parquet"]

@@ -92,7 +92,7 @@ def open_study(
     another one, or if the run's recipe is not known.
     """
     check_recipe_known(run)
-    start = model_name_or_path or run.find_again("model_name_or_path", "the start model")
+    start = model_name_or_path or run.find_again("model_name_or_path")
     device = choose_device()
     print(f"retraining on {name_of(device)}")
     retrain = Retrainer(run, start, *rows, recipe, device)
@@ -108,7 +108,7 @@ def models_of(run: Run, model_name_or_path: str | None) -> Models:
 
     @functools.cache
     def start() -> torch.nn.Module:
-        name = model_name_or_path or run.find_again("model_name_or_path", "the start model")
+        name = model_name_or_path or run.find_again("model_name_or_path")
         return open_start(run, name).to(choose_device())
 
     return Models(functools.cache(lambda: run.model(choose_device())), start)

@@ -28,6 +28,12 @@ if TYPE_CHECKING:  # they take seconds to import; what reads run.json only does 
 
 ROWS = "influence/rows"  # kept rows, in the folder of a run
 MARKER = ".unfinished"
+# Arguments of train.py that name something outside the run's folder -> what it is.
+OUTSIDE = {
+    "dataset_path": "the data set",
+    "validation_split": "the file of validation rows",
+    "model_name_or_path": "the start model",
+}
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.h5")
 # Parts in which the members of one run agree; they may differ in seed and step.
 SAME_FOR_MEMBERS = (
@@ -200,9 +206,8 @@ class Run:
         for name in ("dataset_path", "validation_split") if self.data else ():
             if self.folders.get(name) is None:
                 continue
-            moved = self.data_path if name == "dataset_path" else None
             try:
-                place = Path(moved or str(self.find_again(name, "the data set")))
+                place = Path(str(self.find_again(name)))
                 files = [place] if place.is_file() else sorted(place.rglob("*"))
                 digests = [sha256_of(path) for path in files if path.is_file()]
             except (Refused, OSError):
@@ -227,14 +232,13 @@ class Run:
         from attribution.data.custom import CustomData, open_custom
         from pipeline import load_tables
 
-        path = self.data_path or self.find_again("dataset_path", "the data set")
+        path = self.find_again("dataset_path")
         if self.data is None:
             return load_tables(self.dataset_name, path)
         given = self.data["asked"]
         data = CustomData(**given | {"path": path, "text_columns": tuple(given["text_columns"])})
         if self.validation_split is not None:
-            found = self.find_again("validation_split", "the file of validation rows")
-            data = replace(data, validation_split=found)
+            data = replace(data, validation_split=self.find_again("validation_split"))
         drawn = self.data["validation_rows"]
         return open_custom(data, self.dataset_name, self.task, drawn).splits
 
@@ -246,13 +250,14 @@ class Run:
         model = AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32)
         return model.to(device)
 
-    def find_again(self, name: str, what: str) -> str | None:
-        """Folder, file or hub id that training was given as the argument `name`.
+    def find_again(self, name: str) -> str | None:
+        """Folder, file or hub id that training was given as the argument `name`, one of OUTSIDE.
 
         A path is tried where it was, then from the current folder; of the validation rows also
-        beside the data set that is named now. what: its description for the message. Raises Refused
-        if it is gone.
+        beside the data set that is named now. Raises Refused if it is gone.
         """
+        if name == "dataset_path" and self.data_path is not None:
+            return self.data_path
         given = getattr(self, name)
         folder = self.folders.get(name)
         if folder is None:
@@ -266,7 +271,9 @@ class Run:
         for place in places:
             if Path(place).exists():
                 return place
-        raise Refused(f"{what} of the run's training is not in {folder} any more; {remedy}")
+        raise Refused(
+            f"{OUTSIDE[name]} of the run's training is not in {folder} any more; {remedy}"
+        )
 
     @property
     def trained(self) -> dict[str, str]:
