@@ -53,8 +53,7 @@ class Study:
 
     def announce(self, jobs: list[Job], dry_run: bool) -> bool:
         """Whether to go on, after numbers and time of the jobs are printed; see `announce`."""
-        seconds = sum(epoch["seconds"] for epoch in self.run.epochs)
-        return announce(self.store, jobs, dry_run, seconds, self.workers)
+        return announce(self.store, jobs, dry_run, self.run.training_seconds, self.workers)
 
     def run_jobs(self, jobs: list[Job], description: str = "retrains") -> Results:
         """Results of the jobs, of which missing ones are retrained; see `run_jobs`."""

@@ -181,14 +181,13 @@ def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Chec
     command = counterfactual_command(run, recorded_queries(run, name), bare)
     if name != "ekfac":
         command += f" --strategies {name}"
-    seconds = [epoch["seconds"] for epoch in run.epochs]
     found: dict[tuple[str, ...], list[Verdict]] = {}
     for one in stored_verdicts(run):
         if one["score"] == name:
             verdict = Verdict(verdicts.word(one), verdicts.sentence(one))
             found.setdefault((*one["texts"], one["label"]), []).append(verdict)
     # Seeds with nothing removed, without the rows, and without random ones.
-    return Check(command, 3 * MIN_SEEDS, sum(seconds) or None, found)
+    return Check(command, 3 * MIN_SEEDS, run.training_seconds or None, found)
 
 
 def unscored(scores: ScoreFolder, max_queries: int | None) -> Refused:

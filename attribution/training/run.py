@@ -276,6 +276,11 @@ class Run:
         )
 
     @property
+    def training_seconds(self) -> float:
+        """Seconds of its training; 0: not known."""
+        return sum(epoch["seconds"] for epoch in self.epochs)
+
+    @property
     def trained(self) -> dict[str, str]:
         """Named SHA-256 of its weights and training rows."""
         return {"weights": self.weights, "training rows": self.train_rows}

@@ -80,7 +80,7 @@ def study_of(
     """(result, trainer) of a study of two arms, two targets and two removals."""
     trainer = Trainer(outcome)
     trainer.direction = direction
-    study = Study(SimpleNamespace(folder=folder, epochs=[]), trainer, Rows(2), workers=1)
+    study = Study(SimpleNamespace(folder=folder, training_seconds=0.0), trainer, Rows(2), workers=1)
     removals = counterfactual.Removals(
         counts=[1, 2],
         num_targets=2,
