@@ -170,6 +170,12 @@ def shown_value(value) -> str:
 # --- checks ---------------------------------------------------------------------------------------
 
 
+def about_minutes(seconds: float) -> str:
+    """`about 12 minutes`, or `under two minutes`."""
+    minutes = seconds / 60
+    return "under two minutes" if minutes < 1.5 else f"about {minutes:,.0f} minutes"
+
+
 def check_numbers(values: dict, *positive: str) -> None:
     """Raises Refused for a value (argument name -> value or None) that is not finite, or not above
     zero although its name is among `positive`.

@@ -21,6 +21,7 @@ import torch
 import torch.multiprocessing
 from tqdm import tqdm
 
+from attribution.cli import about_minutes
 from attribution.data.dataset import GlueDataset
 from attribution.data.tasks import MARGIN
 from attribution.evidence.store import Job, Result, Results, Store
@@ -227,8 +228,7 @@ def announce(
         print(f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}")
         if missing and seconds:
             processes = max(workers, size)
-            minutes = len(missing) * seconds / processes / 60
-            some = f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "under two minutes"
+            some = about_minutes(len(missing) * seconds / processes)
             print(
                 f"{some} with {processes} processes; the run's own training took {seconds:,.0f} s"
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attribution.cli import about_minutes
 from attribution.data.rows import Rows
 from attribution.data.tasks import GlueTask
 from attribution.data.words import are_alike, words_of
@@ -393,6 +394,5 @@ def check_of(check: Check, query: Query, direction: str) -> tuple[str, str]:
     command = f"{check.command} {asked}{way} --removals {removals}"
     cost = f"{check.retrains} retrains"
     if check.seconds is not None:
-        minutes = check.retrains * check.seconds / 60
-        cost += ", under two minutes" if minutes < 1.5 else f", about {minutes:,.0f} minutes"
+        cost += f", {about_minutes(check.retrains * check.seconds)}"
     return command, cost
