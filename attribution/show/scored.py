@@ -105,7 +105,7 @@ class ScoredRows:
     ) -> list[Answer]:
         """Answers to validation rows, by their numbers, or one to the mean over a group of them.
 
-        group: see `places_of`. particular: see `own_scores`. Raises Refused for a number that is
+        group: see `places_of`. particular: see `context`. Raises Refused for a number that is
         not among the queries.
         """
         context = self.context(run, particular)
