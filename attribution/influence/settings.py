@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from attribution.cli import check_numbers, flags_of, option, shown_value
 from attribution.files import Refused
 from attribution.training.arguments import checkpoint_flag, queries_flag
-from attribution.training.members import Members, members_on_the_way
+from attribution.training.members import Members, members_command, members_on_the_way
 from attribution.training.run import Run
 
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac", "replay")
@@ -297,6 +297,16 @@ def analyze_command(
 
 
 # --- members of a replay --------------------------------------------------------------------------
+
+
+def halves_commands(run: Run, max_queries: int | None = None, more: str = "") -> list[str]:
+    """Commands that train members on halves of the rows, and score their replay; none where nobody
+    said how the run was trained. max_queries, more: see `analyze_command`.
+    """
+    if run.seed is None or run.recipe is None:
+        return []
+    replay = analyze_command(run, ScoreSpec(factor_strategy="replay"), max_queries, more)
+    return [members_command(run), replay]
 
 
 def with_members(settings: Settings, run: Run) -> Settings:

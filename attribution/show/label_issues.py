@@ -15,7 +15,7 @@ from attribution.data.duplicates import MOST_TEXTS, Duplicate, Relatives, relati
 from attribution.evidence.label_issues import LabelIssue, Ranking, label_issues, rank, turned
 from attribution.files import printable
 from attribution.influence.analysis import Influence
-from attribution.influence.settings import ScoreSpec, analyze_command
+from attribution.influence.settings import halves_commands
 from attribution.show.listing import (
     View,
     columns_and_text,
@@ -24,7 +24,7 @@ from attribution.show.listing import (
     widths_of,
     wrapped,
 )
-from attribution.training.members import members_command, members_on_the_way
+from attribution.training.members import members_on_the_way
 from attribution.training.run import Run
 
 SURE = 0.8  # probability from which a given label is not doubted
@@ -133,12 +133,12 @@ def better_lines(run: Run, ranking: Ranking) -> list[str]:
     """Lines about what finds more wrong labels than checkpoints that were trained on all of them;
     none where nobody said how the run was trained.
     """
-    if not ranking.seen or run.recipe is None or run.seed is None:
+    commands = halves_commands(run, more="--label_issues") if ranking.seen else []
+    if not commands:
         return []
     what = "a replay of a checkpoint" if ranking.name == "replay" else "a model"
-    replay = analyze_command(run, ScoreSpec(factor_strategy="replay"), more="--label_issues")
-    there = members_on_the_way(run).member_share < 1
-    commands = [replay] if there else [members_command(run), replay]
+    if members_on_the_way(run).member_share < 1:  # they are trained
+        del commands[0]
     sentence = (
         f"The ranking comes from {what} that has seen these labels; where it has learned them by "
         "heart, halves of the rows find more:"

@@ -9,11 +9,10 @@ from attribution.data.dataset import GlueDataset
 from attribution.evidence.stats import t_interval
 from attribution.evidence.what_if import Edit
 from attribution.files import printable
-from attribution.influence.settings import ScoreSpec, analyze_command
+from attribution.influence.settings import halves_commands
 from attribution.show.listing import headline, row_line, wrapped
 from attribution.show.tables import with_interval
 from attribution.show.verdicts import CHANGE
-from attribution.training.members import members_command
 from attribution.training.run import Run
 
 SHOWN = 10  # rows of a smallest set, with their texts
@@ -87,10 +86,9 @@ def doubt_text(run: Run, max_queries: int) -> str:
     """Doubt about a replay of one checkpoint, and the commands that make a better one."""
     doubt = "This is a replay of one checkpoint: it gives no interval and may be far off."
     lines = ["", *wrapped(doubt)]
-    if run.seed is not None and run.recipe is not None:
+    if commands := halves_commands(run, max_queries):
         lines += wrapped("Members that are trained on halves of the rows do give one:")
-        replay = analyze_command(run, ScoreSpec(factor_strategy="replay"), max_queries)
-        lines += [f"  {printable(command)}" for command in (members_command(run), replay)]
+        lines += [f"  {printable(command)}" for command in commands]
     return "\n".join(lines)
 
 
