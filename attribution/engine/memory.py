@@ -182,11 +182,13 @@ def plan_pairwise(
     query_lengths: np.ndarray,
     query_batch: int,
     score_args: ScoreArguments,
+    tape: bool = False,
 ) -> Plan:
     """Plan of pairwise scores: that of `plan_parts` with passes over queries and groups.
 
     lengths (N,), query_lengths (Q,) in any order. query_batch: rows of a batch of queries at most.
-    Of the process that has least memory.
+    tape: whether there is one, whose rows wait without a copy. Of the process that has least
+    memory.
     """
     longest_first = np.sort(query_lengths)[::-1]
     features = features_of(shapes)
@@ -195,8 +197,11 @@ def plan_pairwise(
     room = max(0.0, room)
     rows = min(GROUP_ROWS[device.type], len(lengths))
     tokens = max(GROUP_TOKENS[device.type], round(rows * float(lengths.mean())))
-    wanted = max(plan.budget, tokens)
     batches = batches_within(lengths, plan.budget)
+    if tape:  # as many as a part has
+        padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+        tokens = min(TAPE_TOKENS, -(-padded // plan.count))
+    wanted = max(plan.budget, tokens)
     held = {
         side: query_bytes(shapes, longest_first, query_batch, score_args, side)
         for side in (True, False)

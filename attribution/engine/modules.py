@@ -129,13 +129,14 @@ class EigenLinear(TrackedLinear):
         rotated: bool = True,
         cheapest: bool = False,
         wide: bool = False,
+        scaled: bool = True,
     ):
         """(g (B, T, D_out), a (B, T, D_in), whether rotated) of this batch; a has ones for a bias.
 
         cheapest: rotate only if that costs less than rotating the gradient that they form. wide: on
         a GPU, a keeps the zeros of its basis (see `widened`), because products of that width are
-        far faster in bfloat16. Positions after the last one with a gradient are left out: in BERT's
-        last layer only [CLS] has one.
+        far faster in bfloat16. scaled: see `Shared.scaled`. Positions after the last one with a
+        gradient are left out: in BERT's last layer only [CLS] has one.
 
         Tokens are rounded to dtype after the rotation, never before: rounding noise of a token is
         spread over all directions, and would drown those of small eigenvalue, which count as much.
@@ -166,7 +167,8 @@ class EigenLinear(TrackedLinear):
             x = with_tokens(gradient.tensor)[:, :alive]
             return rotate(x.to(dtype if g_basis is None else g_basis.dtype), g_basis, False)
 
-        g = self.shared.scaled(gradient.rotated((g_key, dtype), gradients)).to(dtype)
+        g = gradient.rotated((g_key, dtype), gradients)
+        g = (self.shared.scaled(g) if scaled else g).to(dtype)
         a = entry.rotated((a_key, bias, dtype), inputs)[:, :alive]
         if not wide or a.device.type != "cuda":
             a = a[..., :d_in]

@@ -367,19 +367,26 @@ class EigenPairwiseTracker(HookTracker, PairwiseScoreTracker):
     def forget(self) -> None:
         """Frees the batches of an incomplete group."""
         self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.scales: list[torch.Tensor | None] = []
 
     def update(self, entry: Stream, gradient: Stream) -> None:
-        """Stores scores (queries, rows) of a complete group for kronfluence to collect."""
+        """Stores scores (queries, rows) of a complete group for kronfluence to collect.
+
+        Columns are scaled, not tokens, so that a batch of a tape waits without a copy.
+        """
         module = self.module
         dtype = module.score_args.score_dtype
-        self.waiting.append(
-            module.tokens(entry, gradient, dtype, module.rotate_rows, wide=True)[:2]
-        )
+        g, a, _ = module.tokens(entry, gradient, dtype, module.rotate_rows, wide=True, scaled=False)
+        self.waiting.append((g, a))
+        self.scales.append(module.shared.scale)
         queries = module.storage[names.ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
         if module.shared.complete:
             elements = module.block_elements(module.weight)
             scores = inner_products(queries, self.waiting, elements)
+            if module.shared.scale is not None:
+                scores *= torch.cat(self.scales).to(scores.dtype)
             self.waiting = []
+            self.scales = []
         else:
             scores = torch.empty(len(queries), 0, device=module.weight.device)
         module.storage[names.PAIRWISE_SCORE_MATRIX_NAME] = scores

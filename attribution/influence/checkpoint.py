@@ -188,6 +188,7 @@ class Analysis(Scored):
                 self.queries.lengths,
                 settings.query_batch_size,
                 make_score_arguments(settings),
+                self.analyzer.shared.tape is not None,
             )
         return dataclasses.asdict(plan)
 
