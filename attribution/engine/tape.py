@@ -72,6 +72,14 @@ class Tape:
         self.recording: Pass | None = None
         self.rotated = True  # whether tokens in the eigenbasis will do for the current phase
 
+    def logits(self, count: int) -> torch.Tensor | None:
+        """Logits (count, C) of the first rows of a data set; None unless all have passed."""
+        known = {rows: one.logits for rows, one in self.passes.items() if one.logits is not None}
+        rows = [row for batch in known for row in batch]
+        if sorted(rows) != list(range(count)):
+            return None
+        return torch.cat(list(known.values()))[torch.tensor(rows).argsort()]
+
     def find(self, rows: tuple[int, ...]) -> Pass | None:
         """The complete pass of these rows; None if it is not on the tape."""
         found = self.passes.get(rows)

@@ -268,6 +268,13 @@ class Influence(Scored):
         """Logits (Q, C) of the run's model on the queries."""
         return predict_run(self.run, self.queries).numpy()
 
+    def said_of_rows(self) -> np.ndarray:
+        """Logits (N, C) of the run's model on the training rows."""
+        known = self.analyses[0].logits_of_rows()
+        if known is None:
+            known = predict_run(self.run, self.train, "predictions")
+        return known.numpy()
+
     def profile(self) -> str:
         """Tables of actions and their seconds; empty if nothing was computed."""
         return "\n".join(table for analysis in self.analyses for table in analysis.tables())

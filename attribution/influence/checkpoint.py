@@ -121,6 +121,14 @@ class Analysis(Scored):
         one_output = self.run.num_labels <= 2
         return EigenAnalyzer(self.folder, model, task, self.processes, one_output, **common)
 
+    def logits_of_rows(self) -> torch.Tensor | None:
+        """Logits (N, C) of the training rows, as they passed in this process; None unless all did
+        and were kept.
+        """
+        analyzer = self.__dict__.get("analyzer")
+        tape = analyzer.shared.tape if isinstance(analyzer, EigenAnalyzer) else None
+        return None if tape is None else tape.logits(len(self.train))
+
     @property
     def few_labels(self) -> bool:
         """Whether the gradients behind the factors are of some of a row's labels only: those of two

@@ -34,7 +34,7 @@ from attribution.show.scored import (
 )
 from attribution.training.arguments import checkpoint_flag, queries_flag
 from attribution.training.fit import predict
-from attribution.training.queries import Questions, ask, predict_run, read_label, read_queries
+from attribution.training.queries import Questions, ask, read_label, read_queries
 from attribution.training.run import Run
 from pipeline import compute_margin
 
@@ -87,7 +87,7 @@ def scored_rows(influence: Influence, scores: np.ndarray) -> ScoredRows:
     everywhere = rank_high_everywhere(scores)
     said = None
     if not queries.task.regression:
-        said = predict_run(run, influence.train, "predictions").numpy().argmax(-1)
+        said = influence.said_of_rows().argmax(-1)
     arrays = {"logits": logits, "margins": margins, "everywhere": everywhere, "said": said}
     with contextlib.suppress(OSError):  # of a folder that may only be read
         keep_answers(run, influence.scores, influence.train, queries, arrays)

@@ -49,7 +49,7 @@ def test_a_row_passes_once_and_scores_are_those_of_a_pass_a_phase(
     phases = {"ekfac": 4, "kfac": 3, "diagonal": 3, "identity": 2}[strategy]
     # Rows that are tried before anything is computed, and rows whose labels are listed.
     others = 2 + 120
-    once -= 9 + 120  # queries and rows whose predictions are kept, the first time
+    once -= 9  # queries whose predictions are kept, the first time
     assert once == 120 + 9 + others < more < most == phases * 120 + 9 + others
     assert all(torch.equal(whole[name], some[name]) for name in whole)
     assert all(torch.equal(whole[name], none[name]) for name in whole)
@@ -58,7 +58,7 @@ def test_a_row_passes_once_and_scores_are_those_of_a_pass_a_phase(
 def test_what_needs_tokens_as_they_passed_runs_the_model_again(run_copy, passed):
     """Low rank rotates the queries back; lambda left the rows' tokens in the eigenbasis."""
     analyze_quickly(run_copy, "--query_gradient_rank", "2", "--format", "json")
-    assert sum(passed) == 2 * 120 + 9 + 2 + (9 + 120)  # the last two: predictions that are kept
+    assert sum(passed) == 2 * 120 + 9 + 2 + 9  # the last: predictions that are kept
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb"])
@@ -109,3 +109,14 @@ def test_a_pass_for_which_there_is_no_room_is_not_kept():
     assert tape.find((0, 1)) is None  # not complete
     tape.begin((2,), 20, 4)
     assert tape.recording is None and tape.find((2,)) is None
+
+
+def test_logits_of_rows_are_known_if_all_of_them_have_passed():
+    tape = Tape(features=10, room=10**6)
+    logits = torch.randn(5, 2)
+    for rows in ((4, 1), (0, 3, 2)):
+        assert tape.logits(5) is None
+        tape.begin(rows, 20, 4)
+        tape.recording.logits = logits[list(rows)]
+    assert torch.equal(tape.logits(5), logits)
+    assert tape.logits(4) is None and tape.logits(6) is None
