@@ -23,9 +23,8 @@ from attribution.evidence.kept_verdicts import stored_verdicts
 from attribution.evidence.label_issues import label_issues, rank
 from attribution.evidence.lds import random_subsets
 from attribution.evidence.study import models_of
-from attribution.files import Refused, check_file, printable, read_json, write_bytes
+from attribution.files import check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
-from attribution.influence.settings import analyze_command
 from attribution.influence.stored import TOP, scores_named, seconds_of
 from attribution.show import tables, verdicts
 from attribution.show.answer import (
@@ -43,7 +42,7 @@ from attribution.show.asking import custom_queries, lds_command, scored_rows, wi
 from attribution.show.label_issues import label_text
 from attribution.show.listing import NOTES, UNITS
 from attribution.show.results import place_of
-from attribution.show.scored import ScoredRows, check_for
+from attribution.show.scored import ScoredRows, check_for, unscored
 from attribution.training.arguments import checkpoint_flag
 from attribution.training.queries import ask
 from pipeline import compute_correct
@@ -70,10 +69,7 @@ def write_report(
     """
     scores = influence.scores.load("pairwise")
     if scores is None:
-        raise Refused(
-            f"{influence.name} has not been scored yet, so there is nothing to report; run first: "
-            f"{analyze_command(influence.run, influence.settings)}"
-        )
+        raise unscored(influence.scores, influence.arguments.get("max_queries"))
     path = path or influence.scores.path / "report.html"
     check_file(path, "--report")
     write_bytes(path, render(build(influence, scores, numbers, top_k)).encode())
