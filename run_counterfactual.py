@@ -54,13 +54,14 @@ from attribution.training.run import Run
 REMOVALS = [20, 40, 60, 80, 100, 120]
 # Way to ask -> the arguments that have an effect beside it.
 DATA = {"dataset_name", "dataset_path", "checkpoint_dir", "max_queries", "model_name_or_path"}
-EDITS = DATA | {"remove_rows", "flip_labels", "targets"}
+TARGETS = {"targets", "query_text", "query_label"}
+EDITS = DATA | TARGETS | {"remove_rows", "flip_labels"}
 RETRAINS = {"num_retrain_seeds", "retrain_seed", "jobs_per_device", "dry_run"}
 VERDICTS = DATA | RETRAINS | {"strategies", "direction", "removals", "num_random_draws"}
 VERDICTS |= {"random_seed", *RECIPE}
 TAKES = {
     "plot_only": PLOTTING | {"direction"},
-    "smallest_set": DATA | {"targets"},
+    "smallest_set": DATA | TARGETS,
     "check": EDITS | RETRAINS | {"retrain_queries"},
     "remove_rows": EDITS,
     "flip_labels": EDITS,
@@ -125,8 +126,8 @@ def check_idle(args: argparse.Namespace, given: set[str]) -> None:
     """Raises Refused for arguments (names on the command line) that would be ignored."""
     refuse_others(given, TAKES)
     way = asked_what_if(args)
-    if args.smallest_set and args.targets is None:
-        raise Refused("--smallest_set goes with --targets")
+    if args.smallest_set and not is_single(args):
+        raise Refused("--smallest_set goes with --targets or --query_text")
     if args.check and way is None:
         raise Refused("--check goes with --remove_rows or --flip_labels")
     if way:
@@ -160,7 +161,7 @@ def add_what_if_arguments(parser: Parser) -> None:
     add(
         "--smallest_set",
         action="store_true",
-        help="find the fewest rows whose replayed removal turns the --targets",
+        help="find the fewest rows whose replayed removal turns the --targets, or the --query_text",
     )
     add("--check", action="store_true", help="retrain too, and print replayed beside measured")
 
@@ -202,7 +203,7 @@ def add_removal_arguments(parser: Parser) -> None:
         "--query_text",
         nargs="+",
         metavar="TEXT",
-        help="check this custom query (analyze.py scores it first)",
+        help="check this custom query (analyze.py scores it first), or ask a what-if about it",
     )
     add("--query_label", help="its class, by name or number (the class that the model predicts)")
     add(

@@ -11,6 +11,7 @@ import analyze
 import run_counterfactual
 import train
 from attribution.cli import run_script
+from attribution.show.listing import headline
 from attribution.show.scored import counterfactual_command
 from attribution.show.what_if import smallest_text
 from attribution.training.members import members_command
@@ -60,11 +61,29 @@ def test_removed_and_relabelled_rows_are_replayed_without_a_model(copied, capsys
     assert "--remove_rows" in out or "even without the strongest half" in out
 
 
+def test_a_what_if_about_a_custom_query_is_replayed_and_retrained(copied, capsys):
+    asked = ["--query_text", "a fine film"]
+    changed = told(capsys, copied, "--remove_rows", "3", *asked)
+    assert "query [" in changed and "a fine film" in changed
+    assert changed.count("replayed: margin") == 1 and "validation rows" not in changed
+    other = told(capsys, copied, "--remove_rows", "3", *asked, "--query_label", "negative")
+    assert "query [negative]" in other
+    out = told(capsys, copied, "--smallest_set", *asked)
+    if "even without" not in out:
+        command = shlex.split(out.partition("check it with: ")[2])[2:]
+        args = run_counterfactual.parse_args(command)
+        assert args.query_text == asked[1:] and args.check and args.remove_rows
+    out = told(capsys, copied, "--remove_rows", "3", *asked, "--check", "--jobs_per_device", "1")
+    assert "measured: margin" in out and "replayed: margin" in out
+
+
 def test_a_smallest_set_names_the_whole_command_that_checks_it(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "my runs")
     run = Run.open(folder, "demo")
     data, queries = run.rows(9)
-    text = smallest_text(queries, data, 2, [3, 17], counterfactual_command(run, 9))
+    title = headline(queries, 2)
+    asked = f"{counterfactual_command(run, 9)} --targets 2"
+    text = smallest_text(title, data, [3, 17], asked)
     command = text.partition("check it with: ")[2]
     args = run_counterfactual.parse_args(shlex.split(command)[2:])
     assert (args.checkpoint_dir, args.max_queries) == (folder, 9)
@@ -103,7 +122,7 @@ def test_a_verdict_predicts_both_arms_by_a_replay(copied, capsys):
 
 
 def test_what_a_what_if_cannot_use_is_refused(copied, trained, capsys):
-    assert "--smallest_set goes with --targets" in refused(capsys, copied, "--smallest_set")
+    assert "--smallest_set goes with --targets or" in refused(capsys, copied, "--smallest_set")
     asked = ["--remove_rows", "3"]
     assert "has no effect beside --smallest_set" in refused(
         capsys, copied, *asked, "--smallest_set"

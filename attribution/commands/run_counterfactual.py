@@ -16,9 +16,12 @@ from attribution.files import Refused
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
+from attribution.show.listing import headline
 from attribution.show.results import Place
 from attribution.show.scored import counterfactual_command
 from attribution.show.what_if import doubt_text, smallest_text, what_if_text
+from attribution.training.arguments import custom_flags
+from attribution.training.queries import ask
 from attribution.training.recipe import recipe_of
 from attribution.training.run import Run
 from pipeline import quiet_libraries
@@ -140,34 +143,45 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
     found: stored scores.
     """
     queries = valid.first(args.max_queries)
-    places = [queries.place_of(number, "targets") for number in args.targets or []]
+    numbers = args.targets or []
+    targets = {queries.place_of(number, "targets"): f"--targets {number}" for number in numbers}
     edit = what_if.read_edit(train, args.remove_rows, args.flip_labels)
     influence = what_if.stored_replay(run, train, queries, found)
     if influence is None:
         raise what_if.no_replay(run, found, args.max_queries)
     print(f"replaying in the checkpoints of {influence.name}")
+    known = valid
+    custom = args.query_text is not None
+    if custom:
+        questions = ask(run, [args.query_text], [args.query_label])
+        influence = influence.of_questions(questions)
+        queries = known = questions.data
+        targets = {0: custom_flags(args.query_text, args.query_label)}
     if args.smallest_set:
-        scores = found[influence.name].values()
+        scores = influence.compute("pairwise")
+        if scores is None:  # not the main process
+            return
         command = counterfactual_command(run, args.max_queries)
         for flag in ("dataset_path", "model_name_or_path"):
             if (value := getattr(args, flag)) is not None:
                 command += f" --{flag} {shlex.quote(value)}"
-        for place in places:
+        for place, flags in targets.items():
             rows = what_if.smallest_set(influence, place, scores[place])
-            print(f"\n{smallest_text(queries, train, place, rows, command)}")
+            title = headline(queries, place, custom)
+            print(f"\n{smallest_text(title, train, rows, f'{command} {flags}')}")
         if len(influence.analyses) == 1:
             print(doubt_text(run, args.max_queries))
         return
     answers = {"replayed": what_if.what_if(influence, edit)}
     if args.check:
         check_recipe_known(run)
-        study = open_study_of(args, run, (train, valid))
+        study = open_study_of(args, run, (train, known))
         seeds = list(removals_of(args).retrain_seeds)
         measured = what_if.retrained(study, edit, seeds, args.dry_run)
         if measured is not None:
             answers["measured"] = measured
     if rank_and_size()[0] == 0:
-        print(f"\n{what_if_text(edit, queries, places, answers)}")
+        print(f"\n{what_if_text(edit, queries, list(targets), answers, custom)}")
         if len(influence.analyses) == 1:
             print(doubt_text(run, args.max_queries))
 

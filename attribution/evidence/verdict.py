@@ -8,7 +8,6 @@ the same classes. One word says what came out, see `word_of`.
 Symbols: N training rows, L removals, R retrain seeds, D draws of the random arm.
 """
 
-import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ from attribution.files import Refused
 from attribution.influence.analysis import Influence
 from attribution.influence.stored import find_scores, most_helpful, remedy, scores_named
 from attribution.processes import rank_and_size
+from attribution.training.arguments import custom_flags
 from attribution.training.queries import Questions, ask
 from attribution.training.run import Run
 
@@ -87,11 +87,8 @@ def custom_target(
     questions = ask(run, [texts], [label])
     scores = scores_named(run, name + questions.suffix, questions.data.fingerprint())
     if scores is None:
-        flags = f"--query_text {shlex.join(texts)}"
-        if label:
-            flags += f" --query_label {shlex.quote(label)}"
         found = find_scores(run, questions.data.fingerprint())
-        command = remedy(run, name, found, more=flags)
+        command = remedy(run, name, found, more=custom_flags(texts, label))
         raise Refused(f"there are no scores {name} of this query; {command}")
     about = {
         "query": None,

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import importlib
 import io
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from attribution.data.tasks import GlueTask
 from attribution.data.words import are_alike, words_of
 from attribution.files import write_bytes
 from attribution.influence.stored import TOP, most_helpful
+from attribution.training.arguments import custom_flags
 
 MIN_QUERIES = 20  # from which it can be judged that a row ranks high for many queries
 MARK = 0.25  # share of the queries from which a row is marked as high for many queries, at least
@@ -387,9 +387,7 @@ def check_of(check: Check, query: Query, direction: str) -> tuple[str, str]:
     removals = max(1, min(half, len(scores) // 10))
     asked = f"--targets {query.number}"
     if query.number is None:
-        asked = f"--query_text {shlex.join(query.texts)}"
-        if query.target == "label":
-            asked += f" --query_label {shlex.quote(query.label)}"
+        asked = custom_flags(query.texts, query.label if query.target == "label" else None)
     way = "" if direction == "helpful" else " --direction harmful"
     command = f"{check.command} {asked}{way} --removals {removals}"
     cost = f"{check.retrains} retrains"

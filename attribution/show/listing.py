@@ -211,10 +211,13 @@ def place_in_file(file_row: int | None) -> str:
     return "" if file_row is None else f" (row {file_row} of the file)"
 
 
-def headline(queries: Rows, place: int) -> str:
-    """Number, label and text of a validation row, by its place among the queries."""
-    number = f"query {queries.first_number + place}{place_in_file(queries.file_row(place))}"
-    return f"{number} [{printable(queries.label_name(place))}]: {printable(queries.text(place))}"
+def headline(queries: Rows, place: int, custom: bool = False) -> str:
+    """Number, label and text of a validation row, by its place among the queries; of a custom query
+    without a number.
+    """
+    number = f" {queries.first_number + place}{place_in_file(queries.file_row(place))}"
+    label = printable(queries.label_name(place))
+    return f"query{'' if custom else number} [{label}]: {printable(queries.text(place))}"
 
 
 def row_line(train: Rows, row: int) -> str:

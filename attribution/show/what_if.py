@@ -62,11 +62,13 @@ def what_if_text(
     queries: GlueDataset,
     places: list[int],
     found: dict[str, dict[str, np.ndarray]],
+    custom: bool = False,
 ) -> str:
     """Answer to a what-if for the screen.
 
     places: of the targets among the queries. found: "replayed", and "measured" where it was
-    checked -> margins and correctness, see `change_line`.
+    checked -> margins and correctness, see `change_line`. custom: whether the queries are the
+    user's own.
     """
     regression = queries.task.regression
     kinds = {"replayed": "members", "measured": "retrains"}
@@ -74,9 +76,11 @@ def what_if_text(
     shown = f" (95 % intervals over {' or '.join(intervals)})" if intervals else ""
     lines = [f"with {edit_text(edit)}{shown}:"]
     for place in places:
-        lines += ["", headline(queries, place)]
+        lines += ["", headline(queries, place, custom)]
         for how, one in found.items():
             lines.append(change_line(one, place, how, regression))
+    if custom:
+        return "\n".join(lines)
     lines += ["", f"all {len(queries):,} validation rows"]
     lines += [whole_line(one, how, regression) for how, one in found.items()]
     return "\n".join(lines)
@@ -92,24 +96,19 @@ def doubt_text(run: Run, max_queries: int) -> str:
     return "\n".join(lines)
 
 
-def smallest_text(
-    queries: GlueDataset, train: GlueDataset, place: int, rows: list[int] | None, command: str
-) -> str:
+def smallest_text(title: str, train: GlueDataset, rows: list[int] | None, command: str) -> str:
     """The smallest set of rows that turns a prediction, for the screen; None: there is none.
 
-    command: of run_counterfactual.py, without its question.
+    title: of the query. command: of run_counterfactual.py about it, without its question.
     """
     if rows is None:
         return (
-            f"{headline(queries, place)}\n  even without the strongest half of the rows the "
+            f"{title}\n  even without the strongest half of the rows the "
             "prediction stays, says the replay"
         )
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
     shown = [row_line(train, row) for row in rows[:SHOWN]]
     more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-    target = queries.first_number + place
-    command += f" --remove_rows {' '.join(map(str, rows))} --targets {target} --check"
+    command += f" --remove_rows {' '.join(map(str, rows))} --check"
     check = f"  check it with: {printable(command)}"
-    return "\n".join(
-        [headline(queries, place), f"  turns in a replay without {many}:", *shown, *more, check]
-    )
+    return "\n".join([title, f"  turns in a replay without {many}:", *shown, *more, check])

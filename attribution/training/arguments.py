@@ -58,6 +58,12 @@ def queries_flag(max_queries: int | None, first_query: int | None = None) -> str
     return begin + ("" if max_queries in (None, MAX_QUERIES) else f" --max_queries {max_queries}")
 
 
+def custom_flags(texts: list[str], label: str | None) -> str:
+    """Arguments of a suggested command about a custom query. label: None if none was given."""
+    flags = f"--query_text {shlex.join(texts)}"
+    return flags if label is None else f"{flags} --query_label {shlex.quote(label)}"
+
+
 def add_query_arguments(group: argparse._ArgumentGroup, first_query: bool = True) -> None:
     """Adds the arguments that choose the queries among the validation rows; the same in all scripts
     that read scores.
