@@ -271,6 +271,7 @@ TABLES: dict[str, Table] = {
     "speed_rate": of_result("speed", timings.speed_rate),
     "speed_operators": of_result("speed", timings.speed_operators),
     "scale": of_result("scale", timings.scale_table),
+    "scale_replay": of_result("scale_replay", timings.scale_table),
     "gpu": gpu,
     "h200_scores": of_result("h200", timings.h200_scores),
     "h200_seconds": of_result("h200", timings.h200_seconds),

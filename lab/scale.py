@@ -1,13 +1,14 @@
 """Growth of seconds and memory with the training rows: generated rows, the demo's BERT, one epoch.
 
     python -m lab.scale                               # 25,000 to 400,000 rows; about an hour
+    python -m lab.scale --factor_strategy replay      # 2,048 to 16,384 rows
     python -m lab.scale --sizes 1000 2000             # a trial
 
 Rows are in mnli's columns and have about 24 tokens, there are 32 queries, and factors are fitted on
 all rows. Every step is a process with the commands that a user gives: opening the rows, training,
 the phases of the analysis, showing one query. One JSON a size is below --work_dir, and what is
 there is not measured again. Exponents are fitted over sizes that take above 10 s. The result is
-RESULTS_DIR/scale.json.
+RESULTS_DIR/scale.json, of a replay scale_replay.json.
 """
 
 import argparse
@@ -27,7 +28,11 @@ from attribution.provenance import environment
 from lab.common import ROOT, add_results_argument, write_tables
 from lab.timings import scale_table
 
-SIZES, QUERIES = (25_000, 50_000, 100_000, 200_000, 400_000), 32
+SIZES = {
+    "ekfac": (25_000, 50_000, 100_000, 200_000, 400_000),
+    "replay": (2_048, 4_096, 8_192, 16_384),
+}
+QUERIES = 32
 WORDS = (
     "the",
     "a",
@@ -88,7 +93,7 @@ def child(*command: object) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "peak": usage.ru_maxrss * 1024.0}
 
 
-def measure(work: Path, count: int) -> dict:
+def measure(work: Path, count: int, strategy: str) -> dict:
     """Step -> seconds and peak memory for `count` training rows; phases share the peak of their
     process.
     """
@@ -98,9 +103,13 @@ def measure(work: Path, count: int) -> dict:
     start = ["--dataset_path", data, "--model_name_or_path", ROOT / "demo", "--num_train_epochs", 1]
     found = {"opening": child("-c", OPEN.format(str(data)))}
     found["training"] = child("train.py", *common, *start)
-    analyzed = [*common, "--max_queries", QUERIES, "--max_factor_rows", count]
+    analyzed = [*common, "--max_queries", QUERIES, "--factor_strategy", strategy]
+    if strategy == "ekfac":
+        analyzed += ["--max_factor_rows", count]
     whole = child("analyze.py", *analyzed, "--overwrite")
-    record = json.loads((runs / "mnli/influence/scores/ekfac/pairwise_scores.json").read_text())
+    found["whole process"] = whole
+    scores = runs / "mnli/influence/scores" / strategy
+    record = json.loads((scores / "pairwise_scores.json").read_text())
     for phase, seconds in record["seconds"].items():
         found[phase] = {"seconds": seconds, "peak": whole["peak"]}
     found["showing"] = child("analyze.py", *analyzed, "--query_index", 0)
@@ -117,9 +126,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--sizes",
         type=int,
         nargs="+",
-        default=list(SIZES),
-        help="training rows (25,000 to 400,000)",
+        help="training rows (25,000 to 400,000; of a replay 2,048 to 16,384)",
     )
+    add("--factor_strategy", choices=SIZES, default="ekfac", help="kind of scores (ekfac)")
     add(
         "--work_dir",
         type=Path,
@@ -133,17 +142,19 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     """Measures what is missing, and prints the table."""
     args = parse_args(argv)
-    check_file(args.results_dir / "scale.json", "--results_dir")
+    strategy = args.factor_strategy
+    place = args.results_dir / ("scale.json" if strategy == "ekfac" else "scale_replay.json")
+    check_file(place, "--results_dir")
     measured = {}
-    for size in args.sizes:
-        path = args.work_dir.resolve() / f"{size}.json"
+    for size in args.sizes or SIZES[strategy]:
+        path = args.work_dir.resolve() / strategy / f"{size}.json"
         if (known := read_json(path)) is None:
             print(f"measuring {size:,} rows", flush=True)
-            write_json(path, known := measure(path.parent, size))
+            write_json(path, known := measure(path.parent, size, strategy))
         measured[size] = known
     made = {name: part for name, part in measured[max(measured)].items() if name != "steps"}
     result = {"sizes": {str(size): found["steps"] for size, found in measured.items()}, **made}
-    write_json(args.results_dir / "scale.json", result)
+    write_json(place, result)
     print(scale_table(result))
 
 

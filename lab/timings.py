@@ -14,6 +14,7 @@ PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise", "all")
 CASES = {"sst2": "SST-2", "rte": "RTE", "demo": "demo"}
 PRECISIONS = ("float32", "tf32", "bfloat16", "bfloat16 and tf32")
 STEPS = ("opening", "training", "covariance", "eigendecomposition", "lambda", "pairwise", "showing")
+STEPS += ("whole process",)  # of an analysis; a replay has no phases of these names
 LONG = 10.0  # seconds from which a step's growth is measured
 VARIANTS = ("float32", "bfloat16", "rank 8", "rank 32")
 
@@ -287,7 +288,7 @@ def scale_table(result: dict) -> str:
     measured = {int(size): steps for size, steps in result["sizes"].items()}
     sizes = sorted(measured)
     rows = []
-    for step in STEPS:
+    for step in (step for step in STEPS if step in measured[sizes[0]]):
         found = [measured[size][step] for size in sizes]
         long = [
             (size, one["seconds"])
