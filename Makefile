@@ -25,7 +25,7 @@ demo: .venv/ready
 		--label_column label --validation_split demo/tickets_valid.csv --model_name_or_path demo \
 		--learning_rate 1e-3 --num_train_epochs 20 --train_batch_size 16
 	$(BIN)/python analyze.py --dataset_name tickets --overwrite
-	@echo 'Next:  . .venv/bin/activate && python analyze.py --dataset_name tickets --query_text "I was billed twice."'
+	@echo 'To ask it something yourself:  . .venv/bin/activate && python analyze.py --dataset_name tickets --query_text "I was billed twice."'
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
