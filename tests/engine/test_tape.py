@@ -9,7 +9,7 @@ from running import analyze_quickly, scores_of
 
 import analyze
 import train
-from attribution.engine import analyzer, memory
+from attribution.engine import analyzer, memory, modules
 from attribution.engine.tape import Tape
 from attribution.engine.task import InfluenceTask
 from pipeline import DEMO_MODEL, construct_bert, get_glue_dataset
@@ -120,3 +120,18 @@ def test_logits_of_rows_are_known_if_all_of_them_have_passed():
         tape.recording.logits = logits[list(rows)]
     assert torch.equal(tape.logits(5), logits)
     assert tape.logits(4) is None and tape.logits(6) is None
+
+
+def test_the_key_of_a_rotation_does_not_depend_on_threads():
+    """A pass that one phase rotated must be found by a phase in another number of threads."""
+    bases = torch.randn(20, 700, 700, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    keys = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            keys.append([modules.key_of(basis) for basis in bases])
+    finally:
+        torch.set_num_threads(before)
+    assert keys[0] == keys[1] == keys[2]
+    assert len(set(keys[0])) == len(bases)
