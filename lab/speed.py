@@ -225,7 +225,9 @@ class Bench:
                 output,
                 *extra,
             )
-            return json.loads(output.read_text())
+            found = read_json(output)
+            assert found is not None  # just written
+            return found
 
         return self.measure(label, run)
 

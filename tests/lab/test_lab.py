@@ -7,6 +7,7 @@ import torch
 from running import ROOT
 
 from attribution.cli import run_script
+from attribution.files import write_json
 from lab import (
     additive,
     ceiling,
@@ -93,3 +94,19 @@ def test_a_trial_writes_nothing_into_the_projects_results(script, monkeypatch):
     given = [] if script in (ceiling, gpu, scale, speed) else ["--dataset_name", "demo"]
     folder = ROOT / script.parse_args(given).results_dir
     assert not folder.is_relative_to(ROOT / "results")
+
+
+def test_a_measurement_inside_one_process_is_kept(tmp_path, monkeypatch):
+    bench = speed.Bench(speed.parse_args(["--work_dir", str(tmp_path)]))
+    calls = []
+
+    def child(*command):
+        calls.append(command)
+        write_json(command[command.index("--output") + 1], {"rows_per_second": 3.0})
+
+    monkeypatch.setattr(bench, "child", child)
+    monkeypatch.setattr(bench, "checkpoint", lambda case: tmp_path)
+    for _ in range(2):
+        found = bench.inner("training", "training", speed.CASES["demo"])
+        assert found == {"rows_per_second": 3.0}
+    assert len(calls) == 1
