@@ -13,6 +13,7 @@ import torch
 
 from attribution.data.dataset import GlueDataset
 from attribution.data.labels import number_of
+from attribution.evidence.counterfactual import turned
 from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused, printable
@@ -192,24 +193,26 @@ def smallest_set(influence: Influence, place: int, scores: np.ndarray) -> list[i
     right, else those that harm.
     """
     count = len(scores)
-    orders = {way: most_helpful(scores, way) for way in ("helpful", "harmful")}
 
-    def right_without(counts: list[int], order: np.ndarray) -> np.ndarray:
-        """Whether the prediction is right with all rows, and without so many."""
+    def turned_without(counts: list[int], way: str) -> np.ndarray:
+        """Whether the prediction turns with all rows, and without so many that help or harm."""
+        order = most_helpful(scores, way)
         weights = weights_without(count, [order[:number] for number in counts])
-        return replayed(influence, [place], weights)["right"].mean(0)[:, 0] > 0.5
+        right = replayed(influence, [place], weights)["right"][:, :, 0].T
+        return turned(right, way)
 
     grid = sorted({int(GRID**i) for i in range(100) if GRID**i <= count / 2})
-    found = {way: right_without(grid, order) for way, order in orders.items()}
-    way = "helpful" if found["helpful"][0] else "harmful"
-    turned = found[way][1:] != found[way][0]
-    if not turned.any():
+    way = "helpful"
+    found = turned_without(grid, way)
+    if found[0]:  # it is wrong with all rows
+        way = "harmful"
+        found = turned_without(grid, way)
+    if not found[1:].any():
         return None
-    first = int(turned.argmax())
+    first = int(found[1:].argmax())
     between = list(range(grid[first - 1] + 1 if first else 1, grid[first]))
-    right = right_without(between, orders[way])[1:]
-    earlier = [n for n, one in zip(between, right, strict=True) if one != found[way][0]]
-    return orders[way][: min([grid[first], *earlier])].tolist()
+    earlier = [n for n, one in zip(between, turned_without(between, way)[1:], strict=True) if one]
+    return most_helpful(scores, way)[: min([grid[first], *earlier])].tolist()
 
 
 # --- retraining -----------------------------------------------------------------------------------

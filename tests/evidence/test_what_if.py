@@ -113,8 +113,10 @@ def test_a_verdicts_prediction_is_the_what_if_of_its_removal(train):
             assert np.allclose(changes, margins[:, 1] - margins[:, 0], atol=1e-6)
 
 
-def test_the_smallest_set_turns_the_prediction_and_no_smaller_one_of_its_order_does(train):
-    made = influence(train)
+@pytest.mark.parametrize("members", [2, 3])
+def test_the_smallest_set_turns_the_prediction_and_no_smaller_one_of_its_order_does(train, members):
+    """In more than half of the members: in one of two it stays."""
+    made = influence(train, members)
     for place in range(Q):
         scores = np.mean([one.scores()[place].numpy() for one in made.replays()], 0)
         rows = smallest_set(made, place, scores)
@@ -123,7 +125,8 @@ def test_the_smallest_set_turns_the_prediction_and_no_smaller_one_of_its_order_d
         weights = np.ones((3, N))
         weights[1, rows[:-1]] = 0
         weights[2, rows] = 0
-        right = replayed(made, [place], weights)["right"].mean(0)[:, 0] > 0.5
-        assert right[0] == right[1] != right[2]
+        before, without_last, without = replayed(made, [place], weights)["right"].mean(0)[:, 0]
+        right = before >= 0.5
+        assert without_last >= 0.5 and without < 0.5 if right else without_last <= 0.5 < without
         helpful = scores[rows] > 0
-        assert helpful.all() if right[0] else not helpful.any()
+        assert helpful.all() if right else not helpful.any()
