@@ -365,6 +365,9 @@ def main(argv=None) -> None:
         "rounds": args.rounds,
         **origin("cpu", bench.fingerprints()),
     }
+    for value, name in ((args.dataset_path, "GLUE_DIR"), (args.model_name_or_path, "MODEL_DIR")):
+        if value is not None:  # a folder of this machine means nothing elsewhere
+            result["command"] = result["command"].replace(value, f"${name}")
     write_json(args.results_dir / "speed.json", result)
     write_bytes(args.results_dir / "speed.md", (timings.speed_report(result) + "\n").encode())
     print(timings.speed_report(result))

@@ -78,7 +78,7 @@ def test_a_process_keeps_the_commit_that_it_began_with(repository, monkeypatch):
     provenance.git_commit.cache_clear()
 
 
-OLDER = {"scale": ("command",), "speed": ("command",)}  # lack these
+OLDER = {"scale": ("command",)}  # lacks this
 RESULTS = sorted(
     path.relative_to(ROOT / "results").with_suffix("").as_posix()
     for path in (ROOT / "results").rglob("*.json")
