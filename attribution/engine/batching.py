@@ -44,6 +44,11 @@ def batches_within(lengths: np.ndarray, budget: int) -> list[list[int]]:
     return batches
 
 
+def padded_sizes(lengths: np.ndarray, batches: list[list[int]]) -> np.ndarray:
+    """Tokens of each batch, with padding."""
+    return np.array([len(batch) * int(lengths[batch].max()) for batch in batches])
+
+
 def runs_within(lengths: np.ndarray, budget: int, max_rows: int) -> list[list[int]]:
     """Positions in their order, cut into batches of at most max_rows rows, and of `budget` tokens
     with padding.
@@ -65,7 +70,7 @@ def group_ends(batches: list[list[int]], lengths: np.ndarray, budget: int) -> li
 
     Groups are of like size, and of `budget` tokens with padding, or less.
     """
-    sizes = np.array([len(batch) * int(lengths[batch].max()) for batch in batches])
+    sizes = padded_sizes(lengths, batches)
     most = sizes.sum() / -(-sizes.sum() // budget)  # were batches divisible
     ends: list[bool] = []
     tokens = 0

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from kronfluence.arguments import ScoreArguments
 
-from attribution.engine.batching import Part, batches_within, divide, group_ends
+from attribution.engine.batching import Part, batches_within, divide, group_ends, padded_sizes
 from attribution.engine.modules import CACHE_ELEMENTS, tracked
 from attribution.processes import Processes, free_host_memory, here
 
@@ -199,7 +199,7 @@ def plan_pairwise(
     tokens = max(GROUP_TOKENS[device.type], round(rows * float(lengths.mean())))
     batches = batches_within(lengths, plan.budget)
     if tape:  # as many as a part has
-        padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+        padded = int(padded_sizes(lengths, batches).sum())
         tokens = min(TAPE_TOKENS, -(-padded // plan.count))
     wanted = max(plan.budget, tokens)
     held = {
