@@ -159,8 +159,7 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
         targets = {0: custom_flags(args.query_text, args.query_label)}
     if args.smallest_set:
         scores = influence.compute("pairwise")
-        if scores is None:  # not the main process
-            return
+        assert scores is not None  # a what-if is computed by each process alone
         command = counterfactual_command(run, args.max_queries)
         for flag in ("dataset_path", "model_name_or_path"):
             if (value := getattr(args, flag)) is not None:
