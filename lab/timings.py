@@ -13,8 +13,16 @@ from attribution.show.tables import markdown
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise", "all")
 CASES = {"sst2": "SST-2", "rte": "RTE", "demo": "demo"}
 PRECISIONS = ("float32", "tf32", "bfloat16", "bfloat16 and tf32")
-STEPS = ("opening", "training", "covariance", "eigendecomposition", "lambda", "pairwise", "showing")
-STEPS += ("whole process",)  # of an analysis; a replay has no phases of these names
+STEPS = (  # of a replay those that it has
+    "opening",
+    "training",
+    "covariance",
+    "eigendecomposition",
+    "lambda",
+    "pairwise",
+    "whole process",
+    "showing",
+)
 LONG = 10.0  # seconds from which a step's growth is measured
 VARIANTS = ("float32", "bfloat16", "rank 8", "rank 32")
 
@@ -288,7 +296,9 @@ def scale_table(result: dict) -> str:
     measured = {int(size): steps for size, steps in result["sizes"].items()}
     sizes = sorted(measured)
     rows = []
-    for step in (step for step in STEPS if step in measured[sizes[0]]):
+    for step in STEPS:
+        if step not in measured[sizes[0]]:
+            continue
         found = [measured[size][step] for size in sizes]
         long = [
             (size, one["seconds"])
