@@ -1,5 +1,6 @@
 """Folders of the project, stored results, written data, and the arguments of tuning."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from attribution.evidence import stats
 from attribution.files import write_bytes
+from attribution.provenance import origin
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project; every command starts there
 RESULTS = ROOT / "results"
@@ -28,6 +30,17 @@ def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> fl
 def from_query(name: str, first_query: int) -> str:
     """Folder name of the scores of this name whose queries begin at first_query."""
     return f"{name}_from{first_query}" if first_query else name
+
+
+def origin_of(args: argparse.Namespace, device: str, fingerprints: dict | None = None) -> dict:
+    """Origin of a result of a benchmark with these arguments, see `provenance.origin`, with the
+    variables of lab/commands in place of its folders, which mean nothing on another machine.
+    """
+    made = origin(device, fingerprints)
+    for name, variable in (("dataset_path", "$GLUE_DIR"), ("model_name_or_path", "$MODEL_DIR")):
+        if (value := getattr(args, name, None)) is not None:
+            made["command"] = made["command"].replace(value, variable)
+    return made
 
 
 def write_tables(folder: Path, task: str, splits: dict[str, datasets.Dataset]) -> None:

@@ -31,7 +31,7 @@ from attribution.files import Refused, check_writable, read_json, write_json
 from attribution.provenance import origin
 from attribution.show.tables import markdown
 from attribution.training.run import Run
-from lab.common import ROOT, add_results_argument
+from lab.common import ROOT, add_results_argument, origin_of
 from lab.estimates import PUBLISHED, QUERY_BATCH, ROWS, Work, estimate, task_table
 from lab.timings import gpu_measured, gpu_table
 from pipeline import DEMO_MODEL, get_tokenizer
@@ -321,8 +321,9 @@ def main(argv=None) -> None:
     card = card_rates()  # last: it keeps memory
     sizes = {"rows": work.rows, "queries": work.queries}
     result = sizes | {"rates": card, "estimate": estimate(card, work), "measured": measured}
-    write_json(args.results_dir / "gpu.json", result | origin("cuda"))
-    print(gpu_measured(result | origin("cuda")))
+    result |= origin_of(args, "cuda")
+    write_json(args.results_dir / "gpu.json", result)
+    print(gpu_measured(result))
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from safetensors.numpy import load_file
 from attribution.cli import check_numbers, run_script
 from attribution.evidence import stats
 from attribution.files import Refused, check_file, read_json, write_bytes, write_json
-from attribution.provenance import origin
 from lab import timings
-from lab.common import ROOT, add_results_argument
+from lab.common import ROOT, add_results_argument, origin_of
 
 PHASES = ("covariance", "eigendecomposition", "lambda", "pairwise")
 ROWS, QUERIES = (256, 512, 1024), (32, 64, 128)  # how seconds grow with either
@@ -363,11 +362,8 @@ def main(argv=None) -> None:
     result |= {
         "threads": args.threads,
         "rounds": args.rounds,
-        **origin("cpu", bench.fingerprints()),
+        **origin_of(args, "cpu", bench.fingerprints()),
     }
-    for value, name in ((args.dataset_path, "GLUE_DIR"), (args.model_name_or_path, "MODEL_DIR")):
-        if value is not None:  # a folder of this machine means nothing elsewhere
-            result["command"] = result["command"].replace(value, f"${name}")
     write_json(args.results_dir / "speed.json", result)
     write_bytes(args.results_dir / "speed.md", (timings.speed_report(result) + "\n").encode())
     print(timings.speed_report(result))
