@@ -9,7 +9,7 @@
     python train.py --dataset_name reviews --dataset_path reviews.csv \\
         --text_columns text --label_column stars          # custom rows
     python train.py --dataset_name rte --adopt DIR        # a fine-tuned model
-    python train.py --dataset_name reviews --seed 1       # as before, again
+    python train.py --dataset_name reviews --seed 1 --overwrite  # as before, again
     python train.py --dataset_name demo --num_members 5   # five seeds
     python train.py --dataset_name demo --member_steps 4  # and three earlier steps
 
@@ -100,7 +100,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add(
         "--overwrite",
         action="store_true",
-        help="replace an adopted run, or with --adopt any run",
+        help="replace a run that is there (one that was trained in the same way is kept)",
     )
     args = parser.parse_args(argv)
     fill_from_run(args)

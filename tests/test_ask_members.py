@@ -260,12 +260,13 @@ def test_steps_count_with_the_end_of_their_own_training_only(copied, tmp_path, c
     two = [*QUICK, *where, "--member_steps", "2"]
     train.main([*SMALL, *where, "--member_steps", "2"])
     analyze.main(two)
-    train.main([*SMALL, *where])  # the same training again
+    train.main([*SMALL, *where])  # the same training again: nothing is trained
+    assert capsys.readouterr().out.count("is there and is kept") == 1
     train.main([*SMALL, *where, "--member_steps", "4"])
     assert sorted(place.name for place in steps.iterdir()) == ["2", "4", "6"]
     analyze.main(two)
     before = shutil.copytree(steps, tmp_path / "steps")
-    train.main([*SMALL, *where, "--seed", "1"])
+    train.main([*SMALL, *where, "--seed", "1", "--overwrite"])
     assert not any(steps.iterdir())
     error = refused(capsys, analyze.main, *two)
     assert (

@@ -186,9 +186,11 @@ def test_own_rows_are_trained_on_and_analyzed_by_their_name_alone(tmp_path, caps
     analyze.main(asked)
     listing = capsys.readouterr().out
     assert len(names) == 6 and all(name in listing for name in names)
-    train.main([*where, "--seed", "3"])  # another seed, the same validation rows
+    other = [*where, "--seed", "3"]  # another seed, the same validation rows
+    assert "holds a run with another seed; pass --overwrite" in refused(capsys, train.main, *other)
+    assert json.loads((tmp_path / "reviews/run.json").read_text()) == run
+    train.main([*other, "--overwrite"])
     out = capsys.readouterr().out
-    assert "holds a run with another seed; it will be replaced" in out
     assert out.splitlines()[-1].endswith(" --overwrite")  # the scores are of other weights
     again = json.loads((tmp_path / "reviews/run.json").read_text())
     assert again.items() >= {name: run[name] for name in AS_BEFORE}.items()
@@ -207,7 +209,9 @@ def test_members_are_trained_as_the_run_was_but_for_what_is_given(tmp_path, caps
     assert member.items() >= {name: run[name] for name in AS_BEFORE}.items()
     assert json.loads((tmp_path / "reviews/run.json").read_text())["weights"] == run["weights"]
     half = [*where, "--member_share", "0.5", "--weight_decay", "0"]
-    train.main(half)
+    assert "pass --overwrite" in refused(capsys, train.main, *half)
+    assert not (tmp_path / "reviews/members/share0.5_seed0").exists()
+    train.main([*half, "--overwrite"])
     member = json.loads((tmp_path / "reviews/members/share0.5_seed0/run.json").read_text())
     assert member["recipe"] == run["recipe"] | {"weight_decay": 0.0}
     path.unlink()

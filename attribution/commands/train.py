@@ -141,6 +141,7 @@ def fine_tune(
         record,
         options_of(Members, args),
         args.eval_batch_size,
+        args.overwrite,
         functools.partial(open_start, args, tables),
     )
     trainer.train_all(folder, seed, processes)

@@ -43,6 +43,7 @@ class Trainer:
     record: dict  # parts of run.json that all checkpoints have in common
     members: Members
     eval_batch_size: int
+    overwrite: bool  # whether runs with other parts may be replaced
     start: Callable[[int], torch.nn.Module]  # seed -> start model with the head of this seed
 
     def train_all(self, folder: Path, seed: int, processes: Processes) -> None:
@@ -50,7 +51,8 @@ class Trainer:
         trainings distributed over them.
 
         folder and seed: those of the run, which is always among the checkpoints. Raises Refused for
-        members whose trainings have no rows or too few steps, and if a training diverges.
+        members whose trainings have no rows or too few steps, for runs that may not be replaced,
+        and if a training diverges.
         """
         share = self.members.member_share
         rows = draw_share(len(self.rows.train), share, seed)
@@ -62,11 +64,32 @@ class Trainer:
         wanted = [(place, one, share) for place, one in self.members.trainings(folder, seed)]
         if share < 1:
             wanted.append((folder, seed, 1.0))
+        for place, one, part in wanted:
+            self.check_replaced(place, self.record_of(one, part))
         if len(wanted) > 1:
             wanted = wanted[processes.rank :: processes.count]
             processes = ALONE
         for place, one, part in wanted:
             self.train(place, one, part, processes)
+
+    def record_of(self, seed: int, share: float) -> dict:
+        """Parts of run.json of one training before it is trained. share: as in `train`."""
+        steps = self.steps(len(draw_share(len(self.rows.train), share, seed)))
+        return (
+            self.record | {"seed": seed, "steps": steps} | ({"share": share} if share < 1 else {})
+        )
+
+    def check_replaced(self, folder: Path, record: dict) -> None:
+        """Raises Refused for a folder with a run of another record, unless it may be replaced."""
+        run = Run.read(folder)
+        if run is None or self.overwrite:
+            return
+        if parts := ["seed"] * (run.seed != record["seed"]) + run.differences(record):
+            named = describe_parts([part.replace("_", " ") for part in parts])
+            raise Refused(
+                f"{folder} holds a run with {named}; pass --overwrite to replace it, or use another "
+                "--checkpoint_dir"
+            )
 
     def steps(self, num_rows: int) -> int:
         """Steps of a training on this number of rows."""
@@ -74,31 +97,22 @@ class Trainer:
         return self.recipe["num_train_epochs"] * per_epoch
 
     def train(self, folder: Path, seed: int, share: float, processes: Processes) -> None:
-        """Trains, saves and evaluates one checkpoint; with members, only if it is missing.
+        """Trains, saves and evaluates one checkpoint, if it is missing.
 
         share: of the training rows, drawn with the seed. Raises Refused if training diverges.
         """
         rows = draw_share(len(self.rows.train), share, seed)
         recipe = self.recipe
-        steps = self.steps(len(rows))
-        record = self.record | {"seed": seed, "steps": steps}
-        if share < 1:
-            record["share"] = share
-        kept = self.members.kept_steps(steps) if share == self.members.member_share else []
+        record = self.record_of(seed, share)
+        kept = (
+            self.members.kept_steps(record["steps"]) if share == self.members.member_share else []
+        )
         run = Run.read(folder)
-        if not self.members.single and is_trained(folder, record, kept):
+        if run and not run.adopted and is_trained(folder, record, kept):
             print(f"{folder} is there and is kept")
-            if run and not run.evaluation:  # train.py was killed between saving and evaluation
+            if processes.main and not run.evaluation:  # killed between saving and evaluation
                 self.evaluate(folder, run.model(choose_device()))
             return
-        if run:
-            parts = ["seed"] * (run.seed != seed) + run.differences(record)
-            if parts:
-                named = describe_parts([part.replace("_", " ") for part in parts])
-                print(
-                    f"{folder} holds a run with {named}; it will be replaced, and its scores will "
-                    "not count any more (another --checkpoint_dir keeps it)"
-                )
         resumed = {name: record[name] for name in RESUMED if name in record}
         if kept:
             resumed["kept"] = kept
