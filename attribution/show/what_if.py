@@ -31,20 +31,21 @@ def edit_text(edit: Edit) -> str:
     return " and ".join(parts)
 
 
-def change_line(found: dict[str, np.ndarray], place: int, how: str, regression: bool) -> str:
-    """Margin and correctness of one query before and after.
+def change_line(found: dict[str, np.ndarray], place: int, how: str, label: str | None) -> str:
+    """Margin of one query before and after, and how many models say its label.
 
-    found: "margins" and "right", each (K or R, 2, Q). how: "replayed" or "measured".
+    found: "margins" and "right", each (K or R, 2, Q). how: "replayed" or "measured". label: None of
+    a regression.
     """
     before, after = found["margins"][:, :, place].T
     margins = f"{np.nanmean(before):+.2f} -> {np.nanmean(after):+.2f}"
     change = with_interval(*t_interval(after - before), style=CHANGE)
     line = f"  {how}: margin {margins}, change {change}"
-    if regression:
+    if label is None:
         return line
     was, becomes = (np.nanmean(one) for one in found["right"][:, :, place].T)
     models = "replays" if how == "replayed" else "retrains"
-    return f"{line}; right in {was:.0%} of the {models} before, {becomes:.0%} after"
+    return f"{line}; {was:.0%} of the {models} say {label} before, {becomes:.0%} after"
 
 
 def whole_line(found: dict[str, np.ndarray], how: str, regression: bool) -> str:
@@ -77,13 +78,15 @@ def what_if_text(
     lines = [f"with {edit_text(edit)}{shown}:"]
     for place in places:
         lines += ["", headline(queries, place, custom)]
+        label = None if regression else printable(queries.label_name(place))
         for how, one in found.items():
-            lines.append(change_line(one, place, how, regression))
-    if custom:
-        return "\n".join(lines)
-    lines += ["", f"all {len(queries):,} validation rows"]
-    lines += [whole_line(one, how, regression) for how, one in found.items()]
-    return "\n".join(lines)
+            lines.append(change_line(one, place, how, label))
+    if not custom:
+        lines += ["", f"all {len(queries):,} validation rows"]
+        lines += [whole_line(one, how, regression) for how, one in found.items()]
+    models = "Replays and retrains" if "measured" in found else "Replays"
+    note = f"{models} are other trainings than the run: compare before with after, not with it."
+    return "\n".join([*lines, "", *wrapped(note)])
 
 
 def doubt_text(run: Run, max_queries: int) -> str:
