@@ -226,8 +226,7 @@ def card(answer: Answer, stored: list[dict]) -> dict:
                 "word": verdicts.word(one),
                 "sentence": verdicts.sentence(one),
                 "note": verdicts.note(one),
-                "header": verdicts.HEADER,
-                "lines": verdicts.lines_of(one),
+                "table": verdicts.table_of(one),
                 "plot": plot_of(one),
             }
             for one in verdicts_on(answer.texts, answer.label, stored)

@@ -11,12 +11,14 @@ from attribution.show.listing import indents, strong, width
 from attribution.show.tables import aligned, with_interval
 
 CHANGE = "+.2f"  # style of a change of the margin
-# The arm, rows removed, change of the margin as predicted and as measured, share of right retrains.
-HEADER = ["removed by", "rows", "predicted [95 %]", "measured [95 %]", "right", "the prediction"]
+PREDICTED = "predicted [95 %]"
 
 
-def lines_of(verdict: dict) -> list[list[str]]:
-    """Rows of a table with the columns of HEADER."""
+def table_of(verdict: dict) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of the removals: the arm, the rows removed, the change of the margin as a
+    replay predicted it, where one did, and as measured, the share of retrains that are right.
+    """
+    header = ["removed by", "rows", PREDICTED, "measured [95 %]", "retrains right", "outcome"]
     rows = []
     for name, levels in verdict["arms"].items():
         for level in levels:
@@ -33,7 +35,10 @@ def lines_of(verdict: dict) -> list[list[str]]:
                     outcome or "-",
                 ]
             )
-    return rows
+    if all(level["predicted"] is None for levels in verdict["arms"].values() for level in levels):
+        header.remove(PREDICTED)
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    return header, rows
 
 
 def deciding(verdict: dict) -> int:
@@ -103,14 +108,12 @@ def sentence(verdict: dict) -> str:
 
 
 def note(verdict: dict) -> str:
-    """What stands behind the columns of HEADER: which replay predicted, how many retrains
-    measured.
-    """
+    """What stands behind the columns: which replay predicted, how many retrains measured."""
     by = verdict.get("predicted_by")  # not recorded in every stored verdict
     measured = f"Measured by {len(verdict['seeds'])} retrains."
     predicted = verdict["arms"][verdict["score"]][0]["predicted"]
     if predicted is None:
-        return f"Nothing is predicted: no replay was stored. {measured}"
+        return measured
     if predicted[1] is None:
         return (
             "Predicted by a replay in one checkpoint, which has no interval and may be far off. "
@@ -128,5 +131,5 @@ def text(verdict: dict) -> str:
     lines = [f"query{number_of_query} [{printable(verdict['label'])}]: {texts}"]
     lines += strong([f"  {word(verdict)}"])
     lines += textwrap.wrap(sentence(verdict), width(), **indents(2))
-    lines.append(textwrap.indent(aligned(HEADER, lines_of(verdict)), "  "))
+    lines.append(textwrap.indent(aligned(*table_of(verdict)), "  "))
     return "\n".join([*lines, *textwrap.wrap(note(verdict), width(), **indents(2))])

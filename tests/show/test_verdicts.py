@@ -106,13 +106,23 @@ def test_the_sentence_of_a_regression_has_no_share_and_retrains_that_diverged_ar
         ),
         (level(predicted=[0.7, None]), None, "one checkpoint, which has no interval"),
         (level(), None, "Predicted by a replay."),
-        (level(predicted=None), None, "Nothing is predicted: no replay was stored."),
     ],
 )
 def test_a_note_says_what_predicted_and_what_measured(level, by, says):
     found = verdict(level, predicted_by=by)
     assert says in verdicts.note(found) and "Measured by 5 retrains." in verdicts.note(found)
     assert "".join(verdicts.note(found).split()) in "".join(verdicts.text(found).split())
+
+
+def test_what_nothing_predicted_has_no_column_for_it():
+    found = verdict(level(predicted=None))
+    found["arms"] = {name: [level(predicted=None)] for name in found["arms"]}
+    header, rows = verdicts.table_of(found)
+    assert header == ["removed by", "rows", "measured [95 %]", "retrains right", "outcome"]
+    assert {len(row) for row in rows} == {len(header)}
+    assert verdicts.note(found) == "Measured by 5 retrains."
+    header, rows = verdicts.table_of(verdict(level()))
+    assert "predicted [95 %]" in header and {len(row) for row in rows} == {len(header)}
 
 
 def test_the_screen_shows_the_verdict_and_nothing_that_steers_it(monkeypatch):
