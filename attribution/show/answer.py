@@ -28,7 +28,7 @@ MIN_QUERIES = 20  # from which it can be judged that a row ranks high for many q
 MARK = 0.25  # share of the queries from which a row is marked as high for many queries, at least
 BY_CHANCE = 3  # times the share of queries that chance gives a row, which is TOP / N
 MAIN = 0.9  # of the other classes' probability from which one of them stands for all
-DECIDES = 0.25  # of all absolute scores from which a single row decides
+DECIDES = 0.25  # of all absolute scores from which a single row decides; no other has half of it
 FORMAT = 2  # version of the answers in JSON
 LINKED = 0.35  # of a text's most linked word, from which a word is shown as linked
 # Pieces of each text column, which joined are the text, with how much they link row and query: 1
@@ -362,7 +362,7 @@ def conclusion_of(scores: np.ndarray, sides: list[Side]) -> str:
     """One sentence: whether a single row decides, by the shares of the absolute scores (N,)."""
     sizes = np.abs(scores.astype(np.float64))
     shares = np.sort(sizes)[::-1] / (sizes.sum() or 1.0)
-    if shares[0] >= DECIDES:
+    if shares[0] >= DECIDES and shares[0] >= 2 * shares[1:2].sum():
         way = "helpful" if scores[sizes.argmax()] > 0 else "harmful"
         (side,) = [side for side in sides if side.direction == way]
         return f"One training row carries {shares[0]:.0%} of the influence. It {side.title}."

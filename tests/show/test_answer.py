@@ -238,6 +238,14 @@ def test_otherwise_the_strongest_row_and_the_ten_strongest_are_said():
 # --- marks ----------------------------------------------------------------------------------------
 
 
+def test_of_two_rows_that_are_nearly_as_strong_neither_decides():
+    scores = np.full(N, 1e-3, np.float32)
+    scores[3], scores[5] = 0.5, 0.4
+    assert answer(scores=scores).conclusion.startswith("No single row decides")
+    scores[5] = 0.2
+    assert answer(scores=scores).conclusion.startswith("One training row carries")
+
+
 def test_rows_are_marked_by_what_a_reader_should_know():
     truth = np.zeros(N, bool)
     truth[1] = True
