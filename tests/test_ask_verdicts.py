@@ -112,7 +112,7 @@ def test_own_queries_have_verdicts_and_are_forgotten_with_them(copied, capsys):
     analyze.main([*QUICK, *where, *TEXT])
     run_counterfactual.main([*PLAN, *where, *TEXT, "--direction", "harmful", "--removals", "5"])
     out = capsys.readouterr().out
-    assert "5 more are stored without some of these queries" in out
+    assert "5 more are stored, but without some of these queries" in out
     (path,) = (copied / "demo/retraining/verdicts").glob("identity_harmful_queries-*.json")
     assert json.loads(path.read_text())["texts"] == ["A fine soup."]
     analyze.main(["--dataset_name", "demo", *where, "--forget_queries"])

@@ -234,8 +234,8 @@ def announce(
             )
         if partly := sum(store.path(job).exists() for job in missing):
             print(
-                f"{partly:,} more are stored without some of these queries; they are trained "
-                "again, and then have all"
+                f"{partly:,} more are stored, but without some of these queries, so they are "
+                "trained again"
             )
     return not dry_run
 

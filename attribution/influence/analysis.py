@@ -182,7 +182,10 @@ class Influence(Scored):
             logits = torch.stack(each)
             measured = train.comparable(logits @ outputs)
             unit = descent.unit_of(measured, total / len(self.analyses), weights == 0)
-            print(f"  replayed changes are multiplied by {unit:.2f}, to fit {len(ends)} trainings")
+            print(
+                f"  scores are multiplied by {unit:.2f}: by so much more did the margins of the "
+                f"{len(ends)} trainings differ than their replays"
+            )
             write_json(path, wanted | {"unit": unit})
         return self.processes.from_main(known)
 

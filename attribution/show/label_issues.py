@@ -117,9 +117,10 @@ def issue_lines(
         lines.append("numbers: minus the squared error")
     else:
         count = sum(bool(issue.is_label_issue) for issue in issues)
+        more = f"; --top_k {count} shows them" if count > top_k else ""
         lines += wrapped(
-            "Percentages are probabilities of the given label, before what the model says. Of "
-            f"{len(issues):,} rows {count:,} are said to have another label than given."
+            "A percentage is how probable the model finds the given label. Of "
+            f"{len(issues):,} rows {count:,} are said to have another{more}."
         )
     if train.wrong is not None:
         top = min(50, len(issues))

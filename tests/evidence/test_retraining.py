@@ -201,7 +201,7 @@ def test_more_queries_later_do_again_what_does_not_know_them_and_join_it(tmp_pat
     assert len(calls(log)) == 4 and np.array_equal(fewer.margins, first.margins[:, [2, 0]])
     later = open_store(tmp_path, digests=more)
     assert announce(later, JOBS[:4], dry_run=False)
-    assert "4 more are stored without some of these queries" in capsys.readouterr().out
+    assert "4 more are stored, but without some of these queries" in capsys.readouterr().out
     joined = run_jobs(later, JOBS[:4], Fake(log, digests=more[2:]))  # it knows the last three only
     assert len(calls(log)) == 8 and np.array_equal(joined.margins[:, :3], first.margins)
     assert same(run_jobs(open_store(tmp_path), JOBS[:4], Fake(log)), first) and len(calls(log)) == 8
