@@ -254,6 +254,7 @@ TABLES: dict[str, Table] = {
     "replay_demo": of_result("replay/lds_demo", tables.lds_markdown),
     "replay_sst2": of_result("replay/lds_sst2", tables.lds_markdown),
     "replay_stsb": of_result("replay/lds_stsb", tables.lds_markdown),
+    "replay_similarity": of_result("replay/lds_similarity", tables.lds_markdown),
     "predicted_demo": of_result("predicted_demo", predicted_markdown),
     "published_lds": published_lds,
     "recipes": recipes,
