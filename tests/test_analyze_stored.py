@@ -107,7 +107,7 @@ def test_factors_of_an_earlier_model_are_refused_and_named(run_copy):
     analyze_quickly(run_copy, "--fisher", "sampled")
     analyze_quickly(run_copy)
     first = scores_of(run_copy)
-    train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--seed", "1"])
+    train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--seed", "1", "--overwrite"])
     with pytest.raises(Refused, match="other weights; pass --overwrite"):
         analyze_quickly(run_copy)
     with pytest.raises(Refused, match="other weights"):

@@ -132,6 +132,15 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Also:
+    """How far other scores of the same query agree."""
+
+    scores: str  # their name
+    shared: int  # rows among the strongest of both
+    strongest: int  # rows of each that were compared
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the model said of a query, and the rows behind it."""
 
@@ -152,6 +161,7 @@ class Answer:
     cost: str | None  # of that command
     words: Words | None = None  # how much each links the query to these rows
     verdicts: list[Verdict] = field(default_factory=list)  # of retrains that were made before
+    also: Also | None = None  # what other scores of the run say
 
     @property
     def wrong(self) -> bool:
@@ -227,6 +237,13 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
         cost,
         verdicts=verdicts,
     )
+
+
+def compare(scores: np.ndarray, name: str, other: np.ndarray) -> Also:
+    """How many of the rows with the TOP absolute scores (N,) are so by other scores (N,), too."""
+    count = min(TOP, len(scores))
+    top, of_other = (np.argsort(-np.abs(one), kind="stable")[:count] for one in (scores, other))
+    return Also(name, len(np.intersect1d(top, of_other)), count)
 
 
 def rank_high_everywhere(scores: np.ndarray) -> np.ndarray | None:

@@ -25,7 +25,8 @@ FORMAT = """--format json prints one object a query:
   group), said (prediction), probability, margin, scores (their name), members (number), unit (of
   amounts: share, log-odds, label or squared label), conclusion, check (command; of a group
   one that asks about some of its queries), cost,
-  verdicts (stored, of that command: word and sentence of each),
+  verdicts (stored, of that command: word and sentence of each), also (null, or how many of its
+  strongest rows are among those of other scores: scores, shared, strongest),
   sides: two objects, with towards (a class, or raised and lowered), title, direction (helpful or
   harmful to the margin of the label), and rows: row, file_row, texts, label, score (as stored),
   share (of all absolute scores), rank (1: largest absolute score), agreement (null, or members that
@@ -121,6 +122,9 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
         lines += wrapped("Words between *stars* link the row and the query most.")
     for one in answer.verdicts:
         lines += wrapped(f"Checked by retraining: {one.word}. {one.sentence}")
+    if also := answer.also:
+        shared = f"{also.shared} are among those of {also.scores}"
+        lines += wrapped(f"Of its {also.strongest} strongest rows {shared}.")
     if answer.check and not answer.verdicts:
         sure = f"Not sure? Retrain without these rows ({answer.cost}):"
         lines += wrapped("Some of these queries alone:" if group else sure)

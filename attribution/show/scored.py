@@ -28,7 +28,7 @@ from attribution.influence.stored import (
     recorded_queries,
 )
 from attribution.show import verdicts
-from attribution.show.answer import Answer, Check, Context, Query, Verdict, explain
+from attribution.show.answer import Answer, Check, Context, Query, Verdict, compare, explain
 from attribution.show.listing import View, show
 from attribution.training.arguments import MAX_QUERIES, checkpoint_flag, queries_flag
 from attribution.training.members import replayed_members
@@ -111,7 +111,15 @@ class ScoredRows:
         context = self.context(run, particular)
         if group is None:
             places = [self.queries.place_of(one, "query_index") for one in numbers or []]
-            return [explain(context, self.query(place), top_k) for place in places]
+            answers = [explain(context, self.query(place), top_k) for place in places]
+            if other := other_scores(run, self):
+                pairs = [(self.query(place).scores, other.query(place).scores) for place in places]
+                name = other.scores.path.name
+                alike = [compare(ours, name, theirs) for ours, theirs in pairs]
+                answers = [
+                    replace(one, also=also) for one, also in zip(answers, alike, strict=True)
+                ]
+            return answers
         places = self.places_of(group)
         some = " ".join(str(self.queries.first_number + place) for place in places[:ASKED])
         alone = analyze_command(run, self.settings, more=f"--query_index {some}")
@@ -259,6 +267,26 @@ def open_scored(run: Run, settings: Settings) -> ScoredRows | None:
         arrays.get("everywhere"),
         arrays.get("said"),
     )
+
+
+def other_scores(run: Run, scored: ScoredRows) -> ScoredRows | None:
+    """The same validation rows scored by another strategy, from the most checkpoints; None without
+    any that count.
+    """
+    found = []
+    strategy = scored.settings.factor_strategy
+    query_rows = scored.scores.parts["pairwise"]["query rows"]
+    for place in sorted((run.folder / "influence/scores").glob("*/answers.json")):
+        spec = (read_json(place.with_name("pairwise_scores.json")) or {}).get("spec")
+        if spec is None or spec["factor_strategy"] == strategy:
+            continue
+        try:
+            other = open_scored(run, Settings(**spec))
+        except Refused:
+            continue
+        if other and other.scores.parts["pairwise"]["query rows"] == query_rows:
+            found.append(other)
+    return max(found, key=lambda one: len(one.members), default=None)
 
 
 def tell_changes(run: Run, scored: ScoredRows) -> None:

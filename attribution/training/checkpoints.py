@@ -87,8 +87,8 @@ class Trainer:
         if parts := ["seed"] * (run.seed != record["seed"]) + run.differences(record):
             named = describe_parts([part.replace("_", " ") for part in parts])
             raise Refused(
-                f"{folder} holds a run with {named}; pass --overwrite to replace it, or use another "
-                "--checkpoint_dir"
+                f"{folder} holds a run with {named}; pass --overwrite to replace it, or use "
+                "another --checkpoint_dir"
             )
 
     def steps(self, num_rows: int) -> int:

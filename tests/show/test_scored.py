@@ -149,6 +149,26 @@ def test_particular_rows_are_ranked_by_score_over_the_root_of_stored_self_influe
     assert plain["sides"] != found["sides"]
 
 
+def test_an_answer_says_how_many_of_its_strongest_rows_other_scores_share(copied, capsys):
+    (alone,) = asked(copied, capsys, "--query_index", "3")
+    assert alone["also"] is None
+    analyze_quickly(copied, "--factor_strategy", "identity")
+    (found,) = asked(copied, capsys, "--query_index", "3")
+    tops = []
+    for name in ("ekfac_damping0.0001", "identity"):
+        path = copied / f"demo/influence/scores/{name}/pairwise_scores.safetensors"
+        sizes = np.abs(load_file(path)["all_modules"][3])
+        tops.append({int(row) for row in np.argsort(sizes)[-10:]})
+    shared = len(tops[0] & tops[1])
+    assert found["also"] == {"scores": "identity", "shared": shared, "strongest": 10}
+    text = " ".join(answer(copied, capsys, query=["--query_index", "3"], form="table").split())
+    assert f"Of its 10 strongest rows {shared} are among those of identity." in text
+    pairwise = copied / "demo/influence/scores/identity/pairwise_scores.json"
+    pairwise.write_text(pairwise.read_text().replace('"query rows": "', '"query rows": "0'))
+    (found,) = asked(copied, capsys, "--query_index", "3")
+    assert found["also"] is None  # of other queries
+
+
 def test_the_check_of_an_answer_is_a_command_about_its_run_scores_and_query(copied, capsys):
     analyze_quickly(copied, "--query_text", "A fine soup.")
     (row,) = asked(copied, capsys, "--query_index", "5")
