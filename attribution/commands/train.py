@@ -27,7 +27,7 @@ from attribution.training.adopt import (
     open_config,
     parts_lost,
 )
-from attribution.training.arguments import checkpoint_flag
+from attribution.training.arguments import command_of
 from attribution.training.checkpoints import Trainer, evaluate_splits, save_run, show_metrics
 from attribution.training.data import Tables, open_tables, read_rows
 from attribution.training.fit import evaluate_model
@@ -173,8 +173,7 @@ def train(args: argparse.Namespace) -> None:
 
 def next_command(args: argparse.Namespace) -> str:
     """Command that scores what was trained: halves of the rows by a replay."""
-    command = f"python analyze.py --dataset_name {args.dataset_name}"
-    command += checkpoint_flag(args.checkpoint_dir)
+    command = command_of("analyze.py", args.dataset_name, args.checkpoint_dir)
     if args.member_share < 1:
         command += " --factor_strategy replay"
     elif flags := flags_of(options_of(Members, args)):

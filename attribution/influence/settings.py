@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from attribution.cli import check_numbers, flags_of, option, shown_value
 from attribution.files import Refused
-from attribution.training.arguments import checkpoint_flag, queries_flag
+from attribution.training.arguments import command_of, queries_flag
 from attribution.training.members import Members, members_command, members_on_the_way
 from attribution.training.run import Run
 
@@ -291,8 +291,8 @@ def analyze_command(
     run: Run, spec: ScoreSpec, max_queries: int | None = None, more: str = ""
 ) -> str:
     """Command that stores scores of the run. max_queries: None for the default. more: arguments."""
-    command = f"python analyze.py --dataset_name {run.dataset_name}"
-    command += checkpoint_flag(run.folder.parent) + queries_flag(max_queries)
+    command = command_of("analyze.py", run.dataset_name, run.folder.parent)
+    command += queries_flag(max_queries)
     return f"{command} {spec.flags} {more}".rstrip()
 
 

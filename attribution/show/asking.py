@@ -32,7 +32,7 @@ from attribution.show.scored import (
     open_scored,
     unscored,
 )
-from attribution.training.arguments import checkpoint_flag, queries_flag
+from attribution.training.arguments import command_of, queries_flag
 from attribution.training.fit import predict
 from attribution.training.queries import Questions, ask, read_label, read_queries
 from attribution.training.run import Run
@@ -140,10 +140,10 @@ def custom_queries(influence: Influence, questions: Questions, alone: bool = Fal
 
 def lds_command(influence: Influence) -> str:
     """Command that measures how true the scores are, without an absolute path."""
-    where = checkpoint_flag(influence.run.folder.parent, bare=True)
+    run = influence.run
+    command = command_of("evaluate_lds.py", run.dataset_name, run.folder.parent, bare=True)
     limit = queries_flag(influence.arguments.get("max_queries"), influence.settings.first_query)
-    name = influence.run.dataset_name
-    return f"python evaluate_lds.py --dataset_name {name}{where}{limit}"
+    return f"{command}{limit}"
 
 
 def context_of(influence: Influence) -> Context:

@@ -43,7 +43,7 @@ from attribution.show.label_issues import label_text
 from attribution.show.listing import NOTES, UNITS
 from attribution.show.results import place_of
 from attribution.show.scored import ScoredRows, check_for, unscored
-from attribution.training.arguments import checkpoint_flag
+from attribution.training.arguments import command_of
 from attribution.training.queries import ask
 from pipeline import compute_correct
 
@@ -373,7 +373,7 @@ def about(influence: Influence) -> list[tuple[str, str]]:
     classes = f"{task.num_labels} classes: {', '.join(task.class_names)}"
     start = Path(run.model_name_or_path or "the default of the task").name
     origin = "adopted" if run.adopted else f"fine-tuned from {start}"
-    where = checkpoint_flag(run.folder.parent, bare=True)
+    command = command_of("analyze.py", run.dataset_name, run.folder.parent, bare=True)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     took = seconds_of(run, settings)
     with_damping = "damping_factor" not in settings.unused
@@ -387,10 +387,7 @@ def about(influence: Influence) -> list[tuple[str, str]]:
         ("Members", str(len(influence.analyses))),
         ("Time", "not recorded" if took is None else f"{took:.0f} s for factors and scores"),
         ("Made with", f"{versions}; {record['device']}"),
-        (
-            "Command",
-            f"python analyze.py --dataset_name {run.dataset_name}{where} {settings.flags} --report",
-        ),
+        ("Command", f"{command} {settings.flags} --report"),
     ]
     records = [one.scores.record("pairwise") or {} for one in influence.analyses]
     if any(one.get("undetermined") for one in records):

@@ -30,7 +30,7 @@ from attribution.influence.stored import (
 from attribution.show import verdicts
 from attribution.show.answer import Answer, Check, Context, Query, Verdict, compare, explain
 from attribution.show.listing import View, show
-from attribution.training.arguments import MAX_QUERIES, checkpoint_flag, queries_flag
+from attribution.training.arguments import MAX_QUERIES, command_of, queries_flag
 from attribution.training.members import replayed_members
 from attribution.training.run import ROWS, Run
 
@@ -174,8 +174,8 @@ class ScoredRows:
 
 def counterfactual_command(run: Run, max_queries: int | None, bare: bool = False) -> str:
     """Beginning of a command of run_counterfactual.py. bare: without an absolute path."""
-    where = checkpoint_flag(run.folder.parent, bare) + queries_flag(max_queries)
-    return f"python run_counterfactual.py --dataset_name {run.dataset_name}{where}"
+    command = command_of("run_counterfactual.py", run.dataset_name, run.folder.parent, bare)
+    return command + queries_flag(max_queries)
 
 
 def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Check | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
 from attribution.cli import Parser
@@ -10,6 +11,7 @@ from attribution.files import Refused
 
 MAX_QUERIES = 2000
 CHECKPOINTS = Path("checkpoints")
+SCRIPTS = ("train.py", "analyze.py", "run_counterfactual.py", "evaluate_lds.py")
 
 
 def add_data_arguments(parser: Parser) -> argparse._ArgumentGroup:
@@ -48,6 +50,18 @@ def checkpoint_flag(place: Path, bare: bool = False) -> str:
         return ""
     shown = place.name if bare and place.is_absolute() else str(place)
     return f" --checkpoint_dir {shlex.quote(shown)}"
+
+
+def command_of(script: str, name: str, place: Path, bare: bool = False) -> str:
+    """Beginning of a suggested command about the run of this name. place: folder of the runs.
+
+    The script is looked for beside the one that is running, as that was named, so that the command
+    works in another folder, too. bare: without its folder, and without an absolute path.
+    """
+    running = Path(sys.argv[0])
+    if running.name in SCRIPTS and not bare:
+        script = str(running.with_name(script))
+    return f"python {shlex.quote(script)} --dataset_name {name}{checkpoint_flag(place, bare)}"
 
 
 def queries_flag(max_queries: int | None, first_query: int | None = None) -> str:

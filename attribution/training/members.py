@@ -15,7 +15,7 @@ import numpy as np
 from attribution.cli import check_numbers, flags_of, option
 from attribution.draws import uniform_hash
 from attribution.files import Refused, describe_parts
-from attribution.training.arguments import checkpoint_flag
+from attribution.training.arguments import command_of
 from attribution.training.run import Run
 
 MEAN = "each divided by its mean self-influence"
@@ -150,8 +150,7 @@ def members_on_the_way(run: Run) -> Members:
 
 def members_command(run: Run) -> str:
     """Command that trains eight members of this run on halves of its rows."""
-    command = f"python train.py --dataset_name {run.dataset_name}"
-    command += checkpoint_flag(run.folder.parent)
+    command = command_of("train.py", run.dataset_name, run.folder.parent)
     return f"{command} --num_members 8 --member_share 0.5 --member_steps 2"
 
 
@@ -169,8 +168,8 @@ def open_members(run: Run, members: Members) -> list[Run]:
         )
     own = Members(**{field.name: getattr(members, field.name) for field in fields(Members)})
     make = (
-        f"make it with: python train.py --dataset_name {run.dataset_name} {flags_of(own)} and the "
-        "arguments of the run's training"
+        f"make it with: {command_of('train.py', run.dataset_name, run.folder.parent)} "
+        f"{flags_of(own)}"
     )
     wanted = vars(run) | {"share": members.member_share}
     found = []

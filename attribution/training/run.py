@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -18,6 +17,7 @@ import numpy as np
 
 from attribution.data.tasks import TASKS, GlueTask, check_name, task_from, unknown_task
 from attribution.files import Refused, check_writable, intact, printable, read_json, sha256_of
+from attribution.training.arguments import command_of
 
 if TYPE_CHECKING:  # they take seconds to import; what reads run.json only does not wait for them
     import datasets
@@ -131,8 +131,7 @@ class Run:
         else:
             return replace(run, data_path=data_path)
         raise Refused(
-            f"the checkpoint {folder} {fault}; run: python train.py --dataset_name {name} "
-            f"--checkpoint_dir {shlex.quote(str(checkpoint_dir))}"
+            f"the checkpoint {folder} {fault}; run: {command_of('train.py', name, checkpoint_dir)}"
         )
 
     def intact(self) -> bool:
