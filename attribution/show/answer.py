@@ -52,6 +52,20 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Also:
+    """How far other scores of the same query agree."""
+
+    scores: str  # their name
+    shared: int  # rows among the strongest of both
+    strongest: int  # rows of each that were compared
+
+    def __str__(self) -> str:
+        """The same in a sentence."""
+        shared = f"{self.shared} are among those of {self.scores}"
+        return f"Of its {self.strongest} strongest rows {shared}."
+
+
+@dataclass(frozen=True)
 class Query:
     """One query with its scores."""
 
@@ -66,6 +80,7 @@ class Query:
     label_number: float = np.nan  # class or value; NaN: a regression's output
     members: list[np.ndarray] | None = None  # (N,) of each member
     against: str | None = None  # class that the label stands against; None: all others
+    also: Also | None = None  # what other scores of the run say
 
 
 @dataclass(frozen=True)
@@ -129,15 +144,6 @@ class Side:
     title: str
     direction: str  # of the stored scores: "helpful" or "harmful"
     rows: list[AnswerRow]
-
-
-@dataclass(frozen=True)
-class Also:
-    """How far other scores of the same query agree."""
-
-    scores: str  # their name
-    shared: int  # rows among the strongest of both
-    strongest: int  # rows of each that were compared
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,7 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
         command,
         cost,
         verdicts=verdicts,
+        also=query.also,
     )
 
 

@@ -122,9 +122,8 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
         lines += wrapped("Words between *stars* link the row and the query most.")
     for one in answer.verdicts:
         lines += wrapped(f"Checked by retraining: {one.word}. {one.sentence}")
-    if also := answer.also:
-        shared = f"{also.shared} are among those of {also.scores}"
-        lines += wrapped(f"Of its {also.strongest} strongest rows {shared}.")
+    if answer.also is not None:
+        lines += wrapped(str(answer.also))
     if answer.check and not answer.verdicts:
         sure = f"Not sure? Retrain without these rows ({answer.cost}):"
         lines += wrapped("Some of these queries alone:" if group else sure)

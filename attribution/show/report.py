@@ -42,7 +42,7 @@ from attribution.show.asking import custom_queries, lds_command, scored_rows, wi
 from attribution.show.label_issues import label_text
 from attribution.show.listing import NOTES, UNITS
 from attribution.show.results import place_of
-from attribution.show.scored import ScoredRows, check_for, unscored
+from attribution.show.scored import ScoredRows, check_for, unscored, with_other
 from attribution.training.arguments import command_of
 from attribution.training.queries import ask
 from pipeline import compute_correct
@@ -106,7 +106,8 @@ def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, t
     places = choose(scored, influence.settings.seed)
     if numbers is not None:
         places = [influence.queries.place_of(one, "query_index") for one in dict.fromkeys(numbers)]
-    groups = [(influence.queries.subset(places), [scored.query(place) for place in places])]
+    compared = with_other(run, scored)
+    groups = [(influence.queries.subset(places), [compared.query(place) for place in places])]
     if numbers is None:
         groups += stored_custom_queries(influence)
     stored = [one for one in stored_verdicts(run) if one["score"] == influence.name]

@@ -54,6 +54,7 @@ class ScoredRows:
     margins: np.ndarray  # (Q,)
     everywhere: np.ndarray | None  # (N,) see `answer.rank_high_everywhere`
     said: np.ndarray | None  # (N,) class that the run's model gives each training row
+    other: ScoreFolder | None = None  # of the same rows by another strategy
 
     def context(self, run: Run, particular: bool = False) -> Context:
         """Facts that all queries share. particular: with the stored self-influence, by whose root
@@ -83,6 +84,9 @@ class ScoredRows:
         queries = self.queries
         of_members = [one.load_row(place) for one in self.members]
         there = [one for one in of_members if one is not None]
+        also = None
+        if self.other and (by_other := self.other.load_row(place)) is not None:
+            also = compare(scores, self.other.path.name, by_other)
         return Query(
             queries.columns_of(place),
             queries.label_name(place),
@@ -93,6 +97,7 @@ class ScoredRows:
             margin=float(self.margins[place]),
             label_number=float(queries.labels[place]),
             members=there if there and len(there) == len(of_members) else None,
+            also=also,
         )
 
     def answers(
@@ -111,15 +116,8 @@ class ScoredRows:
         context = self.context(run, particular)
         if group is None:
             places = [self.queries.place_of(one, "query_index") for one in numbers or []]
-            answers = [explain(context, self.query(place), top_k) for place in places]
-            if other := other_scores(run, self):
-                pairs = [(self.query(place).scores, other.query(place).scores) for place in places]
-                name = other.scores.path.name
-                alike = [compare(ours, name, theirs) for ours, theirs in pairs]
-                answers = [
-                    replace(one, also=also) for one, also in zip(answers, alike, strict=True)
-                ]
-            return answers
+            scored = with_other(run, self)
+            return [explain(context, scored.query(place), top_k) for place in places]
         places = self.places_of(group)
         some = " ".join(str(self.queries.first_number + place) for place in places[:ASKED])
         alone = analyze_command(run, self.settings, more=f"--query_index {some}")
@@ -269,11 +267,11 @@ def open_scored(run: Run, settings: Settings) -> ScoredRows | None:
     )
 
 
-def other_scores(run: Run, scored: ScoredRows) -> ScoredRows | None:
-    """The same validation rows scored by another strategy, from the most checkpoints; None without
-    any that count.
+def with_other(run: Run, scored: ScoredRows) -> ScoredRows:
+    """The same with the scores of another strategy beside them, those of the most checkpoints,
+    where any count.
     """
-    found = []
+    found: list[ScoredRows] = []
     strategy = scored.settings.factor_strategy
     query_rows = scored.scores.parts["pairwise"]["query rows"]
     for place in sorted((run.folder / "influence/scores").glob("*/answers.json")):
@@ -286,7 +284,9 @@ def other_scores(run: Run, scored: ScoredRows) -> ScoredRows | None:
             continue
         if other and other.scores.parts["pairwise"]["query rows"] == query_rows:
             found.append(other)
-    return max(found, key=lambda one: len(one.members), default=None)
+    if not found:
+        return scored
+    return replace(scored, other=max(found, key=lambda one: len(one.members)).scores)
 
 
 def tell_changes(run: Run, scored: ScoredRows) -> None:
