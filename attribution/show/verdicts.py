@@ -18,7 +18,7 @@ def table_of(verdict: dict) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the removals: the arm, the rows removed, the change of the margin as a
     replay predicted it, where one did, and as measured, the share of retrains that are right.
     """
-    header = ["removed by", "rows", PREDICTED, "measured [95 %]", "retrains right", "outcome"]
+    header = ["removed by", "rows", PREDICTED, "measured [95 %]", "right in", "outcome"]
     rows = []
     for name, levels in verdict["arms"].items():
         for level in levels:

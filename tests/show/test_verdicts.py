@@ -118,7 +118,7 @@ def test_what_nothing_predicted_has_no_column_for_it():
     found = verdict(level(predicted=None))
     found["arms"] = {name: [level(predicted=None)] for name in found["arms"]}
     header, rows = verdicts.table_of(found)
-    assert header == ["removed by", "rows", "measured [95 %]", "retrains right", "outcome"]
+    assert header == ["removed by", "rows", "measured [95 %]", "right in", "outcome"]
     assert {len(row) for row in rows} == {len(header)}
     assert verdicts.note(found) == "Measured by 5 retrains."
     header, rows = verdicts.table_of(verdict(level()))
