@@ -278,6 +278,19 @@ def test_columns_of_own_rows_may_have_any_name(tmp_path, capsys, column):
     assert "flipped on purpose" not in (tmp_path / "page.html").read_text()
 
 
+def test_rows_without_a_text_are_named(tmp_path, capsys):
+    table = reviews(30).to_dict()
+    table["text"][4] = table["text"][9] = " "
+    path, valid = tmp_path / "rows.csv", tmp_path / "valid.csv"
+    Dataset.from_dict(table).to_csv(path)
+    reviews(12).to_csv(valid)
+    where = ["--dataset_name", "x", "--checkpoint_dir", str(tmp_path), "--dataset_path", str(path)]
+    own = ["--text_columns", "text", "--label_column", "stars", "--validation_split", str(valid)]
+    train.main([*where, *own, *QUICK])
+    out = capsys.readouterr().out
+    assert "training rows without a text: 4, 9\n" in out and "validation rows without" not in out
+
+
 def test_what_own_rows_cannot_be_is_refused_in_one_sentence(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     reviews(30).to_csv(path)

@@ -61,17 +61,17 @@ def open_tables(
     sizes = f"{len(tables['train']):,} training and {len(tables['validation']):,} validation rows"
     print(f"{name}: {kind}, {sizes}")
     if custom.drawn:
-        rows = ", ".join(map(str, custom.drawn[:SHOWN]))
         print(
-            f"rows {rows}{', ...' * (len(custom.drawn) > SHOWN)} of the file were drawn for "
-            "validation; --split_seed draws others, --validation_split names a file of them"
+            f"rows {some_of(custom.drawn)} of the file were drawn for validation; --split_seed "
+            "draws others, --validation_split names a file of them"
         )
     train, valid = (
         list(zip(*(tables[part][column] for column in columns), strict=True))
         for part in ("train", "validation")
     )
-    if blank := sum(not "".join(texts).strip() for texts in (*train, *valid)):
-        print(f"{blank:,} rows have an empty text")
+    for part, rows in (("training", train), ("validation", valid)):
+        if blank := [row for row, texts in enumerate(rows) if not "".join(texts).strip()]:
+            print(f"{part} rows without a text: {some_of(blank)}")
     known = set(train)
     if equal := sum(texts in known for texts in valid):
         print(
@@ -84,6 +84,11 @@ def open_tables(
         folders["validation_split"] = absolute(split)
         record["validation_split"] = split
     return Tables(name, task, tables, record)
+
+
+def some_of(rows: list[int]) -> str:
+    """The first numbers of rows as a phrase."""
+    return ", ".join(map(str, rows[:SHOWN])) + ", ..." * (len(rows) > SHOWN)
 
 
 def describe_classes(train: datasets.Dataset, task: GlueTask) -> str:
