@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from attribution.files import Refused, check_file
+from attribution.files import Refused, check_file, printable
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.influence.stored import recorded_queries
@@ -18,6 +18,7 @@ from attribution.show.asking import (
     contrasts,
     forget_queries,
     read_questions,
+    replay_command,
     scored_rows,
     show_scores,
     with_words,
@@ -86,6 +87,8 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
             if args.words and main:
                 answers = with_words(influence, questions.data, answers)
         show(answers, view)
+        if main and view.form == "table" and (command := replay_command(influence, questions)):
+            print(f"A replay is stored, too, and may say otherwise:\n  {printable(command)}")
     elif args.label_issues is not None or args.self_influence:
         from attribution.show.label_issues import show_label_issues  # it imports sklearn
 

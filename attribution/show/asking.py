@@ -13,6 +13,7 @@ import torch
 from attribution.data.dataset import GlueDataset
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
+from attribution.influence.settings import ScoreSpec, analyze_command
 from attribution.processes import Processes, choose_device
 from attribution.progress import steps
 from attribution.replay.words import token_values, words_of
@@ -32,7 +33,7 @@ from attribution.show.scored import (
     open_scored,
     unscored,
 )
-from attribution.training.arguments import command_of, queries_flag
+from attribution.training.arguments import command_of, custom_flags, queries_flag
 from attribution.training.fit import predict
 from attribution.training.queries import Questions, ask, read_label, read_queries
 from attribution.training.run import Run
@@ -191,6 +192,19 @@ def answers_to_questions(influence: Influence, questions: Questions, top_k: int)
     return [explain(context, query, top_k) for query in queries]
 
 
+def replay_command(influence: Influence, questions: Questions) -> str | None:
+    """Command that asks a replay the same; None where none is stored, for a replay itself, and for
+    several questions.
+    """
+    run, data = influence.run, questions.data
+    stored = any(run.folder.glob("influence/scores/replay*/pairwise_scores.json"))
+    if influence.settings.factor_strategy == "replay" or len(data) > 1 or not stored:
+        return None
+    label = data.exact_label(0) if questions.targets[0] == "label" else None
+    asked = custom_flags(data.columns_of(0), label)
+    return analyze_command(run, ScoreSpec(factor_strategy="replay"), more=asked)
+
+
 def contrasts(
     influence: Influence,
     texts: list[list[str]],
@@ -293,4 +307,5 @@ def show_scores(influence: Influence, view: View) -> None:
         for sentence in influence.run.doubts:
             print(printable(sentence))
         scored = scored_rows(influence, scores)
-    show([explain(scored.context(influence.run), scored.query(0), view.top_k)], view)
+        first = scored.queries.first_number
+    show(scored.answers(influence.run, [first], None, view.top_k), view)

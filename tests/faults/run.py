@@ -1,7 +1,7 @@
 """Many faults, drawn from a recorded seed, and what came of them.
 
-python tests/faults/run.py --trials 240                # make faults: some minutes; writes
-results/faults.json python tests/faults/run.py --only damaged --trials 20 --seed 7
+python tests/faults/run.py --trials 240 --result results/faults.json    # make faults
+python tests/faults/run.py --only damaged --trials 20 --seed 7
 """
 
 import argparse
