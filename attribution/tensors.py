@@ -34,11 +34,17 @@ def write_snapshot(path: Path, record: dict, content: dict) -> None:
     """Replaces the snapshot at `path` (a JSON, and a file of its content) by another one: a process
     that dies leaves the one or the other.
 
-    content: tensors and numbers, in dictionaries and lists.
+    content: tensors and numbers, in dictionaries and lists. Raises OSError if it cannot be written.
     """
     file = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.pt")
     with complete(file) as temporary:
-        torch.save(on_cpu(content), temporary)
+        try:
+            with temporary.open("wb") as opened:  # torch's own file hides why it cannot be written
+                torch.save(on_cpu(content), opened)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         digest = sha256_of(temporary)
     write_json(path, record | {"content": {file.name: digest}})
     for other in path.parent.glob(f"{path.stem}-*.pt"):
