@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -382,6 +383,28 @@ def test_classes_in_another_order_are_mapped_and_other_names_refused(trained, tm
     again = [*plain, "--label_order", "positive", "negative"]
     assert "other weights" in refused(capsys, train.main, *again)
     train.main([*again, "--overwrite"])
+
+
+def test_outputs_without_names_are_the_classes_of_numbered_labels(trained, tmp_path, capsys):
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "demo")
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    model.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(trained / "demo").save_pretrained(tmp_path / "model")
+    table = demo.read_rows()["train"]
+    rows = {"text": table["sentence"][:60], "label": table["label"][:60]}
+    Dataset.from_dict(rows).to_csv(tmp_path / "rows.csv")
+    own = ["--dataset_path", str(tmp_path / "rows.csv"), "--text_columns", "text"]
+    where = ["--dataset_name", "mine", "--checkpoint_dir", str(tmp_path), "--label_column", "label"]
+    train.main([*where, *own, "--adopt", str(tmp_path / "model")])
+    assert "nothing can be retrained" in capsys.readouterr().out
+    run = Run.open(tmp_path, "mine")
+    assert run.task.class_names == ("0", "1") and run.adopted["outputs"] == [0, 1]
+    assert torch.equal(run.model().classifier.bias, model.classifier.bias)  # not reordered
+    table = {"text": rows["text"], "label": ["no" if label else "yes" for label in rows["label"]]}
+    Dataset.from_dict(table).to_csv(tmp_path / "rows.csv")
+    again = [*where, *own, "--adopt", str(tmp_path / "model"), "--overwrite"]
+    assert "--label_order" in refused(capsys, train.main, *again)
 
 
 def test_a_folder_with_another_number_of_classes_is_refused(tmp_path, capsys):

@@ -104,6 +104,11 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
     first = next(iter(rows.validation))
     for line in judge(seen, results[first], rows.train, rows.validation[first]):
         print(line)
+    if not known:
+        print(
+            "how it was trained is not known, so nothing can be retrained to check its answers; "
+            "--model_name_or_path START and the recipe, as --learning_rate, say it"
+        )
     print(f"saved {folder}")
 
 

@@ -58,9 +58,9 @@ def fold(name: str) -> str:
 
 def class_of(value, names: Sequence[str]) -> int | None:
     """Place among the class names of the class that a label names; None if it names none of them,
-    or more than one.
+    or more than one. LABEL_1, as transformers calls an output without a name, is the class 1.
     """
-    for name in (str(value), name_of(value)):
+    for name in (str(value), name_of(value), f"LABEL_{name_of(value)}"):
         if name in names:
             return names.index(name)
     folded = [fold(name) for name in names]

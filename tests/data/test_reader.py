@@ -150,6 +150,8 @@ def test_labels_mean_the_same_however_they_are_written():
     assert all(map(is_missing, (None, "", "  ", float("nan")))) and not is_missing("nan")
     assert all(number_of(text) != number_of(text) for text in ("nan", "NA", "inf", "1_0", "", "x"))
     assert [class_of(v, ("1", "2")) for v in ("01", 2.0, "2", "3", 0)] == [0, 1, 1, None, None]
+    unnamed = ("LABEL_0", "LABEL_1")  # of transformers
+    assert [class_of(v, unnamed) for v in (1, "0", 1.0, "2", "LABEL_1")] == [1, 0, 1, None, 1]
     assert [class_of(v, ("False", "True")) for v in (True, "true", "FALSE")] == [1, 1, 0]
     assert [class_of(v, ("a-b", "a b", "c")) for v in ("a-b", "A B", "C")] == [0, None, 2]
 
