@@ -47,7 +47,7 @@ With --label_issues or --self_influence it prints one object a training row, the
 NOTES = {
     "label doubtful": "The model gives this training row another class than its label.",
     "high for many queries": "It tells more about itself than about this one.",
-    "nearly the same text": "It has nearly the words of the query.",
+    "nearly the same text": "It has the words of the query, or nearly.",
     "flipped on purpose": "The demo has such labels, so that they can be found.",
 }
 UNITS = {

@@ -9,6 +9,7 @@ KINDS = {
     "balanced": "class balance controlled",
     "output": "LDS of the output",
 }
+OVERLAP = ("tfidf", "tfidf2", "bm25")  # scores by the words that two texts share
 ASIDES = {
     "rows_at_top": "rows in all top 10s",
     "spearman_with_ekfac": "Spearman with ekfac",
@@ -169,19 +170,25 @@ def lds_notes(result: dict) -> str:
 
 
 def ties_of(result: dict) -> str:
-    """Sentence with the scores that cannot be told from the best one by their LDS; empty if all
-    can.
+    """Sentences with the scores that cannot be told from the best one by their LDS, and with those
+    of word overlap that EKFAC is not above; empty if there are none.
     """
     parts = {name: entry["plain"] for name, entry in result["scores"].items()}
     best = max(parts, key=lambda name: parts[name]["lds"])
     intervals = {name: part["behind_best_interval"] for name, part in parts.items() if name != best}
     ties = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
-    if not ties:
-        return ""
-    return (
-        f"Cannot be told from {best}, the best (the 95 % interval of the difference holds 0): "
-        f"{', '.join(ties)}."
-    )
+    sentences = []
+    if ties:
+        sentences.append(
+            f"Cannot be told from {best}, the best (the 95 % interval of the difference holds 0): "
+            f"{', '.join(ties)}."
+        )
+    ahead = {name: (parts[name].get("difference_interval") or [0, -1])[1] for name in parts}
+    if overlap := [name for name in OVERLAP if ahead.get(name, -1) >= 0]:
+        sentences.append(
+            f"ekfac cannot be told from word overlap, which needs no model: {', '.join(overlap)}."
+        )
+    return "\n".join(sentences)
 
 
 def lds_text(result: dict, every: bool = False) -> str:

@@ -119,3 +119,17 @@ def test_scores_whose_difference_from_the_best_holds_zero_are_named_below_the_ta
     assert f"Cannot be told from {best}, the best" in text and f"holds 0): {tie}.\n" in text
     del result["scores"][tie]
     assert "Cannot be told" not in lds_text(result | about)
+
+
+def test_word_overlap_that_is_as_good_as_ekfac_is_named_below_the_table():
+    scores, masks, margins = linear_study()
+    near = scores + 1e-3 * np.random.default_rng(2).standard_normal(scores.shape)
+    named = {"ekfac": scores, "tfidf": near, "bm25": -scores}
+    result = evaluate(named, Evidence(masks, margins), 200)
+    low, high = result["scores"]["tfidf"]["plain"]["difference_interval"]
+    assert low <= 0 <= high and result["scores"]["bm25"]["plain"]["difference_interval"][1] < 0
+    about = {"dataset": "demo", "evaluation": {}, "foreign": False, "shared_seeds": []}
+    sentence = "ekfac cannot be told from word overlap, which needs no model: tfidf.\n"
+    assert sentence in lds_text(result | about)
+    del result["scores"]["tfidf"]
+    assert "word overlap" not in lds_text(result | about)
