@@ -279,6 +279,17 @@ def test_columns_of_own_rows_may_have_any_name(tmp_path, capsys, column):
     assert "flipped on purpose" not in (tmp_path / "page.html").read_text()
 
 
+def test_a_run_of_own_rows_whose_record_is_damaged_is_said_to_be(tmp_path, capsys):
+    reviews(30).to_csv(tmp_path / "rows.csv")
+    where = ["--dataset_name", "x", "--checkpoint_dir", str(tmp_path)]
+    own = ["--dataset_path", str(tmp_path / "rows.csv"), "--text_columns", "text"]
+    train.main([*where, *own, "--label_column", "stars", *QUICK])
+    record = tmp_path / "x/run.json"
+    record.write_text(record.read_text()[:60])
+    error = refused(capsys, analyze.main, *where)
+    assert "x is damaged" in error and "run: python train.py --dataset_name x" in error
+
+
 def test_rows_without_a_text_are_named(tmp_path, capsys):
     table = reviews(30).to_dict()
     table["text"][4] = table["text"][9] = " "

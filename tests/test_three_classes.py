@@ -200,7 +200,7 @@ def test_a_contrast_turns_its_sign_with_its_classes_and_is_refused_where_there_i
     assert found[0]["sides"][0]["rows"] != found[1]["sides"][0]["rows"]
     with pytest.raises(Refused, match="what the model said"):
         contrast(said)
-    with pytest.raises(Refused, match="does not know the query label"):
+    with pytest.raises(Refused, match="does not know the label"):
         contrast("no class")
     where[4:6] = ["--query_text", *found[0]["texts"]]  # the same as a custom query
     (custom,) = [contrast(name) for name in others[:1]]

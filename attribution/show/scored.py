@@ -150,7 +150,7 @@ class ScoredRows:
                 ) from error
             places = [self.queries.place_of(number, "query_group") for number in numbers]
         if not places:
-            raise Refused(f"--query_group {name} has no queries")
+            raise Refused(f"--query_group {name}: there is no such query")
         return places
 
     def mean(self, name: str, places: list[int]) -> Query:

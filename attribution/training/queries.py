@@ -98,7 +98,7 @@ def read_label(value, task: GlueTask) -> float | int:
         low, high = task.bounds or (-math.inf, math.inf)
         found = value_of(value)
         if found is None or not low <= found <= high:
-            raise Refused(f"the query label {shown!r} is not a number that the task knows")
+            raise Refused(f"the label {shown!r} is not a number that the task knows")
         return found
     number = number_of(value)
     place = class_of(value, task.class_names)
@@ -109,9 +109,7 @@ def read_label(value, task: GlueTask) -> float | int:
     if named or number not in range(task.num_labels):
         counted = "" if named else f", or 0 to {task.num_labels - 1}"
         known = ", ".join(task.class_names)
-        raise Refused(
-            f"the task does not know the query label {shown!r}; it knows {known}{counted}"
-        )
+        raise Refused(f"the task does not know the label {shown!r}; it knows {known}{counted}")
     return int(number)
 
 

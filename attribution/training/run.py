@@ -110,7 +110,7 @@ class Run:
             check_name(name)
         run = cls.read(folder)
         if run is None:
-            if name not in TASKS:
+            if name not in TASKS and not (folder / "run.json").exists():
                 runs = sorted(place.parent.name for place in checkpoint_dir.glob("*/run.json"))
                 raise Refused(
                     f"{unknown_task(name, runs)}, and in {checkpoint_dir.resolve()} there is no "

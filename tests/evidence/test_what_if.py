@@ -70,7 +70,7 @@ def test_rows_and_labels_are_those_of_the_arguments_or_of_a_file(train, tmp_path
         (["1", "x"], None, "'x' is not the number"),
         (["1.5", "2"], None, "'1.5' is not the number"),
         (["3"], ["3"], "row 3 cannot be removed and have another label"),
-        (None, ["3=fine"], "does not know the query label"),
+        (None, ["3=fine"], "does not know the label"),
         ([str(row) for row in range(N)], None, "leaves no row"),
     ],
 )

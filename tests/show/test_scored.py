@@ -131,7 +131,7 @@ def test_groups_that_cannot_be_are_refused(scored, capsys, tmp_path):
         (str(tmp_path), "is not one of negative, positive, all"),
         ("x" * 5000, "is not one of negative, positive, all"),
         (str(far), "--query_group must be from 0 to 8, not 9"),
-        (str(none), "has no queries"),
+        (str(none), "there is no such query"),
     ):
         argv = [*QUICK, "--checkpoint_dir", str(scored), "--query_group", name]
         assert said in refusal(capsys, analyze.main, argv)
