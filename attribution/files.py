@@ -199,8 +199,8 @@ def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
         return None
     if parts := differing_parts(record.get("fingerprint", {}), fingerprint):
         raise Refused(
-            f"the {what} in {path.parent} were made with {describe_parts(parts)}; pass "
-            "--overwrite to replace them, or use another --checkpoint_dir"
+            f"the {what} in {path.parent} were made with {describe_parts(parts)}; pass --overwrite "
+            "in a command without a question to replace them, or use another --checkpoint_dir"
         )
     return record
 
