@@ -17,7 +17,8 @@ ARMS = ["ekfac", "identity", "tfidf", "random"]  # the default of --strategies
 OF_WHAT_IF = ("remove_rows", "flip_labels", "smallest_set")  # what a what-if may ask for
 # Arguments with an effect beside --plot_only.
 PLOTTING = {"dataset_name", "checkpoint_dir", "results_dir", "figure_path"}
-BASELINES = ("random", "label", "tfidf", "tfidf2", "bm25", "representation", "start")
+OVERLAP = ("tfidf", "tfidf2", "bm25")  # scores by the words that two texts share
+BASELINES = ("random", "label", *OVERLAP, "representation", "start")
 
 
 def add_start_argument(group) -> None:

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
 from attribution.data.dataset import GlueDataset
-from attribution.evidence.arguments import BASELINES
+from attribution.evidence.arguments import BASELINES, OVERLAP
 from attribution.training.fit import over_rows, predict
 
 # Of BM25: how fast a word's count saturates, and how much the length of a text counts.
@@ -145,7 +145,7 @@ def baseline_scores(
     agreement = signs(queries, train, models)
     if name == "label":
         return agreement
-    if name in ("tfidf", "tfidf2", "bm25"):
+    if name in OVERLAP:
         similar = (bm25 if name == "bm25" else tfidf_cosine)(queries.texts(), train.texts())
         return similar ** (2 if name == "tfidf2" else 1) * agreement
     assert models is not None

@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from attribution.evidence.arguments import TURNED
+from attribution.evidence.arguments import OVERLAP, TURNED
 
 KINDS = {
     "plain": "LDS [95 %]",
     "balanced": "class balance controlled",
     "output": "LDS of the output",
 }
-OVERLAP = ("tfidf", "tfidf2", "bm25")  # scores by the words that two texts share
 ASIDES = {
     "rows_at_top": "rows in all top 10s",
     "spearman_with_ekfac": "Spearman with ekfac",
@@ -183,8 +182,8 @@ def ties_of(result: dict) -> str:
             f"Cannot be told from {best}, the best (the 95 % interval of the difference holds 0): "
             f"{', '.join(ties)}."
         )
-    ahead = {name: (parts[name].get("difference_interval") or [0, -1])[1] for name in parts}
-    if overlap := [name for name in OVERLAP if ahead.get(name, -1) >= 0]:
+    from_ekfac = {name: parts.get(name, {}).get("difference_interval") for name in OVERLAP}
+    if overlap := [name for name, ends in from_ekfac.items() if ends and ends[1] >= 0]:
         sentences.append(
             f"ekfac cannot be told from word overlap, which needs no model: {', '.join(overlap)}."
         )
