@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 from attribution.cli import flags_of, options_of
-from attribution.files import Refused, describe_parts, exclusive
+from attribution.files import Refused, exclusive
 from attribution.influence.stored import why_stale
 from attribution.models import fingerprint_of_start, name_classes, shortened
 from attribution.processes import (
@@ -34,7 +34,7 @@ from attribution.training.fit import evaluate_model
 from attribution.training.members import Members
 from attribution.training.metrics import doubts
 from attribution.training.recipe import RECIPE, recipe_of
-from attribution.training.run import Run, absolute, check_place
+from attribution.training.run import Run, absolute, check_place, held
 from attribution.training.support import check_attribution
 from pipeline import construct_bert, get_tokenizer, quiet_libraries
 
@@ -83,10 +83,7 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
     }
     run = Run.read(folder)
     if run and not args.overwrite and (parts := parts_lost(run, record)):
-        raise Refused(
-            f"{folder} holds a run with {describe_parts(parts)}; pass --overwrite to replace it, "
-            "or use another --checkpoint_dir"
-        )
+        raise held(folder, parts)
     results = evaluate_splits(model, rows, args.eval_batch_size)
     seen = evaluate_model(model, rows.train, args.eval_batch_size)
     record |= {

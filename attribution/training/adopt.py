@@ -194,7 +194,7 @@ def parts_lost(run: Run, record: dict) -> list[str]:
     stored = {"weights": run.weights, "seed": run.seed, "data": run.data}
     new = json.loads(json.dumps({name: record.get(name) for name in stored}))  # tuples are lists
     parts = differing_parts(stored, new) + run.differences(record)
-    return [part.replace("_", " ") for part in parts] + ["training"] * (run.adopted is None)
+    return parts + ["training"] * (run.adopted is None)
 
 
 def judge(seen: dict, new: dict, train: GlueDataset, valid: GlueDataset) -> list[str]:

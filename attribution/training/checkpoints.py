@@ -13,7 +13,6 @@ from attribution.data.dataset import GlueDataset
 from attribution.files import (
     Refused,
     checksums,
-    describe_parts,
     exclusive,
     printable,
     read_json,
@@ -28,7 +27,7 @@ from attribution.training.fit import Diverged, evaluate_model, fit, steps_of
 from attribution.training.members import Members, draw_share, is_trained
 from attribution.training.metrics import doubts, worth
 from attribution.training.resume import Progress
-from attribution.training.run import MARKER, Run
+from attribution.training.run import MARKER, Run, held
 
 # Parts of run.json that an interrupted training shares with the one that continues it.
 RESUMED = ("start", "train_rows", "recipe", "seed", "processes", "device", "share")
@@ -73,11 +72,8 @@ class Trainer:
             self.train(place, one, part, processes)
 
     def record_of(self, seed: int, share: float) -> dict:
-        """Parts of run.json of one training before it is trained. share: as in `train`."""
-        steps = self.steps(len(draw_share(len(self.rows.train), share, seed)))
-        return (
-            self.record | {"seed": seed, "steps": steps} | ({"share": share} if share < 1 else {})
-        )
+        """Parts of run.json that say how one checkpoint is trained. share: as in `train`."""
+        return self.record | {"seed": seed} | ({"share": share} if share < 1 else {})
 
     def check_replaced(self, folder: Path, record: dict) -> None:
         """Raises Refused for a folder with a run of another record, unless it may be replaced."""
@@ -85,11 +81,7 @@ class Trainer:
         if run is None or self.overwrite:
             return
         if parts := ["seed"] * (run.seed != record["seed"]) + run.differences(record):
-            named = describe_parts([part.replace("_", " ") for part in parts])
-            raise Refused(
-                f"{folder} holds a run with {named}; pass --overwrite to replace it, or use "
-                "another --checkpoint_dir"
-            )
+            raise held(folder, parts)
 
     def steps(self, num_rows: int) -> int:
         """Steps of a training on this number of rows."""
@@ -103,10 +95,9 @@ class Trainer:
         """
         rows = draw_share(len(self.rows.train), share, seed)
         recipe = self.recipe
-        record = self.record_of(seed, share)
-        kept = (
-            self.members.kept_steps(record["steps"]) if share == self.members.member_share else []
-        )
+        steps = self.steps(len(rows))
+        record = self.record_of(seed, share) | {"steps": steps}
+        kept = self.members.kept_steps(steps) if share == self.members.member_share else []
         run = Run.read(folder)
         if run and not run.adopted and is_trained(folder, record, kept):
             print(f"{folder} is there and is kept")

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from attribution.data.tasks import TASKS, GlueTask, check_name, task_from, unknown_task
-from attribution.files import Refused, check_writable, intact, printable, read_json, sha256_of
+from attribution.files import (
+    Refused,
+    check_writable,
+    describe_parts,
+    intact,
+    printable,
+    read_json,
+    sha256_of,
+)
 from attribution.training.arguments import command_of
 
 if TYPE_CHECKING:  # they take seconds to import; what reads run.json only does not wait for them
@@ -318,6 +326,15 @@ def check_place(folder: Path, start: str | None, flag: str = "--model_name_or_pa
     while not os.path.exists(place):  # a training that fails early leaves no folder
         place = place.parent
     check_writable(place)
+
+
+def held(folder: Path, parts: list[str]) -> Refused:
+    """Refusal to replace the run in the folder. parts: names of those that it has otherwise."""
+    named = describe_parts([part.replace("_", " ") for part in parts])
+    return Refused(
+        f"{folder} holds a run with {named}; pass --overwrite to replace it, or use another "
+        "--checkpoint_dir"
+    )
 
 
 def is_external(folder: Path) -> bool:
