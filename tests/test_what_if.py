@@ -45,6 +45,22 @@ def refused(capsys, folder, *argv: str) -> str:
     return capsys.readouterr().err
 
 
+def test_a_replay_that_counts_is_named_below_the_answer_to_a_custom_query(copied, capsys):
+    asked = [*ASKED, "--checkpoint_dir", str(copied), "--query_text", "A fine soup."]
+    command = "--factor_strategy replay --query_text 'A fine soup.'"
+
+    def answer(*more: str) -> str:
+        capsys.readouterr()
+        analyze.main([*asked, *more])
+        return capsys.readouterr().out
+
+    assert command in answer("--factor_strategy", "identity")
+    assert "A replay is stored" not in answer("--factor_strategy", "replay")
+    path = copied / f"demo/influence/scores/{NAME}/self_scores.json"
+    path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))  # of another run
+    assert "A replay is stored" not in answer("--factor_strategy", "identity")
+
+
 def test_removed_and_relabelled_rows_are_replayed_without_a_model(copied, capsys, monkeypatch):
     def opened(*_):
         raise AssertionError("a model was opened")

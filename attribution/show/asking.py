@@ -14,6 +14,7 @@ from attribution.data.dataset import GlueDataset
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import ScoreSpec, analyze_command
+from attribution.influence.stored import replayed_self_scores
 from attribution.processes import Processes, choose_device
 from attribution.progress import steps
 from attribution.replay.words import token_values, words_of
@@ -193,12 +194,13 @@ def answers_to_questions(influence: Influence, questions: Questions, top_k: int)
 
 
 def replay_command(influence: Influence, questions: Questions) -> str | None:
-    """Command that asks a replay the same; None where none is stored, for a replay itself, and for
-    several questions.
+    """Command that asks a replay the same; None where none that counts is stored, for a replay
+    itself, and for several questions.
     """
     run, data = influence.run, questions.data
-    stored = any(run.folder.glob("influence/scores/replay*/pairwise_scores.json"))
-    if influence.settings.factor_strategy == "replay" or len(data) > 1 or not stored:
+    if influence.settings.factor_strategy == "replay" or len(data) > 1:
+        return None
+    if replayed_self_scores(run) is None:  # they are stored with every replay
         return None
     label = data.exact_label(0) if questions.targets[0] == "label" else None
     asked = custom_flags(data.columns_of(0), label)
