@@ -24,7 +24,7 @@ import numpy as np
 
 from attribution.cli import run_script
 from attribution.files import Refused, check_file, read_json, write_json
-from attribution.provenance import environment
+from attribution.provenance import command, environment
 from lab.common import ROOT, add_results_argument, write_tables
 from lab.timings import scale_table
 
@@ -153,7 +153,8 @@ def main(argv=None) -> None:
             write_json(path, known := measure(path.parent, size, strategy))
         measured[size] = known
     made = {name: part for name, part in measured[max(measured)].items() if name != "steps"}
-    result = {"sizes": {str(size): found["steps"] for size, found in measured.items()}, **made}
+    sizes = {str(size): found["steps"] for size, found in measured.items()}
+    result = {"sizes": sizes, **made, "command": command()}
     write_json(place, result)
     print(scale_table(result))
 
