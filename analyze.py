@@ -18,7 +18,7 @@ float32, shape (Q queries, N training rows), both in the order of the data set.
 """
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from attribution.cli import (
@@ -26,6 +26,7 @@ from attribution.cli import (
     add_options,
     check_numbers,
     end,
+    flags_of,
     given_arguments,
     options_of,
     refuse_idle,
@@ -33,11 +34,18 @@ from attribution.cli import (
     tell_start,
 )
 from attribution.evidence.arguments import refuse_others
-from attribution.files import Refused
+from attribution.files import Refused, Stale
 from attribution.influence.settings import Settings, with_members
+from attribution.influence.stored import recorded_queries
 from attribution.show.listing import FORMAT, FORMATS, View
 from attribution.show.scored import show_stored
-from attribution.training.arguments import add_data_arguments, add_query_arguments
+from attribution.training.arguments import (
+    MAX_QUERIES,
+    add_data_arguments,
+    add_query_arguments,
+    command_of,
+    queries_flag,
+)
 from attribution.training.members import Members
 from attribution.training.run import Run
 
@@ -51,8 +59,8 @@ TAKES = {
     "report": {"query_index", "top_k"},
     "query_index": {"format", "top_k", "raw", "words", "particular", "contrast"},
     "query_group": {"format", "top_k", "raw", "particular"},
-    "query_text": OF_COMPUTING | {"format", "top_k", "raw", "words", "contrast", "query_label"},
-    "query_path": OF_COMPUTING | {"format", "top_k", "raw", "words", "contrast"},
+    "query_text": {"profile", "format", "top_k", "raw", "words", "contrast", "query_label"},
+    "query_path": {"profile", "format", "top_k", "raw", "words", "contrast"},
     "label_issues": OF_COMPUTING | {"format", "top_k"},
     "self_influence": OF_COMPUTING | {"format", "top_k"},
 }
@@ -167,6 +175,27 @@ def main(argv=None) -> None:
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     with View(args.format, args.top_k).progress():
         settings = with_members(options_of(Settings, args), run)
+    try:
+        analyze(args, run, settings)
+    except Stale as stale:
+        again = overwrite_command(args, run, settings)
+        raise Refused(
+            f"{stale.reason}; replace them with: {again} or use another --checkpoint_dir"
+        ) from None
+
+
+def overwrite_command(args: argparse.Namespace, run: Run, settings: Settings) -> str:
+    """Command that replaces stored scores and factors by those of these settings."""
+    command = command_of("analyze.py", run.dataset_name, run.folder.parent)
+    limit = args.max_queries
+    if limit == MAX_QUERIES:
+        limit = recorded_queries(run, settings.name) or limit
+    flags = flags_of(replace(settings, overwrite=True))  # with all that changes a fingerprint
+    return f"{command}{queries_flag(limit)} {flags}"
+
+
+def analyze(args: argparse.Namespace, run: Run, settings: Settings) -> None:
+    """Prints an answer from what is kept, where that is enough, or computes."""
     stored = args.query_index is not None or args.query_group is not None
     if stored and args.report is None and not args.words and not args.contrast:
         view = View(args.format, args.top_k, args.raw)
@@ -174,9 +203,9 @@ def main(argv=None) -> None:
         if show_stored(run, settings, *asked):
             return
     tell_start(args.dataset_name)
-    from attribution.commands.analyze import analyze  # torch takes seconds to import
+    from attribution.commands import analyze as outline  # torch takes seconds to import
 
-    analyze(args, run, settings)
+    outline.analyze(args, run, settings)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,23 @@ class Refused(Exception):
     """Input that a script will not work with; the message is one sentence with a remedy."""
 
 
+class Stale(Refused):
+    """Stored results that were made from something else than is asked for now.
+
+    reason: which, and what differs.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"{reason}; replace them with analyze.py --overwrite, or use another --checkpoint_dir"
+        )
+
+    def __reduce__(self) -> tuple:
+        """How another process of a launch makes it: of the reason, not of the whole message."""
+        return Stale, (self.reason,)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error, or what caused it, says that no space (or no quota) is left."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -188,20 +205,23 @@ def describe_parts(parts: list[str]) -> str:
     return " and ".join(f"{'other' if part.endswith('s') else 'another'} {part}" for part in parts)
 
 
-def refuse_if_stale(path: Path, fingerprint: dict, what: str) -> dict | None:
+def refuse_if_stale(
+    path: Path, fingerprint: dict, what: str, replaceable: bool = False
+) -> dict | None:
     """Record in the JSON at `path`; None if there is none.
 
-    fingerprint: named parts of everything that the result depends on. Raises Refused, naming the
-    differing parts, if the record was made from something else.
+    fingerprint: named parts of everything that the result depends on. replaceable: whether a record
+    made from something else counts as none, as of a custom query, which is cheap to ask again; else
+    that raises Stale.
     """
     record = read_json(path)
     if record is None:
         return None
-    if parts := differing_parts(record.get("fingerprint", {}), fingerprint):
-        raise Refused(
-            f"the {what} in {path.parent} were made with {describe_parts(parts)}; pass --overwrite "
-            "in a command without a question to replace them, or use another --checkpoint_dir"
-        )
+    parts = differing_parts(record.get("fingerprint", {}), fingerprint)
+    if parts and replaceable:
+        return None
+    if parts:
+        raise Stale(f"the {what} in {path.parent} were made with {describe_parts(parts)}")
     return record
 
 

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from running import (
+    DEMO,
     QUICK,
     ROOT,
     SMALL,
@@ -108,7 +109,7 @@ def test_factors_of_an_earlier_model_are_refused_and_named(run_copy):
     analyze_quickly(run_copy)
     first = scores_of(run_copy)
     train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--seed", "1", "--overwrite"])
-    with pytest.raises(Refused, match="other weights; pass --overwrite"):
+    with pytest.raises(Refused, match="with other weights; replace them"):
         analyze_quickly(run_copy)
     with pytest.raises(Refused, match="other weights"):
         analyze_quickly(run_copy, "--damping_factor", "0.1")  # other scores, the same factors
@@ -117,6 +118,31 @@ def test_factors_of_an_earlier_model_are_refused_and_named(run_copy):
     assert not close(scores_of(run_copy), first, 0.1)
     with pytest.raises(Refused, match="another seed"):
         analyze_quickly(run_copy, "--fisher", "sampled", "--seed", "5")
+
+
+@pytest.mark.parametrize("strategy", ["ekfac", "replay"])
+def test_after_another_training_a_question_names_the_command_that_lets_it_be_asked(
+    run_copy, capsys, strategy
+):
+    where = [*DEMO, "--checkpoint_dir", str(run_copy), "--factor_strategy", strategy]
+    question = [*where, "--query_text", "a film"]
+
+    def asked() -> str:
+        capsys.readouterr()
+        analyze.main([*question, "--format", "json"])
+        return capsys.readouterr().out
+
+    analyze.main([*where, "--max_queries", "7"])
+    before = asked()
+    train.main([*SMALL, "--checkpoint_dir", str(run_copy), "--seed", "1", "--overwrite"])
+    for stale in (question, [*where, "--query_index", "3"]):
+        error = refusal(capsys, analyze.main, stale)
+        assert "other weights" in error
+    command = re.search("replace them with: python analyze.py (.*) or use", error)[1]
+    assert "--max_queries 7" in command
+    analyze.main(shlex.split(command))
+    after = asked()
+    assert after != before and asked() == after
 
 
 def test_results_are_shown_without_computing(run_copy, capsys):
@@ -154,7 +180,7 @@ def test_a_question_without_max_queries_is_about_the_rows_that_were_scored(run_c
     assert "query 6" in capsys.readouterr().out
     assert "from 0 to 6" in refusal(capsys, analyze.main, [*where, "--query_index", "7"])
     again = refusal(capsys, analyze.main, where)
-    assert "made with other query rows; pass --overwrite" in again
+    assert "made with other query rows; replace them with: " in again
 
 
 def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):
@@ -171,7 +197,7 @@ def test_a_full_disk_leaves_no_scores(run_copy, monkeypatch, capsys):
 def test_another_margin_makes_pairwise_scores_stale_and_self_influence_not(run_copy, monkeypatch):
     analyze_quickly(run_copy, "--self_influence")
     monkeypatch.setattr("attribution.influence.stored.MARGIN", "another function")
-    with pytest.raises(Refused, match="pairwise scores .* with another margin; pass --overwrite"):
+    with pytest.raises(Refused, match="pairwise scores .* with another margin; replace them with"):
         analyze_quickly(run_copy)
     scores = influence_of(run_copy).scores
     assert scores.load("self") is not None

@@ -1,13 +1,22 @@
 """A file is complete or absent, and a result of something else is refused."""
 
 import errno
+import pickle
 
 import pytest
 import torch
 
 from attribution import files
 from attribution.cli import check_numbers, run_script
-from attribution.files import Refused, exclusive, intact, refuse_if_stale, write_bytes, write_json
+from attribution.files import (
+    Refused,
+    Stale,
+    exclusive,
+    intact,
+    refuse_if_stale,
+    write_bytes,
+    write_json,
+)
 from attribution.tensors import fingerprint_of_tensors
 
 
@@ -59,8 +68,10 @@ def test_a_result_of_something_else_is_refused_by_the_part_that_differs(tmp_path
     assert refuse_if_stale(path, {"weights": "a"}, "scores") is None
     write_json(path, {"fingerprint": {"weights": "a", "seed": 1}})
     assert refuse_if_stale(path, {"weights": "a", "seed": 1}, "scores")
-    with pytest.raises(Refused, match="other weights; pass --overwrite"):
+    with pytest.raises(Stale, match="other weights; replace them with") as refused:
         refuse_if_stale(path, {"weights": "b", "seed": 1}, "scores")
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
+    assert refuse_if_stale(path, {"weights": "b", "seed": 1}, "scores", replaceable=True) is None
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path):

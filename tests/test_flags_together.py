@@ -144,7 +144,7 @@ HONOURED = {
         "--query_group positive --raw",
         "--query_text a --raw",
         "--raw --top_k 2",
-        "--query_text a --query_label 1 --format json --top_k 3 --overwrite",
+        "--query_text a --query_label 1 --format json --top_k 3 --profile",
         "--query_path - --format table --profile",
         "--report --query_index 1 --top_k 3",
         "--report page.html --factor_strategy kfac",

@@ -38,6 +38,7 @@ class Work:
     make_plan: Callable[[], dict]
     overwrite: bool
     processes: Processes = ALONE
+    replaceable: bool = False  # see `refuse_if_stale`
     earlier: float = 0.0  # seconds that earlier processes spent on the current phase
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class Work:
         def known() -> dict | None:
             if self.overwrite:
                 shutil.rmtree(self.folder, ignore_errors=True)
-            return refuse_if_stale(self.path, self.fingerprint, self.what)
+            return refuse_if_stale(self.path, self.fingerprint, self.what, self.replaceable)
 
         self.record = self.processes.from_main(known)
         if self.record is None:

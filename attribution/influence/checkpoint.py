@@ -207,8 +207,9 @@ class Analysis(Scored):
         """
         folder = self.folder / "kronfluence" / f"{kind}_{name}"
         plan = functools.partial(self.plan, plan_kind)
-        overwrite = self.settings.overwrite
-        return Work(folder, parts, f"unfinished {kind}", plan, overwrite, self.processes)
+        how = plan, self.settings.overwrite, self.processes
+        replaceable = kind == "scores" and bool(self.suffix)
+        return Work(folder, parts, f"unfinished {kind}", *how, replaceable=replaceable)
 
     def fit_factors(self) -> dict[str, float]:
         """Seconds of each phase of fitting the factors, which are stored if they are not yet."""

@@ -175,8 +175,9 @@ class ReplayAnalysis(Analysis):
             kind = "self" if name == "rows" else "pairwise"
             folder = self.folder / "replay" / name
             parts = self.scores.parts[kind]
-            overwrite = self.settings.overwrite
-            self.works[name] = Work(folder, parts, "kernels", dict, overwrite, self.processes)
+            how = dict, self.settings.overwrite, self.processes
+            replaceable = kind == "pairwise" and bool(self.suffix)
+            self.works[name] = Work(folder, parts, "kernels", *how, replaceable=replaceable)
         return self.works[name]
 
     def _queries_work(self) -> Work:

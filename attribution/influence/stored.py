@@ -93,9 +93,12 @@ class ScoreFolder:
         return row if row_checksums(row[None]) == [record["rows"][query]] else None
 
     def record(self, kind: str) -> dict | None:
-        """JSON beside the scores; None if missing. Raises Refused if their fingerprint differs."""
+        """JSON beside the scores; None if missing. Raises Stale if their fingerprint differs; a
+        custom query's are then missing.
+        """
         path = self.place(kind) / f"{kind}_scores.json"
-        return refuse_if_stale(path, self.parts[kind], f"{kind} scores")
+        replaceable = kind == "pairwise" and bool(self.suffix)
+        return refuse_if_stale(path, self.parts[kind], f"{kind} scores", replaceable)
 
     def save(self, kind: str, arrays: dict[str, np.ndarray], about: dict) -> None:
         """Writes scores, then the JSON that makes them count, while no other process writes either.
@@ -223,11 +226,12 @@ def remedy(
 ) -> str:
     """End of a refusal: the command that stores scores of this name, or the names that there are.
 
-    found: of `find_scores`. max_queries: None for the default. more: arguments of the command.
+    found: of `find_scores`. max_queries: None for the default. more: arguments of the command, of a
+    custom query, whose stale scores need no --overwrite.
     """
     if name in found:
         spec = found[name].spec
-        more = f"{more} --overwrite".strip()
+        more = more or "--overwrite"
     elif name in STRATEGIES:
         spec = ScoreSpec(factor_strategy=name)
     else:
