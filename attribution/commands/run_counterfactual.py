@@ -12,13 +12,13 @@ from attribution.evidence.counterfactual import Arm, Removals, by_score, run_stu
 from attribution.evidence.kept_verdicts import save_verdict
 from attribution.evidence.study import check_recipe_known, models_of, open_study
 from attribution.evidence.verdict import Check
-from attribution.files import Refused
+from attribution.files import Refused, printable
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
 from attribution.show.listing import headline
 from attribution.show.results import Place
-from attribution.show.scored import counterfactual_command
+from attribution.show.scored import counterfactual_command, open_scored
 from attribution.show.what_if import doubt_text, smallest_text, what_if_text
 from attribution.training.arguments import custom_flags
 from attribution.training.queries import ask
@@ -74,15 +74,20 @@ def why_unusable(run: Run, name: str, found: dict, max_queries: int) -> str | No
     return why and f"{why}; {remedy(run, name, found, max_queries)}"
 
 
-def check_sizes(args, train, queries) -> None:
-    """Raises Refused for a regression, and if more rows are removed than there are (for random: of
-    the smallest class).
-    """
+def refuse_regression(args, train) -> None:
+    """Raises Refused for a regression, whose predictions do not turn."""
     if train.task.regression:
         raise Refused(
             f"{args.dataset_name} is a regression task: it has margins, but no prediction that "
             "could flip"
         )
+
+
+def check_sizes(args, train, queries) -> None:
+    """Raises Refused for a regression, and if more rows are removed than there are (for random: of
+    the smallest class).
+    """
+    refuse_regression(args, train)
     most = len(train) - 1  # at least one row is left to train on
     if "random" in args.strategies and args.direction == "helpful":
         sizes = [int((train.labels == label).sum()) for label in np.unique(queries.labels)]
@@ -158,16 +163,25 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
         queries = known = questions.data
         targets = {0: custom_flags(args.query_text, args.query_label)}
     if args.smallest_set:
+        refuse_regression(args, train)
         scores = influence.compute("pairwise")
         assert scores is not None  # a what-if is computed by each process alone
+        if custom:
+            logits = questions.logits
+        else:
+            kept = open_scored(run, influence.settings)
+            logits = influence.said() if kept is None else kept.logits
+        said = logits.argmax(-1)
         command = counterfactual_command(run, args.max_queries)
         for flag in ("dataset_path", "model_name_or_path"):
             if (value := getattr(args, flag)) is not None:
                 command += f" --{flag} {shlex.quote(value)}"
         for place, flags in targets.items():
-            rows = what_if.smallest_set(influence, place, scores[place])
+            right = bool(said[place] == queries.labels[place])
+            smallest = what_if.smallest_set(influence, place, scores[place], right)
             title = headline(queries, place, custom)
-            print(f"\n{smallest_text(title, train, rows, f'{command} {flags}')}")
+            asked = printable(queries.label_name(place)), train, smallest, f"{command} {flags}"
+            print(f"\n{smallest_text(title, *asked, right)}")
         if len(influence.analyses) == 1:
             print(doubt_text(run, args.max_queries))
         return

@@ -185,34 +185,51 @@ def predicted_changes(
     return {place: list(np.array(changes).T) for place, changes in found.items()}
 
 
-def smallest_set(influence: Influence, place: int, scores: np.ndarray) -> list[int] | None:
-    """Fewest training rows, in the order of a query's scores (N,), whose replayed removal turns its
-    prediction; None if up to half of all rows do not.
+@dataclass(frozen=True)
+class Smallest:
+    """Fewest training rows whose replayed removal turns a query's prediction.
 
-    It turns where more than half of the members turn. Rows that help go where the prediction is
-    right, else those that harm.
+    rows: in the order of its scores; empty: with all rows the replays already say otherwise than
+    the run; None: up to half of all rows do not turn it. before, after: members that say the
+    query's label, with all rows and without these. members: how many there are.
+    """
+
+    rows: list[int] | None
+    before: int
+    after: int
+    members: int
+
+
+def smallest_set(influence: Influence, place: int, scores: np.ndarray, right: bool) -> Smallest:
+    """Fewest training rows, in the order of a query's scores (N,), whose replayed removal turns its
+    prediction: away from the label where the run is right, else towards it.
+
+    It turns where more than half of the members turn. Rows that help go where the run is right,
+    else those that harm.
     """
     count = len(scores)
+    way = "helpful" if right else "harmful"
+    order = most_helpful(scores, way)
 
-    def turned_without(counts: list[int], way: str) -> np.ndarray:
-        """Whether the prediction turns with all rows, and without so many that help or harm."""
-        order = most_helpful(scores, way)
-        weights = weights_without(count, [order[:number] for number in counts])
-        right = replayed(influence, [place], weights)["right"][:, :, 0].T
-        return turned(right, way)
+    def without(numbers: list[int]) -> np.ndarray:
+        """Whether members say the label (1 + M, K): with all rows, and without so many."""
+        weights = weights_without(count, [order[:number] for number in numbers])
+        return replayed(influence, [place], weights)["right"][:, :, 0].T
 
     grid = sorted({int(GRID**i) for i in range(100) if GRID**i <= count / 2})
-    way = "helpful"
-    found = turned_without(grid, way)
-    if found[0]:  # it is wrong with all rows
-        way = "harmful"
-        found = turned_without(grid, way)
-    if not found[1:].any():
-        return None
-    first = int(found[1:].argmax())
-    between = list(range(grid[first - 1] + 1 if first else 1, grid[first]))
-    earlier = [n for n, one in zip(between, turned_without(between, way)[1:], strict=True) if one]
-    return most_helpful(scores, way)[: min([grid[first], *earlier])].tolist()
+    everything, *tried = without(grid)
+    before, members = int(everything.sum()), len(everything)
+    if turned(everything, way):
+        return Smallest([], before, before, members)
+    said = dict(zip(grid, tried, strict=True))
+    turning = [number for number in grid if turned(said[number], way)]
+    if not turning:
+        return Smallest(None, before, before, members)
+    last = max([number for number in grid if number < turning[0]], default=0)
+    between = list(range(last + 1, turning[0]))
+    said |= dict(zip(between, without(between)[1:], strict=True))
+    fewest = min(number for number in said if turned(said[number], way))
+    return Smallest(order[:fewest].tolist(), before, int(said[fewest].sum()), members)
 
 
 # --- retraining -----------------------------------------------------------------------------------

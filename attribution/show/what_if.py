@@ -7,7 +7,7 @@ import numpy as np
 
 from attribution.data.dataset import GlueDataset
 from attribution.evidence.stats import t_interval
-from attribution.evidence.what_if import Edit
+from attribution.evidence.what_if import Edit, Smallest
 from attribution.files import printable
 from attribution.influence.settings import halves_commands
 from attribution.show.listing import headline, row_line, wrapped
@@ -99,19 +99,30 @@ def doubt_text(run: Run, max_queries: int) -> str:
     return "\n".join(lines)
 
 
-def smallest_text(title: str, train: GlueDataset, rows: list[int] | None, command: str) -> str:
-    """The smallest set of rows that turns a prediction, for the screen; None: there is none.
+def smallest_text(
+    title: str, label: str, train: GlueDataset, found: Smallest, command: str, right: bool
+) -> str:
+    """The smallest set of rows that turns a prediction, for the screen.
 
-    title: of the query. command: of run_counterfactual.py about it, without its question.
+    title, label: of the query. command: of run_counterfactual.py about it, without its question.
+    right: whether the run says the label.
     """
+    rows = found.rows
+    before = f"{found.before} of {found.members} replays say {label} with all rows"
     if rows is None:
+        stays = "even without the strongest half of the rows the prediction stays, says the replay"
+        return f"{title}\n  {stays} ({before})"
+    if not rows:
+        unlike = f"{before}, but the run {'does' if right else 'does not'}"
+        command += f"{'' if right else ' --direction harmful'} --removals 1"
         return (
-            f"{title}\n  even without the strongest half of the rows the "
-            "prediction stays, says the replay"
+            f"{title}\n  {unlike}: the seed may decide, and no row has to go\n"
+            f"  what do retrains say? {printable(command)}"
         )
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
+    turns = f"  turns in replays without {many} ({before}, {found.after} without)"
     shown = [row_line(train, row) for row in rows[:SHOWN]]
     more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
     command += f" --remove_rows {' '.join(map(str, rows))} --check"
     check = f"  check it with: {printable(command)}"
-    return "\n".join([title, f"  turns in a replay without {many}:", *shown, *more, check])
+    return "\n".join([title, turns, *shown, *more, check])

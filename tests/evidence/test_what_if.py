@@ -119,14 +119,15 @@ def test_the_smallest_set_turns_the_prediction_and_no_smaller_one_of_its_order_d
     made = influence(train, members)
     for place in range(Q):
         scores = np.mean([one.scores()[place].numpy() for one in made.replays()], 0)
-        rows = smallest_set(made, place, scores)
-        if rows is None:
-            continue
-        weights = np.ones((3, N))
-        weights[1, rows[:-1]] = 0
-        weights[2, rows] = 0
-        before, without_last, without = replayed(made, [place], weights)["right"].mean(0)[:, 0]
-        right = before >= 0.5
-        assert without_last >= 0.5 and without < 0.5 if right else without_last <= 0.5 < without
-        helpful = scores[rows] > 0
-        assert helpful.all() if right else not helpful.any()
+        (said,) = replayed(made, [place], np.ones((1, N)))["right"][:, 0].T
+        for right in (True, False):
+            found = smallest_set(made, place, scores, right)
+            assert (found.before, found.members) == (said.sum(), members)
+            already = said.mean() < 0.5 if right else said.mean() > 0.5
+            assert (found.rows == []) == already
+            if not found.rows:
+                continue
+            weights = weights_without(N, [found.rows[:-1], found.rows])
+            _, without_last, without = replayed(made, [place], weights)["right"].mean(0)[:, 0]
+            assert without_last >= 0.5 > without if right else without_last <= 0.5 < without
+            assert found.after == round(without * members)
