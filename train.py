@@ -124,15 +124,20 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def fill_from_run(args: argparse.Namespace) -> None:
     """Gives arguments that were not given the values of the run that is there, and says so: of
-    custom rows, if none of their arguments was given, and of members, which are trained as the run.
+    custom rows, if none of their arguments was given, of members, which are trained as the run, and
+    of a damaged run, which is made again.
 
-    An adopted model takes the rows only. Raises Refused if rows or start model are gone.
+    An adopted model takes the rows only, unless a damaged one is adopted again. Raises Refused if
+    rows or start model are gone.
     """
     folder = args.checkpoint_dir / args.dataset_name
     run = Run.read(folder)
     members = not options_of(Members, args).single
     named = any(getattr(args, name) is not None for name in ("dataset_path", *CUSTOM))
-    if run is None or not (members or run.data and not named):
+    if run is None or named and not members:
+        return
+    damaged = not run.intact()
+    if not (members or run.data or damaged):
         return
 
     def place(name: str) -> str | None:
@@ -145,7 +150,7 @@ def fill_from_run(args: argparse.Namespace) -> None:
         known["validation_split"] = place("validation_split")
     known["dataset_path"] = place("dataset_path")
     known |= {"max_train_samples": run.max_train_samples, "max_length": run.max_length}
-    if not args.adopt:
+    if not args.adopt or damaged and run.adopted and run.recipe:
         record = read_json(folder / "run.json") or {}
         known |= {
             "model_name_or_path": place("model_name_or_path"),

@@ -4,6 +4,7 @@ it.
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -224,3 +225,21 @@ def test_what_a_run_knows_is_not_lost_to_its_own_weights(run_copy, model, capsys
     for other in ([], [*recipe, "--seed", "3"], [*recipe, "--max_train_samples", "60"]):
         assert "pass --overwrite to replace it" in refusal(capsys, train.main, [*argv, *other])
     assert Run.open(run_copy, "demo").recipe
+
+
+def test_a_damaged_run_names_the_command_that_makes_the_same_again(run_copy, model, capsys):
+    given = [*DEMO, "--checkpoint_dir", str(run_copy)]
+    turned = model(**named("LABEL_0", "LABEL_1"))
+    stated = ["--num_train_epochs", "2", "--max_train_samples", "60"]
+    adopted = ["--adopt", turned, "--label_order", "positive", "negative"]
+    for more in ([], [*adopted, *stated, "--overwrite"]):
+        if more:
+            train.main([*given, *more])
+        run = Run.open(run_copy, "demo")
+        (run.folder / "model.safetensors").write_bytes(b"")
+        error = refusal(capsys, analyze.main, given)
+        assert "is damaged" in error
+        train.main(shlex.split(error.partition("; run: ")[2])[2:])
+        again = Run.open(run_copy, "demo")
+        assert (again.weights, again.recipe) == (run.weights, run.recipe)
+        assert (again.train_rows, again.seed) == (run.train_rows, run.seed)

@@ -92,6 +92,7 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
         "adopted": {
             "from": absolute(args.adopt) or args.adopt,
             "outputs": order,
+            "label_order": args.label_order,
             "training": seen,
         },
     }

@@ -20,7 +20,6 @@ from attribution.evidence.retraining import (
 from attribution.evidence.store import Job, Results, Store
 from attribution.files import Refused, read_json, write_json
 from attribution.processes import choose_device, name_of, rank_and_size
-from attribution.training.arguments import command_of
 from attribution.training.fit import fit, predict
 from attribution.training.queries import predict_run
 from attribution.training.run import Run
@@ -120,10 +119,9 @@ def models_of(run: Run, model_name_or_path: str | None) -> Models:
 def check_recipe_known(run: Run) -> None:
     """Raises Refused for an adopted run whose recipe was not stated."""
     if run.recipe is None:
-        command = command_of("train.py", run.dataset_name, run.folder.parent)
         raise Refused(
             "it is not known how the adopted model was trained, so nothing can be retrained; adopt "
-            f"it again with its start and recipe: {command} --adopt DIR --overwrite "
+            f"it again with its start and recipe: {run.command} --overwrite "
             "--model_name_or_path START --learning_rate ..."
         )
 

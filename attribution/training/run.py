@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -138,9 +139,21 @@ class Run:
             fault = "is damaged (a file is missing or changed since training)"
         else:
             return replace(run, data_path=data_path)
-        raise Refused(
-            f"the checkpoint {folder} {fault}; run: {command_of('train.py', name, checkpoint_dir)}"
-        )
+        command = command_of("train.py", name, checkpoint_dir)
+        if run and run.dataset_name == name:
+            command = run.command
+        raise Refused(f"the checkpoint {folder} {fault}; run: {command}")
+
+    @property
+    def command(self) -> str:
+        """Command that trains the run, or adopts it, once more."""
+        command = command_of("train.py", self.dataset_name, self.folder.parent)
+        if self.adopted is None:
+            return command
+        command += f" --adopt {shlex.quote(self.adopted['from'])}"
+        if order := self.adopted.get("label_order"):
+            command += f" --label_order {shlex.join(order)}"
+        return command
 
     def intact(self) -> bool:
         """Whether all files of the checkpoint are there, unchanged since training."""
