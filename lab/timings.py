@@ -20,6 +20,9 @@ STEPS = (  # of a replay those that it has
     "eigendecomposition",
     "lambda",
     "pairwise",
+    "kernel of the rows",
+    "kernel of the queries",
+    "descent",
     "whole process",
     "showing",
 )
