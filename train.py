@@ -28,7 +28,7 @@ from attribution.cli import (
     run_script,
     tell_start,
 )
-from attribution.data.tasks import MAX_LENGTH
+from attribution.data.tasks import MAX_LENGTH, TASKS
 from attribution.files import Refused, read_json
 from attribution.training.arguments import (
     CUSTOM,
@@ -134,6 +134,13 @@ def fill_from_run(args: argparse.Namespace) -> None:
     run = Run.read(folder)
     members = not options_of(Members, args).single
     named = any(getattr(args, name) is not None for name in ("dataset_path", *CUSTOM))
+    if run is None and not named and args.dataset_name not in TASKS:
+        if not (path := folder / "run.json").exists():
+            return
+        raise Refused(
+            f"{path} is damaged and does not say which rows it was trained on; give them again: "
+            "--dataset_path, --text_columns, --label_column"
+        )
     if run is None or named and not members:
         return
     damaged = not run.intact()

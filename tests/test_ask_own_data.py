@@ -288,6 +288,8 @@ def test_a_run_of_own_rows_whose_record_is_damaged_is_said_to_be(tmp_path, capsy
     record.write_text(record.read_text()[:60])
     error = refused(capsys, analyze.main, *where)
     assert "x is damaged" in error and "run: python train.py --dataset_name x" in error
+    for more in ([], ["--num_members", "2"]):
+        assert "give them again: --dataset_path" in refused(capsys, train.main, *where, *more)
 
 
 def test_rows_without_a_text_are_named(tmp_path, capsys):

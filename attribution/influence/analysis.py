@@ -183,8 +183,8 @@ class Influence(Scored):
             measured = train.comparable(logits @ outputs)
             unit = descent.unit_of(measured, total / len(self.analyses), weights == 0)
             print(
-                f"  scores are multiplied by {unit:.2f}: by so much more the margins of the "
-                f"{len(ends)} trainings differ than their replays do"
+                f"  scores are multiplied by {unit:.2f}: then replays differ as much as the "
+                f"margins of the {len(ends)} trainings do"
             )
             write_json(path, wanted | {"unit": unit})
         return self.processes.from_main(known)

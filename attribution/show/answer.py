@@ -61,7 +61,9 @@ class Also:
 
     def __str__(self) -> str:
         """The same in a sentence."""
-        shared = f"{self.shared} are among those of {self.scores}"
+        halves = self.scores.startswith("replay_members") and "share" in self.scores
+        truer = ", as a rule the truer" * halves
+        shared = f"{self.shared} are among those of {self.scores}{truer}"
         return f"Of its {self.strongest} strongest rows {shared}."
 
 
@@ -414,7 +416,7 @@ def check_of(check: Check, query: Query, direction: str) -> tuple[str, str]:
         asked = custom_flags(query.texts, query.label if query.target == "label" else None)
     way = "" if direction == "helpful" else " --direction harmful"
     command = f"{check.command} {asked}{way} --removals {removals}"
-    cost = f"{check.retrains} retrains"
+    cost = f"{removals} {'row' if removals == 1 else 'rows'}, {check.retrains} retrains"
     if check.seconds is not None:
         cost += f", {about_minutes(check.retrains * check.seconds)}"
     return command, cost

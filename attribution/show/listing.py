@@ -125,7 +125,7 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
     if answer.also is not None:
         lines += wrapped(str(answer.also))
     if answer.check and not answer.verdicts:
-        sure = f"Not sure? Retrain without these rows ({answer.cost}):"
+        sure = f"Not sure? Retrain without the strongest of the first side ({answer.cost}):"
         lines += wrapped("Some of these queries alone:" if group else sure)
         lines.append(f"  {printable(answer.check)}")
     return lines

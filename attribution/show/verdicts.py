@@ -62,7 +62,7 @@ def word(verdict: dict) -> str:
     """The verdict in a few words; of fewer seeds than MIN_SEEDS it is a hint."""
     level = verdict["arms"][verdict["score"]][deciding(verdict)]
     hint = "a hint: " if len(verdict["seeds"]) < MIN_SEEDS else ""
-    more = f" (take {level['seeds']} seeds)" if level["seeds"] else ""
+    more = f" (--num_retrain_seeds {level['seeds']} may)" if level["seeds"] else ""
     turned = ", the other way round" * other_way(level, verdict["direction"])
     return f"{hint}{level['word']}{more}{turned}"
 
@@ -101,10 +101,13 @@ def sentence(verdict: dict) -> str:
         "none that came to an end" if share is None else f"{share * seeds:.3g} of {seeds}"
         for share in shares
     )
-    return (
+    said = (
         f"{without}, {gone} retrains say {what}; without as many random rows {chance}, with all "
         f"rows {everything}. T{change[1:]}"
     )
+    if not helpful and shares[2] is not None and shares[2] > 0.5:
+        said += " Other seeds mostly do not make the mistake, so it takes no row to explain it."
+    return said
 
 
 def note(verdict: dict) -> str:

@@ -209,7 +209,7 @@ def judge(seen: dict, new: dict, train: GlueDataset, valid: GlueDataset) -> list
     if seen["loss"] > new["loss"]:
         lines.append(
             "it does no better on the former: perhaps it was trained on other rows, and scores say "
-            "little then"
+            "little then; or some labels of these are wrong (analyze.py --label_issues)"
         )
     remedy = "; are the classes in the right order (--label_order)?"
     for doubt in doubts({"validation": new}, {"validation": valid}):

@@ -79,12 +79,15 @@ def doubts(results: dict[str, dict], validation: dict[str, GlueDataset]) -> list
             frequent = data.task.class_names[int(counts.argmax())]
             chance = f"the {share:.3f} of always saying {frequent!r}"
         else:
+            share = 0.0
             least = float(np.tanh(ONE_SIDED / (count - 3) ** 0.5))
             chance = "0"
         if result[name] < least:
+            below = result[name] < 2 * share - least
+            compared = "is below" if below else "cannot be told from"
             found.append(
-                f"{split}: the {name.replace('_', ' ')} of {result[name]:.3f} cannot be told from "
-                f"{chance}; scores explain guesses then"
+                f"{split}: the {name.replace('_', ' ')} of {result[name]:.3f} {compared} {chance}; "
+                "scores explain guesses then"
             )
         spread = result.get("spread", 1.0)
         if spread < LEAST_SPREAD:

@@ -172,7 +172,9 @@ def test_a_field_with_a_fingerprint_makes_its_kind_stale_and_those_after_it(fiel
         if place < first:
             assert stored.load(kind) is not None
             continue
-        with pytest.raises(Refused, match=f"other {field.name.replace('_', ' ')}( and .*)?; pass"):
+        with pytest.raises(
+            Refused, match=f"other {field.name.replace('_', ' ')}( and .*)?; replace them"
+        ):
             stored.load(kind)
 
 

@@ -131,7 +131,7 @@ def test_three_members_tell_the_unit_of_their_mean(copied, capsys):
     three = ["--num_members", "3", "--member_steps", "2", "--member_share", "0.5"]
     train.main([*SMALL, "--checkpoint_dir", str(copied), *three])
     analyze.main([*REPLAY, "--checkpoint_dir", str(copied), *three])
-    assert "the margins of the 3 trainings differ" in capsys.readouterr().out
+    assert "as much as the margins of the 3 trainings do" in capsys.readouterr().out
     name = "replay_members3_steps2_share0.5"
     record = read_json(copied / f"demo/influence/scores/{name}/pairwise_scores.json")
     end = "steps/2/influence/scores/replay/pairwise_scores.safetensors"
@@ -146,7 +146,7 @@ def test_three_members_tell_the_unit_of_their_mean(copied, capsys):
     analyze.main([*asked, "--format", "table"])
     out = " ".join(capsys.readouterr().out.split())
     assert "Numbers are log-odds" in out
-    assert "trainings differ" not in out  # the unit is kept
+    assert "scores are multiplied" not in out  # the unit is kept
 
 
 def test_a_killed_replay_goes_on_where_it_was(copied, monkeypatch):

@@ -400,12 +400,12 @@ def test_a_custom_query_is_checked_by_its_own_text(target):
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (None, "15 retrains"),
-        (2.0, "15 retrains, under two minutes"),
-        (5.0, "15 retrains, under two minutes"),
-        (7.0, "15 retrains, about 2 minutes"),
-        (60.0, "15 retrains, about 15 minutes"),
-        (6000.0, "15 retrains, about 1,500 minutes"),
+        (None, "6 rows, 15 retrains"),
+        (2.0, "6 rows, 15 retrains, under two minutes"),
+        (5.0, "6 rows, 15 retrains, under two minutes"),
+        (7.0, "6 rows, 15 retrains, about 2 minutes"),
+        (60.0, "6 rows, 15 retrains, about 15 minutes"),
+        (6000.0, "6 rows, 15 retrains, about 1,500 minutes"),
     ],
 )
 def test_the_cost_of_a_check_is_its_retrains_and_their_time(seconds, said):

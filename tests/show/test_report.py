@@ -385,7 +385,7 @@ def verdict(word: str, **more) -> dict:
             "badge bad",
             "not confirmed, the other way round",
         ),
-        (verdict("cannot tell"), "badge", "cannot tell (take 9 seeds)"),
+        (verdict("cannot tell"), "badge", "cannot tell (--num_retrain_seeds 9 may)"),
         (verdict("confirmed", seeds=[0, 1]), "badge good", "a hint: confirmed"),
     ],
 )

@@ -41,9 +41,12 @@ def verdict(*levels: dict, seeds: int = 5, **more) -> dict:
     [
         (verdict(level()), "confirmed"),
         (verdict(level("not confirmed")), "not confirmed"),
-        (verdict(level("cannot tell", 9)), "cannot tell (take 9 seeds)"),
+        (verdict(level("cannot tell", 9)), "cannot tell (--num_retrain_seeds 9 may)"),
         (verdict(level(), seeds=2), "a hint: confirmed"),
-        (verdict(level("cannot tell", 9), seeds=4), "a hint: cannot tell (take 9 seeds)"),
+        (
+            verdict(level("cannot tell", 9), seeds=4),
+            "a hint: cannot tell (--num_retrain_seeds 9 may)",
+        ),
     ],
 )
 def test_the_word_of_few_seeds_is_a_hint(found, said):
@@ -54,7 +57,7 @@ def test_the_word_is_that_of_the_first_removal_that_turned_the_prediction_else_o
     first, last = level("not confirmed"), level("confirmed", removed=30)
     assert verdicts.word(verdict(first, last)) == "confirmed"
     turned = level("cannot tell", 7, outcome="flipped")
-    assert verdicts.word(verdict(turned, last)) == "cannot tell (take 7 seeds)"
+    assert verdicts.word(verdict(turned, last)) == "cannot tell (--num_retrain_seeds 7 may)"
 
 
 def test_the_sentence_has_both_arms_and_the_retrains_behind_them():
@@ -114,6 +117,14 @@ def test_a_note_says_what_predicted_and_what_measured(level, by, says):
     assert "".join(verdicts.note(found).split()) in "".join(verdicts.text(found).split())
 
 
+@pytest.mark.parametrize(("right", "says"), [([1, 1, 1, 0, 1], True), ([0, 0, 1, 0, 1], False)])
+def test_a_mistake_that_retrains_on_all_rows_do_not_repeat_is_the_seeds(right, says):
+    found = verdict(level(outcome="stays right"), direction="harmful", right=right)
+    assert ("Other seeds mostly do not make the mistake" in verdicts.sentence(found)) == says
+    helpful = verdict(level(), direction="helpful", right=right)
+    assert "Other seeds" not in verdicts.sentence(helpful)
+
+
 def test_what_nothing_predicted_has_no_column_for_it():
     found = verdict(level(predicted=None))
     found["arms"] = {name: [level(predicted=None)] for name in found["arms"]}
@@ -129,5 +140,5 @@ def test_the_screen_shows_the_verdict_and_nothing_that_steers_it(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = verdicts.text(verdict(level("cannot tell", 9)))
     assert "\x1b" not in text and "\u202e" not in text and "\\x1b[31mred\\u202e" in text
-    assert "\n  cannot tell (take 9 seeds)\n" in text
+    assert "\n  cannot tell (--num_retrain_seeds 9 may)\n" in text
     assert "random, same classes" in text and "-0.80 [-1.00, -0.60]" in text

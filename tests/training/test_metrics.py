@@ -46,6 +46,7 @@ class Rows:
             "accuracy of 0.570 cannot be told from the 0.500 of always",
         ),
         ("sst2", [0] * 50 + [1] * 50, {"accuracy": 0.59}, None),
+        ("sst2", [0] * 50 + [1] * 50, {"accuracy": 0.1}, "accuracy of 0.100 is below the 0.500 of"),
         ("sst2", [0] * 10 + [1] * 90, {"accuracy": 0.9}, "always saying 'positive'"),
         (
             "cola",
@@ -58,7 +59,13 @@ class Rows:
             "stsb",
             [1.0] * 100,
             {"pearson": 0.1, "spearmanr": 0.5},
-            "pearson of 0.100 cannot be told from 0",
+            "pearson of 0.100 cannot be told from 0;",
+        ),
+        (
+            "stsb",
+            [1.0] * 100,
+            {"pearson": -0.5, "spearmanr": -0.5},
+            "pearson of -0.500 is below 0;",
         ),
         ("stsb", [1.0] * 100, {"pearson": 0.6, "spearmanr": 0.5}, None),
     ],
