@@ -127,7 +127,8 @@ def fine_tune(
     tokenizer = open_tokenizer(args)
     seed = args.seed or 0
     model = open_start(args, tables, seed)
-    for state, names in (("drawn at random", model.drawn), ("stored, but not used", model.unused)):
+    states = {"weights drawn at random": model.drawn, "stored, but not used": model.unused}
+    for state, names in states.items():
         if names:
             print(f"{state}: {shortened(sorted(names), 6)}")
     rows = read_rows(tables, model, tokenizer, args.max_length, limit)

@@ -28,6 +28,7 @@ from attribution.training.members import members_on_the_way
 from attribution.training.run import Run
 
 SURE = 0.8  # probability from which a given label is not doubted
+NAMED = 3  # duplicates of a row that are named beside it
 TITLES = {
     "replay": "a replay ({}; the default, as it is stored): what the model would say without the "
     "row",
@@ -169,8 +170,13 @@ def numbered(rows: GlueDataset, row: int) -> str:
 
 
 def named(duplicates: list[Duplicate], train: GlueDataset) -> str:
-    """` (row 7: equal, another label)`, empty without duplicates."""
-    some = [f"row {numbered(train, one.row)}: {kind_of(one)}" for one in duplicates]
+    """` (row 7: equal, another label; and 3 more)`, those of another label first; empty without
+    duplicates.
+    """
+    first = sorted(duplicates, key=lambda one: one.same_label)[:NAMED]
+    some = [f"row {numbered(train, one.row)}: {kind_of(one)}" for one in first]
+    if len(duplicates) > NAMED:
+        some.append(f"and {len(duplicates) - NAMED} more")
     return f" ({'; '.join(some)})" if some else ""
 
 

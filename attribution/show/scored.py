@@ -201,7 +201,9 @@ def unscored(scores: ScoreFolder, max_queries: int | None) -> Refused:
     run = Run.read(scores.folder.parents[1])
     assert run is not None
     command = analyze_command(run, scores.spec, max_queries)
-    return Refused(f"{scores.path.name} has not been scored yet; run first: {command}")
+    stored = (scores.path / "pairwise_scores.json").exists()
+    fault = "is damaged" if stored else "has not been scored yet"
+    return Refused(f"{scores.path.name} {fault}; run first: {command}")
 
 
 def keep_answers(

@@ -31,7 +31,7 @@ def test_one_row_is_read_without_the_others_and_against_a_checksum_of_its_own(
     assert (stored.load_row(3) == scores[3]).all() and stored.load_row(8) is None
     analyze_quickly(run_copy, "--query_index", "3", "--raw")
     assert f"{scores[3].max():+.3e}" in capsys.readouterr().out
-    with pytest.raises(Refused, match="has not been scored yet"):
+    with pytest.raises(Refused, match="ekfac_damping0.0001 is damaged; run first"):
         analyze_quickly(run_copy, "--query_index", "8")
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ import analyze
 import train
 from attribution.cli import options_of
 from attribution.data.demo import LABEL_NAMES, read_rows
+from attribution.data.duplicates import Duplicate
 from attribution.evidence.label_issues import LabelIssue, Ranking
-from attribution.show.label_issues import better_lines, issue_lines
+from attribution.show.label_issues import better_lines, issue_lines, named
 from attribution.training.members import Members
 from attribution.training.run import Run
 from pipeline import DEMO_MODEL
@@ -173,6 +175,14 @@ def test_csv_numbers_rows_as_the_file_does_and_keeps_every_text(own, capsys):
         assert (one["text"], one["given_label"]) == (texts[place], labels[place])
         assert 0 < float(one["label_score"]) < 1
     assert {one["text"] for one in rows} & set(ODD)
+
+
+def test_of_many_duplicates_those_of_another_label_are_named_first():
+    rows = SimpleNamespace(first_number=0, file_row=lambda row: None)
+    same = [Duplicate(row, True, True) for row in range(8)]
+    text = named([*same, Duplicate(9, False, False)], rows)
+    assert text.startswith(" (row 9: nearly equal, another label; row 0: equal, same label; ")
+    assert text.endswith("; and 6 more)") and "more" not in named(same[:3], rows)
 
 
 def test_equal_and_nearly_equal_texts_are_named_with_whether_their_labels_differ(own, capsys):
