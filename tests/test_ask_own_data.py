@@ -148,6 +148,17 @@ def test_classes_that_differ_in_case_or_blanks_only_are_said(tmp_path, capsys):
     assert "the classes 'Good ' and 'good' differ in case or blanks only" in capsys.readouterr().out
 
 
+def test_another_split_seed_draws_other_validation_rows(tmp_path, capsys):
+    reviews(40).to_csv(tmp_path / "rows.csv")
+    where = ["--dataset_name", "x", "--checkpoint_dir", str(tmp_path)]
+    own = ["--dataset_path", str(tmp_path / "rows.csv"), "--text_columns", "text"]
+    drawn = []
+    for seed in ([], ["--split_seed", "3"], []):
+        train.main([*where, *own, "--label_column", "stars", *QUICK, *seed, "--overwrite"])
+        drawn.append(Run.open(tmp_path, "x").data["validation_rows"])
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
 def test_validation_rows_are_drawn_from_every_class_and_leave_it_a_training_row():
     groups = np.array(["a"] * 50 + ["b"] * 20 + ["rare"] * 2 + ["once"])
     for seed in range(5):

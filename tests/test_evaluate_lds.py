@@ -227,6 +227,14 @@ def test_a_scored_model_that_shares_a_seed_with_the_retrains_is_named(copied, tm
     assert f"share seeds ({RETRAIN_SEED + 1})" in capsys.readouterr().out
 
 
+def test_the_screen_shows_some_columns_and_all_on_request(copied, tmp_path, capsys):
+    compared = "minus ekfac [95 %]"
+    LDS.start(copied, tmp_path, "--all_columns")
+    assert compared in capsys.readouterr().out
+    LDS.start(copied, tmp_path)
+    assert compared not in capsys.readouterr().out
+
+
 def test_a_dry_run_counts_and_writes_no_table(copied, tmp_path, capsys):
     LDS.start(copied, tmp_path, "--num_masks", "8", "--dry_run")
     assert "16 retrains, 8 of them stored" in capsys.readouterr().out
