@@ -175,6 +175,7 @@ def main(argv=None) -> None:
     run = Run.open(args.checkpoint_dir, args.dataset_name, args.dataset_path)
     with View(args.format, args.top_k).progress():
         settings = with_members(options_of(Settings, args), run)
+    run.tell_doubts()
     try:
         analyze(args, run, settings)
     except Stale as stale:

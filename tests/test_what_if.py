@@ -73,6 +73,9 @@ def test_removed_and_relabelled_rows_are_replayed_without_a_model(copied, capsys
     assert out.count("replayed: margin") == 2 and "replayed: accuracy" in out
     out = told(capsys, copied, "--flip_labels", "4")
     assert "with 1 row with another label" in out and "query" not in out
+    data, _ = Run.open(copied, "demo").rows(1)
+    line = next(line for line in out.splitlines() if "row      4" in line)
+    assert data.text(4) in line and line.endswith(f"-> [{data.task.name_of(1 - data.labels[4])}]")
     out = told(capsys, copied, "--smallest_set", "--targets", "2")
     assert "in replays" in out and "query 2" in out
     assert any(end in out for end in ("--remove_rows", "even without", "the seed may decide"))
@@ -151,3 +154,11 @@ def test_what_a_what_if_cannot_use_is_refused(copied, trained, capsys):
     assert "0 to 119" in refused(capsys, copied, "--remove_rows", "120")
     error = refused(capsys, trained, *asked)
     assert "there are no replayed scores" in error and "--factor_strategy replay" in error
+
+
+def test_after_another_training_a_what_if_names_a_command_that_runs(copied, capsys):
+    own = [*SMALL, "--checkpoint_dir", str(copied), "--seed", "1", "--overwrite"]
+    train.main(own)  # of the members only those of seeds 1 are still the run's
+    error = refused(capsys, copied, "--remove_rows", "3", "--targets", "2")
+    analyze.main(shlex.split(error.partition("make them with: ")[2])[2:])
+    assert "replayed: margin" in told(capsys, copied, "--remove_rows", "3", "--targets", "2")

@@ -194,7 +194,7 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
         if measured is not None:
             answers["measured"] = measured
     if rank_and_size()[0] == 0:
-        print(f"\n{what_if_text(edit, queries, list(targets), answers, custom)}")
+        print(f"\n{what_if_text(edit, train, queries, list(targets), answers, custom)}")
         if len(influence.analyses) == 1:
             print(doubt_text(run, args.max_queries))
 
@@ -202,6 +202,7 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
 def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None:
     """Retrains what is missing, counts flips, stores and prints. Raises Refused on bad input."""
     quiet_libraries()
+    run.tell_doubts()
     asked = asked_what_if(args)
     if asked is None:
         check_recipe_known(run)

@@ -95,6 +95,12 @@ def read_cells(text: str, where: str, delimiter: str) -> dict[str, list]:
     rows: list[list[str]] = []
     try:
         header = next(reader, [])
+        for other, name in ((";", "semicolons"), ("\t", "tabs")):
+            if len(header) == 1 and other in header[0]:
+                raise Refused(
+                    f"{where} separates its cells by {name}; save it with commas, with tabs as a "
+                    ".tsv file, or as Parquet"
+                )
         check_unique(header, where)
         for row in reader:
             if row and len(row) != len(header):

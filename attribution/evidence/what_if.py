@@ -18,7 +18,8 @@ from attribution.evidence.store import Job
 from attribution.evidence.study import Study
 from attribution.files import Refused, printable
 from attribution.influence.analysis import Influence, stored_influence
-from attribution.influence.stored import StoredScores, most_helpful, remedy
+from attribution.influence.settings import ScoreSpec, analyze_command
+from attribution.influence.stored import StoredScores, most_helpful
 from attribution.replay.descent import Replay
 from attribution.training.queries import read_label
 from attribution.training.run import Run
@@ -46,7 +47,7 @@ def read_edit(train: GlueDataset, removed: list[str] | None, flipped: list[str] 
     Each holds numbers of training rows, or one file with a number at the beginning of each line
     (after a header or not). A flipped one may be followed by its label: 12=negative, or 12,negative
     in a file; without, it is the other one of two classes. Raises Refused for rows that there are
-    not, or that are named twice, and labels that the task does not know.
+    not, or that are named twice, labels that the task does not know, and where nothing changes.
     """
     gone = [row for row, _ in numbered(train, removed, "remove_rows")]
     changed = {}
@@ -57,7 +58,11 @@ def read_edit(train: GlueDataset, removed: list[str] | None, flipped: list[str] 
             changed[row] = 1 - train.labels[row]
         else:
             raise Refused(f"--flip_labels: row {row} needs its label: {row}=LABEL")
-    if both := sorted({*gone} & {*changed}):
+    named = set(changed)
+    changed = {row: label for row, label in changed.items() if label != train.labels[row]}
+    if named and not gone and not changed:
+        raise Refused("--flip_labels: the rows have these labels already")
+    if both := sorted({*gone} & named):
         raise Refused(f"row {both[0]} cannot be removed and have another label")
     if len(gone) == len(train):
         raise Refused("--remove_rows leaves no row to train on")
@@ -189,8 +194,8 @@ def predicted_changes(
 class Smallest:
     """Fewest training rows whose replayed removal turns a query's prediction.
 
-    rows: in the order of its scores; empty: with all rows the replays already say otherwise than
-    the run; None: up to half of all rows do not turn it. before, after: members that say the
+    rows: in the order of its scores; empty: with all rows no more than half of the replays say what
+    the run says; None: up to half of all rows do not turn it. before, after: members that say the
     query's label, with all rows and without these. members: how many there are.
     """
 
@@ -219,7 +224,7 @@ def smallest_set(influence: Influence, place: int, scores: np.ndarray, right: bo
     grid = sorted({int(GRID**i) for i in range(100) if GRID**i <= count / 2})
     everything, *tried = without(grid)
     before, members = int(everything.sum()), len(everything)
-    if turned(everything, way):
+    if turned(everything, way) or 2 * before == members:
         return Smallest([], before, before, members)
     said = dict(zip(grid, tried, strict=True))
     turning = [number for number in grid if turned(said[number], way)]
@@ -262,9 +267,7 @@ def retrained(
 
 def no_replay(run: Run, found: dict[str, StoredScores], max_queries: int) -> Refused:
     """Refusal of a question that needs replayed scores. found: of `find_scores`."""
-    stale = [name for name, one in found.items() if one.spec.factor_strategy == "replay"]
-    name = stale[0] if stale else "replay"
-    why = f": {found[name].stale}" if stale else ""
-    return Refused(
-        f"there are no replayed scores that count{why}; {remedy(run, name, found, max_queries)}"
-    )
+    stale = [one.stale for one in found.values() if one.spec.factor_strategy == "replay"]
+    why, more = (f": {stale[0]}", "--overwrite") if stale else ("", "")
+    command = analyze_command(run, ScoreSpec(factor_strategy="replay"), max_queries, more)
+    return Refused(f"there are no replayed scores that count{why}; make them with: {command}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from attribution.data.dataset import GlueDataset
-from attribution.files import Refused, printable
+from attribution.files import Refused
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import ScoreSpec, analyze_command
 from attribution.influence.stored import replayed_self_scores
@@ -306,8 +306,6 @@ def show_scores(influence: Influence, view: View) -> None:
             f"{influence.scores.path}: scores of {scores.shape[1]:,} training rows for "
             f"{scores.shape[0]:,} queries"
         )
-        for sentence in influence.run.doubts:
-            print(printable(sentence))
         scored = scored_rows(influence, scores)
         first = scored.queries.first_number
     show(scored.answers(influence.run, [first], None, view.top_k), view)

@@ -19,6 +19,7 @@ from attribution.influence.settings import halves_commands
 from attribution.show.listing import (
     View,
     columns_and_text,
+    cut,
     file_place,
     place_in_file,
     widths_of,
@@ -56,8 +57,7 @@ def show_label_issues(influence: Influence, name: str, view: View) -> None:
             about = {"ranking": ranking.name, "scores": ranking.scores}
             print(json.dumps(asdict(issue) | about))
     else:
-        lines = [printable(sentence) for sentence in influence.run.doubts]
-        lines += issue_lines(issues, ranking, train, view.top_k)
+        lines = issue_lines(issues, ranking, train, view.top_k)
         lines += better_lines(influence.run, ranking)
         lines += duplicate_lines(influence, like, of_queries, view.top_k)
         print(*lines, sep="\n")
@@ -112,7 +112,7 @@ def issue_lines(
     ]
     widths = widths_of(rows)
     for cells, issue in zip(rows, issues, strict=False):
-        text = printable(" | ".join(issue.texts)) + named(issue.duplicates, train)
+        text = cut(" | ".join(issue.texts)) + named(issue.duplicates, train)
         lines += columns_and_text(cells, widths, text)
     if train.task.regression:
         lines.append("numbers: minus the squared error")
@@ -170,14 +170,14 @@ def numbered(rows: GlueDataset, row: int) -> str:
 
 
 def named(duplicates: list[Duplicate], train: GlueDataset) -> str:
-    """` (row 7: equal, another label; and 3 more)`, those of another label first; empty without
+    """` [row 7: equal, another label; and 3 more]`, those of another label first; empty without
     duplicates.
     """
     first = sorted(duplicates, key=lambda one: one.same_label)[:NAMED]
     some = [f"row {numbered(train, one.row)}: {kind_of(one)}" for one in first]
     if len(duplicates) > NAMED:
         some.append(f"and {len(duplicates) - NAMED} more")
-    return f" ({'; '.join(some)})" if some else ""
+    return f" [{'; '.join(some)}]" if some else ""
 
 
 def duplicate_lines(

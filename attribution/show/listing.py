@@ -46,16 +46,18 @@ With --label_issues or --self_influence it prints one object a training row, the
 
 NOTES = {
     "label doubtful": "The model gives this training row another class than its label.",
-    "high for many queries": "It tells more about itself than about this one.",
+    "high for many queries": "Such a row tells more about itself than about this query.",
     "nearly the same text": "It has the words of the query, or nearly.",
     "flipped on purpose": "The demo has such labels, so that they can be found.",
 }
+SLOPE = "by the slope of a replayed training; --remove_rows replays its removal"
 UNITS = {
     "share": "Percentages are shares of all absolute scores of the query.",
-    "log-odds": "Numbers are log-odds: how far the row pushed, by a training that was replayed.",
-    "label": "Numbers are in units of the label, by a training that was replayed.",
-    "squared label": "Numbers are in squared units of the label, by a training that was replayed.",
+    "log-odds": f"Numbers are log-odds: how far the row pushed, {SLOPE}.",
+    "label": f"Numbers are in units of the label, {SLOPE}.",
+    "squared label": f"Numbers are in squared units of the label, {SLOPE}.",
 }
+LONGEST = 400  # characters of a text on the screen
 
 
 @dataclass(frozen=True)
@@ -195,13 +197,18 @@ def wrapped(text: str) -> list[str]:
 def joined(one: Answer | AnswerRow) -> str:
     """Text columns on one line, joined by ' | '; words that link row and query as *word*."""
     if one.words is None:
-        return printable(" | ".join(one.texts))
-    return printable(
+        return cut(" | ".join(one.texts))
+    return cut(
         " | ".join(
             "".join(f"*{text}*" if is_linked(text, value) else text for text, value in column)
             for column in one.words
         )
     )
+
+
+def cut(text: str) -> str:
+    """The text for the screen, of a long one the beginning; CSV, JSON and pages have all of it."""
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ...")
 
 
 def file_place(row) -> str:
@@ -220,7 +227,7 @@ def headline(queries: Rows, place: int, custom: bool = False) -> str:
     """
     number = f" {queries.first_number + place}{place_in_file(queries.file_row(place))}"
     label = printable(queries.label_name(place))
-    return f"query{'' if custom else number} [{label}]: {printable(queries.text(place))}"
+    return f"query{'' if custom else number} [{label}]: {cut(queries.text(place))}"
 
 
 def row_line(train: Rows, row: int) -> str:
@@ -228,4 +235,4 @@ def row_line(train: Rows, row: int) -> str:
     where = place_in_file(train.file_row(row))
     flipped = ", flipped" if train.truth is not None and train.truth[row] else ""
     label = printable(train.label_name(row)) + flipped
-    return f"    row {row:>6}{where} [{label}] {printable(train.text(row))}"
+    return f"    row {row:>6}{where} [{label}] {cut(train.text(row))}"

@@ -7,7 +7,7 @@ import numpy as np
 from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.kept_verdicts import share_right
 from attribution.files import printable
-from attribution.show.listing import indents, strong, width
+from attribution.show.listing import cut, indents, strong, width
 from attribution.show.tables import aligned, with_interval
 
 CHANGE = "+.2f"  # style of a change of the margin
@@ -130,7 +130,7 @@ def note(verdict: dict) -> str:
 def text(verdict: dict) -> str:
     """A verdict for the screen."""
     number_of_query = "" if verdict["query"] is None else f" {verdict['query']}"
-    texts = printable(" | ".join(verdict["texts"]))
+    texts = cut(" | ".join(verdict["texts"]))
     lines = [f"query{number_of_query} [{printable(verdict['label'])}]: {texts}"]
     lines += strong([f"  {word(verdict)}"])
     lines += textwrap.wrap(sentence(verdict), width(), **indents(2))

@@ -31,6 +31,20 @@ def edit_text(edit: Edit) -> str:
     return " and ".join(parts)
 
 
+def edit_lines(edit: Edit, train: GlueDataset) -> list[str]:
+    """The changed rows, the first SHOWN of them, with their new labels."""
+    changed = [*edit.removed, *edit.relabelled]
+    after = train.relabelled(edit.labels(train))
+    lines = []
+    for row in changed[:SHOWN]:
+        line = row_line(train, row)
+        if row in edit.relabelled:
+            line += f" -> [{printable(after.label_name(row))}]"
+        lines.append(line)
+    more = [f"    and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+    return lines + more
+
+
 def change_line(found: dict[str, np.ndarray], place: int, how: str, label: str | None) -> str:
     """Margin of one query before and after, and how many models say its label.
 
@@ -60,6 +74,7 @@ def whole_line(found: dict[str, np.ndarray], how: str, regression: bool) -> str:
 
 def what_if_text(
     edit: Edit,
+    train: GlueDataset,
     queries: GlueDataset,
     places: list[int],
     found: dict[str, dict[str, np.ndarray]],
@@ -75,7 +90,7 @@ def what_if_text(
     kinds = {"replayed": "members", "measured": "retrains"}
     intervals = [kinds[how] for how, one in found.items() if len(one["margins"]) > 1]
     shown = f" (95 % intervals over {' or '.join(intervals)})" if intervals else ""
-    lines = [f"with {edit_text(edit)}{shown}:"]
+    lines = [f"with {edit_text(edit)}{shown}:", *edit_lines(edit, train)]
     for place in places:
         lines += ["", headline(queries, place, custom)]
         label = None if regression else printable(queries.label_name(place))
@@ -113,10 +128,10 @@ def smallest_text(
         stays = "even without the strongest half of the rows the prediction stays, says the replay"
         return f"{title}\n  {stays} ({before})"
     if not rows:
-        unlike = f"{before}, but the run {'does' if right else 'does not'}"
+        run = f"the run {'does' if right else 'does not'}"
         command += f"{'' if right else ' --direction harmful'} --removals 1"
         return (
-            f"{title}\n  {unlike}: the seed may decide, and no row has to go\n"
+            f"{title}\n  {before}, {run}: the seed may decide, and no row has to go\n"
             f"  what do retrains say? {printable(command)}"
         )
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"

@@ -98,7 +98,8 @@ def read_label(value, task: GlueTask) -> float | int:
         low, high = task.bounds or (-math.inf, math.inf)
         found = value_of(value)
         if found is None or not low <= found <= high:
-            raise Refused(f"the label {shown!r} is not a number that the task knows")
+            bounds = f" from {low:g} to {high:g}" if task.bounds else ""
+            raise Refused(f"the label {shown!r} is no number{bounds}")
         return found
     number = number_of(value)
     place = class_of(value, task.class_names)

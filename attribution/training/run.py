@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -154,6 +155,12 @@ class Run:
         if order := self.adopted.get("label_order"):
             command += f" --label_order {shlex.join(order)}"
         return command
+
+    def tell_doubts(self) -> None:
+        """Says on standard error what its training left to doubt; of a launch one process does."""
+        if os.environ.get("RANK", "0") == "0":
+            for sentence in self.doubts:
+                print(printable(sentence), file=sys.stderr)
 
     def intact(self) -> bool:
         """Whether all files of the checkpoint are there, unchanged since training."""

@@ -84,6 +84,8 @@ def test_standard_input_is_read_as_its_file_with_a_byte_order_mark_or_without(
         ("a.csv", "text,stars\nThe soup was hot, but cold.,1\n", "row 0 .*, line 2, has 3 cells"),
         ("a.csv", "text,stars\ngood,1\nbad\n", "row 1 .*, line 3, has 1 cells.* header has 2"),
         ("a.tsv", "text\tstars\na\tb\tc\n", "row 0 .* has 3 cells, .* cannot hold a tab"),
+        ("a.csv", "text;stars\na, b;1\n", "separates its cells by semicolons; save it"),
+        ("a.csv", "text\tstars\na\t1\n", "separates its cells by tabs; save it"),
         ("a.csv", "text,text,stars\na,b,1\n", "has the column 'text' twice"),
         ("a.csv", 'text,stars\na,1\n"b,2\nc,3\n', "from line 3 on"),
         ("a.csv", "", "a.csv is empty"),

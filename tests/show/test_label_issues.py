@@ -181,8 +181,8 @@ def test_of_many_duplicates_those_of_another_label_are_named_first():
     rows = SimpleNamespace(first_number=0, file_row=lambda row: None)
     same = [Duplicate(row, True, True) for row in range(8)]
     text = named([*same, Duplicate(9, False, False)], rows)
-    assert text.startswith(" (row 9: nearly equal, another label; row 0: equal, same label; ")
-    assert text.endswith("; and 6 more)") and "more" not in named(same[:3], rows)
+    assert text.startswith(" [row 9: nearly equal, another label; row 0: equal, same label; ")
+    assert text.endswith("; and 6 more]") and "more" not in named(same[:3], rows)
 
 
 def test_equal_and_nearly_equal_texts_are_named_with_whether_their_labels_differ(own, capsys):
@@ -236,4 +236,4 @@ def test_the_listing_names_duplicates_and_no_text_steers_the_terminal(own, capsy
     assert "\x1b" not in out
     assert "training rows, equal, another label: " in out
     assert "training rows, nearly equal, " in out
-    assert re.search(r"\(row \d+ \(row \d+ of the file\): equal, another label", out)
+    assert re.search(r"\[row \d+ \(row \d+ of the file\): equal, another label", out)

@@ -16,7 +16,7 @@ from small import Plain
 from attribution.data.rows import Rows
 from attribution.data.tasks import GlueTask
 from attribution.show.answer import Answer, Check, Context, Query, explain
-from attribution.show.listing import View, answer_lines, show, width
+from attribution.show.listing import View, answer_lines, cut, show, width
 
 GOLDEN = Path(__file__).parent / "golden"
 N = 40
@@ -174,6 +174,11 @@ def test_notes_explain_the_marks_that_are_shown_and_no_others():
     assert "[label doubtful: the model says positive]" in words and "[label doubtful]" in words
     bare = " ".join(answer_lines(group()))
     assert "[" not in bare
+
+
+def test_of_a_long_text_the_screen_shows_the_beginning():
+    assert cut("word " * 80) == "word " * 80 and cut("a\x1b") == "a\\x1b"
+    assert cut("word " * 1000) == ("word " * 80).rstrip() + " ..."
 
 
 def test_a_row_without_text_is_still_listed():

@@ -205,7 +205,7 @@ def test_markup_in_texts_classes_and_questions_shows_as_text_and_three_classes_h
     assert {*page.values("data-label")} == kinds and len(kinds) == 3
 
 
-def test_a_regression_has_a_page_without_probabilities_or_wrong_queries(tmp_path):
+def test_a_regression_has_a_page_without_probabilities_or_wrong_queries(tmp_path, capsys):
     texts = read_rows()["train"]["sentence"][:40]
     labels = np.linspace(0.5, 4.3, 40).tolist()
     Dataset.from_dict({"text": texts, "score": labels}).to_csv(tmp_path / "r.csv")
@@ -215,13 +215,17 @@ def test_a_regression_has_a_page_without_probabilities_or_wrong_queries(tmp_path
     train.main([*where, *own, "--label_column", "score", *recipe])
     plan = ["--dataset_name", "r", "--factor_strategy", "identity"]
     analyze.main([*plan, "--checkpoint_dir", str(tmp_path)])
-    analyze.main([*plan, "--checkpoint_dir", str(tmp_path), "--query_text", "A fine soup."])
+    capsys.readouterr()
+    asked = [*plan, "--checkpoint_dir", str(tmp_path), "--query_text", "A fine soup."]
+    analyze.main([*asked, "--format", "json"])
+    told = capsys.readouterr()
     page = check_page(write(tmp_path, arguments=plan), tmp_path)
     assert "raised the output" in page.text and "lowered the output" in page.text
     assert len(page.table()) == 4 and {len(line) for line in page.table()} == {6}
     assert "(wrong)" not in page.text and "A fine soup." in page.text
     doubts = Run.open(tmp_path, "r").doubts
     assert doubts and all(one in page.text for one in doubts)  # a model that learned nothing
+    assert all(one in told.err for one in doubts) and "cannot be told" not in told.out
 
 
 def test_872_queries_of_sst2s_length_stay_below_3_mb(scored):
