@@ -243,3 +243,21 @@ def test_a_damaged_run_names_the_command_that_makes_the_same_again(run_copy, mod
         again = Run.open(run_copy, "demo")
         assert (again.weights, again.recipe) == (run.weights, run.recipe)
         assert (again.train_rows, again.seed) == (run.train_rows, run.seed)
+
+
+def test_members_are_trained_beside_an_adopted_model_which_stays(model, tmp_path, capsys):
+    where = [*DEMO, "--checkpoint_dir", str(tmp_path / "runs")]
+    stated = ["--num_train_epochs", "2", "--max_train_samples", "60", "--seed", "0"]
+    halves = ["--num_members", "2", "--member_share", "0.5", "--member_steps", "2"]
+    folder = model()
+    train.main([*where, "--max_train_samples", "60", "--adopt", folder])
+    error = refusal(capsys, train.main, [*where, *halves])
+    assert "seed or recipe are not known; adopt it again" in error and folder in error
+    train.main([*where, *stated, "--adopt", folder, "--overwrite"])
+    before = Run.open(tmp_path / "runs", "demo")
+    for idle in ([], ["--member_steps", "2"]):
+        assert "holds an adopted model" in refusal(capsys, train.main, [*where, *idle])
+    for members in (["--num_members", "2"], halves):
+        train.main([*where, *members])
+        analyze.main([*where, "--max_queries", "3", "--factor_strategy", "replay", *members])
+    assert Run.open(tmp_path / "runs", "demo") == before

@@ -110,6 +110,23 @@ def adopt(args: argparse.Namespace, folder: Path, tables: Tables, limit: int | N
     print(f"saved {folder}")
 
 
+def check_beside_adopted(run: Run, members: Members) -> None:
+    """Raises Refused for a training that would replace an adopted model, and for members of one
+    that has none.
+    """
+    if members.single or (members.member_share == 1 and members.member_steps > 1):
+        raise Refused(
+            f"{run.folder} holds an adopted model; pass --overwrite to replace it, or name another "
+            "folder"
+        )
+    if run.seed is None or run.recipe is None:
+        raise Refused(
+            "members are trained as the model was, and of the adopted one seed or recipe are not "
+            f"known; adopt it again with them: {run.command} --overwrite --seed 0 "
+            "--model_name_or_path START --learning_rate ..."
+        )
+
+
 def fine_tune(
     args: argparse.Namespace,
     folder: Path,
@@ -120,10 +137,7 @@ def fine_tune(
     """Trains the missing checkpoints of the command."""
     run = Run.read(folder)
     if run and run.adopted and not args.overwrite:
-        raise Refused(
-            f"{folder} holds an adopted model; pass --overwrite to replace it, or name another "
-            "folder"
-        )
+        check_beside_adopted(run, options_of(Members, args))
     tokenizer = open_tokenizer(args)
     seed = args.seed or 0
     model = open_start(args, tables, seed)

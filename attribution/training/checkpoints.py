@@ -49,9 +49,9 @@ class Trainer:
         """Trains the missing checkpoints: one training in all processes of the launch, several
         trainings distributed over them.
 
-        folder and seed: those of the run, which is always among the checkpoints. Raises Refused for
-        members whose trainings have no rows or too few steps, for runs that may not be replaced,
-        and if a training diverges.
+        folder and seed: those of the run, which is always among the checkpoints, unless it is an
+        adopted model. Raises Refused for members whose trainings have no rows or too few steps, for
+        runs that may not be replaced, and if a training diverges.
         """
         share = self.members.member_share
         rows = draw_share(len(self.rows.train), share, seed)
@@ -65,6 +65,9 @@ class Trainer:
             wanted.append((folder, seed, 1.0))
         for place, one, part in wanted:
             self.check_replaced(place, self.record_of(one, part))
+        run = Run.read(folder)
+        if run and run.adopted and not self.overwrite:
+            wanted = [one for one in wanted if one[0] != folder]
         if len(wanted) > 1:
             wanted = wanted[processes.rank :: processes.count]
             processes = ALONE
