@@ -278,3 +278,4 @@ def test_a_study_of_another_run_is_not_replaced_and_that_is_said_before_the_work
         error = study.refused(capsys, copied, tmp_path)
         assert f"{path} is a study of a run with" in error and "other weights" in error
         assert "name another --results_dir" in error and path.read_bytes() == before
+    assert "is a study of a run" in study.refused(capsys, copied, tmp_path, "--dry_run")

@@ -17,8 +17,7 @@ def evaluate_lds(args: argparse.Namespace, run: Run, place: Place) -> None:
     quiet_libraries()
     train, known = run.rows(max(args.first_query + args.max_queries, args.retrain_queries))
     queries = known.window(args.first_query, args.max_queries)
-    if not args.dry_run:
-        place.check(run.fingerprints(queries))
+    place.check(run.fingerprints(queries), args.dry_run)
     recipe = recipe_of(vars(args), args.dataset_name, run.recipe)
     study = open_study(
         run,

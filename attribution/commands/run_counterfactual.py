@@ -225,8 +225,7 @@ def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None
     if is_single(args):
         check_predictions(args, run, train, valid, found)
         return
-    if not args.dry_run:
-        place.check(run.fingerprints(queries))
+    place.check(run.fingerprints(queries), args.dry_run)
     check_sizes(args, train, queries)
     arms = make_arms(args, run, train, queries, found)
     study = open_study_of(args, run, (train, valid))

@@ -109,5 +109,5 @@ def unknown_task(name: str, runs: Iterable[str] = ()) -> str:
 
     runs: further names, of runs.
     """
-    known = [*runs, *TASKS]
+    known = list(dict.fromkeys([*runs, *TASKS]))
     return f"unknown task {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}"

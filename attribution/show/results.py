@@ -39,11 +39,12 @@ class Place:
         made = record.get("fingerprints", {})
         return [part for part in RUN if made.get(part) != fingerprints.get(part)]
 
-    def check(self, fingerprints: dict[str, str] | None = None) -> None:
+    def check(self, fingerprints: dict[str, str] | None = None, dry_run: bool = False) -> None:
         """Raises Refused, before long work, where nothing can be written, or where a study of
         another run would be replaced.
 
-        fingerprints: of the run; None: whatever is there is replaced.
+        fingerprints: of the run; None: whatever is there is replaced. dry_run: whether nothing will
+        be written, and no folder may be made to try it.
         """
         path = self.file(".json")
         if fingerprints and path.exists() and (parts := self.foreign(fingerprints)):
@@ -51,6 +52,8 @@ class Place:
                 f"{path} is a study of a run with {describe_parts(parts)}; name another "
                 "--results_dir, or delete the file"
             )
+        if dry_run:
+            return
         for suffix in (".json", ".md", ".npz", ".run.json"):
             check_file(self.file(suffix), "--results_dir")
         self.check_figure()

@@ -1,6 +1,7 @@
 """Verdicts on single predictions, as tables and sentences."""
 
 import textwrap
+from itertools import compress
 
 import numpy as np
 
@@ -10,15 +11,16 @@ from attribution.files import printable
 from attribution.show.listing import cut, indents, strong, width
 from attribution.show.tables import aligned, with_interval
 
-CHANGE = "+.2f"  # style of a change of the margin
-PREDICTED = "predicted [95 %]"
+CHANGES = {False: "+.2f", True: "+.3f"}  # regression or not -> style of a change of the margin
 
 
 def table_of(verdict: dict) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the removals: the arm, the rows removed, the change of the margin as a
-    replay predicted it, where one did, and as measured, the share of retrains that are right.
+    replay predicted it, and as measured, the share of retrains that are right. Columns of which
+    nothing is known are left out.
     """
-    header = ["removed by", "rows", PREDICTED, "measured [95 %]", "right in", "outcome"]
+    header = ["removed by", "rows", "predicted [95 %]", "measured [95 %]", "right in", "outcome"]
+    style = CHANGES[verdict["regression"]]
     rows = []
     for name, levels in verdict["arms"].items():
         for level in levels:
@@ -29,16 +31,14 @@ def table_of(verdict: dict) -> tuple[list[str], list[list[str]]]:
                 [
                     printable(name),
                     str(level["removed"]),
-                    with_interval(predicted[0], predicted[1], CHANGE) if predicted else "-",
-                    with_interval(level["change"], level["interval"], CHANGE),
+                    with_interval(predicted[0], predicted[1], style) if predicted else "-",
+                    with_interval(level["change"], level["interval"], style),
                     f"{right:.0%}" if outcome and right is not None else "-",
                     outcome or "-",
                 ]
             )
-    if all(level["predicted"] is None for levels in verdict["arms"].values() for level in levels):
-        header.remove(PREDICTED)
-        rows = [[*row[:2], *row[3:]] for row in rows]
-    return header, rows
+    known = [any(cell != "-" for cell in column) for column in zip(*rows, strict=True)]
+    return [*compress(header, known)], [[*compress(row, known)] for row in rows]
 
 
 def deciding(verdict: dict) -> int:
@@ -83,8 +83,9 @@ def sentence(verdict: dict) -> str:
         pushed = f"{'raised' if helpful else 'lowered'} the output most"
     rows, these = (f"the {count} rows", "these rows") if count > 1 else ("the row", "this row")
     without = f"Without {rows} that, by the scores, {pushed}"
+    style = CHANGES[verdict["regression"]]
     changed, changed_by_chance = (
-        with_interval(one["change"], one["interval"], CHANGE) for one in (level, random)
+        with_interval(one["change"], one["interval"], style) for one in (level, random)
     )
     change = (
         f"the {target} changes by {changed}, without as many random rows by {changed_by_chance}."
@@ -92,7 +93,7 @@ def sentence(verdict: dict) -> str:
     if other_way(level, verdict["direction"]):
         way = "rises" if helpful else "falls"
         change += f" It is the other way round: without {these} the {target} {way} "
-        change += f"by {abs(level['change']):.2f}."
+        change += f"by {abs(level['change']):{style[1:]}}."
     if verdict["regression"]:
         return f"{without}, {change}"
     seeds = len(verdict["seeds"])

@@ -12,7 +12,7 @@ from attribution.files import printable
 from attribution.influence.settings import halves_commands
 from attribution.show.listing import headline, row_line, wrapped
 from attribution.show.tables import with_interval
-from attribution.show.verdicts import CHANGE
+from attribution.show.verdicts import CHANGES
 from attribution.training.run import Run
 
 SHOWN = 10  # rows of a smallest set, with their texts
@@ -52,8 +52,9 @@ def change_line(found: dict[str, np.ndarray], place: int, how: str, label: str |
     a regression.
     """
     before, after = found["margins"][:, :, place].T
-    margins = f"{np.nanmean(before):+.2f} -> {np.nanmean(after):+.2f}"
-    change = with_interval(*t_interval(after - before), style=CHANGE)
+    style = CHANGES[label is None]
+    margins = f"{np.nanmean(before):{style}} -> {np.nanmean(after):{style}}"
+    change = with_interval(*t_interval(after - before), style=style)
     line = f"  {how}: margin {margins}, change {change}"
     if label is None:
         return line
