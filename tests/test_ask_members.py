@@ -3,6 +3,7 @@ studies like others.
 """
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -392,3 +393,14 @@ def test_the_run_alone_has_its_place_whether_or_not_its_seed_is_known(trained):
     for seed in (None, 3):
         run = replace(Run.open(trained, "demo"), seed=seed)
         assert Members().places(run) == [trained / "demo"]
+
+
+@pytest.mark.parametrize("steps", ["1", "2"])
+def test_the_command_below_a_training_scores_the_members_that_it_trained(run_copy, capsys, steps):
+    members = ["--num_members", "2", "--member_steps", steps, "--member_share", "0.5"]
+    train.main([*SMALL, "--checkpoint_dir", str(run_copy), *members])
+    command = capsys.readouterr().out.partition("next: ")[2].strip()
+    analyze.main([*shlex.split(command)[2:], "--max_queries", "3"])
+    (path,) = (run_copy / "demo/influence/scores").glob("replay_members*/pairwise_scores.json")
+    spec = json.loads(path.read_text())["spec"]
+    assert (spec["num_members"], spec["member_steps"], spec["member_share"]) == (2, int(steps), 0.5)

@@ -194,7 +194,9 @@ def next_command(args: argparse.Namespace) -> str:
     command = command_of("analyze.py", args.dataset_name, args.checkpoint_dir)
     if args.member_share < 1:
         command += " --factor_strategy replay"
-    elif flags := flags_of(options_of(Members, args)):
+    # A replay finds members by the steps that they kept.
+    found = args.member_share < 1 and args.member_steps > 1
+    if not found and (flags := flags_of(options_of(Members, args))):
         command += f" {flags}"
     run = Run.read(args.checkpoint_dir / args.dataset_name)
     stored = run.folder.glob("influence/scores/*/pairwise_scores.json") if run else []

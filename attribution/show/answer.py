@@ -170,6 +170,7 @@ class Answer:
     words: Words | None = None  # how much each links the query to these rows
     verdicts: list[Verdict] = field(default_factory=list)  # of retrains that were made before
     also: Also | None = None  # what other scores of the run say
+    likeness: float | None = None  # of replayed and real margins, see `Context`
 
     @property
     def wrong(self) -> bool:
@@ -245,6 +246,7 @@ def explain(context: Context, query: Query, top_k: int) -> Answer:
         cost,
         verdicts=verdicts,
         also=query.also,
+        likeness=context.likeness,
     )
 
 

@@ -26,7 +26,8 @@ FORMAT = """--format json prints one object a query:
   amounts: share, log-odds, label or squared label), conclusion, check (command; of a group
   one that asks about some of its queries), cost,
   verdicts (stored, of that command: word and sentence of each), also (null, or how many of its
-  strongest rows are among those of other scores: scores, shared, strongest),
+  strongest rows are among those of other scores: scores, shared, strongest), likeness (null, or of
+  a replay the correlation of its margins with the model's on rows that training left out),
   sides: two objects, with towards (a class, or raised and lowered), title, direction (helpful or
   harmful to the margin of the label), and rows: row, file_row, texts, label, score (as stored),
   share (of all absolute scores), rank (1: largest absolute score), agreement (null, or members that
@@ -58,6 +59,7 @@ UNITS = {
     "squared label": f"Numbers are in squared units of the label, {SLOPE}.",
 }
 LONGEST = 400  # characters of a text on the screen
+LIKE = 0.5  # correlation of replayed with real margins below which a replay is doubted
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
     group = answer.target == "group"
     unit = UNITS[answer.unit]
     lines += wrapped(unit.replace("the query", "the group") if group else unit)
+    if answer.likeness is not None:
+        doubt = ": this replay says little" if answer.likeness < LIKE else ""
+        lines += wrapped(
+            "Replayed margins of rows that training left out correlate with the model's by "
+            f"{answer.likeness:.2f}{doubt}."
+        )
     if answer.words is not None:
         lines += wrapped("Words between *stars* link the row and the query most.")
     for one in answer.verdicts:

@@ -66,7 +66,7 @@ def two_classes(**more) -> Answer:
 def regression() -> Answer:
     """A replayed regression, of a file from which validation rows were drawn."""
     train = Plain(STARS, TEXTS, np.linspace(1, 5, N), file_rows=np.arange(N) * 3)
-    context = Context(train, "replay", replayed=True, check=CHECK)
+    context = Context(train, "replay", replayed=True, likeness=0.87, check=CHECK)
     about = {"logits": np.array([3.21]), "label_number": 4.5, "margin": -1.7}
     return explain(context, Query([TEXTS[2]], "4.50", scores(), 7, 22, **about), 3)
 
@@ -174,6 +174,12 @@ def test_notes_explain_the_marks_that_are_shown_and_no_others():
     assert "[label doubtful: the model says positive]" in words and "[label doubtful]" in words
     bare = " ".join(answer_lines(group()))
     assert "[" not in bare
+
+
+@pytest.mark.parametrize(("likeness", "says"), [(0.3, True), (0.6, False)])
+def test_a_replay_that_is_unlike_the_training_is_doubted(likeness, says):
+    text = " ".join(answer_lines(dataclasses.replace(regression(), likeness=likeness)))
+    assert f"by {likeness:.2f}" in text and ("says little" in text) == says
 
 
 def test_of_a_long_text_the_screen_shows_the_beginning():
