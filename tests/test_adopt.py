@@ -261,3 +261,11 @@ def test_members_are_trained_beside_an_adopted_model_which_stays(model, tmp_path
         train.main([*where, *members])
         analyze.main([*where, "--max_queries", "3", "--factor_strategy", "replay", *members])
     assert Run.open(tmp_path / "runs", "demo") == before
+
+
+def test_rows_of_more_classes_than_the_model_has_are_refused_for_that(model, tmp_path, capsys):
+    argv = [*reviews(tmp_path, "one", "two"), "--checkpoint_dir", str(tmp_path)]
+    path = tmp_path / "rows.csv"
+    path.write_text(path.read_text().replace(",two", ",three", 1))
+    error = refusal(capsys, train.main, [*argv, "--adopt", model()])
+    assert "the rows have 3 classes, but the model has 2 (negative, positive)" in error

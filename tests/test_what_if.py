@@ -14,7 +14,7 @@ from attribution.cli import run_script
 from attribution.evidence.what_if import Smallest
 from attribution.show.listing import headline
 from attribution.show.scored import counterfactual_command
-from attribution.show.what_if import smallest_text
+from attribution.show.what_if import doubt_text, smallest_text
 from attribution.training.members import members_command
 from attribution.training.run import Run
 
@@ -69,7 +69,7 @@ def test_removed_and_relabelled_rows_are_replayed_without_a_model(copied, capsys
     monkeypatch.setattr("attribution.training.run.Run.model", opened)
     out = told(capsys, copied, "--remove_rows", "3", "17", "--targets", "2", "5")
     assert NAME in out and "with 2 rows removed" in out
-    assert "95 % intervals over members)" in out and "one checkpoint" not in out
+    assert "95 % intervals over 2 members)" in out and "one checkpoint" not in out
     assert out.count("replayed: margin") == 2 and "replayed: accuracy" in out
     out = told(capsys, copied, "--flip_labels", "4")
     assert "with 1 row with another label" in out and "query" not in out
@@ -109,6 +109,15 @@ def test_a_smallest_set_names_the_whole_command_that_checks_it(trained, tmp_path
     args = run_counterfactual.parse_args(shlex.split(command)[2:])
     assert (args.checkpoint_dir, args.max_queries) == (folder, 9)
     assert (args.remove_rows, args.targets, args.check) == (["3", "17"], [2], True)
+    for found in (Smallest([3], 2, 0, 2), Smallest([], 1, 1, 2)):  # an adopted model's
+        text = smallest_text(title, "negative", data, found, None, True)
+        assert "run_counterfactual.py" not in text and "2 replays say negative" in text
+
+
+@pytest.mark.parametrize(("likeness", "doubted"), [(0.1, True), (0.9, False), (None, False)])
+def test_a_what_if_says_where_the_replay_is_unlike_the_training(run_copy, likeness, doubted):
+    text = doubt_text(Run.open(run_copy, "demo"), 9, 2, likeness)
+    assert ("this replay says little" in text) == bool(text) == doubted
 
 
 def test_a_replay_of_one_checkpoint_says_that_it_has_no_interval_and_what_has(run_copy, capsys):
@@ -153,7 +162,10 @@ def test_what_a_what_if_cannot_use_is_refused(copied, trained, capsys):
     assert "--check goes with" in refused(capsys, copied, "--check")
     assert "0 to 119" in refused(capsys, copied, "--remove_rows", "120")
     error = refused(capsys, trained, *asked)
-    assert "there are no replayed scores" in error and "--factor_strategy replay" in error
+    assert (
+        "there are no replayed scores of these queries" in error
+        and "--factor_strategy replay" in error
+    )
 
 
 def test_after_another_training_a_what_if_names_a_command_that_runs(copied, capsys):

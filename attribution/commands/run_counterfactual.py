@@ -155,6 +155,8 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
     if influence is None:
         raise what_if.no_replay(run, found, args.max_queries)
     print(f"replaying in the checkpoints of {influence.name}")
+    likeness = (influence.scores.record("pairwise") or {}).get("likeness")
+    doubt = doubt_text(run, args.max_queries, len(influence.analyses), likeness)
     known = valid
     custom = args.query_text is not None
     if custom:
@@ -180,10 +182,11 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
             right = bool(said[place] == queries.labels[place])
             smallest = what_if.smallest_set(influence, place, scores[place], right)
             title = headline(queries, place, custom)
-            asked = printable(queries.label_name(place)), train, smallest, f"{command} {flags}"
-            print(f"\n{smallest_text(title, *asked, right)}")
-        if len(influence.analyses) == 1:
-            print(doubt_text(run, args.max_queries))
+            asked = f"{command} {flags}" if run.recipe else None
+            label = printable(queries.label_name(place))
+            print(f"\n{smallest_text(title, label, train, smallest, asked, right)}")
+        if doubt:
+            print(doubt)
         return
     answers = {"replayed": what_if.what_if(influence, edit)}
     if args.check:
@@ -195,8 +198,8 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
             answers["measured"] = measured
     if rank_and_size()[0] == 0:
         print(f"\n{what_if_text(edit, train, queries, list(targets), answers, custom)}")
-        if len(influence.analyses) == 1:
-            print(doubt_text(run, args.max_queries))
+        if doubt:
+            print(doubt)
 
 
 def run_counterfactual(args: argparse.Namespace, run: Run, place: Place) -> None:

@@ -218,6 +218,11 @@ def with_classes(task: GlueTask, names: list[str]) -> GlueTask:
     spelled: dict[int, str] = {}
     for name in task.class_names:
         place = class_of(name, names)
+        if len(task.class_names) > len(names):
+            raise Refused(
+                f"the rows have {len(task.class_names)} classes, but the model has {len(names)} "
+                f"({printable(', '.join(names))})"
+            )
         if place is None or place in spelled:
             raise Refused(
                 f"the training rows have the class {name!r}, but the model's are "

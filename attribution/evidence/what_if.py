@@ -270,4 +270,4 @@ def no_replay(run: Run, found: dict[str, StoredScores], max_queries: int) -> Ref
     stale = [one.stale for one in found.values() if one.spec.factor_strategy == "replay"]
     why, more = (f": {stale[0]}", "--overwrite") if stale else ("", "")
     command = analyze_command(run, ScoreSpec(factor_strategy="replay"), max_queries, more)
-    return Refused(f"there are no replayed scores that count{why}; make them with: {command}")
+    return Refused(f"there are no replayed scores of these queries{why}; make them with: {command}")

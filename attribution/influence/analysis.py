@@ -183,7 +183,7 @@ class Influence(Scored):
             measured = train.comparable(logits @ outputs)
             unit = descent.unit_of(measured, total / len(self.analyses), weights == 0)
             print(
-                f"  scores are multiplied by {unit:.2f}: then replays differ as much as the "
+                f"  scores are multiplied by {unit:.2f}, so that replays differ as much as the "
                 f"margins of the {len(ends)} trainings do"
             )
             write_json(path, wanted | {"unit": unit})

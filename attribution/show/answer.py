@@ -62,9 +62,9 @@ class Also:
     def __str__(self) -> str:
         """The same in a sentence."""
         halves = self.scores.startswith("replay_members") and "share" in self.scores
-        truer = ", as a rule the truer" * halves
-        shared = f"{self.shared} are among those of {self.scores}{truer}"
-        return f"Of its {self.strongest} strongest rows {shared}."
+        truer = " In our studies such replays were the truer." * halves
+        shared = f"{self.shared} of its {self.strongest} strongest rows are among those of"
+        return f"{shared} {self.scores}, too.{truer}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class AnswerRow:
         """What a reader should know of the row, in a few words each."""
         known = {
             "flipped on purpose": self.flipped,
-            f"label doubtful: the model says {self.said}": self.said and not self.flipped,
+            f"the model says {self.said}": self.said and not self.flipped,
             "nearly the same text": self.alike,
             "high for many queries": self.high,
         }

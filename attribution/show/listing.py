@@ -46,7 +46,7 @@ With --label_issues or --self_influence it prints one object a training row, the
   its words."""
 
 NOTES = {
-    "label doubtful": "The model gives this training row another class than its label.",
+    "the model says": "It gives this training row another class than its label.",
     "high for many queries": "Such a row tells more about itself than about this query.",
     "nearly the same text": "It has the words of the query, or nearly.",
     "flipped on purpose": "The demo has such labels, so that they can be found.",
@@ -58,7 +58,7 @@ UNITS = {
     "label": f"Numbers are in units of the label, {SLOPE}.",
     "squared label": f"Numbers are in squared units of the label, {SLOPE}.",
 }
-LONGEST = 400  # characters of a text on the screen
+LONGEST = 400  # characters of a text on the screen; CSV, JSON and pages have more
 LIKE = 0.5  # correlation of replayed with real margins below which a replay is doubted
 
 
@@ -123,11 +123,7 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
     unit = UNITS[answer.unit]
     lines += wrapped(unit.replace("the query", "the group") if group else unit)
     if answer.likeness is not None:
-        doubt = ": this replay says little" if answer.likeness < LIKE else ""
-        lines += wrapped(
-            "Replayed margins of rows that training left out correlate with the model's by "
-            f"{answer.likeness:.2f}{doubt}."
-        )
+        lines += wrapped(likeness_text(answer.likeness))
     if answer.words is not None:
         lines += wrapped("Words between *stars* link the row and the query most.")
     for one in answer.verdicts:
@@ -139,6 +135,15 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
         lines += wrapped("Some of these queries alone:" if group else sure)
         lines.append(f"  {printable(answer.check)}")
     return lines
+
+
+def likeness_text(likeness: float) -> str:
+    """How like the training a replay was, in a sentence."""
+    doubt = ": this replay says little" if likeness < LIKE else ""
+    return (
+        "Replayed margins of rows that training left out correlate with the model's by "
+        f"{likeness:.2f}{doubt}."
+    )
 
 
 def said_of(answer: Answer) -> str:
@@ -214,9 +219,9 @@ def joined(one: Answer | AnswerRow) -> str:
     )
 
 
-def cut(text: str) -> str:
-    """The text for the screen, of a long one the beginning; CSV, JSON and pages have all of it."""
-    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ...")
+def cut(text: str, longest: int = LONGEST) -> str:
+    """The text without what steers a terminal or a browser, of a long one the beginning."""
+    return printable(text if len(text) <= longest else f"{text[:longest].rstrip()} ...")
 
 
 def file_place(row) -> str:

@@ -40,7 +40,7 @@ from attribution.show.answer import (
 )
 from attribution.show.asking import custom_queries, lds_command, scored_rows, with_words
 from attribution.show.label_issues import label_text
-from attribution.show.listing import NOTES, UNITS
+from attribution.show.listing import NOTES, UNITS, cut
 from attribution.show.results import place_of
 from attribution.show.scored import ScoredRows, check_for, unscored, with_other
 from attribution.training.arguments import command_of
@@ -265,15 +265,10 @@ def plot_of(verdict: dict) -> dict:
     return {"zero": at(0.0), "lines": lines}
 
 
-def clipped(text: str) -> str:
-    """The text, cut where it is so long that the page would be too."""
-    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
-
-
 def shown(texts: list[str] | str) -> str:
     """Texts as one line that steers no terminal or browser; Jinja2 escapes markup afterwards."""
     text = texts if isinstance(texts, str) else " | ".join(texts)
-    return printable(clipped(text)).rstrip()
+    return cut(text, LONGEST).rstrip()
 
 
 def tinted(one: Answer | AnswerRow) -> list[tuple[str, int]]:

@@ -62,9 +62,8 @@ def word(verdict: dict) -> str:
     """The verdict in a few words; of fewer seeds than MIN_SEEDS it is a hint."""
     level = verdict["arms"][verdict["score"]][deciding(verdict)]
     hint = "a hint: " if len(verdict["seeds"]) < MIN_SEEDS else ""
-    more = f" (--num_retrain_seeds {level['seeds']} may)" if level["seeds"] else ""
     turned = ", the other way round" * other_way(level, verdict["direction"])
-    return f"{hint}{level['word']}{more}{turned}"
+    return f"{hint}{level['word']}{turned}"
 
 
 def sentence(verdict: dict) -> str:
@@ -88,15 +87,22 @@ def sentence(verdict: dict) -> str:
         with_interval(one["change"], one["interval"], style) for one in (level, random)
     )
     change = (
-        f"the {target} changes by {changed}, without as many random rows by {changed_by_chance}."
+        f"the {target} changes by {changed}, without as many random rows by {changed_by_chance}"
     )
+    if level.get("difference_interval"):
+        apart = with_interval(level["difference"], level["difference_interval"], style)
+        change += f": seed by seed a difference of {apart}"
+    change += "."
     if other_way(level, verdict["direction"]):
         way = "rises" if helpful else "falls"
         change += f" It is the other way round: without {these} the {target} {way} "
         change += f"by {abs(level['change']):{style[1:]}}."
+    seeds = len(verdict["seeds"])
+    if level["seeds"]:  # those that were seen would decide when to stop
+        fresh = f"--retrain_seed {verdict['seeds'][-1] + 1} --num_retrain_seeds {level['seeds']}"
+        change += f" Fresh seeds may tell: {fresh}."
     if verdict["regression"]:
         return f"{without}, {change}"
-    seeds = len(verdict["seeds"])
     shares = [level["right"], random["right"], share_right(np.array(verdict["right"], float))]
     gone, chance, everything = (
         "none that came to an end" if share is None else f"{share * seeds:.3g} of {seeds}"
@@ -125,7 +131,10 @@ def note(verdict: dict) -> str:
         )
     if by is None:
         return f"Predicted by a replay. {measured}"
-    return f"Predicted by a replay in {by['checkpoints']} checkpoints ({by['scores']}). {measured}"
+    return (
+        f"Predicted by a replay in {by['checkpoints']} checkpoints ({by['scores']}): the interval "
+        f"is how far they differ, not how far they err. {measured}"
+    )
 
 
 def text(verdict: dict) -> str:

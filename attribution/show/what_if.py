@@ -10,7 +10,7 @@ from attribution.evidence.stats import t_interval
 from attribution.evidence.what_if import Edit, Smallest
 from attribution.files import printable
 from attribution.influence.settings import halves_commands
-from attribution.show.listing import headline, row_line, wrapped
+from attribution.show.listing import LIKE, headline, likeness_text, row_line, wrapped
 from attribution.show.tables import with_interval
 from attribution.show.verdicts import CHANGES
 from attribution.training.run import Run
@@ -89,8 +89,9 @@ def what_if_text(
     """
     regression = queries.task.regression
     kinds = {"replayed": "members", "measured": "retrains"}
-    intervals = [kinds[how] for how, one in found.items() if len(one["margins"]) > 1]
-    shown = f" (95 % intervals over {' or '.join(intervals)})" if intervals else ""
+    counts = {how: len(one["margins"]) for how, one in found.items()}
+    intervals = [f"{count} {kinds[how]}" for how, count in counts.items() if count > 1]
+    shown = f" (95 % intervals over {' and '.join(intervals)})" if intervals else ""
     lines = [f"with {edit_text(edit)}{shown}:", *edit_lines(edit, train)]
     for place in places:
         lines += ["", headline(queries, place, custom)]
@@ -105,10 +106,18 @@ def what_if_text(
     return "\n".join([*lines, "", *wrapped(note)])
 
 
-def doubt_text(run: Run, max_queries: int) -> str:
-    """Doubt about a replay of one checkpoint, and the commands that make a better one."""
+def doubt_text(run: Run, max_queries: int, members: int, likeness: float | None) -> str:
+    """Doubts about a replay, and the commands that make a better one; empty without any.
+
+    members: checkpoints of the replay. likeness: see `answer.Context`.
+    """
+    lines = []
+    if likeness is not None and likeness < LIKE:
+        lines += ["", *wrapped(likeness_text(likeness))]
+    if members > 1:
+        return "\n".join(lines)
     doubt = "This is a replay of one checkpoint: it gives no interval and may be far off."
-    lines = ["", *wrapped(doubt)]
+    lines += ["", *wrapped(doubt)]
     if commands := halves_commands(run, max_queries):
         lines += wrapped("Members that are trained on halves of the rows do give one:")
         lines += [f"  {printable(command)}" for command in commands]
@@ -116,12 +125,12 @@ def doubt_text(run: Run, max_queries: int) -> str:
 
 
 def smallest_text(
-    title: str, label: str, train: GlueDataset, found: Smallest, command: str, right: bool
+    title: str, label: str, train: GlueDataset, found: Smallest, command: str | None, right: bool
 ) -> str:
     """The smallest set of rows that turns a prediction, for the screen.
 
-    title, label: of the query. command: of run_counterfactual.py about it, without its question.
-    right: whether the run says the label.
+    title, label: of the query. command: of run_counterfactual.py about it, without its question;
+    None where nothing can be retrained. right: whether the run says the label.
     """
     rows = found.rows
     before = f"{found.before} of {found.members} replays say {label} with all rows"
@@ -130,15 +139,17 @@ def smallest_text(
         return f"{title}\n  {stays} ({before})"
     if not rows:
         run = f"the run {'does' if right else 'does not'}"
+        said = f"{title}\n  {before}, {run}: the seed may decide, and no row has to go"
+        if command is None:
+            return said
         command += f"{'' if right else ' --direction harmful'} --removals 1"
-        return (
-            f"{title}\n  {before}, {run}: the seed may decide, and no row has to go\n"
-            f"  what do retrains say? {printable(command)}"
-        )
+        return f"{said}\n  what do retrains say? {printable(command)}"
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
     turns = f"  turns in replays without {many} ({before}, {found.after} without)"
     shown = [row_line(train, row) for row in rows[:SHOWN]]
     more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-    command += f" --remove_rows {' '.join(map(str, rows))} --check"
-    check = f"  check it with: {printable(command)}"
-    return "\n".join([title, turns, *shown, *more, check])
+    lines = [title, turns, *shown, *more]
+    if command is not None:
+        command += f" --remove_rows {' '.join(map(str, rows))} --check"
+        lines.append(f"  check it with: {printable(command)}")
+    return "\n".join(lines)

@@ -133,16 +133,17 @@ class Run:
             if (folder / MARKER).exists():
                 fault = "is half-written"
         elif run.dataset_name != name:
-            fault = f"was trained on {run.dataset_name}, not {name}"
+            raise Refused(
+                f"the run in {folder} was trained on {run.dataset_name}, not {name}; call its "
+                f"folder {run.dataset_name}, in another --checkpoint_dir, or train {name} elsewhere"
+            )
         elif run.num_labels != run.task.num_labels:
             fault = f"has {run.num_labels} labels, {name} {run.task.num_labels}"
         elif not run.intact():
             fault = "is damaged (a file is missing or changed since training)"
         else:
             return replace(run, data_path=data_path)
-        command = command_of("train.py", name, checkpoint_dir)
-        if run and run.dataset_name == name:
-            command = run.command
+        command = run.command if run else command_of("train.py", name, checkpoint_dir)
         raise Refused(f"the checkpoint {folder} {fault}; run: {command}")
 
     @property

@@ -131,7 +131,10 @@ def test_three_members_tell_the_unit_of_their_mean(copied, capsys):
     three = ["--num_members", "3", "--member_steps", "2", "--member_share", "0.5"]
     train.main([*SMALL, "--checkpoint_dir", str(copied), *three])
     analyze.main([*REPLAY, "--checkpoint_dir", str(copied), *three])
-    assert "as much as the margins of the 3 trainings do" in capsys.readouterr().out
+    assert (
+        "so that replays differ as much as the margins of the 3 trainings do"
+        in capsys.readouterr().out
+    )
     name = "replay_members3_steps2_share0.5"
     record = read_json(copied / f"demo/influence/scores/{name}/pairwise_scores.json")
     end = "steps/2/influence/scores/replay/pairwise_scores.safetensors"

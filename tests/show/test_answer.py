@@ -262,7 +262,7 @@ def test_rows_are_marked_by_what_a_reader_should_know():
     assert {row: words for row, words in marks.items() if words} == {
         1: ["flipped on purpose"],  # and not doubtful: it is known to be wrong
         3: ["nearly the same text"],
-        5: ["label doubtful: the model says negative"],
+        5: ["the model says negative"],
         7: ["high for many queries"],
     }
     known = {row.row: row.flipped for side in found.sides for row in side.rows}

@@ -171,7 +171,7 @@ def test_notes_explain_the_marks_that_are_shown_and_no_others():
     words = " ".join(" ".join(answer_lines(two_classes())).split())
     for mark in ("flipped on purpose", "nearly the same text", "high for many queries"):
         assert words.count(f"[{mark}]") == 2, mark  # beside the row, and below
-    assert "[label doubtful: the model says positive]" in words and "[label doubtful]" in words
+    assert "[the model says positive]" in words and "[the model says]" in words
     bare = " ".join(answer_lines(group()))
     assert "[" not in bare
 

@@ -162,7 +162,7 @@ def test_an_answer_says_how_many_of_its_strongest_rows_other_scores_share(copied
     shared = len(tops[0] & tops[1])
     assert found["also"] == {"scores": "identity", "shared": shared, "strongest": 10}
     text = " ".join(answer(copied, capsys, query=["--query_index", "3"], form="table").split())
-    assert f"Of its 10 strongest rows {shared} are among those of identity." in text
+    assert f"{shared} of its 10 strongest rows are among those of identity, too." in text
     pairwise = copied / "demo/influence/scores/identity/pairwise_scores.json"
     pairwise.write_text(pairwise.read_text().replace('"query rows": "', '"query rows": "0'))
     (found,) = asked(copied, capsys, "--query_index", "3")
