@@ -145,6 +145,7 @@ def test_a_verdict_predicts_both_arms_by_a_replay(copied, capsys):
     path = copied / f"demo/retraining/verdicts/{NAME}_helpful_query3.json"
     found = json.loads(path.read_text())
     assert found["predicted_by"] == {"scores": NAME, "checkpoints": 2}
+    assert found["said"] in ("negative", "positive")
     for (level,) in found["arms"].values():
         mean, (low, high) = level["predicted"]
         assert low < mean < high

@@ -25,7 +25,7 @@ from attribution.influence.analysis import Influence
 from attribution.influence.stored import find_scores, most_helpful, remedy, scores_named
 from attribution.processes import rank_and_size
 from attribution.training.arguments import custom_flags
-from attribution.training.queries import Questions, ask
+from attribution.training.queries import Questions, ask, predict_run
 from attribution.training.run import Run
 
 # Name of the control arm, by whether the task is a regression.
@@ -156,13 +156,18 @@ def run_check(
         groups = [list(arms.values()) for arms in removed]
         predicted = predicted_changes(replays, dict(zip(places, groups, strict=True)))
     by = replays and {"scores": replays.name, "checkpoints": len(replays.analyses)}
+    said: list[str | None] = [None] * len(targets)
+    task = study.train.task
+    if not task.regression:
+        asked = study.queries.subset([target.place for target in targets])
+        said = [task.name_of(one) for one in predict_run(study.run, asked).argmax(-1).tolist()]
     verdicts = []
     for t, (target, arms) in enumerate(zip(targets, removed, strict=True)):
         before = {seed: found[target.place] for seed, found in start.items()}
         after = {key[1:]: found[target.place] for key, found in retrains.items() if key[0] == t}
         changes = dict(zip(arms, predicted.get(target.place, []), strict=False))
         found = judge(study, target, check, arms, before, after, changes)
-        verdicts.append(found | {"predicted_by": by})
+        verdicts.append(found | {"predicted_by": by, "said": said[t]})
     return verdicts
 
 

@@ -112,9 +112,19 @@ def sentence(verdict: dict) -> str:
         f"{without}, {gone} retrains say {what}; without as many random rows {chance}, with all "
         f"rows {everything}. T{change[1:]}"
     )
-    if not helpful and shares[2] is not None and shares[2] > 0.5:
-        said += " Other seeds mostly do not make the mistake, so it takes no row to explain it."
+    if of_the_seed(verdict, shares[2]):
+        said += " With all rows most retrains say otherwise than the run: that may be its seed's."
     return said
+
+
+def of_the_seed(verdict: dict, right: float | None) -> bool:
+    """Whether fewer than half of the retrains on all rows say what the run said, as far as two
+    classes tell: the label, or not the label. right: share of them that say the label.
+    """
+    said = verdict.get("said")  # not recorded in every stored verdict
+    if said is None or right is None:
+        return False
+    return (right if said == verdict["label"] else 1 - right) < 0.5
 
 
 def note(verdict: dict) -> str:
