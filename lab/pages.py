@@ -55,7 +55,12 @@ SHORT_LDS = {  # label -> score on the demo, on SST-2, on STS-B
     "word overlap (squared TF-IDF cosine)": ("tfidf2",) * 3,
 }
 SEARCH_ENDS = {"ran": "ran to its end", "refused": "refused in one sentence"}
-ARMS = {"ekfac": "EKFAC", "tfidf": "TF-IDF", "random": "random, same class"}
+ARMS = {
+    "replay_members8_steps2_share0.5": "replay, eight halves",
+    "ekfac": "EKFAC",
+    "tfidf": "TF-IDF",
+    "random": "random, same class",
+}
 MEANS = {
     "demo": "ekfac_members5",
     "sst2": "ekfac_damping0.0001_members8_share0.5",
@@ -152,6 +157,8 @@ def published_flips(read: Reader) -> str:
         for name, shares in published["shares"].items()
     ]
     for arm, label in ({MEANS["sst2"]: "EKFAC, mean of eight halves"} | ARMS).items():
+        if arm not in ours["curves"]:
+            continue
         shares = dict(zip(ours["removals"], ours["curves"][arm]["flipped"], strict=True))
         cells = (f"{shares[count]:.3f}" if count in shares else "-" for count in counts)
         rows.append([f"{label}, SST-2, MiniLM, ours", *cells])
