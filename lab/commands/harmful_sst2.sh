@@ -16,12 +16,11 @@ train() {
 analyze() { python analyze.py "${run[@]}" --max_queries 500 "${halves[@]}" --overwrite "$@"; }
 
 train
-train "${halves[@]}" --member_steps 2
+train "${halves[@]}"
 analyze --damping_factor 1e-4
-analyze --factor_strategy replay --member_steps 2
 rm -f results/counterfactual_sst2_harmful.*  # of another machine's run: a study replaces none
 python run_counterfactual.py "${run[@]}" --max_queries 500 --num_base_seeds 3 \
     --num_retrain_seeds 2 --direction harmful \
-    --strategies ekfac_damping0.0001_members8_share0.5 replay_members8_steps2_share0.5 \
-    tfidf random --num_targets 500 --max_targets 50 --removals 40 \
+    --strategies ekfac_damping0.0001_members8_share0.5 tfidf random \
+    --num_targets 500 --max_targets 50 --removals 40 \
     --results_dir results --figure_path figure/counterfactual_sst2_harmful.png
