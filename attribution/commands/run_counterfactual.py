@@ -16,9 +16,10 @@ from attribution.files import Refused, printable
 from attribution.influence.stored import find_scores, remedy, seeds_of
 from attribution.processes import rank_and_size
 from attribution.show import plotting, results, tables, verdicts
+from attribution.show.asking import scored_rows
 from attribution.show.listing import headline
 from attribution.show.results import Place
-from attribution.show.scored import counterfactual_command, open_scored
+from attribution.show.scored import counterfactual_command
 from attribution.show.what_if import doubt_text, smallest_text, what_if_text
 from attribution.training.arguments import custom_flags
 from attribution.training.queries import ask
@@ -168,11 +169,7 @@ def answer_what_if(args, run: Run, train, valid, found: dict) -> None:
         refuse_regression(args, train)
         scores = influence.compute("pairwise")
         assert scores is not None  # a what-if is computed by each process alone
-        if custom:
-            logits = questions.logits
-        else:
-            kept = open_scored(run, influence.settings)
-            logits = influence.said() if kept is None else kept.logits
+        logits = questions.logits if custom else scored_rows(influence, scores).logits
         said = logits.argmax(-1)
         command = counterfactual_command(run, args.max_queries)
         for flag in ("dataset_path", "model_name_or_path"):

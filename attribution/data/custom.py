@@ -215,14 +215,14 @@ def with_classes(task: GlueTask, names: list[str]) -> GlueTask:
             f"the model has one output, as for a regression, but the rows have {task.num_labels} "
             "classes; --task regression reads their labels as numbers"
         )
+    if len(task.class_names) > len(names):
+        raise Refused(
+            f"the rows have {len(task.class_names)} classes, but the model has {len(names)} "
+            f"({printable(', '.join(names))})"
+        )
     spelled: dict[int, str] = {}
     for name in task.class_names:
         place = class_of(name, names)
-        if len(task.class_names) > len(names):
-            raise Refused(
-                f"the rows have {len(task.class_names)} classes, but the model has {len(names)} "
-                f"({printable(', '.join(names))})"
-            )
         if place is None or place in spelled:
             raise Refused(
                 f"the training rows have the class {name!r}, but the model's are "

@@ -158,7 +158,7 @@ def run_check(
     by = replays and {"scores": replays.name, "checkpoints": len(replays.analyses)}
     said: list[str | None] = [None] * len(targets)
     task = study.train.task
-    if not task.regression:
+    if not task.regression and rank_and_size()[0] == 0:
         asked = study.queries.subset([target.place for target in targets])
         said = [task.name_of(one) for one in predict_run(study.run, asked).argmax(-1).tolist()]
     verdicts = []

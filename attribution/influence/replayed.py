@@ -176,7 +176,7 @@ class ReplayAnalysis(Analysis):
             folder = self.folder / "replay" / name
             parts = self.scores.parts[kind]
             how = dict, self.settings.overwrite, self.processes
-            replaceable = kind == "pairwise" and bool(self.suffix)
+            replaceable = self.scores.replaceable(kind)
             self.works[name] = Work(folder, parts, "kernels", *how, replaceable=replaceable)
         return self.works[name]
 

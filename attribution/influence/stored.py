@@ -92,13 +92,18 @@ class ScoreFolder:
             return None
         return row if row_checksums(row[None]) == [record["rows"][query]] else None
 
+    def replaceable(self, kind: str) -> bool:
+        """Whether stored work on scores of this kind counts as missing, and is not refused, if it
+        was made from something else: that of a custom query.
+        """
+        return kind == "pairwise" and bool(self.suffix)
+
     def record(self, kind: str) -> dict | None:
         """JSON beside the scores; None if missing. Raises Stale if their fingerprint differs; a
         custom query's are then missing.
         """
         path = self.place(kind) / f"{kind}_scores.json"
-        replaceable = kind == "pairwise" and bool(self.suffix)
-        return refuse_if_stale(path, self.parts[kind], f"{kind} scores", replaceable)
+        return refuse_if_stale(path, self.parts[kind], f"{kind} scores", self.replaceable(kind))
 
     def save(self, kind: str, arrays: dict[str, np.ndarray], about: dict) -> None:
         """Writes scores, then the JSON that makes them count, while no other process writes either.

@@ -15,7 +15,7 @@ from attribution.show.tables import with_interval
 from attribution.show.verdicts import CHANGES
 from attribution.training.run import Run
 
-SHOWN = 10  # rows of a smallest set, with their texts
+SHOWN = 10  # rows that are listed with their texts
 
 
 def edit_text(edit: Edit) -> str:
@@ -35,14 +35,14 @@ def edit_lines(edit: Edit, train: GlueDataset) -> list[str]:
     """The changed rows, the first SHOWN of them, with their new labels."""
     changed = [*edit.removed, *edit.relabelled]
     after = train.relabelled(edit.labels(train))
-    lines = []
-    for row in changed[:SHOWN]:
-        line = row_line(train, row)
-        if row in edit.relabelled:
-            line += f" -> [{printable(after.label_name(row))}]"
-        lines.append(line)
-    more = [f"    and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
-    return lines + more
+    labels = {row: f" -> [{printable(after.label_name(row))}]" for row in edit.relabelled}
+    return first_of([row_line(train, row) + labels.get(row, "") for row in changed])
+
+
+def first_of(lines: list[str]) -> list[str]:
+    """The first SHOWN of the lines, and how many more there are."""
+    more = [f"    and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return lines[:SHOWN] + more
 
 
 def change_line(found: dict[str, np.ndarray], place: int, how: str, label: str | None) -> str:
@@ -146,9 +146,7 @@ def smallest_text(
         return f"{said}\n  what do retrains say? {printable(command)}"
     many = f"these {len(rows)} rows" if len(rows) > 1 else "this row"
     turns = f"  turns in replays without {many} ({before}, {found.after} without)"
-    shown = [row_line(train, row) for row in rows[:SHOWN]]
-    more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-    lines = [title, turns, *shown, *more]
+    lines = [title, turns, *first_of([row_line(train, row) for row in rows])]
     if command is not None:
         command += f" --remove_rows {' '.join(map(str, rows))} --check"
         lines.append(f"  check it with: {printable(command)}")
