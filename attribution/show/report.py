@@ -40,7 +40,7 @@ from attribution.show.answer import (
 )
 from attribution.show.asking import custom_queries, lds_command, scored_rows, with_words
 from attribution.show.label_issues import label_text
-from attribution.show.listing import NOTES, UNITS, cut
+from attribution.show.listing import NOTES, UNITS, cut, likeness_text
 from attribution.show.results import place_of
 from attribution.show.scored import ScoredRows, check_for, unscored, with_other
 from attribution.training.arguments import command_of
@@ -148,7 +148,7 @@ def build(influence: Influence, scores: np.ndarray, numbers: list[int] | None, t
             for words, note in NOTES.items()
             if any(mark.startswith(words) for mark in marks)
         },
-        "likeness": context.likeness,
+        "likeness": None if context.likeness is None else likeness_text(context.likeness),
         "run": about(influence),
     }
 
