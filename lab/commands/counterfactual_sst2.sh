@@ -19,10 +19,9 @@ train
 train "${halves[@]}" --member_steps 2
 analyze
 analyze "${halves[@]}" --damping_factor 1e-4
-analyze "${halves[@]}" --factor_strategy replay --member_steps 2
 rm -f results/counterfactual_sst2.*  # of another machine's run: a study replaces none
 python run_counterfactual.py "${run[@]}" --max_queries 200 --retrain_queries 200 \
     --num_base_seeds 3 --num_retrain_seeds 2 --num_targets 100 --max_targets 50 \
     --removals 40 120 --strategies ekfac ekfac_damping0.0001_members8_share0.5 \
-    replay_members8_steps2_share0.5 tfidf random \
+    tfidf random \
     --results_dir results --figure_path figure/counterfactual_sst2.png
