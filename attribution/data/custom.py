@@ -262,13 +262,18 @@ def label_values(table: datasets.Dataset, where: str) -> list:
     """
     feature = table.features["label"]
     values = arrow_column(table, "label").to_pylist()
-    for row, value in enumerate(values):
+
+    def usable(value) -> bool:
         infinite = isinstance(value, float) and math.isinf(value)
-        if is_missing(value) or infinite or not isinstance(value, (str, bool, int, float)):
-            raise Refused(
-                f"{place_of(row, where)} has no label that can be used: "
-                f"{printable(repr(value))[:80]}"
-            )
+        return isinstance(value, (str, bool, int, float)) and not is_missing(value) and not infinite
+
+    rows = [row for row, value in enumerate(values) if not usable(value)]
+    if rows:
+        more = f", nor have {len(rows) - 1:,} more rows" if len(rows) > 1 else ""
+        raise Refused(
+            f"{place_of(rows[0], where)} has no label that can be used: "
+            f"{printable(repr(values[rows[0]]))[:80]}{more}; leave out rows without a label"
+        )
     if not isinstance(feature, datasets.ClassLabel):
         return values
     if -1 in values:

@@ -60,6 +60,8 @@ def find_splits(path: str, name: str) -> dict[str, Source]:
     path: a hub id, or a folder: of files with configurations in its README, of
     `name`/train*.parquet and the like, or of `save_to_disk`. Raises Refused if it cannot be opened.
     """
+    if not Path(path).exists() and Path(path).suffix.lstrip(".") in SUFFIXES:
+        raise Refused(f"there is no file {path}")
     if not Path(path).is_dir() and path.count("/") != 1:
         raise Refused(
             f"--dataset_path {path!r} is neither a folder nor a hub id of the form owner/name, nor "
