@@ -28,7 +28,7 @@ OF_CURVATURE = {
     "max_factor_rows",
 }
 KINDS = ("factors", "self", "pairwise")
-REPLAY_VERSION = 5  # of everything in a replay that changes numbers
+REPLAY_VERSION = 6  # of everything in a replay that changes numbers
 MAX_FACTOR_ROWS = 100_000  # kronfluence's own limit
 RUNNING = "how it runs"
 # Fields in the names of factors, and the further ones in the names of scores.

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy.linalg import helmert
 from torch import nn
 
 from attribution.data.dataset import GlueDataset
@@ -103,10 +104,7 @@ def split_at(values: torch.Tensor, first: int, others: int) -> list[torch.Tensor
 
 def contrasts(num_labels: int) -> torch.Tensor:
     """Orthonormal contrasts (K, C) of the outputs, each of sum zero; (1, 1) of a regression."""
-    if num_labels == 1:
-        return torch.ones(1, 1)
-    _, vectors = torch.linalg.eigh(torch.eye(num_labels) - 1 / num_labels)
-    return vectors[:, 1:].T.contiguous()
+    return torch.from_numpy(helmert(num_labels)).float() if num_labels > 1 else torch.ones(1, 1)
 
 
 def gradients(
