@@ -117,8 +117,9 @@ def issue_lines(
     if train.task.regression:
         lines.append("numbers: minus the squared error")
     else:
-        count = sum(bool(issue.is_label_issue) for issue in issues)
-        more = f"; --top_k {count} shows them" if count > top_k else ""
+        places = [place for place, issue in enumerate(issues, 1) if issue.is_label_issue]
+        count = len(places)
+        more = f"; --top_k {places[-1]} shows them" if count and places[-1] > top_k else ""
         lines += wrapped(
             "A percentage is how probable the model finds the given label. Of "
             f"{len(issues):,} rows {count:,} are said to have another{more}."

@@ -130,6 +130,15 @@ def test_rows_whose_labels_the_model_is_sure_of_are_not_called_doubtful(own):
         assert ("no label is doubted by this ranking" in text) == said
 
 
+def test_the_number_of_rows_that_is_named_shows_every_doubted_one(own):
+    rows, _ = Run.open(own[0], "own").rows(9)
+    issues = [issue_of(rows, row, 0.4) for row in range(9)]
+    issues = [replace(one, is_label_issue=one.row in (0, 2, 7)) for one in issues]
+    for top_k, more in ((5, "; --top_k 8 shows them."), (8, ".")):
+        text = " ".join(issue_lines(issues, LOSS, rows, top_k))
+        assert f"Of 9 rows 3 are said to have another{more}" in text
+
+
 ODD = [  # texts that a table must keep as they are
     'He said "fine", twice',
     "two\nlines; and; more",
