@@ -178,6 +178,23 @@ def test_no_target_that_all_seeds_get_right_is_refused_with_the_accuracy(
     assert "accuracy is 0.25" in error
 
 
+def test_after_retrains_their_own_time_is_told_where_the_trainings_was(copied, tmp_path, capsys):
+    (copied / "demo/retraining/time.json").unlink(missing_ok=True)
+    question = [*QUERIES, "--checkpoint_dir", str(copied), "--query_index", "3"]
+
+    def told() -> tuple[str, str]:
+        COUNTERFACTUAL.start(copied, tmp_path, "--dry_run", "--removals", "35", "38")
+        of_study = capsys.readouterr().out
+        analyze.main(question)
+        return of_study, capsys.readouterr().out
+
+    before, answer = told()
+    assert "the run's own training took" in before and " with one process" in answer
+    COUNTERFACTUAL.start(copied, tmp_path, "--removals", "35")
+    after, answer = told()
+    assert "as fast as retrains were before" in after and " with one process" not in answer
+
+
 def test_a_dry_run_counts_and_stops(copied, tmp_path, capsys):
     COUNTERFACTUAL.start(copied, tmp_path, "--dry_run", "--removals", "10", "30", "40")
     assert "of them stored" in capsys.readouterr().out and not (tmp_path / "results").exists()

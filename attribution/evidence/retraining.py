@@ -213,20 +213,28 @@ def default_workers(device: torch.device, parameters: int) -> int:
 
 
 def announce(
-    store: Store, jobs: list[Job], dry_run: bool, seconds: float = 0.0, workers: int = 1
+    store: Store,
+    jobs: list[Job],
+    dry_run: bool,
+    seconds: float = 0.0,
+    workers: int = 1,
+    seconds_a_row: float | None = None,
 ) -> bool:
     """Whether to go on, after the numbers of jobs and stored results, and the time of the rest, are
     printed.
 
-    seconds: of the run's own training, from which the time is estimated; 0: not known. workers:
-    processes that this one starts.
+    seconds: of the run's own training, from which the time is estimated before retrains have told
+    their seconds for each kept row; 0: not known. workers: processes that this one starts.
     """
     rank, size = rank_and_size()
     if rank == 0:
         missing = store.missing(jobs)
         unique = len({job.key for job in jobs})
         print(f"{unique:,} retrains, {unique - len(missing):,} of them stored in {store.folder}")
-        if missing and seconds:
+        if missing and seconds_a_row:
+            rows = sum(len(job.rows) for job in missing)
+            print(f"{about_minutes(rows * seconds_a_row)}, as fast as retrains were before")
+        elif missing and seconds:
             processes = max(workers, size)
             some = about_minutes(len(missing) * seconds / processes)
             print(

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +24,7 @@ from attribution.files import Refused, read_json, write_json
 from attribution.processes import choose_device, name_of, rank_and_size
 from attribution.training.fit import fit, predict
 from attribution.training.queries import predict_run
-from attribution.training.run import Run
+from attribution.training.run import RETRAINING_TIME, Run
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,22 @@ class Study:
 
     def announce(self, jobs: list[Job], dry_run: bool) -> bool:
         """Whether to go on, after numbers and time of the jobs are printed; see `announce`."""
-        return announce(self.store, jobs, dry_run, self.run.training_seconds, self.workers)
+        measured = self.run.retraining_seconds
+        a_row = None if measured is None else measured / len(self.train)
+        how = dry_run, self.run.training_seconds, self.workers, a_row
+        return announce(self.store, jobs, *how)
 
     def run_jobs(self, jobs: list[Job], description: str = "retrains") -> Results:
         """Results of the jobs, of which missing ones are retrained; see `run_jobs`."""
-        return run_jobs(self.store, jobs, self.retrain, self.workers, description)
+        missing = self.store.missing(jobs)
+        begin = time.perf_counter()
+        results = run_jobs(self.store, jobs, self.retrain, self.workers, description)
+        if missing and self.retrain.recipe == self.run.recipe and rank_and_size()[0] == 0:
+            of_a_row = (time.perf_counter() - begin) / sum(len(job.rows) for job in missing)
+            seconds = of_a_row * len(self.train)
+            if seconds < (self.run.retraining_seconds or math.inf):
+                write_json(self.run.folder / RETRAINING_TIME, {"seconds": seconds})
+        return results
 
     def run_keyed(self, jobs: dict, description: str) -> dict:
         """Key of each job -> (Q, 2): margin and correctness (1 or 0) of every query.

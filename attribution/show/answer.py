@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.cli import about_minutes
 from attribution.data.rows import Rows
 from attribution.data.tasks import GlueTask
 from attribution.data.words import are_alike, words_of
@@ -99,7 +98,7 @@ class Check:
 
     command: str  # without the query and its rows
     retrains: int
-    seconds: float | None  # of one training; None: not known
+    time: str | None  # of these, in words; None: not known
     # (texts, label) of a query -> stored verdicts on it by these scores
     verdicts: dict[tuple[str, ...], list[Verdict]] = field(default_factory=dict)
 
@@ -419,6 +418,6 @@ def check_of(check: Check, query: Query, direction: str) -> tuple[str, str]:
     way = "" if direction == "helpful" else " --direction harmful"
     command = f"{check.command} {asked}{way} --removals {removals}"
     cost = f"{removals} {'row' if removals == 1 else 'rows'}, {check.retrains} retrains"
-    if check.seconds is not None:
-        cost += f", {about_minutes(check.retrains * check.seconds)}"
+    if check.time is not None:
+        cost += f", {check.time}"
     return command, cost

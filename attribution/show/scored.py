@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import load_file
 
+from attribution.cli import about_minutes
 from attribution.data.rows import KeptRows, Rows, is_kept, keep_rows
 from attribution.evidence.arguments import MIN_SEEDS
 from attribution.evidence.kept_verdicts import stored_verdicts
@@ -193,11 +194,17 @@ def check_for(run: Run, name: str, first_query: int, bare: bool = False) -> Chec
             verdict = Verdict(verdicts.word(one), verdicts.sentence(one))
             found.setdefault((*one["texts"], one["label"]), []).append(verdict)
     # Seeds with nothing removed, without the rows, and without random ones.
-    return Check(command, 3 * MIN_SEEDS, run.training_seconds or None, found)
+    retrains = 3 * MIN_SEEDS
+    time = None
+    if measured := run.retraining_seconds:
+        time = about_minutes(retrains * measured)
+    elif run.training_seconds:
+        time = f"{about_minutes(retrains * run.training_seconds)} with one process"
+    return Check(command, retrains, time, found)
 
 
-def unscored(scores: ScoreFolder, max_queries: int | None) -> Refused:
-    """Refusal to show scores that are missing or damaged, with the command that makes them."""
+def damaged(scores: ScoreFolder, max_queries: int) -> Refused:
+    """Refusal to show scores that are damaged, with the command that makes them."""
     run = Run.read(scores.folder.parents[1])
     assert run is not None
     command = analyze_command(run, scores.spec, max_queries)

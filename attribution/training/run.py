@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # they take seconds to import; what reads run.json only does 
     from attribution.data.rows import Rows
 
 ROWS = "influence/rows"  # kept rows, in the folder of a run
+RETRAINING_TIME = "retraining/time.json"  # in the same
 MARKER = ".unfinished"
 # Arguments of train.py that name something outside the run's folder -> what it is.
 OUTSIDE = {
@@ -307,6 +308,13 @@ class Run:
     def training_seconds(self) -> float:
         """Seconds of its training; 0: not known."""
         return sum(epoch["seconds"] for epoch in self.epochs)
+
+    @property
+    def retraining_seconds(self) -> float | None:
+        """Seconds of a retrain on all rows, by the fastest retrains so far, of which several may
+        have run at a time; None before any.
+        """
+        return (read_json(self.folder / RETRAINING_TIME) or {}).get("seconds")
 
     @property
     def trained(self) -> dict[str, str]:

@@ -156,6 +156,11 @@ def test_announce_counts_what_is_stored_and_stops_at_a_dry_run(tmp_path, capsys)
     out = capsys.readouterr().out
     assert "24 retrains, 4 of them stored" in out and "training took 61 s" in out
     assert "about 10 minutes with 2 processes" in out  # 20 x 61.4 s by 2
+    assert announce(store, JOBS, dry_run=False, seconds=61.4, seconds_a_row=1e-9)
+    assert "under two minutes, as fast as retrains were before" in capsys.readouterr().out
+    rows = sum(len(job.rows) for job in JOBS[4:])
+    assert announce(store, JOBS, dry_run=False, seconds_a_row=300 / rows)
+    assert "about 5 minutes, as" in capsys.readouterr().out
     assert announce(store, JOBS[:4], dry_run=False, seconds=61.4)
     assert "took" not in capsys.readouterr().out and len(calls(log)) == 4
 

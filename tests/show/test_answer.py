@@ -345,8 +345,8 @@ def test_a_group_has_what_hurt_before_what_helped():
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def check(seconds: float | None = 2.0) -> Check:
-    return Check("python run_counterfactual.py --dataset_name demo", 15, seconds)
+def check(time: str | None = None) -> Check:
+    return Check("python run_counterfactual.py --dataset_name demo", 15, time)
 
 
 def checked(**more):
@@ -398,18 +398,14 @@ def test_a_custom_query_is_checked_by_its_own_text(target):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("time", "said"),
     [
         (None, "6 rows, 15 retrains"),
-        (2.0, "6 rows, 15 retrains, under two minutes"),
-        (5.0, "6 rows, 15 retrains, under two minutes"),
-        (7.0, "6 rows, 15 retrains, about 2 minutes"),
-        (60.0, "6 rows, 15 retrains, about 15 minutes"),
-        (6000.0, "6 rows, 15 retrains, about 1,500 minutes"),
+        ("about 9 minutes", "6 rows, 15 retrains, about 9 minutes"),
     ],
 )
-def test_the_cost_of_a_check_is_its_retrains_and_their_time(seconds, said):
-    found = answer(context=Context(rows(), check=check(seconds)))
+def test_the_cost_of_a_check_is_its_retrains_and_their_time(time, said):
+    found = answer(context=Context(rows(), check=check(time)))
     assert found.cost == said and f"({said})" in str(found).replace("\n", " ")
     assert answer().check is answer().cost is None and "Not sure?" not in str(answer())
 

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 N = 40
 TWO = GlueTask(("text",), 2, ("negative", "positive"))
 STARS = GlueTask(("text",), 1, ())
-CHECK = Check("python run_counterfactual.py --dataset_name demo", 15, 30.0)
+CHECK = Check("python run_counterfactual.py --dataset_name demo", 15, "about 8 minutes")
 SENTENCES = [
     "The soup was cold.",
     "A film that takes its time, and earns every minute of it.",
