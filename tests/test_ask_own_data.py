@@ -247,6 +247,8 @@ def test_rows_that_were_edited_or_moved_are_named_beside_a_stored_answer_and_ref
         analyze.main([*scored, "--query_index", "1", *moved])
         out, error = capsys.readouterr()
         assert "query 1: " in out
+        # A check would be refused.
+        assert ("run_counterfactual.py" in out) == ("since it was scored" not in error)
         return "".join(line for line in error.splitlines(True) if "scores explain" not in line)
 
     path.touch()

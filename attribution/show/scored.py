@@ -298,13 +298,17 @@ def with_other(run: Run, scored: ScoredRows) -> ScoredRows:
     return replace(scored, other=max(found, key=lambda one: len(one.members)).scores)
 
 
-def tell_changes(run: Run, scored: ScoredRows) -> None:
-    """Says on standard error which of the run's data are not as they were when they were scored."""
+def tell_changes(run: Run, scored: ScoredRows) -> bool:
+    """Whether some of the run's data are not as they were when they were scored, which is said on
+    standard error.
+    """
     then = (read_json(scored.scores.path / "answers.json") or {}).get("data", {})
     now = run.data_files()
+    changed = False
     for name, digest in then.items():
         if now.get(name) == digest:
             continue
+        changed = True
         moved = run.data_path if name == "dataset_path" else None
         path = printable(moved or str(run.folders[name]))
         print(
@@ -313,6 +317,7 @@ def tell_changes(run: Run, scored: ScoredRows) -> None:
             "they are)",
             file=sys.stderr,
         )
+    return changed
 
 
 def show_stored(
@@ -335,6 +340,8 @@ def show_stored(
         return False
     if particular and scored.scores.load("self") is None:
         return False
-    tell_changes(run, scored)
-    show(scored.answers(run, numbers, group, view.top_k, particular), view)
+    answers = scored.answers(run, numbers, group, view.top_k, particular)
+    if tell_changes(run, scored) and group is None:  # retraining would be refused
+        answers = [replace(one, check=None, cost=None) for one in answers]
+    show(answers, view)
     return True
