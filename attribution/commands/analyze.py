@@ -1,7 +1,6 @@
 """Outline of analyze.py: scores what is not stored, then answers."""
 
 import argparse
-import dataclasses
 import gc
 import sys
 
@@ -11,7 +10,7 @@ from attribution.files import Refused, check_file, printable
 from attribution.influence.analysis import Influence
 from attribution.influence.settings import Settings
 from attribution.influence.stored import recorded_queries
-from attribution.processes import ALONE, launched
+from attribution.processes import launched
 from attribution.show.asking import (
     answers_to_questions,
     answers_to_rows,
@@ -71,7 +70,6 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
     """Prints the answer to the question of the command line, or scores all validation rows."""
     view = View(args.format, args.top_k, args.raw)
     main = influence.processes.main
-    alone = dataclasses.replace(influence, processes=ALONE)  # where the main process goes on alone
     questions = read_questions(influence.run, vars(args), influence.processes)
     queries = influence.queries
     places = [queries.place_of(one, "query_index") for one in args.query_index or []]
@@ -99,17 +97,17 @@ def answer(influence: Influence, args: argparse.Namespace) -> None:
                     scored_rows(influence, scores)
         show_label_issues(influence, args.label_issues or "self_influence", view)
     elif args.report is not None:
-        if main:
-            from attribution.show.report import write_report  # it imports sklearn and Jinja2
+        from attribution.show.report import write_report  # it imports sklearn and Jinja2
 
-            path = None if args.report is True else args.report  # True: no file was named
-            print(f"wrote {write_report(alone, path, args.query_index, args.top_k)}")
+        path = None if args.report is True else args.report  # True: no file was named
+        if written := write_report(influence, path, args.query_index, args.top_k):
+            print(f"wrote {written}")
     elif args.query_index is None and args.query_group is None:
         show_scores(influence, view)
-    elif main:
+    else:
         with view.progress():
             asked = args.query_index, args.top_k, args.query_group, args.particular
-            answers = answers_to_rows(alone, *asked)
-            if args.words and places:
+            answers = answers_to_rows(influence, *asked)
+            if args.words and places and main:
                 answers = with_words(influence, queries.subset(places), answers)
         show(answers, view)

@@ -42,7 +42,6 @@ class Run(run.Run):
         """
         with contextlib.redirect_stdout(sys.stderr):
             influence = self.influence(**settings)
-            influence.compute("pairwise")
             return answers_to_rows(influence, [*numbers], top_k)
 
     def influence(self, max_queries: int | None = None, **settings) -> Influence:

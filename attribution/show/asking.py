@@ -32,7 +32,6 @@ from attribution.show.scored import (
     check_for,
     keep_answers,
     open_scored,
-    unscored,
 )
 from attribution.training.arguments import command_of, custom_flags, queries_flag
 from attribution.training.fit import predict
@@ -167,16 +166,16 @@ def answers_to_rows(
     group: str | None = None,
     particular: bool = False,
 ) -> list[Answer]:
-    """Answers to validation rows, or to a group of them, from stored scores.
+    """Answers to validation rows, or to a group of them, which are scored unless they are.
 
-    numbers, group: see `ScoredRows.answers`. particular: rows are ranked by score /
-    sqrt(self-influence), which is computed unless stored. Raises Refused if there are no scores.
+    Empty on all processes but the main one. numbers, group: see `ScoredRows.answers`. particular:
+    rows are ranked by score / sqrt(self-influence).
     """
-    scores = influence.scores.load("pairwise")
-    if scores is None:
-        raise unscored(influence.scores, influence.arguments.get("max_queries"))
+    scores = influence.compute("pairwise")
     if particular:
         influence.compute("self")
+    if scores is None:
+        return []
     scored = scored_rows(influence, scores)
     return scored.answers(influence.run, numbers, group, top_k, particular)
 

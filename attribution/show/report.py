@@ -1,7 +1,7 @@
 """The report: one page about a run that can be shared, with all queries, the rows behind some of
 them, rows to look at, and what retraining says.
 
-Only stored results are read; nothing is scored or retrained here. The page needs no network. Its
+Nothing is retrained here. The page needs no network. Its
 one script sorts and filters the table; without it everything is still there. Texts are data,
 escaped by Jinja2 and by `printable`. Symbols: Q queries, N training rows, C classes.
 """
@@ -26,6 +26,7 @@ from attribution.evidence.study import models_of
 from attribution.files import check_file, printable, read_json, write_bytes
 from attribution.influence.analysis import Influence
 from attribution.influence.stored import TOP, scores_named, seconds_of
+from attribution.processes import ALONE
 from attribution.show import tables, verdicts
 from attribution.show.answer import (
     LINKED,
@@ -42,7 +43,7 @@ from attribution.show.asking import custom_queries, lds_command, scored_rows, wi
 from attribution.show.label_issues import label_text
 from attribution.show.listing import NOTES, UNITS, cut, likeness_text
 from attribution.show.results import place_of
-from attribution.show.scored import ScoredRows, check_for, unscored, with_other
+from attribution.show.scored import ScoredRows, check_for, with_other
 from attribution.training.arguments import command_of
 from attribution.training.queries import ask
 from pipeline import compute_correct
@@ -62,14 +63,14 @@ BASELINE = "tfidf2"  # sees no model; the strongest such score on RTE, near it o
 
 def write_report(
     influence: Influence, path: Path | None, numbers: list[int] | None, top_k: int
-) -> Path:
-    """Writes the page and returns its place. numbers: of validation rows; None: see `choose`.
-
-    Raises Refused where nothing was scored yet.
+) -> Path | None:
+    """Writes the page, after scoring what is not stored, and returns its place; None on all
+    processes but the main one. numbers: of validation rows; None: see `choose`.
     """
-    scores = influence.scores.load("pairwise")
+    scores = influence.compute("pairwise")
     if scores is None:
-        raise unscored(influence.scores, influence.arguments.get("max_queries"))
+        return None
+    influence = replace(influence, processes=ALONE)  # the main process goes on alone
     path = path or influence.scores.path / "report.html"
     check_file(path, "--report")
     write_bytes(path, render(build(influence, scores, numbers, top_k)).encode())

@@ -81,7 +81,7 @@ class ScoredRows:
         """
         scores = self.scores.load_row(place)
         if scores is None:
-            raise unscored(self.scores, len(self.queries))
+            raise damaged(self.scores, len(self.queries))
         queries = self.queries
         of_members = [one.load_row(place) for one in self.members]
         there = [one for one in of_members if one is not None]
@@ -161,7 +161,7 @@ class ScoredRows:
         """
         scores = self.scores.load("pairwise")
         if scores is None:
-            raise unscored(self.scores, len(self.queries))
+            raise damaged(self.scores, len(self.queries))
         return Query(
             [f"{len(places):,} of {len(self.queries):,} validation rows ({name})"],
             "their labels",
@@ -208,9 +208,7 @@ def damaged(scores: ScoreFolder, max_queries: int) -> Refused:
     run = Run.read(scores.folder.parents[1])
     assert run is not None
     command = analyze_command(run, scores.spec, max_queries)
-    stored = (scores.path / "pairwise_scores.json").exists()
-    fault = "is damaged" if stored else "has not been scored yet"
-    return Refused(f"{scores.path.name} {fault}; run first: {command}")
+    return Refused(f"{scores.path.name} is damaged; run first: {command}")
 
 
 def keep_answers(
