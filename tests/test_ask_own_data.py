@@ -107,7 +107,7 @@ def test_classes_of_a_class_label_keep_their_order():
             "row 30 .* 'NA', but 59 of 60 .* numbers",
         ),
         ([2.5 if i == 9 else i % 3 for i in range(60)], "row 9 .* '2.5', but 59 .* whole numbers"),
-        ([None if i > 6 else i % 2 for i in range(60)], "row 7 .* can be used: .* nor have 52 more"),
+        ([None if i > 6 else i % 2 for i in range(60)], "row 7 .* no label .* nor have 52 more"),
         (["" if i == 7 else "ab"[i % 2] for i in range(60)], "row 7 .* no label that can be used"),
         (["a"] * 60, "all training rows have the label 'a'"),
     ],

@@ -69,7 +69,9 @@ def read_file(
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refused(f"{where} is not encoded as UTF-8 (at byte {error.start:,}); save it so") from None
+        raise Refused(
+            f"{where} is not encoded as UTF-8 (at byte {error.start:,}); save it so"
+        ) from None
     if kind in ("json", "jsonl") or (not kind and text.lstrip()[:1] in ("{", "[")):
         columns = read_json_rows(text, where)
     else:

@@ -132,7 +132,7 @@ def answer_lines(answer: Answer, raw: bool = False) -> list[str]:
         lines += wrapped(str(answer.also))
     if answer.check and not answer.verdicts:
         sure = f"Not sure? Retrain without the strongest of the first side ({answer.cost}):"
-        lines += wrapped("Some of these queries alone:" if group else sure)
+        lines += wrapped("To ask about single ones of these:" if group else sure)
         lines.append(f"  {printable(answer.check)}")
     return lines
 
@@ -220,8 +220,11 @@ def joined(one: Answer | AnswerRow) -> str:
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """The text without what steers a terminal or a browser, of a long one the beginning."""
-    return printable(text if len(text) <= longest else f"{text[:longest].rstrip()} ...")
+    """The text without what steers a terminal or a browser, of a long one the first words."""
+    if len(text) > longest:
+        words = text[: longest + 1].rpartition(" ")[0].rstrip()
+        text = f"{words if len(words) > longest / 2 else text[:longest]} ..."
+    return printable(text)
 
 
 def file_place(row) -> str:

@@ -145,6 +145,11 @@ def read_rows(
         )
     validation = {split: read(split) for split in task.validation}
     check_tokens(model, train, *validation.values())
+    if long := int((train.lengths >= length).sum()):
+        print(
+            f"{long:,} of {len(train):,} training rows reach {length} tokens, and what follows is "
+            "not read (--max_length)"
+        )
     record = tables.record | {
         "dataset_name": tables.name,
         "max_train_samples": limit,

@@ -124,9 +124,10 @@ class Run:
             if name not in TASKS and not (folder / "run.json").exists():
                 runs = sorted(place.parent.name for place in checkpoint_dir.glob("*/run.json"))
                 raise Refused(
-                    f"{unknown_task(name, runs)}, and in {checkpoint_dir.resolve()} there is no "
-                    "run of this name (--checkpoint_dir names another folder; train.py makes a run "
-                    "from custom rows: --dataset_path, --text_columns, --label_column)"
+                    f"in {checkpoint_dir.resolve()} there is no run of this name "
+                    f"(--checkpoint_dir names another folder): {unknown_task(name, runs)}; "
+                    "train.py makes one from custom rows (--dataset_path, --text_columns, "
+                    "--label_column)"
                 )
             if is_external(folder):
                 raise Refused(f"{folder} holds a model that is no run of train.py (no run.json)")

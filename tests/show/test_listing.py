@@ -185,6 +185,8 @@ def test_a_replay_that_is_unlike_the_training_is_doubted(likeness, says):
 def test_of_a_long_text_the_screen_shows_the_beginning():
     assert cut("word " * 80) == "word " * 80 and cut("a\x1b") == "a\\x1b"
     assert cut("word " * 1000) == ("word " * 80).rstrip() + " ..."
+    assert cut("words " * 1000) == ("words " * 66).rstrip() + " ..."  # none is cut in two
+    assert cut("字" * 1000) == "字" * 400 + " ..." and cut("a " + "字" * 999)[-5] == "字"
 
 
 def test_a_row_without_text_is_still_listed():

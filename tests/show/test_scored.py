@@ -108,7 +108,7 @@ def test_a_group_is_the_mean_of_its_queries(scored, capsys, tmp_path, group):
     check_sides(found, mean, mean)
     assert found["target"] == "group" and found["query"] is found["cost"] is None
     text = answer(scored, capsys, query=["--query_group", name], form="table")
-    assert f"  {found['check']}\n" in text and "Some of these queries alone:" in text
+    assert f"  {found['check']}\n" in text and "To ask about single ones of these:" in text
     assert "shares of all absolute scores of the group" in " ".join(text.split())
     args = analyze.parse_args(shlex.split(found["check"])[2:])
     assert (args.checkpoint_dir, args.query_index) == (scored, places[:3])
