@@ -21,7 +21,9 @@ from attribution.show.listing import (
     columns_and_text,
     cut,
     file_place,
+    headline,
     place_in_file,
+    row_line,
     widths_of,
     wrapped,
 )
@@ -185,25 +187,31 @@ def duplicate_lines(
     influence: Influence, like: list[Relatives], of_queries: list[Relatives], top_k: int
 ) -> list[str]:
     """Lines about equal and nearly equal texts: among the training rows, and of the validation rows
-    with them, the first ones named. like, of_queries: relatives of the training rows, and of the
-    validation rows.
+    with them, the first ones named, those of another label with their texts. like, of_queries:
+    relatives of the training rows, and of the validation rows.
     """
     train, queries = influence.train, influence.queries
-    pairs: dict[str, list[str]] = {}
+    pairs: dict[str, list[tuple[GlueDataset, int, Duplicate]]] = {}
     for rows, found in ((train, like), (queries, of_queries)):
         subject = "training rows" if rows is train else "validation and training rows"
         for row, relative in enumerate(found):
             for one in relative.duplicates:
                 if rows is not train or row < one.row:
-                    both = f"{numbered(rows, row)} and {numbered(train, one.row)}"
-                    pairs.setdefault(f"{subject}, {kind_of(one)}", []).append(both)
+                    pairs.setdefault(f"{subject}, {kind_of(one)}", []).append((rows, row, one))
     lines = [
         "",
         "duplicates (equal: up to case and blanks; nearly: three of four words, in any order):",
     ]
     for kind, some in sorted(pairs.items()):
         more = ", ..." if len(some) > top_k else ""
-        lines.append(f"  {kind}: {len(some):,}: {', '.join(some[:top_k])}{more}")
+        numbers = [
+            f"{numbered(rows, row)} and {numbered(train, one.row)}" for rows, row, one in some
+        ]
+        lines.append(f"  {kind}: {len(some):,}: {', '.join(numbers[:top_k])}{more}")
+        for rows, row, one in some[:top_k]:
+            if not one.same_label:
+                first = row_line(train, row) if rows is train else f"    {headline(queries, row)}"
+                lines += [first, row_line(train, one.row)]
     if not pairs:
         lines.append("  none")
     if len(train) > MOST_TEXTS:

@@ -103,6 +103,8 @@ def what_if_text(
         lines += [whole_line(one, how, regression) for how, one in found.items()]
     models = "Replays and retrains" if "measured" in found else "Replays"
     note = f"{models} are other trainings than the run: compare before with after, not with it."
+    if "measured" not in found and counts["replayed"] > 1:
+        note += " Members may all fall short: --check retrains."
     return "\n".join([*lines, "", *wrapped(note)])
 
 

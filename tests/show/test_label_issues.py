@@ -241,8 +241,15 @@ def test_duplicates_of_validation_rows_are_in_json_and_csv_too(own, capsys):
 
 def test_the_listing_names_duplicates_and_no_text_steers_the_terminal(own, capsys):
     folder, *_ = own
-    out = " ".join(answer(capsys, folder, "--top_k", "90", name="own").split())
+    lines = answer(capsys, folder, "--top_k", "90", name="own").splitlines()
+    out = " ".join(" ".join(lines).split())
     assert "\x1b" not in out
+    begin = next(place for place, line in enumerate(lines) if "equal, another label: " in line)
+    for line, number in zip(
+        lines[begin + 1 :], re.findall(r"(\d+) \(", lines[begin]), strict=False
+    ):
+        row = rf"(query|row) +{number} \(row \d+ of the file\) \[(low|mid|high)\]:? \S"
+        assert re.match(f"    {row}", line)
     assert "training rows, equal, another label: " in out
     assert "training rows, nearly equal, " in out
     assert re.search(r"\[row \d+ \(row \d+ of the file\): equal, another label", out)
