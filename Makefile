@@ -55,16 +55,12 @@ figures: .venv/ready
 		$(BIN)/python evaluate_lds.py --dataset_name $$task --plot_only \
 			--results_dir results --figure_path figure/lds_$$task.png || exit 1; \
 	done
-	for task in demo sst2; do \
-		$(BIN)/python run_counterfactual.py --dataset_name $$task --plot_only \
-			--results_dir results --figure_path figure/counterfactual_$$task.png || exit 1; \
-	done
-	$(BIN)/python run_counterfactual.py --dataset_name sst2 --direction harmful --plot_only \
-		--results_dir results --figure_path figure/counterfactual_sst2_harmful.png
+	$(BIN)/python run_counterfactual.py --dataset_name demo --plot_only \
+		--results_dir results --figure_path figure/counterfactual_demo.png
 	$(BIN)/python -m lab.predicted --dataset_name demo --plot_only \
 		--results_dir results --figure_path figure/predicted_demo.png
-	cp figure/counterfactual_sst2.png figure/counterfactual.png
 	$(BIN)/python -m lab.figures
+	cp figure/counterfactual_sst2.png figure/counterfactual.png
 
 bench: .venv/ready
 	$(BIN)/python -m lab.speed $(if $(GLUE_DIR),--dataset_path $(GLUE_DIR)) $(if $(MODEL_DIR),--model_name_or_path $(MODEL_DIR))

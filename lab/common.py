@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,25 @@ RESULTS = ROOT / "results"
 def read_result(results: Path, name: str) -> dict:
     """The content of results/NAME.json. Raises FileNotFoundError where there is no such file."""
     return json.loads((results / f"{name}.json").read_text())
+
+
+def with_replay(read: Callable[[str], dict], name: str) -> dict:
+    """A counterfactual result with the arm of a replay, which was studied later, before its
+    baselines.
+
+    read: name of a result -> its content. Raises ValueError if the two studies have other targets,
+    base runs or seeds.
+    """
+    result = read(name)
+    replayed = read(f"replay/{name}")
+    for part in ("targets", "base_margins", "base_correct", "retrain_seeds", "removals", "rows"):
+        if result[part] != replayed[part]:
+            raise ValueError(f"the two studies {name} differ in {part}")
+    place = result["strategies"].index("tfidf")
+    strategies = [*result["strategies"]]
+    strategies[place:place] = replayed["strategies"]
+    arms = {part: result[part] | replayed[part] for part in ("curves", "margins", "correct")}
+    return result | {"strategies": strategies} | arms
 
 
 def noise_ceiling(margins: np.ndarray, controls: np.ndarray | None = None) -> float | None:

@@ -1,16 +1,18 @@
-"""Figures of README.md, for people who see them for the first time, drawn from results/.
+"""Figures of README.md, for people who see them for the first time, and of removals on SST-2, whose
+arms are of two studies; drawn from results/.
 
-python -m lab.figures                # figure/truth.png, figure/mended.png and figure/how.png
+python -m lab.figures    # truth, mended, how, counterfactual_sst2 and _harmful, in figure/
 """
 
 import sys
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from attribution.cli import run_script
-from attribution.show.plotting import COLOURS, STYLE, save
-from lab.common import RESULTS, ROOT, read_result
+from attribution.show.plotting import COLOURS, STYLE, draw_counterfactual, save
+from lab.common import RESULTS, ROOT, read_result, with_replay
 from lab.pages import SHORT_LDS
 
 FOLDER = ROOT / "figure"
@@ -20,8 +22,9 @@ STUDIES = {
     "film reviews (SST-2)": "sst2",
     "similarity (STS-B)": "stsb",
 }
+REPLAY = "replay_members8_steps2_share0.5"
 MENDED = (
-    "without the 40 rows\ncalled most harmful",
+    "without the 40 rows that a\nreplay calls most harmful",
     "without 40 rows\nof similar words",
     "without 40\nrandom rows",
 )
@@ -54,9 +57,9 @@ def draw_truth() -> None:
 
 def draw_mended() -> None:
     """Shares of wrong predictions of SST-2 that retraining mends without some of the rows."""
-    result = read_result(RESULTS, "counterfactual_sst2_harmful")
+    result = with_replay(partial(read_result, RESULTS), "counterfactual_sst2_harmful")
     level = result["removals"].index(40)
-    arms = [result["strategies"][0], "tfidf", "random"]
+    arms = [REPLAY, "tfidf", "random"]
     with plt.rc_context(STYLE | {"font.size": 15}):
         figure, axes = plt.subplots(figsize=(7, 3.6))
         for place, name in enumerate(arms):
@@ -95,11 +98,19 @@ def draw_how() -> None:
         save(figure, FOLDER / "how.png")
 
 
+def draw_removals() -> None:
+    """Shares of predictions of SST-2 that flip, and of wrong ones that are mended."""
+    for name in ("counterfactual_sst2", "counterfactual_sst2_harmful"):
+        result = with_replay(partial(read_result, RESULTS), name)
+        draw_counterfactual(result, FOLDER / f"{name}.png")
+
+
 def main(argv=None) -> None:
     """Draws all of them."""
     draw_truth()
     draw_mended()
     draw_how()
+    draw_removals()
 
 
 if __name__ == "__main__":

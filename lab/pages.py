@@ -20,7 +20,7 @@ from attribution.provenance import origin
 from attribution.show import tables
 from lab import timings
 from lab.additive import additive_markdown
-from lab.common import RESULTS, ROOT, read_result
+from lab.common import RESULTS, ROOT, read_result, with_replay
 from lab.members import members_markdown
 from lab.predicted import predicted_markdown
 from lab.timings import CASES
@@ -133,7 +133,10 @@ def flips_short(read: Reader) -> str:
     """Share of flipped targets of a few arms, on the demo and on SST-2; `-` where the study has no
     such arm.
     """
-    studies = {dataset: read(f"counterfactual_{dataset}") for dataset in ("demo", "sst2")}
+    studies = {
+        "demo": read("counterfactual_demo"),
+        "sst2": with_replay(read, "counterfactual_sst2"),
+    }
     mean = "EKFAC, mean of five seeds (SST-2: eight halves, damping 1e-4)"
     header, rows = ["rows removed"], [[label] for label in (mean, *ARMS.values())]
     for dataset, result in studies.items():
@@ -150,7 +153,8 @@ def flips_short(read: Reader) -> str:
 
 def published_flips(read: Reader) -> str:
     """Share of flipped targets: published for RTE, and ours on SST-2."""
-    published, ours = read("published")["rte_flips"], read("counterfactual_sst2")
+    published = read("published")["rte_flips"]
+    ours = with_replay(read, "counterfactual_sst2")
     counts = published["removals"]
     rows = [
         [f"{name}, RTE, BERT-base, published", *(f"{share:.3f}" for share in shares)]
@@ -163,22 +167,6 @@ def published_flips(read: Reader) -> str:
         cells = (f"{shares[count]:.3f}" if count in shares else "-" for count in counts)
         rows.append([f"{label}, SST-2, MiniLM, ours", *cells])
     return tables.markdown(["rows removed", *map(str, counts)], rows)
-
-
-def harmful_sst2(read: Reader) -> str:
-    """Mended targets, with the arm of a replay from a study of its own.
-
-    Raises ValueError if the two studies have other targets, base runs or seeds.
-    """
-    result = read("counterfactual_sst2_harmful")
-    replayed = read("replay/counterfactual_sst2_harmful")
-    for part in ("targets", "base_margins", "base_correct", "retrain_seeds", "removals", "rows"):
-        if result[part] != replayed[part]:
-            raise ValueError(f"the two studies of harmful rows differ in {part}")
-    first, *others = result["strategies"]
-    both = result | {"strategies": [first, *replayed["strategies"], *others]}
-    both |= {part: result[part] | replayed[part] for part in ("curves", "margins", "correct")}
-    return tables.counterfactual_markdown(both)
 
 
 def published_lds(read: Reader) -> str:
@@ -259,6 +247,11 @@ def of_result(name: str, draw: Callable[[dict], str]) -> Table:
     return lambda read: draw(read(name))
 
 
+def of_removals(name: str) -> Table:
+    """Tables of a counterfactual result and of its replay."""
+    return lambda read: tables.counterfactual_markdown(with_replay(read, name))
+
+
 TABLES: dict[str, Table] = {
     "profile_demo": profile_demo,
     "lds_short": lds_short,
@@ -283,8 +276,8 @@ TABLES: dict[str, Table] = {
     "recipes": recipes,
     "ceiling": ceiling,
     "counterfactual_demo": of_result("counterfactual_demo", tables.counterfactual_markdown),
-    "counterfactual_sst2": of_result("counterfactual_sst2", tables.counterfactual_markdown),
-    "harmful_sst2": harmful_sst2,
+    "counterfactual_sst2": of_removals("counterfactual_sst2"),
+    "harmful_sst2": of_removals("counterfactual_sst2_harmful"),
     "published_flips": published_flips,
     "faults": faults,
     "speed_cases": of_result("speed", timings.speed_cases),
