@@ -23,7 +23,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.linalg import helmert
 from torch import nn
 
 from attribution.data.dataset import GlueDataset
@@ -104,6 +103,8 @@ def split_at(values: torch.Tensor, first: int, others: int) -> list[torch.Tensor
 
 def contrasts(num_labels: int) -> torch.Tensor:
     """Orthonormal contrasts (K, C) of the outputs, each of sum zero; (1, 1) of a regression."""
+    from scipy.linalg import helmert  # it is not imported at every start
+
     return torch.from_numpy(helmert(num_labels)).float() if num_labels > 1 else torch.ones(1, 1)
 
 
