@@ -48,6 +48,7 @@ class Trainer:
     """Retrains whose margins and correctness are `outcome(rows, seed)`; it counts its calls."""
 
     device = torch.device("cpu")
+    recipe = None
 
     def __init__(self, outcome) -> None:
         self.outcome = outcome
@@ -80,7 +81,12 @@ def study_of(
     """(result, trainer) of a study of two arms, two targets and two removals."""
     trainer = Trainer(outcome)
     trainer.direction = direction
-    study = Study(SimpleNamespace(folder=folder, training_seconds=0.0), trainer, Rows(2), workers=1)
+    study = Study(
+        SimpleNamespace(folder=folder, training_seconds=0.0, retraining_seconds=None, recipe={}),
+        trainer,
+        Rows(2),
+        workers=1,
+    )
     removals = counterfactual.Removals(
         counts=[1, 2],
         num_targets=2,
