@@ -69,7 +69,8 @@ class Study:
             of_a_row = (time.perf_counter() - begin) / sum(len(job.rows) for job in missing)
             seconds = of_a_row * len(self.train)
             if seconds < (self.run.retraining_seconds or math.inf):
-                write_json(self.run.folder / RETRAINING_TIME, {"seconds": seconds})
+                known = {"weights": self.run.weights, "seconds": seconds}
+                write_json(self.run.folder / RETRAINING_TIME, known)
         return results
 
     def run_keyed(self, jobs: dict, description: str) -> dict:

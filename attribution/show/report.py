@@ -1,9 +1,9 @@
 """The report: one page about a run that can be shared, with all queries, the rows behind some of
 them, rows to look at, and what retraining says.
 
-Nothing is retrained here. The page needs no network. Its
-one script sorts and filters the table; without it everything is still there. Texts are data,
-escaped by Jinja2 and by `printable`. Symbols: Q queries, N training rows, C classes.
+Nothing is retrained here. The page needs no network. Its one script sorts and filters the table;
+without it everything is still there. Texts are data, escaped by Jinja2 and by `printable`.
+Symbols: Q queries, N training rows, C classes.
 """
 
 import base64

@@ -313,9 +313,10 @@ class Run:
     @property
     def retraining_seconds(self) -> float | None:
         """Seconds of a retrain on all rows, by the fastest retrains so far, of which several may
-        have run at a time; None before any.
+        have run at a time; None before any of this training.
         """
-        return (read_json(self.folder / RETRAINING_TIME) or {}).get("seconds")
+        known = read_json(self.folder / RETRAINING_TIME) or {}
+        return known["seconds"] if known.get("weights") == self.weights else None
 
     @property
     def trained(self) -> dict[str, str]:
