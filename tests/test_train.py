@@ -124,6 +124,14 @@ def test_two_validation_splits_and_regression_are_evaluated(tmp_path):
         assert scores["all_modules"].shape == (6, 6) and scores["all_modules"].isfinite().all()
 
 
+def test_training_says_how_many_rows_are_cut(tmp_path, capsys):
+    for length, said in ((128, ""), (8, " training rows reach 8 tokens, and what follows is not")):
+        line = [*SMALL, "--max_length", str(length), "--num_train_epochs", "1", "--overwrite"]
+        train.main([*line, "--checkpoint_dir", str(tmp_path)])
+        assert ("and what follows is not read" in (out := capsys.readouterr().out)) == bool(said)
+        assert said in out
+
+
 def test_a_share_that_keeps_no_row_is_refused(tmp_path, capsys):
     few = [
         *SMALL,
