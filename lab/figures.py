@@ -13,7 +13,7 @@ import numpy as np
 from attribution.cli import run_script
 from attribution.show.plotting import COLOURS, STYLE, draw_counterfactual, save
 from lab.common import RESULTS, ROOT, read_result, with_replay
-from lab.pages import SHORT_LDS
+from lab.pages import REPLAY, SHORT_LDS
 
 FOLDER = ROOT / "figure"
 GREY = "#9aa3ab"
@@ -22,7 +22,6 @@ STUDIES = {
     "film reviews (SST-2)": "sst2",
     "similarity (STS-B)": "stsb",
 }
-REPLAY = "replay_members8_steps2_share0.5"
 MENDED = (
     "without the 40 rows that a\nreplay calls most harmful",
     "without 40 rows\nof similar words",

@@ -42,8 +42,9 @@ RECIPE_SCORES = {
     "ekfac_damping0.01": "1e-2",
     "tfidf2": "squared TF-IDF",
 }
+REPLAY = "replay_members8_steps2_share0.5"  # of eight halves
 SHORT_LDS = {  # label -> score on the demo, on SST-2, on STS-B
-    "replay, eight halves": ("replay_members8_steps2_share0.5",) * 3,
+    "replay, eight halves": (REPLAY,) * 3,
     "replay, two halves": ("replay_members2_steps2_share0.5",) * 3,
     "EKFAC, eight halves (SST-2: four)": (
         "ekfac_damping0.0001_members8_steps2_share0.5",
@@ -56,7 +57,7 @@ SHORT_LDS = {  # label -> score on the demo, on SST-2, on STS-B
 }
 SEARCH_ENDS = {"ran": "ran to its end", "refused": "refused in one sentence"}
 ARMS = {
-    "replay_members8_steps2_share0.5": "replay, eight halves",
+    REPLAY: "replay, eight halves",
     "ekfac": "EKFAC",
     "tfidf": "TF-IDF",
     "random": "random, same class",

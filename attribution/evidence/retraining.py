@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -249,16 +250,25 @@ def announce(
 
 
 def run_jobs(
-    store: Store, jobs: list[Job], retrain, workers: int = 1, description: str = "retrains"
+    store: Store,
+    jobs: list[Job],
+    retrain,
+    workers: int = 1,
+    description: str = "retrains",
+    keep_time: Callable[[list[Job], float], None] | None = None,
 ) -> Results:
     """Results of the jobs for the store's queries; `workers` processes compute missing ones.
 
-    retrain(rows, seed) -> Result; picklable where workers > 1. Under a launcher all processes share
-    the jobs, and each returns when every job is done.
+    retrain(rows, seed) -> Result; picklable where workers > 1. keep_time: takes the jobs that were
+    missing, and the seconds after which none of them is. Under a launcher all processes share the
+    jobs, and each returns when every job is done.
     """
     rank, size = rank_and_size()
     unique = len({job.key for job in jobs})
+    begin = time.perf_counter()
+    trained: list[Job] = []  # here or by other processes
     while missing := store.missing(jobs):
+        trained = trained or missing
         done = unique - len(missing)
         with tqdm(
             total=unique, initial=done, desc=description, unit=" retrains", disable=rank > 0
@@ -286,6 +296,8 @@ def run_jobs(
             look()
         if store.missing(missing):  # other processes work on the rest
             time.sleep(POLL)  # the next round does what they leave
+    if trained and keep_time:
+        keep_time(trained, time.perf_counter() - begin)
     shape = len(jobs), len(store.digests)
     results = Results(
         np.empty(shape, np.float32), np.empty(shape, bool), np.empty(shape, np.float32)

@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,21 +56,23 @@ class Study:
         """Whether to go on, after numbers and time of the jobs are printed; see `announce`."""
         measured = self.run.retraining_seconds
         a_row = None if measured is None else measured / len(self.train)
-        how = dry_run, self.run.training_seconds, self.workers, a_row
-        return announce(self.store, jobs, *how)
+        return announce(self.store, jobs, dry_run, self.run.training_seconds, self.workers, a_row)
 
     def run_jobs(self, jobs: list[Job], description: str = "retrains") -> Results:
         """Results of the jobs, of which missing ones are retrained; see `run_jobs`."""
-        missing = self.store.missing(jobs)
-        begin = time.perf_counter()
-        results = run_jobs(self.store, jobs, self.retrain, self.workers, description)
-        if missing and self.retrain.recipe == self.run.recipe and rank_and_size()[0] == 0:
-            of_a_row = (time.perf_counter() - begin) / sum(len(job.rows) for job in missing)
-            seconds = of_a_row * len(self.train)
-            if seconds < (self.run.retraining_seconds or math.inf):
-                known = {"weights": self.run.weights, "seconds": seconds}
-                write_json(self.run.folder / RETRAINING_TIME, known)
-        return results
+        how = self.workers, description, self._keep_time
+        return run_jobs(self.store, jobs, self.retrain, *how)
+
+    def _keep_time(self, jobs: list[Job], seconds: float) -> None:
+        """Keeps the time of these retrains, if they were the fastest so far and of the run's own
+        recipe.
+        """
+        if self.retrain.recipe != self.run.recipe or rank_and_size()[0] > 0:
+            return
+        of_all_rows = seconds / sum(len(job.rows) for job in jobs) * len(self.train)
+        if of_all_rows < (self.run.retraining_seconds or math.inf):
+            known = {"weights": self.run.weights, "seconds": of_all_rows}
+            write_json(self.run.folder / RETRAINING_TIME, known)
 
     def run_keyed(self, jobs: dict, description: str) -> dict:
         """Key of each job -> (Q, 2): margin and correctness (1 or 0) of every query.

@@ -204,14 +204,15 @@ def duplicate_lines(
     ]
     for kind, some in sorted(pairs.items()):
         more = ", ..." if len(some) > top_k else ""
+        first = some[:top_k]
         numbers = [
-            f"{numbered(rows, row)} and {numbered(train, one.row)}" for rows, row, one in some
+            f"{numbered(rows, row)} and {numbered(train, one.row)}" for rows, row, one in first
         ]
-        lines.append(f"  {kind}: {len(some):,}: {', '.join(numbers[:top_k])}{more}")
-        for rows, row, one in some[:top_k]:
+        lines.append(f"  {kind}: {len(some):,}: {', '.join(numbers)}{more}")
+        for rows, row, one in first:
             if not one.same_label:
-                first = row_line(train, row) if rows is train else f"    {headline(queries, row)}"
-                lines += [first, row_line(train, one.row)]
+                twin = row_line(train, row) if rows is train else f"    {headline(queries, row)}"
+                lines += [twin, row_line(train, one.row)]
     if not pairs:
         lines.append("  none")
     if len(train) > MOST_TEXTS:

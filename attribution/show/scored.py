@@ -302,11 +302,8 @@ def tell_changes(run: Run, scored: ScoredRows) -> bool:
     """
     then = (read_json(scored.scores.path / "answers.json") or {}).get("data", {})
     now = run.data_files()
-    changed = False
-    for name, digest in then.items():
-        if now.get(name) == digest:
-            continue
-        changed = True
+    changed = [name for name, digest in then.items() if now.get(name) != digest]
+    for name in changed:
         moved = run.data_path if name == "dataset_path" else None
         path = printable(moved or str(run.folders[name]))
         print(
@@ -315,7 +312,7 @@ def tell_changes(run: Run, scored: ScoredRows) -> bool:
             "they are)",
             file=sys.stderr,
         )
-    return changed
+    return bool(changed)
 
 
 def show_stored(
